@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import inspect
 import json
 import os
 import random
@@ -63,6 +64,8 @@ def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> No
             raise
         for problem in error.errors():
             flag = problem["loc"][0]
+            if isinstance(flag, int):  # fire passes what it can by position
+                flag = list(inspect.signature(function).parameters)[flag]
             print(f"error: --{flag} {problem['input']}: {problem['msg']}", file=sys.stderr)
         code = 1
     except UserError as error:
