@@ -74,6 +74,9 @@ def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> No
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # the reader has seen enough: `python gendata.py show 0 | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     sys.exit(code or 0)
 
 

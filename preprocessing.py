@@ -1,0 +1,537 @@
+"""One binary -> control-flow graph with normalised tokens; two graphs -> one merged graph.
+
+angr recovers the graph, capstone the instructions. The graph is tidied (see ``Analysis``) so that
+what is left is the program's own basic blocks and one node per imported function.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+import utils
+
+for _name in ("angr", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+VERSION = 1  # of the analysis below; a change of it makes cached analyses stale
+JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
+
+MAX_STRING_WORDS = 16  # of a string literal that become tokens
+MAX_TOKEN = 64  # characters of a word or a name: no binary can make a giant vocabulary entry
+MIN_JOINING_STRING = 6  # a literal shorter than this says too little to make two blocks one
+
+# An alignment block starts with one of these; whether it really does nothing, its VEX code tells.
+PADDING_MNEMONICS = {"nop", "xchg", "lea", "mov", "hint", "endbr64", "endbr32", "int3"}
+TRAPS = {"hlt", "ud0", "ud1", "ud2", "udf", "int3", "brk", "bkpt"}
+CS_OP_REG, CS_OP_MEM = (1,), (3, 0x80)  # operand types, the same for all of capstone's CPUs
+CS_GRP_CALL, CS_GRP_INT = 2, 4
+SPECIAL_TOKENS = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+
+
+@dataclasses.dataclass
+class Analysis:
+    """The tidied control-flow graph of one binary, B nodes and m edges.
+
+    Tidied means: an imported function is one node, whatever stub or simulated procedure angr shows
+    for it; alignment padding, unresolvable targets, system calls and the lazy-binding halves of
+    PLT entries are no nodes. Nodes are sorted: code by address, then imports by name.
+
+    Attributes
+    ----------
+    address : uint64 (B,)
+        Address of the block as angr maps the binary; 0 for imports.
+    function : int32 (B,)
+        Index into ``function_address``; imports are functions of their own, behind the others.
+    tokens : int32, offsets : int64 (B + 1,)
+        Block b has the tokens ``dictionary[t] for t in tokens[offsets[b]:offsets[b + 1]]``.
+    dictionary : list of str
+        The distinct tokens, sorted.
+    edges : int32 (m, 2), kind : uint8 (m,)
+        Sorted; kind is JUMP, CALL or STEP_OVER.
+    returns : bool (B,)
+        The block gives control back to the caller: a return, a jump through a pointer that nobody
+        could follow (a tail call), an import that returns.
+    function_address : uint64 (F,)
+        Entry of each function, sorted; 0 for imports.
+    function_name : list of str
+        For display only: the symbol, or a name that angr makes from the address.
+    import_name : list of str
+        Import i is the node B - len(import_name) + i.
+    string_block : int32 (r,), string : list of bytes
+        Block string_block[i] refers to the literal string[i]; sorted, no duplicates.
+    instructions : list of bytes
+        For display only: each block's disassembly, a line per instruction.
+    """
+
+    address: np.ndarray
+    function: np.ndarray
+    tokens: np.ndarray
+    offsets: np.ndarray
+    dictionary: list[str]
+    edges: np.ndarray
+    kind: np.ndarray
+    returns: np.ndarray
+    function_address: np.ndarray
+    function_name: list[str]
+    import_name: list[str]
+    string_block: np.ndarray
+    string: list[bytes]
+    instructions: list[bytes]
+
+    @property
+    def blocks(self) -> int:
+        """Number of nodes, imports included."""
+        return len(self.address)
+
+    @property
+    def code_blocks(self) -> int:
+        """Number of nodes that hold code; they come first."""
+        return self.blocks - len(self.import_name)
+
+
+# ---------------------------------------------------------------------------------- one binary
+
+
+def analyse(path: str | os.PathLike[str]) -> Analysis:
+    """Recover and tidy the control-flow graph of the executable ``path``. It is never run.
+
+    Parameters
+    ----------
+    path : path-like
+        ELF, PE or Mach-O of any architecture that angr reads.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, is no such executable, or holds no code.
+    """
+    import angr  # takes seconds to import, so only where it is used
+    import cle
+
+    no_executable = utils.UserError(f"{path} is no executable that angr reads (ELF, PE, Mach-O)")
+    try:
+        project = angr.Project(str(path), auto_load_libs=False)
+    except cle.CLECompatibilityError as error:
+        raise no_executable from error
+    except OSError as error:
+        raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # a broken header can fail anywhere inside the loader
+        raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
+    if isinstance(project.loader.main_object, cle.Blob):
+        raise no_executable
+    try:
+        cfg = project.analyses.CFGFast(normalize=True)
+    except Exception as error:
+        raise utils.UserError(f"angr fails on the code of {path}: {_reason(error)}") from error
+    return _tidy(project, cfg, path)
+
+
+def _reason(error: Exception) -> str:
+    first_line = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+
+
+def _tidy(project, cfg, path) -> Analysis:
+    """Turn angr's graph into an :class:`Analysis`."""
+    graph, functions = cfg.model.graph, project.kb.functions
+    plt_names = getattr(project.loader.main_object, "reverse_plt", {})
+    literals = {
+        data.addr: bytes(data.content)
+        for data in cfg.model.memory_data.values()
+        if data.content and str(data.sort) in ("string", "unicode")
+    }
+    pointed_at = {}  # instruction -> literal, for addresses that no single operand holds
+    for address in literals:
+        for reference in project.kb.xrefs.get_xrefs_by_dst(address):
+            pointed_at[reference.ins_addr] = address
+
+    code, imports, joined = {}, {}, set()
+    for node in sorted(graph, key=lambda node: (node.addr, node.is_simprocedure)):
+        name = _import_name(project, functions, plt_names, node)
+        if name is not None:
+            imports[node] = name
+        elif node.is_simprocedure or node.is_syscall:
+            continue  # UnresolvableCallTarget and the like, system calls
+        elif _in_plt(project, node):
+            continue  # PLT0 and the halves that bind lazily: no code of the program
+        else:
+            instructions = _disassemble(project, node)
+            if instructions and not _is_padding(project, node, instructions):
+                code[node] = instructions
+            else:
+                joined.add(node)
+
+    import_name = sorted(set(imports.values()))
+    number = {node: i for i, node in enumerate(code)}
+    by_name = {name: len(code) + i for i, name in enumerate(import_name)}
+    number |= {node: by_name[name] for node, name in imports.items()}
+    edges = sorted(_edges(graph, number, joined))
+    if not code:
+        raise utils.UserError(f"{path} holds no code that angr can find")
+
+    called_import = {  # block -> the name that its last operand becomes
+        source: import_name[target - len(code)]
+        for source, target, kind in edges
+        if kind != STEP_OVER and target >= len(code) and source < len(code)
+    }
+    sentences, string_refs, text = [], set(), []
+    for block, instructions in enumerate(code.values()):
+        words: list[str] = []
+        for instruction in instructions:
+            words += _tokens(project.arch, instruction, literals, pointed_at, block, string_refs)
+        if block in called_import and _ends_in_operand(instructions):
+            words[-1] = clean_name(called_import[block])
+        sentences.append(words)
+        text.append("\n".join(f"{i.mnemonic} {i.op_str}".strip() for i in instructions).encode())
+    sentences += [[clean_name(name)] for name in import_name]
+    text += [b""] * len(import_name)
+
+    entries = sorted({node.function_address for node in code})
+    index = {address: i for i, address in enumerate(entries)}
+    names = [functions[a].name if a in functions else "" for a in entries]
+    returning = {name: True for name in import_name}
+    for node, name in imports.items():
+        function = functions.get_by_addr(node.addr) if functions.contains_addr(node.addr) else None
+        returning[name] &= not (node.no_ret or (function and function.returning is False))
+    has_successor = np.zeros(len(code) + len(import_name), bool)
+    has_successor[[source for source, _, _ in edges]] = True
+    ends = [_gives_back(instructions) for instructions in code.values()]
+    ends += [returning[name] for name in import_name]
+
+    dictionary = sorted({word for words in sentences for word in words})
+    ids = {word: i for i, word in enumerate(dictionary)}
+    string_refs = sorted(string_refs)
+    pairs = np.array(edges, np.int64).reshape(-1, 3)
+    return Analysis(
+        address=np.array([node.addr for node in code] + [0] * len(import_name), np.uint64),
+        function=np.array(
+            [index[node.function_address] for node in code]
+            + list(range(len(entries), len(entries) + len(import_name))),
+            np.int32,
+        ),
+        tokens=np.array([ids[word] for words in sentences for word in words], np.int32),
+        offsets=np.cumsum([0] + [len(words) for words in sentences], dtype=np.int64),
+        dictionary=dictionary,
+        edges=pairs[:, :2].astype(np.int32),
+        kind=pairs[:, 2].astype(np.uint8),
+        returns=np.array(ends, bool) & ~has_successor,
+        function_address=np.array(entries + [0] * len(import_name), np.uint64),
+        function_name=[_display(name) for name in names + import_name],
+        import_name=import_name,
+        string_block=np.array([block for block, _ in string_refs], np.int32),
+        string=[literal for _, literal in string_refs],
+        instructions=text,
+    )
+
+
+def _import_name(project, functions, plt_names, node) -> str | None:
+    """Return the imported function that ``node`` stands for (stub or simulated), or None."""
+    if node.is_simprocedure:
+        symbolic = project.loader.find_object_containing(node.addr)
+        if symbolic is not project.loader.extern_object or not node.name:
+            return None  # angr's own helpers: unresolvable targets, path terminators
+        return node.name
+    if node.addr in plt_names:
+        return plt_names[node.addr]
+    if functions.contains_addr(node.addr) and functions.get_by_addr(node.addr).is_plt:
+        return functions.get_by_addr(node.addr).name or None
+    return None
+
+
+def _in_plt(project, node) -> bool:
+    section = project.loader.find_section_containing(node.addr)
+    return section is not None and section.name.startswith((".plt", ".iplt"))
+
+
+def _disassemble(project, node) -> list:
+    """Return the block's instructions (capstone, with details); [] where capstone reads none."""
+    block = project.factory.block(node.addr, size=node.size)
+    return [wrapped.insn for wrapped in block.capstone.insns]
+
+
+def _is_padding(project, node, instructions) -> bool:
+    """Whether the block does nothing: VEX code of instruction marks only."""
+    if any(i.mnemonic.split(" ")[-1] not in PADDING_MNEMONICS for i in instructions):
+        return False
+    if all(i.mnemonic == "int3" for i in instructions):
+        return True  # what PE files are padded with
+    statements = project.factory.block(node.addr, size=node.size).vex.statements
+    marks = ("Ist_IMark", "Ist_NoOp", "Ist_AbiHint")
+    pc = project.arch.ip_offset
+    return all(s.tag in marks or (s.tag == "Ist_Put" and s.offset == pc) for s in statements)
+
+
+def _edges(graph, number, joined) -> set[tuple[int, int, int]]:
+    """Return (source, target, kind); nodes in ``joined`` are stepped through."""
+    kinds = {"Ijk_Call": CALL, "Ijk_FakeRet": STEP_OVER}
+    edges = set()
+    for node, source in number.items():
+        for _, successor, data in graph.out_edges(node, data=True):
+            kind = kinds.get(data.get("jumpkind"), JUMP)
+            seen, ahead = set(), [successor]
+            while ahead:
+                target = ahead.pop()
+                if target in number:
+                    # the stub of an import leads to its simulated procedure: the same node
+                    if number[target] != source or target is node:
+                        edges.add((source, number[target], kind))
+                elif target in joined and target not in seen:
+                    seen.add(target)
+                    ahead += graph.successors(target)
+    return edges
+
+
+def _tokens(arch, instruction, literals, pointed_at, block, string_refs) -> list[str]:
+    """Return the tokens of one instruction; note (block, literal) in ``string_refs``."""
+    words = [instruction.mnemonic.replace(" ", "_")]
+    operands = instruction.operands
+    literal = pointed_at.get(instruction.address)
+    for position, operand in enumerate(operands):
+        if operand.type in CS_OP_REG:
+            words.append(f"reg{_register_bytes(arch, instruction, operand)}")
+            continue
+        memory = operand.type in CS_OP_MEM
+        address = _address(instruction, operand, memory)
+        if address not in literals:
+            # only the last operand can be what angr computed from several instructions
+            address = literal if position == len(operands) - 1 and not memory else None
+        if address in literals:
+            words += ["str", *string_words(literals[address])]
+            string_refs.add((block, literals[address]))
+        else:
+            words.append("ptr" if memory else "imme")
+    return words
+
+
+def _register_bytes(arch, instruction, operand) -> int:
+    size = getattr(operand, "size", 0)  # x86 says it
+    if not size:
+        _, size = arch.registers.get(instruction.reg_name(operand.reg), (0, arch.bytes))
+    return size
+
+
+def _address(instruction, operand, memory: bool) -> int | None:
+    """Return the address that an operand names by itself: absolute or relative to the pc."""
+    if not memory:
+        return operand.imm if isinstance(operand.imm, int) else None
+    where = operand.mem
+    if where.index:
+        return None
+    if not where.base:
+        return where.disp
+    if instruction.reg_name(where.base) in ("rip", "eip"):
+        return instruction.address + instruction.size + where.disp
+    return None
+
+
+def _ends_in_operand(instructions) -> bool:
+    """Whether the last token belongs to the one operand of the last instruction (call, jump)."""
+    return len(instructions[-1].operands) == 1
+
+
+def _gives_back(instructions) -> bool:
+    """Whether a block without successors ends in a return or a jump, no trap and no call."""
+    last = instructions[-1]
+    return not (last.mnemonic in TRAPS or last.group(CS_GRP_CALL) or last.group(CS_GRP_INT))
+
+
+def string_words(literal: bytes) -> list[str]:
+    """Return the literal's words: runs of ASCII letters and digits, lower-cased, at most 16.
+
+    No content of a binary can make a special token, a blank or a new line this way.
+    """
+    words = re.findall(rb"[A-Za-z0-9]+", literal.replace(b"\0", b""))[:MAX_STRING_WORDS]
+    return [word[:MAX_TOKEN].decode("ascii").lower() for word in words]
+
+
+def clean_name(name: str) -> str:
+    """Return an import's name as a token: other characters than ``A-Za-z0-9_.@$?-`` become _."""
+    return re.sub(r"[^A-Za-z0-9_.@$?-]", "_", name[:MAX_TOKEN]) or "_"
+
+
+def _display(name: str) -> str:
+    return name.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
+
+
+# -------------------------------------------------------------------------------------- caching
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+@functools.cache
+def analysis_settings() -> str:
+    """Return what a cached analysis depends on besides the file's content."""
+    return f"analysis {VERSION}, angr {importlib.metadata.version('angr')}"
+
+
+def cache_file(output_dir: str | os.PathLike[str], sha256: str) -> Path:
+    """Return where the analysis of the file with this content is (to be) kept."""
+    key = hashlib.sha256(f"{sha256}, {analysis_settings()}".encode()).hexdigest()
+    return Path(output_dir) / f"{key}.npz"
+
+
+def _pack(texts: list[str] | list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Return texts as UTF-8 bytes uint8 (flat) and offsets int64: arrays need no pickle."""
+    encoded = [text if isinstance(text, bytes) else text.encode() for text in texts]
+    offsets = np.cumsum([0] + [len(text) for text in encoded], dtype=np.int64)
+    return np.frombuffer(b"".join(encoded), np.uint8), offsets
+
+
+def _unpack(flat: np.ndarray, offsets: np.ndarray) -> list[bytes]:
+    data = flat.tobytes()
+    return [data[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+
+
+def save(analysis: Analysis, path: str | os.PathLike[str]) -> None:
+    """Write an analysis as .npz, whole or not at all."""
+    arrays = {}
+    for field in dataclasses.fields(Analysis):
+        value = getattr(analysis, field.name)
+        if isinstance(value, list):
+            arrays[field.name], arrays[f"{field.name}_offsets"] = _pack(value)
+        else:
+            arrays[field.name] = value
+    with utils.atomic_file(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load(path: str | os.PathLike[str]) -> Analysis:
+    """Read what :func:`save` wrote."""
+    bytes_fields = ("string", "instructions")
+    with np.load(path) as arrays:
+        values = {}
+        for field in dataclasses.fields(Analysis):
+            values[field.name] = arrays[field.name]
+            if f"{field.name}_offsets" in arrays:
+                texts = _unpack(arrays[field.name], arrays[f"{field.name}_offsets"])
+                if field.name not in bytes_fields:
+                    texts = [text.decode() for text in texts]
+                values[field.name] = texts
+    return Analysis(**values)
+
+
+# ---------------------------------------------------------------------------------- two binaries
+
+
+@dataclasses.dataclass
+class MergedGraph:
+    """The control-flow graphs of two binaries, joined; block ids of the second follow the first's.
+
+    Attributes
+    ----------
+    tokens : int32, offsets : int64 (B + 1,)
+        Tokens of block b, as ids into ``dictionary``.
+    dictionary : list of str
+        The distinct tokens of both, sorted.
+    address : uint64 (B,), function : int32 (B,), binary : uint8 (B,)
+        The second binary's functions count on from the first's.
+    edges : int32 (m, 2), kind : uint8 (m,)
+        JUMP, CALL or STEP_OVER. Every edge joins blocks of one binary.
+    merged : int32 (k, 2)
+        Block of the first and block of the second that are one node; each block at most once.
+    returns : bool (B,)
+        As in :class:`Analysis`.
+    has_code : bool (B,)
+        False for imports.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    dictionary: list[str]
+    address: np.ndarray
+    function: np.ndarray
+    binary: np.ndarray
+    edges: np.ndarray
+    kind: np.ndarray
+    merged: np.ndarray
+    returns: np.ndarray
+    has_code: np.ndarray
+
+
+def merge(first: Analysis, second: Analysis) -> MergedGraph:
+    """Join two control-flow graphs where they surely are the same.
+
+    Two nodes are one where both are the same import, or where both are the only block in their
+    binary that refers to the same string literal longer than 5 characters. Where literals
+    disagree about a block's partner, the partner with the most literals in common wins, then the
+    lower block ids: a node is never more than one block of each binary.
+    """
+    dictionary = sorted(set(first.dictionary) | set(second.dictionary))
+    ids = {word: i for i, word in enumerate(dictionary)}
+    tokens = []
+    for analysis in (first, second):
+        new_ids = np.array([ids[word] for word in analysis.dictionary], np.int32)
+        tokens.append(new_ids[analysis.tokens])
+
+    def both(field: str, shift: int = 0) -> np.ndarray:
+        a, b = getattr(first, field), getattr(second, field)
+        return np.concatenate([a, b + b.dtype.type(shift)] if shift else [a, b])
+
+    merged = _same_imports(first, second) + _same_strings(first, second)
+    pairs = np.array(sorted(merged), np.int32).reshape(-1, 2)
+    pairs[:, 1] += first.blocks
+    sizes = (first.blocks, second.blocks)
+    return MergedGraph(
+        tokens=np.concatenate(tokens),
+        offsets=np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
+        dictionary=dictionary,
+        address=both("address"),
+        function=both("function", shift=len(first.function_address)),
+        binary=np.repeat(np.array([0, 1], np.uint8), sizes),
+        edges=both("edges", shift=first.blocks),
+        kind=both("kind"),
+        merged=pairs,
+        returns=both("returns"),
+        has_code=np.concatenate([np.arange(a.blocks) < a.code_blocks for a in (first, second)]),
+    )
+
+
+def _same_imports(first: Analysis, second: Analysis) -> list[tuple[int, int]]:
+    block = {name: second.code_blocks + i for i, name in enumerate(second.import_name)}
+    return [
+        (first.code_blocks + i, block[name])
+        for i, name in enumerate(first.import_name)
+        if name in block
+    ]
+
+
+def _only_reference(analysis: Analysis) -> dict[bytes, int]:
+    """Return literal -> block for literals that one block alone refers to."""
+    found: dict[bytes, int] = {}
+    several = set()
+    for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
+        if len(literal) >= MIN_JOINING_STRING:
+            if literal in found:
+                several.add(literal)
+            found[literal] = block
+    return {literal: block for literal, block in found.items() if literal not in several}
+
+
+def _same_strings(first: Analysis, second: Analysis) -> list[tuple[int, int]]:
+    theirs = _only_reference(second)
+    votes: dict[tuple[int, int], int] = {}
+    for literal, block in _only_reference(first).items():
+        if literal in theirs:
+            pair = (block, theirs[literal])
+            votes[pair] = votes.get(pair, 0) + 1
+    chosen, taken = [], (set(), set())
+    for a, b in sorted(votes, key=lambda pair: (-votes[pair], pair)):
+        if a not in taken[0] and b not in taken[1]:
+            chosen.append((a, b))
+            taken[0].add(a)
+            taken[1].add(b)
+    return chosen
