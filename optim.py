@@ -1,12 +1,12 @@
 """BertAdam, the optimizer that BERT was trained with, and its learning-rate schedules."""
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 
 def warmup_linear(x: float, warmup: float) -> float:
@@ -89,10 +89,10 @@ class BertAdam(torch.optim.Optimizer):
         super().__init__(params, {**settings, "step": 0})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        """Add a dict of "params", all of one device and dtype, and of settings of their own."""
+        group = {**self.defaults, **param_group}
         for name, allowed, good in (
-            ("lr", "at least 0", group["lr"] >= 0),
+            ("lr", "at least 0", 0 <= group["lr"] < math.inf),
             ("warmup", "in [0, 1], or -1", group["warmup"] == -1 or 0 <= group["warmup"] <= 1),
             ("t_total", "at least 1, or -1", group["t_total"] == -1 or group["t_total"] >= 1),
             ("schedule", f"one of {', '.join(SCHEDULES)}", group["schedule"] in SCHEDULES),
@@ -108,48 +108,65 @@ class BertAdam(torch.optim.Optimizer):
         ):
             if not good:
                 raise ValueError(f"{name} is {group[name]!r}, but must be {allowed}")
+        super().add_param_group(param_group)
 
     def get_lr(self) -> list[float]:
-        """Return the learning rate of the next step, for each parameter group."""
+        """Return the learning rate that the next step will have, for each parameter group."""
         return [_scheduled_lr(group) for group in self.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Take one step; parameters without a gradient stay as they are."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step and return what ``closure`` returns.
+
+        Parameters without a gradient stay as they are. The schedule counts every call.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["exp_avg"] = torch.zeros_like(p)
-                    self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-            grads = [p.grad for p in params]
-            if group["max_grad_norm"] > 0:
-                _clip_each(grads, group["max_grad_norm"])
-            # torch's fused kernel divides the moments by 1 - b^step. At step infinity that is
-            # exactly 1, and what is left is BERT's update.
-            never = {p.device: torch.full((), math.inf, device=p.device) for p in params}
-            adamw(
-                params,
-                grads,
-                [self.state[p]["exp_avg"] for p in params],
-                [self.state[p]["exp_avg_sq"] for p in params],
-                [],
-                [never[p.device] for p in params],
-                fused=True,
-                amsgrad=False,
-                beta1=group["b1"],
-                beta2=group["b2"],
-                lr=_scheduled_lr(group),
-                weight_decay=group["weight_decay_rate"],
-                eps=group["e"],
-                maximize=False,
-            )
+            if params:
+                self._update(group, params)
             group["step"] += 1
         return loss
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        grads = [p.grad for p in params]
+        exp_avgs = [self.state[p]["exp_avg"] for p in params]
+        exp_avg_sqs = [self.state[p]["exp_avg_sq"] for p in params]
+        # torch's fused AdamW divides the moments by 1 - b^step. That is exactly 1 at step
+        # infinity, and what is left is BERT's update.
+        steps = [torch.full((), math.inf, device=params[0].device)] * len(params)
+        adamw = functools.partial(
+            torch._fused_adamw_,
+            lr=_scheduled_lr(group),
+            beta1=group["b1"],
+            beta2=group["b2"],
+            eps=group["e"],
+            weight_decay=group["weight_decay_rate"],
+            amsgrad=False,
+            maximize=False,
+        )
+        if group["max_grad_norm"] == -1:
+            adamw(params, grads, exp_avgs, exp_avg_sqs, [], steps)
+            return
+        norms = torch.stack(torch._foreach_norm(grads))
+        excess = ((norms + 1e-6) / group["max_grad_norm"]).clamp_(min=1.0).unbind()
+        if params[0].is_cpu and params[0].dtype == torch.float32:
+            # The kernel divides by a (float32) scale on its way, which saves a pass over the
+            # gradients. It takes one scale per call; on a CPU calls cost less than the pass.
+            for p, g, m, v, step, scale in zip(
+                params, grads, exp_avgs, exp_avg_sqs, steps, excess, strict=True
+            ):
+                adamw([p], [g], [m], [v], [], [step], grad_scale=scale)
+        else:
+            torch._foreach_div_(grads, excess)
+            adamw(params, grads, exp_avgs, exp_avg_sqs, [], steps)
 
 
 def _scheduled_lr(group: dict[str, Any]) -> float:
@@ -160,19 +177,7 @@ def _scheduled_lr(group: dict[str, Any]) -> float:
     )
 
 
-def _clip_each(grads: list[Tensor], max_norm: float) -> None:
-    """Scale each gradient whose norm exceeds ``max_norm`` down to it, in place."""
-    if not grads:
-        return
-    scales = torch._foreach_norm(grads)
-    torch._foreach_add_(scales, 1e-6)
-    torch._foreach_reciprocal_(scales)
-    torch._foreach_mul_(scales, max_norm)
-    torch._foreach_clamp_max_(scales, 1.0)
-    torch._foreach_mul_(grads, scales)
-
-
-def optim4GPU(cfg: Any, model: nn.Module) -> BertAdam:  # noqa: N802 - the lineage's name
+def optim4GPU(cfg: Any, model: nn.Module) -> BertAdam:
     """Return BERT's optimizer for ``model``: no decay on biases and layer-norm weights.
 
     Parameters
