@@ -146,7 +146,9 @@ def read_pair(folder: Path) -> Pair:
         raise UserError(f"{error}; {remedy}") from error
     file = folder / "dictionary.txt"
     try:
-        words = file.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+        *words, rest = file.read_bytes().decode("utf-8").split("\n")
+        if rest:
+            raise ValueError("its last line has no end")
         for word in words:
             check_word(word)
         file = folder / "blocks.npz"

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from tokenization import (
     whitespace_tokenize,
 )
 from utils import UserError
+
+ROOT = Path(__file__).parent.parent
 
 # Where the Rust library and Google's Python code differ, we follow Google. All the differences:
 #
@@ -387,4 +390,5 @@ def test_get_tokenizer(english):
 
 def test_imports_neither_side():
     code = "import sys, tokenization; print({'torch', 'angr', 'tensorflow'} & set(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+    result = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
+    assert result == "set()\n"
