@@ -134,7 +134,7 @@ class BasicTokenizer:
     def tokenize(self, text: str) -> list[str]:
         text = text.translate(self._clean)
         if self.do_lower_case:
-            # Lower case first: that is Google's order, and a final sigma depends on its context.
+            # Google's order. All words at once: only a letter's word decides on a final sigma.
             text = unicodedata.normalize("NFD", text.lower())
         return whitespace_tokenize(text.translate(self._split))
 

@@ -141,6 +141,15 @@ def test_frequency_is_that_of_the_walks_not_of_the_blocks(inside):
     assert "never" not in load_vocab("vocab/vocab.txt")
 
 
+def test_token_with_two_numbers_is_counted_as_one(inside):
+    write_pair(inside / "data/0", [["mov", "reg8"], ["call"]], [[[0, 0, 1, 1, 1]]])
+    (inside / "data/0/dictionary.txt").write_text("call\nmov\nmov\n")
+    change(inside / "data/0", "blocks.npz", tokens=np.array([1, 2, 0]))
+    dataprocess.main()
+    assert list(load_vocab("vocab/vocab.txt"))[5:7] == ["mov", "call"]  # 4 and 3
+    assert json.loads((inside / "data/corpus.json").read_text())["tokens"] == 7
+
+
 def test_any_word_of_the_alphabet_is_known(pairs, inside):
     dataprocess.main()
     tokenizer = CorpusTokenizer("vocab/vocab.txt")
