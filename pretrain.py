@@ -1,0 +1,810 @@
+"""Pre-train BERT: read the corpus, sample pairs of segments, mask tokens, train, evaluate, predict.
+
+Every batch is a function of (seed, step) alone: nothing has to be shuffled, stored or sent
+between processes, and any step can be drawn again.
+"""
+
+import dataclasses
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import fire
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import checkpoint
+import models
+import train
+import utils
+from models import BertModel4Pretrain
+from optim import optim4GPU
+from tokenization import CorpusTokenizer, get_tokenizer
+from utils import UserError
+
+FORMAT = 1  # of the cached ids and of model.json
+SPLIT_SEED = 0  # what is held out does not depend on the training's seed
+EVAL_EXAMPLES = 64  # per batch
+EVAL_BATCHES = 64  # at most
+BUCKET = 64  # least number of places whose second segments can stand for each other
+CANDIDATES = 4  # drawn per negative, to find one that differs from the true continuation
+COMPARED = 16  # tokens that tell a negative from the true continuation
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A corpus as token ids, mapped from files; nothing of it is held in memory.
+
+    Attributes
+    ----------
+    tokens : uint16 or uint32 (tokens,)
+    sentences : int64 (sentences + 1,)
+        Where each sentence starts in ``tokens``; last the end.
+    documents : int64 (documents + 1,)
+        Where each document starts in ``sentences``; last the end.
+    pairs : int64 (pairs + 1,)
+        Where each pair of binaries starts in ``documents``; last the end.
+    programs : list of str, builds : list of (str, str)
+        Of each pair: the program's name, and the SHA-256 of both binaries. Empty for a corpus that
+        dataprocess.py did not make; that counts as one pair.
+    sha256 : str
+        Of the text.
+    """
+
+    tokens: np.ndarray
+    sentences: np.ndarray
+    documents: np.ndarray
+    pairs: np.ndarray
+    programs: list[str]
+    builds: list[tuple[str, str]]
+    sha256: str
+
+
+def read_corpus(
+    data_file: Path, tokenizer: CorpusTokenizer, vocab_sha256: str, may_write: bool = True
+) -> Corpus:
+    """Map the corpus's ids, tokenising the text first unless ``<data_file>.ids`` is up to date.
+
+    Raises
+    ------
+    UserError
+        No corpus, an empty one, or one that its .json beside it does not describe.
+    """
+    if not data_file.is_file():
+        raise UserError(f"there is no corpus {data_file}; make it: python dataprocess.py")
+    with data_file.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    key = {"format": FORMAT, "corpus": sha256, "vocab": vocab_sha256, "tokenizer": tokenizer.name}
+    dtype = np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32
+    folder = data_file.with_suffix(".ids")
+    if may_write and _read_json(folder / "key.json") != key:
+        with utils.atomic_folder(folder) as new:
+            _tokenise(data_file, tokenizer, dtype, new)
+            (new / "key.json").write_text(json.dumps(key))
+    if not (folder / "tokens.bin").stat().st_size:
+        raise UserError(f"the corpus {data_file} holds no text; make it: python dataprocess.py")
+    documents = np.memmap(folder / "documents.bin", np.int64, "r")
+    programs, builds, sizes = _pairs(data_file, sha256, len(documents) - 1)
+    return Corpus(
+        tokens=np.memmap(folder / "tokens.bin", dtype, "r"),
+        sentences=np.memmap(folder / "sentences.bin", np.int64, "r"),
+        documents=documents,
+        pairs=np.cumsum([0, *sizes]),
+        programs=programs,
+        builds=builds,
+        sha256=sha256,
+    )
+
+
+def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: Path) -> None:
+    """Write tokens.bin, sentences.bin and documents.bin into ``folder``, a few lines at a time."""
+    n_tokens = n_sentences = 0
+    bar = tqdm(total=data_file.stat().st_size, unit="B", unit_scale=True, disable=None)
+    with (
+        data_file.open("rb") as text,
+        (folder / "tokens.bin").open("wb") as tokens,
+        (folder / "sentences.bin").open("wb") as sentences,
+        (folder / "documents.bin").open("wb") as documents,
+        bar,
+    ):
+        sentence, document = array("q"), array("q")
+        ended = True  # the next line with text starts a document
+        while lines := text.readlines(1 << 20):
+            ids, offsets = tokenizer.encode_lines(lines)
+            ids.astype(dtype).tofile(tokens)
+            for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+                if start == end:
+                    ended = True
+                    continue
+                if ended:
+                    document.append(n_sentences)
+                    ended = False
+                sentence.append(n_tokens + start)
+                n_sentences += 1
+            n_tokens += len(ids)
+            sentence.tofile(sentences)
+            document.tofile(documents)
+            sentence, document = array("q"), array("q")
+            bar.update(sum(map(len, lines)))
+        array("q", [n_tokens]).tofile(sentences)
+        array("q", [n_sentences]).tofile(documents)
+
+
+def _pairs(
+    data_file: Path, sha256: str, n_documents: int
+) -> tuple[list[str], list[tuple[str, str]], list[int]]:
+    """Return program, builds and number of documents of each pair, from the .json of the corpus."""
+    beside = data_file.with_suffix(".json")
+    if not beside.exists():
+        return [], [], [n_documents]
+    try:
+        about = json.loads(utils.read_text(beside, "description of the corpus"))
+        programs = [pair["program"] for pair in about["pairs"]]
+        builds = [tuple(build["sha256"] for build in pair["builds"]) for pair in about["pairs"]]
+        sizes = [pair["documents"] for pair in about["pairs"]]
+        fits = about["corpus_sha256"] == sha256 and sum(sizes) == n_documents
+    except (ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise UserError(
+            f"{beside} does not describe {data_file}, which was changed since; run "
+            "python dataprocess.py again (or delete the .json, if the corpus is your own)"
+        )
+    return programs, builds, sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Which documents are trained on and which are held out.
+
+    Attributes
+    ----------
+    training, heldout : bool (documents,)
+    rule : str
+        One line for the report: by what the corpus was split, and what is held out.
+    """
+
+    training: np.ndarray
+    heldout: np.ndarray
+    rule: str
+
+
+def split_corpus(corpus: Corpus) -> Split:
+    """Hold out a tenth of the programs; or a quarter of at least 8 builds; or a tenth of documents.
+
+    The first of these rules that leaves pairs of segments on both sides is taken. The choice is
+    random, and the same for the same corpus.
+
+    Raises
+    ------
+    UserError
+        The corpus is too small for any split.
+    """
+    rng = np.random.default_rng(SPLIT_SEED)
+    programs = sorted(set(corpus.programs))
+    builds = sorted({build for pair in corpus.builds for build in pair})
+    n_documents = len(corpus.documents) - 1
+    splits = []
+    if len(programs) > 1:
+        out = set(rng.permutation(programs)[: -(-len(programs) // 10)].tolist())
+        pairs = np.array([program in out for program in corpus.programs])
+        rule = f"by program: {', '.join(sorted(out))} held out of {len(programs)} programs"
+        splits.append((~pairs, pairs, rule))
+    if len(builds) >= 8:
+        out = set(rng.permutation(builds)[: round(len(builds) / 4)].tolist())
+        inside = np.array([sum(build in out for build in pair) for pair in corpus.builds])
+        rule = (
+            f"by build: {len(out)} of {len(builds)} builds held out, {sum(inside == 2)} pairs "
+            f"inside them, {sum(inside == 1)} mixed pairs dropped"
+        )
+        splits.append((inside == 0, inside == 2, rule))
+    per_pair = np.diff(corpus.pairs)
+    splits = [(np.repeat(a, per_pair), np.repeat(b, per_pair), rule) for a, b, rule in splits]
+    several = np.diff(corpus.documents) > 1  # others have no second segment
+    useful = rng.permutation(np.flatnonzero(several))
+    documents = np.zeros(n_documents, bool)
+    documents[useful[: max(2, len(useful) // 10)]] = True
+    rule = (
+        f"by document: {documents.sum()} of {n_documents} held out; paths through the same code "
+        "are on both sides, so these figures flatter the model"
+    )
+    splits.append((~documents, documents, rule))
+    for training, heldout, rule in splits:
+        if min(sum(several & training), sum(several & heldout)) >= 2:
+            return Split(training, heldout, rule)
+    raise UserError(
+        f"the corpus has {sum(several)} documents of two or more sentences, but training and "
+        "evaluation need at least two each; a blank line ends a document"
+    )
+
+
+class SentPairSampler:
+    """Draw pairs of segments: A, and what follows it or what follows something else.
+
+    A *boundary* is the start of a sentence that is not its document's first. A ends at a boundary
+    and B starts at one: at the same for a true continuation, else at one of another document.
+    Together they have ``max_len - 3`` tokens, split at random; where a document ends too early,
+    the other side takes the rest.
+
+    Nothing but the text must tell a true continuation. So boundaries that have about the same
+    number of tokens after them form a bucket, in which all have the same number by cutting (all
+    that have enough are one bucket), and a negative's B comes from the bucket of the true one:
+    lengths, B's place in its document and what is cut off after it are distributed alike.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    chosen : bool (documents,)
+        Where to draw from; at least two documents that have boundaries.
+    max_len : int
+        Of a pair with its three special tokens.
+    """
+
+    def __init__(self, corpus: Corpus, chosen: np.ndarray, max_len: int) -> None:
+        self.corpus = corpus
+        self.budget = max_len - 3
+        first = corpus.documents[:-1]
+        document = np.repeat(np.arange(len(first)), np.diff(corpus.documents))  # of each sentence
+        inner = chosen[document]
+        inner[first] = False
+        document, start = document[inner], corpus.sentences[:-1][inner]
+        bounds = corpus.sentences[corpus.documents]  # (documents + 1,) tokens
+        after = np.minimum(bounds[document + 1] - start, self.budget)
+        bucket, after = _buckets(after, document)
+        order = np.lexsort((document, bucket))
+        self.document, self.start = document[order], start[order]
+        self.before = np.minimum(self.start - bounds[self.document], self.budget)
+        self.after = after[order]
+        self.bucket = bucket[order]
+        # Sorted by bucket and document, so that a bucket's part of a document, or of a pair (whose
+        # documents follow each other), is one range.
+        self.n_documents = len(first)
+        self.key = self.bucket * self.n_documents + self.document
+        self.pair = np.searchsorted(corpus.pairs, self.document, side="right") - 1
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def draw(self, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draw ``n`` pairs.
+
+        Returns
+        -------
+        dict of (n,) arrays
+            ``a_start``, ``a_len``, ``b_start``, ``b_len`` : int64, ranges of ``corpus.tokens``.
+            ``is_next`` : int64, 1 for a true continuation, else 0.
+            ``is_hard`` : bool, B is of another document of the same pair of binaries.
+        """
+        i = rng.integers(len(self), size=n)
+        a, b = self._lengths(i, rng)
+        is_next = rng.random(n) < 0.5
+        j = np.where(is_next, i, self._others(i, rng.random(n) < 0.5, b, rng))
+        return {
+            "a_start": self.start[i] - a,
+            "a_len": a,
+            "b_start": self.start[j],
+            "b_len": b,
+            "is_next": is_next.astype(np.int64),
+            "is_hard": ~is_next & (self.pair[i] == self.pair[j]),
+        }
+
+    def _lengths(self, i: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        before, after = self.before[i], self.after[i]
+        wish = rng.integers(1, self.budget, size=len(i))
+        a = np.minimum(wish, before)
+        b = np.minimum(self.budget - a, after)
+        return np.minimum(self.budget - b, before), b
+
+    def _others(
+        self, i: np.ndarray, hard: np.ndarray, b: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Draw boundaries of other documents from the buckets of ``i``, of the same pair if hard.
+
+        Where the pair's part of a bucket has no other document, the whole bucket is taken. Of a few
+        candidates the first is taken that does not read like the true continuation.
+        """
+        base = self.bucket[i] * self.n_documents
+        own = np.searchsorted(self.key, [self.key[i], self.key[i] + 1])  # (2, n) from, to
+        pair = np.searchsorted(self.key, base + self.corpus.pairs[[self.pair[i], self.pair[i] + 1]])
+        whole = np.searchsorted(self.key, [base, base + self.n_documents])
+        own_size = own[1] - own[0]
+        alone = pair[1] - pair[0] == own_size
+        low, high = np.where(hard & ~alone, pair, whole)
+        room = high - low - own_size  # a bucket has two documents or more, so there is room
+        found = low + (rng.random((CANDIDATES, len(i))) * room).astype(np.int64)  # (C, n)
+        found += np.where(found >= own[0], own_size, 0)
+        offset = np.arange(COMPARED)
+        compared = offset < b[:, None]  # (n, T)
+        last = len(self.corpus.tokens) - 1
+        there = self.corpus.tokens[np.minimum(self.start[found][..., None] + offset, last)]
+        true = self.corpus.tokens[np.minimum(self.start[i][:, None] + offset, last)]
+        differs = ((there != true) & compared).any(2)  # (C, n)
+        return found[differs.argmax(0), np.arange(len(i))]
+
+
+def _buckets(after: np.ndarray, document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the boundaries' buckets, and cut ``after`` to the least of each bucket.
+
+    From the largest ``after`` down, a bucket is closed when it holds two documents and `BUCKET`
+    boundaries; what is left at the end joins the last one.
+    """
+    order = np.argsort(-after, kind="stable")
+    _, first = np.unique(-after[order], return_index=True)
+    ends = [*first[1:].tolist(), len(order)]
+    starts = [0]
+    for end in ends[:-1]:
+        inside = document[order[starts[-1] : end]]
+        if len(inside) >= BUCKET and inside.min() != inside.max():
+            starts.append(end)
+    rest = document[order[starts[-1] :]]
+    if len(starts) > 1 and (len(rest) < BUCKET or rest.min() == rest.max()):
+        starts.pop()
+    number = np.zeros(len(order), np.int64)
+    number[starts[1:]] = 1
+    bucket = np.empty_like(number)
+    bucket[order] = number.cumsum()
+    least = np.minimum.reduceat(after[order], starts)
+    return bucket, least[bucket]
+
+
+class Preprocess4Pretrain:
+    """Turn pairs of segments into [CLS] A [SEP] B [SEP] with masked tokens to predict.
+
+    Parameters
+    ----------
+    vocab : dict of str to int
+    max_len, max_pred : int
+        Length of every sequence, and most masked tokens in one.
+    mask_prob : float
+        Share of the tokens of A and B that are to be predicted, at least one. Of these 80 % become
+        [MASK], 10 % a random token, and 10 % stay. Special tokens are never chosen, never drawn.
+    """
+
+    def __init__(self, vocab: dict[str, int], max_len: int, max_pred: int, mask_prob: float):
+        self.max_len, self.max_pred, self.mask_prob = max_len, max_pred, mask_prob
+        names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+        self.pad, _, self.cls, self.sep, self.mask = special = [vocab[name] for name in names]
+        self.is_special = np.zeros(len(vocab), bool)
+        self.is_special[special] = True
+        self.ordinary = np.flatnonzero(~self.is_special)
+
+    def __call__(
+        self, tokens: np.ndarray, pairs: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> train.Batch:
+        """Read the pairs from ``tokens`` and mask them.
+
+        Parameters
+        ----------
+        tokens : integers (tokens,)
+        pairs : dict of (B,) arrays
+            From `SentPairSampler.draw`.
+
+        Returns
+        -------
+        dict of arrays
+            ``input_ids``, ``segment_ids`` : int64 (B, S). ``input_mask`` : int64 (B, S), 1 for
+            tokens and 0 for padding; left out where nothing is padded.
+            ``masked_pos``, ``masked_ids`` : int64 (B, P), positions and true tokens, 0 where there
+            are less than P. ``masked_weights`` : float32 (B, P), 1 / (masked tokens of the batch),
+            or 0. ``is_next`` : int64 (B,). ``is_next_weights`` : float32 (B,), 1 / B.
+            ``is_hard`` : bool (B,).
+        """
+        a, b = pairs["a_len"][:, None], pairs["b_len"][:, None]
+        at = np.arange(self.max_len)[None, :]
+        in_a, in_b = (at >= 1) & (at <= a), (at >= a + 2) & (at <= a + b + 1)
+        where = np.where(in_a, pairs["a_start"][:, None] + at - 1, 0)
+        where = np.where(in_b, pairs["b_start"][:, None] + at - a - 2, where)
+        ids = tokens[where].astype(np.int64)
+        ids[~(in_a | in_b)] = self.pad
+        ids[:, 0] = self.cls
+        ids[(at == a + 1) | (at == a + b + 2)] = self.sep
+
+        batch = {
+            "segment_ids": ((at >= a + 2) & (at <= a + b + 2)).astype(np.int64),
+            **self.masked(ids, in_a | in_b, rng),
+            "is_next": pairs["is_next"],
+            "is_next_weights": np.full(len(a), 1 / len(a), np.float32),
+            "is_hard": pairs["is_hard"],
+        }
+        if (a + b + 3 < self.max_len).any():
+            batch["input_mask"] = (at < a + b + 3).astype(np.int64)
+        return batch
+
+    def masked(
+        self, ids: np.ndarray, may: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Mask some tokens of ``ids`` (B, S) where ``may`` (B, S) allows it."""
+        may = may & ~self.is_special[ids]
+        count = may.sum(1)
+        wish = np.maximum(np.rint(count * self.mask_prob).astype(np.int64), 1)
+        n_pred = np.minimum(np.minimum(wish, count), self.max_pred)[:, None]  # (B, 1)
+        width = min(self.max_pred, self.max_len)
+        rank = np.argsort(np.where(may, rng.random(ids.shape), 2.0), axis=1)[:, :width]
+        chosen = np.arange(width) < n_pred  # (B, P)
+        position = np.where(chosen, rank, 0)
+        true = np.where(chosen, np.take_along_axis(ids, position, 1), 0)
+
+        chance = rng.random(position.shape)
+        drawn = self.ordinary[rng.integers(len(self.ordinary), size=position.shape)]
+        new = np.where(chance < 0.8, self.mask, np.where(chance < 0.9, drawn, true))
+        ids = ids.copy()
+        row, column = np.nonzero(chosen)
+        ids[row, position[row, column]] = new[row, column]
+        return {
+            "input_ids": ids,
+            "masked_pos": position,
+            "masked_ids": true,
+            "masked_weights": (chosen / max(1, n_pred.sum())).astype(np.float32),
+        }
+
+
+class SentPairDataLoader:
+    """Batches for pre-training; ``loader.batch(k)`` is a function of the seed and k.
+
+    An epoch is as many batches as hold the tokens of the chosen documents once; boundaries are
+    drawn evenly and with replacement.
+
+    Parameters
+    ----------
+    sampler : SentPairSampler
+    preprocess : Preprocess4Pretrain
+    n_tokens : int
+        Of an epoch.
+    batch_size, seed : int
+    """
+
+    def __init__(
+        self,
+        sampler: SentPairSampler,
+        preprocess: Preprocess4Pretrain,
+        n_tokens: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.sampler, self.preprocess = sampler, preprocess
+        self.n_tokens, self.batch_size, self.seed = n_tokens, batch_size, seed
+
+    def __len__(self) -> int:
+        return max(1, -(-self.n_tokens // (self.batch_size * self.sampler.budget)))
+
+    def __iter__(self) -> Iterator[train.Batch]:
+        return map(self.batch, range(len(self)))
+
+    def batch(self, k: int) -> train.Batch:
+        """Return the k-th batch; k may pass the epoch's end. Arrays: see `Preprocess4Pretrain`."""
+        rng = np.random.default_rng([self.seed, k])
+        pairs = self.sampler.draw(self.batch_size, rng)
+        return self.preprocess(self.sampler.corpus.tokens, pairs, rng)
+
+
+def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
+    """Return the cross-entropies per masked token and per pair (nats), as `Trainer` wants them."""
+    logits_lm, logits_clsf = _forward(model, batch)
+    lm = F.cross_entropy(logits_lm.flatten(0, 1), batch["masked_ids"].flatten(), reduction="none")
+    clsf = F.cross_entropy(logits_clsf, batch["is_next"], reduction="none")
+    return {
+        "masked_lm_loss": (lm * batch["masked_weights"].flatten()).sum(),
+        "next_loss": (clsf * batch["is_next_weights"]).sum(),
+    }
+
+
+def _forward(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return model(
+        batch["input_ids"], batch["segment_ids"], batch.get("input_mask"), batch["masked_pos"]
+    )
+
+
+class Evaluation:
+    """Measures of a model on held-out documents: the same batches for every model.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    heldout : bool (documents,)
+    preprocess : Preprocess4Pretrain
+    device : torch.device
+        Of the model.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        heldout: np.ndarray,
+        preprocess: Preprocess4Pretrain,
+        device: torch.device,
+    ) -> None:
+        counts = count_tokens(corpus, heldout, len(preprocess.is_special))
+        share = counts[counts > 0] / counts.sum()
+        self.unigram_entropy = float(-(share * np.log(share)).sum())
+        self.commonest = float(share.max())
+        sampler = SentPairSampler(corpus, heldout, preprocess.max_len)
+        n_tokens = int(counts.sum())
+        self.loader = SentPairDataLoader(sampler, preprocess, n_tokens, EVAL_EXAMPLES, SPLIT_SEED)
+        self.device = device
+
+    @torch.inference_mode()
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Evaluate ``model``, which is in evaluation mode.
+
+        Returns
+        -------
+        dict of str to float
+            ``masked_lm_loss`` (nats per masked token), ``masked_lm_accuracy``, ``next_loss`` (nats
+            per pair), ``next_accuracy``; ``next_accuracy_hard``: the mean of the accuracies on true
+            continuations and on hard negatives, so that chance is 0.5. To compare with:
+            ``unigram_entropy`` of the held-out text (nats), and ``commonest_token``, the accuracy
+            of always saying its commonest token.
+        """
+        rows = []
+        for k in range(min(EVAL_BATCHES, len(self.loader))):
+            arrays = self.loader.batch(k)
+            batch = {name: torch.from_numpy(a).to(self.device) for name, a in arrays.items()}
+            logits_lm, logits_clsf = _forward(model, batch)
+            masked = batch["masked_weights"] > 0  # (B, P)
+            logits_lm, true = logits_lm[masked], batch["masked_ids"][masked]
+            is_next, is_hard = batch["is_next"], batch["is_hard"]
+            right = logits_clsf.argmax(1) == is_next
+            sums = [
+                F.cross_entropy(logits_lm, true, reduction="sum"),
+                (logits_lm.argmax(1) == true).sum(),
+                masked.sum(),
+                F.cross_entropy(logits_clsf, is_next, reduction="sum"),
+                right.sum(),
+                torch.tensor(len(right)),
+                (right & (is_next == 1)).sum(),
+                (is_next == 1).sum(),
+                (right & is_hard).sum(),
+                is_hard.sum(),
+            ]
+            rows.append(torch.stack([number.double().cpu() for number in sums]))
+        lm, lm_right, n_masked, clsf, right, n, next_right, n_next, hard_right, n_hard = (
+            torch.stack(rows).sum(0).tolist()
+        )
+        return {
+            "masked_lm_loss": lm / max(n_masked, 1),
+            "masked_lm_accuracy": lm_right / max(n_masked, 1),
+            "next_loss": clsf / n,
+            "next_accuracy": right / n,
+            "next_accuracy_hard": (next_right / max(n_next, 1) + hard_right / max(n_hard, 1)) / 2,
+            "unigram_entropy": self.unigram_entropy,
+            "commonest_token": self.commonest,
+        }
+
+
+def count_tokens(corpus: Corpus, chosen: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Count how often each token stands in the ``chosen`` documents -> int64 (vocab_size,)."""
+    counts = np.zeros(vocab_size, np.int64)
+    bounds = corpus.sentences[corpus.documents]
+    for document in np.flatnonzero(chosen):
+        text = corpus.tokens[bounds[document] : bounds[document + 1]]
+        counts += np.bincount(text, minlength=vocab_size)
+    return counts
+
+
+def report(measures: dict[str, float], rule: str, check: bool) -> None:
+    """Print an evaluation for people; if ``check``, raise UserError where nothing was learned."""
+    percent = {name: f"{100 * value:.1f} %" for name, value in measures.items()}
+    print(
+        f"held out {rule}\n"
+        f"  masked tokens: loss {measures['masked_lm_loss']:.3f} nats "
+        f"(unigram entropy {measures['unigram_entropy']:.3f}), "
+        f"accuracy {percent['masked_lm_accuracy']} (commonest token {percent['commonest_token']})\n"
+        f"  next sentence: accuracy {percent['next_accuracy']}, "
+        f"against hard negatives {percent['next_accuracy_hard']} (chance 50 %)"
+    )
+    if check and not measures["masked_lm_loss"] < measures["unigram_entropy"]:
+        raise UserError(
+            "the model has not learned: its held-out masked-LM loss "
+            f"{measures['masked_lm_loss']:.3f} is not below the unigram entropy "
+            f"{measures['unigram_entropy']:.3f} of that text; train longer, or on more text"
+        )
+
+
+def main(
+    train_cfg: str = "config/pretrain.json",
+    model_cfg: str = "config/bert_small.json",
+    data_file: str = "data/corpus.txt",
+    vocab: str = "vocab/vocab.txt",
+    save_dir: str = "out",
+    max_len: Annotated[int, Field(ge=5)] = 128,
+    max_pred: PositiveInt = 20,
+    mask_prob: Share = 0.15,
+    resume: bool = True,
+    check: bool = False,
+) -> None:
+    """Pre-train a BERT on a corpus; `eval` and `predict` as first argument use a trained one.
+
+    Args:
+        train_cfg: JSON with the training's seven settings.
+        model_cfg: JSON with the model's sizes.
+        data_file: The corpus: a sentence per line, a blank line after each document.
+        vocab: The vocabulary: a token per line.
+        save_dir: Gets model_steps_<k>.pt, model.json, vocab.txt, metrics.json, last.pt and runs/.
+        max_len: Tokens per example, special ones included.
+        max_pred: Most masked tokens per example.
+        mask_prob: Share of the tokens to mask.
+        resume: Go on with the training that save_dir holds; False replaces it.
+        check: Fail unless the held-out loss ends below the unigram entropy of the held-out text.
+    """
+    cfg = train.Config.from_json(train_cfg)
+    tokenizer = CorpusTokenizer(vocab)
+    sizes = models.Config.from_json(model_cfg)
+    sizes = sizes.with_vocab_size(len(tokenizer.vocab), model_cfg, vocab)
+    if max_len > sizes.max_len:
+        raise UserError(
+            f"max_len {max_len} is larger than the max_len {sizes.max_len} of {model_cfg}"
+        )
+    device = utils.get_device()
+    rank, world = train.start_processes(device)
+    vocab_sha256 = hashlib.sha256(Path(vocab).read_bytes()).hexdigest()
+    if rank == 0:
+        corpus = read_corpus(Path(data_file), tokenizer, vocab_sha256)
+    if world > 1:
+        dist.barrier()  # the others wait for the ids
+    if rank != 0:
+        corpus = read_corpus(Path(data_file), tokenizer, vocab_sha256, may_write=False)
+
+    split = split_corpus(corpus)
+    preprocess = Preprocess4Pretrain(tokenizer.vocab, max_len, max_pred, mask_prob)
+    n_tokens = int(count_tokens(corpus, split.training, len(tokenizer.vocab)).sum())
+    sampler = SentPairSampler(corpus, split.training, max_len)
+    loader = SentPairDataLoader(sampler, preprocess, n_tokens, cfg.batch_size, cfg.seed)
+    cfg = cfg.with_epochs(len(loader))
+    about = {
+        "format": FORMAT,
+        "model": dataclasses.asdict(sizes),
+        "tokenizer": tokenizer.name,
+        "vocab_sha256": vocab_sha256,
+        "data_file": data_file,
+        "corpus_sha256": corpus.sha256,
+        "max_len": max_len,
+        "max_pred": max_pred,
+        "mask_prob": mask_prob,
+    }
+    settings = {**dataclasses.asdict(cfg), **about, **about["model"]}
+    for name in ("save_steps", "data_file", "model"):  # may change, or stands there by parts
+        del settings[name]
+
+    utils.set_seed(cfg.seed)
+    model = BertModel4Pretrain(sizes)
+    trainer = train.Trainer(
+        cfg,
+        model,
+        optim4GPU(cfg, model),
+        loader.batch,
+        get_losses,
+        Evaluation(corpus, split.heldout, preprocess, device),
+        save_dir,
+        device,
+        settings,
+    )
+    measures = trainer.resume() if resume else None
+    if rank == 0 and not resume:
+        trainer.forget()
+    if rank == 0 and measures is None:
+        with utils.atomic_file(Path(save_dir, "vocab.txt"), "wb") as file:
+            file.write(Path(vocab).read_bytes())
+        _write_json(Path(save_dir, "model.json"), about)
+        print(
+            f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}; "
+            f"{split.training.sum():,} documents with {n_tokens:,} tokens; "
+            f"steps {trainer.step} to {cfg.total_steps} of {cfg.batch_size} x {max_len} tokens"
+        )
+    elif rank == 0:
+        print(f"{save_dir} holds this training, finished; --resume False does it again")
+    if measures is None:
+        measures = trainer.train()
+    if rank == 0:
+        model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
+        _write_json(
+            Path(save_dir, "metrics.json"),
+            {"model_file": str(model_file), "heldout": split.rule, **measures},
+        )
+        print(f"model {model_file}")
+        report(measures, split.rule, check)
+
+
+def evaluate(model_file: str, data_file: str | None = None, check: bool = False) -> None:
+    """Print what a saved model makes of held-out text.
+
+    Args:
+        model_file: A model_steps_<k>.pt, with model.json and vocab.txt beside it.
+        data_file: The corpus; left out, the one of the training. Of another corpus than that of
+            the training, every document is used.
+        check: Fail unless the loss is below the unigram entropy of the held-out text.
+    """
+    device = utils.get_device()
+    model, about, tokenizer = load_pretrained(model_file)
+    corpus = read_corpus(Path(data_file or about["data_file"]), tokenizer, about["vocab_sha256"])
+    if corpus.sha256 == about["corpus_sha256"]:
+        split = split_corpus(corpus)
+        heldout, rule = split.heldout, split.rule
+    else:
+        heldout = np.ones(len(corpus.documents) - 1, bool)
+        rule = "nothing: this is not the corpus of the training, so every document is used"
+    preprocess = Preprocess4Pretrain(
+        tokenizer.vocab, about["max_len"], about["max_pred"], about["mask_prob"]
+    )
+    evaluation = Evaluation(corpus, heldout, preprocess, device)
+    report(evaluation(model.to(device)), rule, check)
+
+
+@fire.decorators.SetParseFns(line=str)  # else fire reads "[MASK]" as a Python list
+def predict(model_file: str, line: str, top: PositiveInt = 5) -> None:
+    """Print the likeliest tokens for each [MASK] of a line.
+
+    Args:
+        model_file: A model_steps_<k>.pt, with model.json and vocab.txt beside it.
+        line: Tokens as in the corpus, separated by blanks, some of them [MASK].
+        top: How many tokens to print for each.
+    """
+    model, about, tokenizer = load_pretrained(model_file)
+    ids = tokenizer.convert_tokens_to_ids(["[CLS]", *tokenizer.tokenize(line), "[SEP]"])
+    if len(ids) > about["max_len"]:
+        raise UserError(
+            f"the line has {len(ids) - 2} tokens, but {model_file} reads at most "
+            f"{about['max_len'] - 2}; shorten it"
+        )
+    input_ids = torch.tensor([ids])  # (1, S)
+    masked_pos = (input_ids == tokenizer.vocab["[MASK]"]).nonzero()[:, 1]  # (P,)
+    if not len(masked_pos):
+        raise UserError("the line has no [MASK]; write [MASK] where the model is to fill in")
+    with torch.inference_mode():
+        logits_lm, _ = model(input_ids, torch.zeros_like(input_ids), None, masked_pos[None])
+    shares, fills = logits_lm[0].softmax(-1).topk(min(top, len(tokenizer.vocab)))  # (P, top)
+    for number, (share, fill) in enumerate(zip(shares.tolist(), fills.tolist(), strict=True), 1):
+        tokens = tokenizer.convert_ids_to_tokens(fill)
+        text = ", ".join(f"{t} {100 * p:.1f} %" for t, p in zip(tokens, share, strict=True))
+        print(f"[MASK] {number}: {text}")
+
+
+def load_pretrained(model_file: str) -> tuple[nn.Module, dict[str, Any], Any]:
+    """Return the model in evaluation mode, what model.json says of it, and its tokenizer.
+
+    Raises
+    ------
+    UserError
+        model.json or vocab.txt is missing or belongs to another model; see also
+        `checkpoint.load_model_file`.
+    """
+    folder = Path(model_file).parent
+    about = _read_json(folder / "model.json")
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / 'model.json'} is missing or not of this version; pretrain.py writes it "
+            "beside its models, and a model can be used only where it lies"
+        )
+    vocab = folder / "vocab.txt"
+    tokenizer = get_tokenizer(about["tokenizer"], vocab)
+    if hashlib.sha256(vocab.read_bytes()).hexdigest() != about["vocab_sha256"]:
+        raise UserError(f"{vocab} is not the vocabulary that {model_file} was trained with")
+    model = BertModel4Pretrain(models.Config(**about["model"]))
+    checkpoint.load_model_file(model, model_file)
+    return model.eval(), about, tokenizer
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with utils.atomic_file(path) as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+if __name__ == "__main__":
+    utils.command_line(main, eval=evaluate, predict=predict)

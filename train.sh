@@ -1,0 +1,26 @@
+#!/bin/sh
+# Pre-train BERT on data/corpus.txt. Each setting can be given in the environment, for example
+#     model_cfg=config/bert_tiny.json sh train.sh
+# and further arguments go to pretrain.py (python pretrain.py --help).
+set -eu
+cd "$(dirname "$0")"
+
+train_cfg=${train_cfg:-config/pretrain.json}
+model_cfg=${model_cfg:-config/bert_small.json}  # or bert_tiny, bert_medium, bert_base
+data_file=${data_file:-data/corpus.txt}
+vocab=${vocab:-vocab/vocab.txt}
+save_dir=${save_dir:-out}
+max_len=${max_len:-128}
+max_pred=${max_pred:-20}
+mask_prob=${mask_prob:-0.15}
+
+python=${python:-python}
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+
+set -- pretrain.py \
+    --train_cfg "$train_cfg" --model_cfg "$model_cfg" --data_file "$data_file" --vocab "$vocab" \
+    --save_dir "$save_dir" --max_len "$max_len" --max_pred "$max_pred" --mask_prob "$mask_prob" "$@"
+if [ "$gpus" -gt 1 ]; then
+    set -- -m torch.distributed.run --standalone --nproc_per_node="$gpus" "$@"
+fi
+exec "$python" "$@"
