@@ -147,7 +147,7 @@ def analyse_all(binaries: list[dict[str, str]], output_dir: str, workers: int) -
     jobs = (
         (sha, (file, preprocessing.cache_file(output_dir, sha))) for sha, file in missing.items()
     )
-    for sha256, error in in_processes(analyse_one, jobs, len(missing), workers, "binaries", "angr"):
+    for sha256, error in in_processes(analyse_one, jobs, len(missing), workers, "binaries"):
         if error is not None:
             failed[sha256] = error
     return {b["path"]: failed[b["sha256"]] for b in binaries if b["sha256"] in failed}
@@ -164,7 +164,6 @@ def in_processes(
     total: int,
     workers: int,
     what: str,
-    *preload: str,
 ) -> Iterator[tuple[Any, str | None]]:
     """Run ``function(*arguments)`` for each (key, arguments); yield key and error text or None.
 
@@ -172,10 +171,9 @@ def in_processes(
     """
     if total == 0:
         return
-    context = get_context("forkserver")  # imports once, forks often
-    context.set_forkserver_preload(["gendata", *preload])
+    # Forked, so that workers need not import angr again, which takes seconds.
     with (
-        ProcessPool(min(workers, total), context=context) as pool,
+        ProcessPool(min(workers, total), context=get_context("fork")) as pool,
         tqdm(total=total, desc=what, unit=" " + what, disable=None) as bar,
     ):
         try:

@@ -115,6 +115,8 @@ def analyse(path: str | os.PathLike[str]) -> Analysis:
     import angr  # takes seconds to import, so only where it is used
     import cle
 
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        raise utils.UserError(f"{path} is empty")
     no_executable = utils.UserError(f"{path} is no executable that angr reads (ELF, PE, Mach-O)")
     try:
         project = angr.Project(str(path), auto_load_libs=False)

@@ -1,0 +1,108 @@
+"""Tiny programs, compiled once per session: what the tests of gendata's side look at."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCE = r"""
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct point { int x, y; };
+
+__attribute__((noinline)) int area(const struct point *p, int n) {
+    int sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += p[i].x * p[(i + 1) % n].y - p[i].y * p[(i + 1) % n].x;
+    return sum / 2;
+}
+
+__attribute__((noinline)) void usage(int status) {
+    if (status != 0)
+        fprintf(stderr, "Try '--help' for more information.\n");
+    else
+        puts("Usage: shapes [OPTION]... FILE with a very long explanation");
+    exit(status);
+}
+
+__attribute__((noinline)) int kind(const char *s) {
+    switch (s[0]) {
+    case 'a': return 10;
+    case 'b': return 21;
+    case 'c': return 35;
+    case 'd': return strlen(s);
+    case 'e': return 51;
+    case 'f': return 67;
+    default: return isalpha((unsigned char) s[0]) ? 1 : -1;
+    }
+}
+
+__attribute__((noinline)) char *copy(const char *s) {
+    char *t = malloc(strlen(s) + 1);
+    if (t == NULL) {
+        fprintf(stderr, "virtual memory exhausted\n");
+        abort();
+    }
+    return strcpy(t, s);
+}
+
+static int compare(const void *a, const void *b) { return *(const int *) a - *(const int *) b; }
+
+int main(int argc, char **argv) {
+    struct point p[4] = {{0, 0}, {2, 0}, {2, 2}, {0, 2}};
+    int kinds[16], n = 0;
+    if (argc < 2)
+        usage(1);
+    for (int i = 1; i < argc && n < 16; i++) {
+        char *t = copy(argv[i]);
+        kinds[n++] = kind(t);
+        free(t);
+    }
+    qsort(kinds, n, sizeof kinds[0], compare);
+    printf("the area is %d and the first kind [MASK] %d\n", area(p, 4), kinds[0]);
+    return 0;
+}
+"""
+
+BUILDS = {
+    "O0": ["-O0"],
+    "O1": ["-O1"],
+    "O2": ["-O2", "-fno-pie", "-no-pie"],
+    "O3-noplt": ["-O3", "-fno-plt"],
+}
+
+
+def compile_c(source: str, target: Path, *flags: str) -> Path:
+    """Compile C source text into ``target``; skip the test where there is no compiler."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler (cc)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = target.with_suffix(".c")
+    file.write_text(source)
+    subprocess.run(["cc", "-g", *flags, "-o", str(target), str(file)], check=True)
+    file.unlink()
+    return target
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory) -> Path:
+    """A folder that holds <build>/shapes for each of BUILDS, and one of them stripped."""
+    folder = tmp_path_factory.mktemp("binaries")
+    for name, flags in BUILDS.items():
+        compile_c(SOURCE, folder / name / "shapes", *flags)
+    (folder / "O1-stripped").mkdir()
+    target = folder / "O1-stripped" / "shapes"
+    subprocess.run(["strip", "-o", str(target), str(folder / "O1" / "shapes")], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def analyses(builds):
+    """Build name -> its Analysis."""
+    import preprocessing
+
+    return {f.name: preprocessing.analyse(f / "shapes") for f in sorted(builds.iterdir())}

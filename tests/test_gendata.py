@@ -1,0 +1,252 @@
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gendata
+import preprocessing
+from utils import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def gendata_py(cwd, *arguments, check=True):
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "gendata.py"), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in run.stderr
+    if check:
+        assert run.returncode == 0, run.stderr
+    return run
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    return {
+        str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in sorted(folder.rglob("*"))
+        if f.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def made(builds, tmp_path_factory):
+    """A folder in which gendata.py has run once, and what it printed."""
+    cwd = tmp_path_factory.mktemp("made")
+    (cwd / "binaries").symlink_to(builds)
+    run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries", "--workers", 2)
+    return cwd, run.stdout
+
+
+def test_every_pair_in_sorted_order(made):
+    cwd, _ = made
+    names = ["O0", "O1", "O1-stripped", "O2", "O3-noplt"]
+    expected = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    assert sorted(int(f.name) for f in (cwd / "data").iterdir()) == list(range(len(expected)))
+    for n, pair in enumerate(expected):
+        written = json.loads((cwd / "data" / str(n) / "pair.json").read_text())
+        assert tuple(b["build"] for b in written["binaries"]) == pair
+        for binary in written["binaries"]:
+            content = (cwd / binary["path"]).read_bytes()
+            assert binary["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_files_are_as_designed(made):
+    cwd, _ = made
+    for folder in (cwd / "data").iterdir():
+        pair = json.loads((folder / "pair.json").read_text())
+        words = (folder / "dictionary.txt").read_text().splitlines()
+        blocks, graph = np.load(folder / "blocks.npz"), np.load(folder / "graph.npz")
+        walks = np.load(folder / "walks.npz")
+        types = {name: str(blocks[name].dtype) for name in blocks}
+        assert types == {
+            "tokens": "int32",
+            "offsets": "int64",
+            "address": "uint64",
+            "function": "int32",
+            "binary": "uint8",
+        }
+        assert [str(graph[k].dtype) for k in ("edges", "kind", "merged")] == [
+            "int32",
+            "uint8",
+            "int32",
+        ]
+        assert [str(walks[k].dtype) for k in ("blocks", "sentence", "document")] == [
+            "int32",
+            "int64",
+            "int64",
+        ]
+        assert blocks["offsets"][-1] == len(blocks["tokens"])
+        assert blocks["tokens"].max() < len(words)
+        assert len(set(words)) == len(words)
+        assert walks["sentence"][-1] == len(walks["blocks"])
+        assert walks["document"][-1] == len(walks["sentence"]) - 1
+        lengths = np.diff(walks["sentence"])
+        assert lengths.max() <= 16
+        assert np.diff(walks["document"]).max() <= 4
+        # all sentences but a document's last are full
+        last = walks["document"][1:] - 1
+        assert (np.delete(lengths, last) == 16).all()
+        visits = np.bincount(walks["blocks"], minlength=len(blocks["binary"]))
+        code = blocks["address"] > 0
+        assert visits[code].min() >= 2
+        assert pair["counts"]["tokens"] == np.diff(blocks["offsets"])[walks["blocks"]].sum()
+        assert pair["counts"]["walks"] == len(lengths)
+
+
+def test_summary(made):
+    _, out = made
+    for what in ("binaries", "pairs", "blocks", "edges", "merged", "walks", "tokens", "seconds"):
+        assert what in out
+    assert "100 or more" in out  # few pairs: a recommendation
+
+
+def test_same_bytes_for_any_number_of_workers(made, tmp_path):
+    cwd, _ = made
+    arguments = ["--biname", "shapes", "--path", "binaries", "--data", tmp_path / "data"]
+    gendata_py(cwd, *arguments, "--workers", 1, "--outputDir", tmp_path / "output")
+    assert bytes_of(tmp_path / "output") == bytes_of(cwd / "output")
+    assert bytes_of(tmp_path / "data") == bytes_of(cwd / "data")
+
+
+def test_second_run_keeps_and_completes(made, tmp_path):
+    cwd = tmp_path
+    shutil.copytree(made[0], cwd, dirs_exist_ok=True, symlinks=True)
+    before = bytes_of(cwd / "data")
+    times = {f: f.stat().st_mtime_ns for f in (cwd / "data").rglob("*") if f.is_file()}
+    shutil.rmtree(cwd / "data" / "3")
+    (cwd / "data" / "5" / "pair.json").unlink()
+    run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries")
+    assert "8 of them already there" in run.stdout
+    assert bytes_of(cwd / "data") == before
+    for file, time in times.items():
+        if file.parent.name not in ("3", "5"):
+            assert file.stat().st_mtime_ns == time
+
+
+def test_other_settings_make_other_walks_and_stale_pairs_go(made, tmp_path):
+    cwd = tmp_path
+    shutil.copytree(made[0], cwd, dirs_exist_ok=True, symlinks=True)
+    before = bytes_of(cwd / "data")
+    gendata_py(cwd, "--biname", "shapes", "--path", "binaries", "--seed", 1)
+    after = bytes_of(cwd / "data")
+    assert before.keys() == after.keys()
+    for name in after:
+        same = name.endswith(("dictionary.txt", "blocks.npz", "graph.npz"))
+        assert (before[name] == after[name]) == same, name
+
+    (cwd / "binaries").unlink()
+    for build in ("O0", "O2"):
+        shutil.copytree(made[0] / "binaries" / build, cwd / "binaries" / build)
+    run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries")
+    assert "removed 9 pair folders" in run.stdout
+    assert [f.name for f in (cwd / "data").iterdir()] == ["0"]
+
+
+def test_walks_of_a_pair_stay_when_its_number_moves(made, tmp_path):
+    cwd = tmp_path
+    for build in ("O0", "O2"):
+        shutil.copytree(made[0] / "binaries" / build, cwd / "binaries" / build)
+    gendata_py(cwd, "--biname", "shapes", "--path", "binaries", "--outputDir", made[0] / "output")
+    numbers = {
+        tuple(b["build"] for b in json.loads(f.read_text())["binaries"]): f.parent
+        for f in (made[0] / "data").glob("*/pair.json")
+    }
+    before = numbers["O0", "O2"] / "walks.npz"
+    assert (cwd / "data" / "0" / "walks.npz").read_bytes() == before.read_bytes()
+
+
+def test_a_broken_binary_costs_its_pairs_only(made, tmp_path):
+    cwd = tmp_path
+    shutil.copytree(made[0] / "binaries", cwd / "binaries")
+    (cwd / "binaries" / "O1a").mkdir()
+    (cwd / "binaries" / "O1a" / "shapes").write_bytes(b"not a program at all")
+    (cwd / "binaries" / "empty-folder").mkdir()
+    run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries", check=False)
+    assert run.returncode == gendata.SKIPPED
+    assert "binaries/O1a/shapes" in run.stderr
+    assert "no executable" in run.stderr
+    builds = [
+        {b["build"] for b in json.loads(f.read_text())["binaries"]}
+        for f in (cwd / "data").glob("*/pair.json")
+    ]
+    assert len(builds) == 10
+    assert not any("O1a" in pair for pair in builds)
+
+
+def test_no_binaries_prints_the_command_that_makes_them(tmp_path):
+    run = gendata_py(tmp_path, check=False)
+    assert run.returncode == 1
+    assert "python experiment_data/build_coreutils.py" in run.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_one_binary_is_too_few(made, tmp_path):
+    shutil.copytree(made[0] / "binaries" / "O0", tmp_path / "binaries" / "O0")
+    with pytest.raises(UserError, match="needs two"):
+        gendata.find_binaries(str(tmp_path / "binaries"), "shapes")
+
+
+@pytest.mark.parametrize("name", ["../shapes", "O0/shapes", "", ".."])
+def test_biname_is_no_path(made, name):
+    with pytest.raises(UserError, match="file name"):
+        gendata.find_binaries(str(made[0] / "binaries"), name)
+
+
+@pytest.mark.parametrize("flag", ["--num_walks", "--walk_length", "--sentences", "--workers"])
+def test_settings_out_of_range(tmp_path, flag):
+    run = gendata_py(tmp_path, flag, 0, check=False)
+    assert run.returncode == 1
+    assert flag in run.stderr
+
+
+def test_a_worker_that_dies_or_hangs_costs_its_own_job(monkeypatch):
+    monkeypatch.setattr(gendata, "TIME_LIMIT", 1)
+    jobs = [("fine", (0,)), ("dies", (1,)), ("hangs", (2,)), ("fine too", (0,))]
+    errors = dict(gendata.in_processes(misbehave, iter(jobs), len(jobs), 2, "tests"))
+    assert errors["fine"] is errors["fine too"] is None
+    assert "died" in errors["dies"]
+    assert "longer than" in errors["hangs"]
+
+
+def misbehave(how):
+    import time
+
+    if how == 1:
+        os._exit(7)
+    if how == 2:
+        time.sleep(60)
+
+
+def test_show(made):
+    cwd, _ = made
+    out = gendata_py(cwd, "show", 0).stdout
+    assert "[0] O0, [1] O1" in out
+    pair = json.loads((cwd / "data" / "0" / "pair.json").read_text())
+    assert out.count("\nblock ") == pair["counts"]["blocks"]
+    assert out.count(" = block ") == 2 * pair["counts"]["merged"]
+    assert "push rbp" in out
+    assert "tokens: push reg8" in out or "tokens: endbr64 push reg8" in out
+    assert "in area" in out
+    assert gendata_py(cwd, "show", 99, check=False).returncode == 1
+
+
+def test_cutting_into_sentences():
+    sentence, document = gendata.cut(np.array([0, 5, 6, 10]), 2)
+    assert sentence.tolist() == [0, 2, 4, 5, 6, 8, 10]
+    assert document.tolist() == [0, 3, 4, 6]
+
+
+def test_cached_analyses_are_keyed_by_content_and_version(monkeypatch):
+    one = preprocessing.cache_file("output", "a" * 64)
+    assert one != preprocessing.cache_file("output", "b" * 64)
+    monkeypatch.setattr(preprocessing, "analysis_settings", lambda: "another version")
+    assert one != preprocessing.cache_file("output", "a" * 64)

@@ -1,0 +1,363 @@
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import BUILDS, compile_c
+from elftools.elf.elffile import ELFFile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import preprocessing
+from preprocessing import CALL, JUMP, STEP_OVER, Analysis
+from utils import UserError
+
+ALL = [*BUILDS, "O1-stripped"]
+SAMPLE = sorted(Path("experiment_data/coreutils/binaries").glob("*/chroot"))
+
+
+def words(analysis: Analysis, block: int) -> list[str]:
+    a, b = analysis.offsets[block : block + 2]
+    return [analysis.dictionary[t] for t in analysis.tokens[a:b]]
+
+
+def functions_of(file: Path) -> dict[str, tuple[int, int]]:
+    """Name -> (address, size) of a file's function symbols, by pyelftools."""
+    with open(file, "rb") as stream:
+        table = ELFFile(stream).get_section_by_name(".symtab")
+        return {
+            s.name: (s["st_value"], s["st_size"])
+            for s in table.iter_symbols()
+            if s["st_info"]["type"] == "STT_FUNC" and s["st_size"] > 0
+        }
+
+
+def disassembly(file: Path) -> list[tuple[int, int, str]]:
+    """Address, size, text of each instruction of the file's code, by objdump."""
+    if shutil.which("objdump") is None:
+        pytest.skip("no objdump")
+    run = subprocess.run(
+        ["objdump", "-d", "-w", "--section=.text", str(file)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    found = re.findall(r"^ *([0-9a-f]+):\t((?:[0-9a-f]{2} )+) *\t?(.*)$", run.stdout, re.M)
+    return [(int(a, 16), len(code.split()), text) for a, code, text in found]
+
+
+def instruction_starts(file: Path) -> tuple[set[int], set[int], set[int]]:
+    """Return the addresses at which our blocks' instructions start, and the bytes they cover."""
+    import angr
+
+    project = angr.Project(str(file), auto_load_libs=False)
+    shift = project.loader.main_object.mapped_base - project.loader.main_object.linked_base
+    analysis = preprocessing.analyse(file)
+    starts, covered = set(), set()
+    for address, text in zip(analysis.address.tolist(), analysis.instructions, strict=True):
+        if text:
+            count = len(text.splitlines())
+            block = project.factory.block(address, num_inst=count)
+            starts |= {a - shift for a in block.instruction_addrs}
+            covered |= set(range(address - shift, address - shift + block.size))
+    return starts, covered
+
+
+NO_OPERATION = re.compile(r"(data16 |cs |ds )*(nop|xchg +%ax,%ax|lea +0x0\(%[re]?(\w+)(,.*)?\),%)")
+
+
+@pytest.mark.parametrize("stripped", [False, True])
+@pytest.mark.parametrize("file", [*BUILDS, *SAMPLE], ids=str)
+def test_all_function_bytes_are_covered_and_instructions_start_where_objdump_says(
+    builds, file, stripped, tmp_path
+):
+    if isinstance(file, str):
+        file = builds / file / "shapes"
+    functions, listing = functions_of(file), disassembly(file)
+    if stripped:
+        subprocess.run(["strip", "-o", str(tmp_path / "stripped"), str(file)], check=True)
+        file = tmp_path / "stripped"
+    starts, covered = instruction_starts(file)
+    padding = {
+        byte
+        for address, size, text in listing
+        if NO_OPERATION.match(text)
+        for byte in range(address, address + size)
+    }
+    for name, (address, size) in functions.items():
+        missing = set(range(address, address + size)) - covered - padding
+        assert not missing, f"{name} lacks {len(missing)} of {size} bytes"
+    in_text = {a for a, _, _ in listing}
+    low, high = min(in_text), max(in_text)
+    assert {a for a in starts if low <= a <= high} <= in_text
+    assert {a for a in in_text if a in covered} <= starts
+
+
+@pytest.mark.parametrize("build", ALL)
+def test_imports_are_one_node_each(analyses, build):
+    analysis = analyses[build]
+    assert len(set(analysis.import_name)) == len(analysis.import_name)
+    used = {"malloc", "free", "strlen", "qsort", "puts", "fwrite", "exit", "abort"}
+    assert used <= set(analysis.import_name)
+    assert not any(name.startswith("Unresolvable") for name in analysis.import_name)
+    for i, name in enumerate(analysis.import_name):
+        block = analysis.code_blocks + i
+        assert words(analysis, block) == [name]
+        assert analysis.address[block] == 0
+    called = analysis.edges[analysis.kind == CALL][:, 1]
+    for name in used:
+        assert analysis.code_blocks + analysis.import_name.index(name) in called, name
+
+
+@pytest.mark.parametrize("build", ALL)
+def test_calls_of_imports_are_their_names(analyses, build):
+    analysis = analyses[build]
+    malloc = analysis.code_blocks + analysis.import_name.index("malloc")
+    callers = analysis.edges[(analysis.edges[:, 1] == malloc) & (analysis.kind == CALL)][:, 0]
+    assert len(callers) > 0
+    for block in callers:
+        assert words(analysis, block)[-2:] == ["call", "malloc"]
+
+
+@pytest.mark.parametrize("build", ALL)
+def test_imports_that_never_return_are_known(analyses, build):
+    analysis = analyses[build]
+    returning = {
+        name: bool(analysis.returns[analysis.code_blocks + i])
+        for i, name in enumerate(analysis.import_name)
+    }
+    assert returning["malloc"]
+    assert returning["qsort"]
+    assert not returning["exit"]
+    assert not returning["abort"]
+
+
+def test_tokens_are_classes_of_operands(builds, analyses):
+    analysis = analyses["O0"]
+    address = functions_of(builds / "O0" / "shapes")["area"][0]
+    first = int(np.flatnonzero(analysis.address % 0x400000 == address)[0])
+    # push rbp; mov rbp, rsp; mov [rbp - 0x18], rdi; mov [rbp - 0x1c], esi; ...
+    expected = (
+        "push reg8 mov reg8 reg8 mov ptr reg8 mov ptr reg4 mov ptr imme mov ptr imme jmp imme"
+    )
+    got = [w for w in words(analysis, first) if not w.startswith("endbr")]
+    assert got == expected.split()
+
+
+@pytest.mark.parametrize("build", ALL)
+def test_strings_become_their_words(analyses, build):
+    analysis = analyses[build]
+    everything = [" ".join(words(analysis, b)) for b in range(analysis.blocks)]
+    assert sum("str virtual memory exhausted" in text for text in everything) == 1
+    # [MASK] in a literal is a word like any other
+    assert any("str the area is d and the first kind mask d" in text for text in everything)
+
+
+@pytest.mark.parametrize("build", ALL)
+def test_no_padding_and_no_empty_block(analyses, build):
+    analysis = analyses[build]
+    for block in range(analysis.blocks):
+        assert set(words(analysis, block)) - {"nop", "nop_word", "reg2", "ptr", "xchg"}
+    sizes = np.diff(analysis.offsets)
+    assert (sizes > 0).all()
+
+
+@pytest.mark.parametrize("build", ALL)
+def test_edges_follow_the_last_instruction(analyses, build):
+    analysis = analyses[build]
+    out: dict[int, set[int]] = {}
+    for (source, target), kind in zip(analysis.edges.tolist(), analysis.kind.tolist(), strict=True):
+        out.setdefault(source, set()).add(kind)
+        assert 0 <= target < analysis.blocks
+    for block in range(analysis.code_blocks):
+        last = analysis.instructions[block].decode().splitlines()[-1]
+        if last.startswith(("call", "bnd call")):
+            assert out.get(block, set()) <= {CALL, STEP_OVER}, last
+        else:
+            assert out.get(block, set()) <= {JUMP}, last
+        if last.startswith(("ret", "bnd ret")):
+            assert block not in out
+            assert analysis.returns[block]
+        if last.startswith("hlt"):
+            assert not analysis.returns[block]
+        if re.match(r"j(?!mp)", last):
+            assert len(out[block]) >= 1
+
+
+def test_stripping_changes_names_only(analyses):
+    full, bare = analyses["O1"], analyses["O1-stripped"]
+    assert np.array_equal(full.address, bare.address)
+    assert np.array_equal(full.edges, bare.edges)
+    assert full.dictionary == bare.dictionary
+    assert np.array_equal(full.tokens, bare.tokens)
+    assert full.function_name != bare.function_name
+
+
+def test_saving_and_loading_gives_the_same(analyses, tmp_path):
+    analysis = analyses["O0"]
+    preprocessing.save(analysis, tmp_path / "a.npz")
+    again = preprocessing.load(tmp_path / "a.npz")
+    for name, value in vars(analysis).items():
+        if isinstance(value, np.ndarray):
+            assert value.dtype == getattr(again, name).dtype
+            assert np.array_equal(value, getattr(again, name))
+        else:
+            assert value == getattr(again, name)
+
+
+def test_analysis_is_the_same_in_another_process(builds, tmp_path):
+    code = (
+        "import sys, preprocessing as p; "
+        "p.save(p.analyse(sys.argv[1]), sys.argv[2])"
+    )  # fmt: skip
+    for run in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", code, str(builds / "O3-noplt" / "shapes"), str(tmp_path / run)],
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": run, "PYTHONPATH": "."},
+        )
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"#!/bin/sh\necho hello\n", "no executable"),
+        (b"\x7fELF" + bytes(8), "cannot be loaded"),
+    ],
+)
+def test_what_is_no_executable_is_refused(tmp_path, content, reason):
+    file = tmp_path / "broken"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=reason) as error:
+        preprocessing.analyse(file)
+    assert str(file) in str(error.value)
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nothing"):
+        preprocessing.analyse(tmp_path / "nothing")
+
+
+@given(st.binary(max_size=200))
+def test_words_of_a_literal_forge_nothing(literal):
+    found = preprocessing.string_words(literal)
+    assert len(found) <= preprocessing.MAX_STRING_WORDS
+    for word in found:
+        assert re.fullmatch(r"[a-z0-9]{1,64}", word)
+
+
+@given(st.text(max_size=200))
+def test_names_of_imports_forge_nothing(name):
+    assert re.fullmatch(r"[A-Za-z0-9_.@$?-]{1,64}", preprocessing.clean_name(name))
+
+
+# ------------------------------------------------------------------------------------- merging
+
+
+def made_up(imports: list[str], references: list[tuple[int, bytes]], code: int = 6) -> Analysis:
+    """An analysis whose blocks hold one token each, without edges."""
+    blocks = code + len(imports)
+    references = sorted(set(references))
+    return Analysis(
+        address=np.arange(blocks, dtype=np.uint64),
+        function=np.zeros(blocks, np.int32),
+        tokens=np.zeros(blocks, np.int32),
+        offsets=np.arange(blocks + 1, dtype=np.int64),
+        dictionary=["nop"],
+        edges=np.zeros((0, 2), np.int32),
+        kind=np.zeros(0, np.uint8),
+        returns=np.zeros(blocks, bool),
+        function_address=np.zeros(1, np.uint64),
+        function_name=["f"],
+        import_name=sorted(imports),
+        string_block=np.array([b for b, _ in references], np.int32),
+        string=[s for _, s in references],
+        instructions=[b""] * blocks,
+    )
+
+
+LITERALS = [b"alpha one", b"beta two", b"gamma three", b"short", b"delta four"]
+sides = st.builds(
+    made_up,
+    st.sets(st.sampled_from(["malloc", "free", "exit", "read"])).map(list),
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(LITERALS)), max_size=12),
+)
+
+
+@given(sides, sides)
+@settings(max_examples=300)
+def test_merging_follows_the_rules(first, second):
+    merged = preprocessing.merge(first, second)
+    pairs = merged.merged.tolist()
+    assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
+
+    def only(analysis: Analysis, literal: bytes) -> set[int]:
+        where = {
+            b
+            for b, s in zip(analysis.string_block.tolist(), analysis.string, strict=True)
+            if s == literal
+        }
+        return where if len(where) == 1 else set()
+
+    allowed = {
+        (a, first.blocks + b)
+        for literal in LITERALS
+        if len(literal) > 5
+        for a in only(first, literal)
+        for b in only(second, literal)
+    }
+    imports = {
+        (first.code_blocks + i, first.blocks + second.code_blocks + j)
+        for i, x in enumerate(first.import_name)
+        for j, y in enumerate(second.import_name)
+        if x == y
+    }
+    assert imports <= {tuple(p) for p in pairs} <= imports | allowed
+    # nothing that could still be merged is left apart
+    left, right = {a for a, _ in pairs}, {b for _, b in pairs}
+    assert not [(a, b) for a, b in allowed if a not in left and b not in right]
+
+
+@given(sides, sides)
+def test_merging_drops_no_block(first, second):
+    merged = preprocessing.merge(first, second)
+    assert len(merged.address) == first.blocks + second.blocks
+    assert merged.binary.tolist() == [0] * first.blocks + [1] * second.blocks
+    assert len(merged.offsets) == first.blocks + second.blocks + 1
+
+
+def test_merging_real_builds(analyses):
+    first, second = analyses["O0"], analyses["O2"]
+    merged = preprocessing.merge(first, second)
+    for block in range(first.blocks):
+        a, b = merged.offsets[block : block + 2]
+        assert [merged.dictionary[t] for t in merged.tokens[a:b]] == words(first, block)
+    for block in range(second.blocks):
+        a, b = merged.offsets[first.blocks + block : first.blocks + block + 2]
+        assert [merged.dictionary[t] for t in merged.tokens[a:b]] == words(second, block)
+    common = set(first.import_name) & set(second.import_name)
+    texts = [
+        (" ".join(words(first, a)), " ".join(words(second, b - first.blocks)))
+        for a, b in merged.merged.tolist()
+    ]
+    assert {name for name, _ in texts} >= common
+    for phrase in ("virtual memory exhausted", "try help for more information"):
+        assert any(phrase in a and phrase in b for a, b in texts), phrase
+    for source, target in merged.edges.tolist():
+        assert merged.binary[source] == merged.binary[target]
+
+
+def test_static_binary(tmp_path):
+    flags = ["-O1", "-static", "-nostdlib", "-fno-stack-protector"]
+    source = """
+    static void leave(int code) { __asm__ volatile("syscall" :: "a"(60), "D"(code)); }
+    int twice(int x) { return 2 * x; }
+    void _start(void) { leave(twice(21)); __builtin_unreachable(); }
+    """
+    analysis = preprocessing.analyse(compile_c(source, tmp_path / "static", *flags))
+    assert analysis.import_name == []
+    assert analysis.code_blocks >= 1
