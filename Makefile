@@ -1,0 +1,73 @@
+# make train   from nothing to a pre-trained BERT: sample binaries, pairs, corpus, training
+# make test    all tests
+# make lint    ruff
+#
+# TORCH=cpu    install torch's CPU-only build (default: PyPI's build, which on Linux brings CUDA)
+# PYTHON=...   the Python to use (default: the first of 3.11, 3.12, 3.13 that is found)
+# VENV=...     where the virtual environment goes (default: .venv)
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+UV = uv==0.13.9
+
+# uv knows where torch's builds are; what the machine's owner told pip about mirrors holds for uv.
+ifdef TORCH
+export UV_TORCH_BACKEND = $(TORCH)
+endif
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+
+run = $(VENV)/bin/python
+
+.PHONY: train test lint
+
+train: $(VENV)/installed
+	$(run) experiment_data/build_coreutils.py
+	$(run) gendata.py
+	$(run) dataprocess.py
+	@PATH="$(abspath $(VENV))/bin:$$PATH"; \
+	gpu=$$(python -c 'import torch; print(int(torch.cuda.is_available()))'); \
+	[ "$$gpu" = 1 ] || export model_cfg=$${model_cfg:-config/bert_tiny.json}; \
+	sum=$$(cat vocab/vocab.txt data/corpus.txt config/*.json train.sh | cksum); \
+	if [ -e out/made_from ] && [ "$$sum" != "$$(cat out/made_from)" ]; then \
+		old=out-before-$$(date +%Y%m%d-%H%M%S); mv out $$old; \
+		echo "corpus or settings changed: the models made from the earlier ones are now in $$old"; \
+	fi; \
+	mkdir -p out && echo "$$sum" > out/made_from && sh train.sh --check
+	@echo
+	@echo "Made:  output/ (analysed binaries)  data/ (pairs, corpus.txt)  vocab/vocab.txt  out/ (models)"
+	@echo "Next, with the environment active (. $(VENV)/bin/activate):"
+	@echo "  python gendata.py show 0 | less             what a pair of binaries looks like"
+	@echo "  python pretrain.py predict --model_file $$(ls -t out/model_steps_*.pt | head -n 1) \\"
+	@echo "      --line 'push reg8 mov reg8 [MASK] sub reg8 imme'"
+	@echo "  tensorboard --logdir out/runs               how the losses fell"
+	@echo "  python gendata.py --path DIR --biname NAME  your own builds, as DIR/<build>/NAME"
+
+test: $(VENV)/installed-dev
+	$(run) -m pytest
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+$(VENV)/uv:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one," \
+		"or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment;" \
+		"on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(run) -m pip install --quiet --disable-pip-version-check $(UV)
+	@touch $@
+
+$(VENV)/installed: requirements.txt $(VENV)/uv
+	$(VENV)/bin/uv pip install --quiet --python $(run) -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(VENV)/bin/uv pip install --quiet --python $(run) -r requirements-dev.txt
+	@touch $@
