@@ -1,0 +1,571 @@
+"""Build the sample binaries: GNU coreutils from source, at several optimisation levels.
+
+    python experiment_data/build_coreutils.py
+    python experiment_data/build_coreutils.py --versions "8.32 9.1 9.7 9.10" --programs "chroot ls"
+    python experiment_data/build_coreutils.py --compilers "gcc-12 clang-16" --levels "O0 O2"
+
+Everything made lies in one folder, which git ignores:
+
+    coreutils/sources/coreutils-9.1/            the upstream source and its tarball
+    coreutils/build/coreutils-9.1/              configured once, compiled once per level
+    coreutils/binaries/coreutils-9.1-O2/chroot  what gendata.py reads
+
+What is there is kept; delete a folder to have it made anew.
+"""
+
+import gzip
+import lzma
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import fire
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils import UserError, atomic_file, atomic_folder, command_line, disk_errors
+
+OUTPUT = Path(__file__).resolve().parent / "coreutils"
+LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
+
+# The upstream version that each suite holds. Others are found too, but all suites are searched.
+SUITES = {
+    "debian": {"bullseye": "8.32", "bookworm": "9.1", "trixie": "9.7", "sid": "9.10"},
+    "ubuntu": {
+        "focal": "8.30",
+        "jammy": "8.32",
+        "noble": "9.4",
+        "questing": "9.5",
+        "resolute": "9.7",
+    },
+}
+
+# Which optional libraries a machine has must not change the binaries.
+CONFIGURE = (
+    "--quiet",
+    "--disable-dependency-tracking",
+    "--disable-acl",
+    "--disable-libcap",
+    "--disable-libsmack",
+    "--disable-xattr",
+    "--without-libgmp",
+    "--without-openssl",
+    "--without-selinux",
+)
+
+APT_CONFIG = """\
+// The machine's settings hold (proxies, say), but its hooks do not run and its laxities end.
+#clear APT::Update;
+Dir::Etc::SourceList "{folder}/entries.sources";
+Dir::Etc::SourceParts "/dev/null";
+Dir::Etc::Preferences "/dev/null";
+Dir::Etc::PreferencesParts "/dev/null";
+Dir::State "{folder}/state";
+Dir::State::Status "/dev/null";
+Dir::Cache "{folder}/cache";
+APT::Get::AllowUnauthenticated "false";
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
+"""
+
+OTHERWISE = (
+    "or use your own binaries, each build in its own folder below one FOLDER: "
+    "python gendata.py --path FOLDER --biname PROGRAM"
+)
+
+START = time.monotonic()
+
+
+@fire.decorators.SetParseFns(  # as text: fire would read version 9.10 as the number 9.1
+    versions=str, levels=str, programs=str, compilers=str, tarballs=str, output=str
+)
+def main(
+    *,
+    versions: str = "",
+    levels: str = "O0 O1 O2 O3",
+    programs: str = "chroot",
+    compilers: str = "",
+    jobs: int = 0,
+    tarballs: str = "",
+    output: Path = OUTPUT,
+) -> int:
+    """Build programs of GNU coreutils from source, with debug information.
+
+    Several values stand in one argument, with blanks between: --levels "O0 O3".
+
+    Parameters
+    ----------
+    versions : str
+        Versions of coreutils. Default: those of `tarballs`, else the one that this machine's
+        release of Debian or Ubuntu has.
+    levels : str
+        Optimisation levels, of O0 O1 O2 O3 Os Og.
+    programs : str
+        Programs of coreutils: "chroot ls sort".
+    compilers : str
+        Installed compilers: "gcc-12 clang-16". They are then part of the folders' names.
+        Default: gcc, else clang, else cc, unnamed.
+    jobs : int
+        Processes at a time. Default: one for each CPU.
+    tarballs : str
+        Source tarballs (coreutils-9.1.tar.xz). Versions without one come from the source packages
+        of Debian or Ubuntu, by an apt of our own: without root, without a change to the system.
+    output : Path
+        The folder that gets sources/, build/ and binaries/.
+
+    Raises
+    ------
+    UserError
+        No compiler, make, network or Debian; unknown values; unreadable tarballs; failed builds,
+        after all others are done.
+    """
+    level_list = split("levels", levels)
+    for level in level_list:
+        if level not in LEVELS:
+            raise UserError(f"--levels {level}: the levels are {' '.join(LEVELS)}")
+    program_list = split("programs", programs)
+    compiler_list = split("compilers", compilers) if compilers else [""]
+    for name in program_list + compiler_list:
+        if "/" in name:
+            raise UserError(f"{name}: give the name of a program or compiler, not a path")
+    if jobs < 0:
+        raise UserError(f"--jobs {jobs}: must be 1 or more, or 0 for one for each CPU")
+    jobs = jobs or os.cpu_count() or 1
+    given = {version_of(path): path for path in map(Path, shlex.split(tarballs))}
+    version_list = split("versions", versions) if versions else list(given)
+    for version in version_list:
+        if not re.fullmatch(r"\d+(\.\d+)+", version):
+            raise UserError(f"--versions {version}: not a version of coreutils like 9.1")
+    if not version_list:
+        version_list = [default_version(output / "sources")]
+
+    trees = []
+    for version in version_list:
+        for compiler in compiler_list:
+            tree = Tree(output, version, compiler)
+            tree.todo.update(
+                (level, missing)
+                for level in level_list
+                if (missing := [p for p in program_list if not tree.binary(level, p).is_file()])
+            )
+            for level in level_list:
+                if level not in tree.todo:
+                    say(f"{tree.binary(level, '').name} is there already")
+            if tree.todo:
+                trees.append(tree)
+
+    failures: list[str] = []
+    if trees:
+        check_tools(trees)
+        with disk_errors(output):
+            get_sources([tree.version for tree in trees], given, output / "sources")
+            for tree in trees:
+                check_programs(tree, program_list)
+            failures = build_all(trees, jobs)
+
+    for program in program_list:
+        builds = len(list((output / "binaries").glob(f"*/{program}")))
+        print(f"{program}: {builds} builds, {builds * (builds - 1) // 2} pairs")
+    flags = "" if output == OUTPUT else f" --path {shlex.quote(str(output / 'binaries'))}"
+    flags += "" if "chroot" in program_list else f" --biname {program_list[0]}"
+    print(f"in {output / 'binaries'}, after {time.monotonic() - START:.0f} s")
+    if failures:
+        raise UserError("; ".join(failures))
+    print(f"next: python gendata.py{flags}")
+    return 0
+
+
+def split(flag: str, text: str) -> list[str]:
+    """Return the values in ``text``, in order, each once."""
+    values = list(dict.fromkeys(re.split(r"[\s,]+", text.strip(" \t\n,"))))
+    if values == [""]:
+        raise UserError(f'--{flag} is empty; give values with blanks between, like --{flag} "A B"')
+    return values
+
+
+def say(step: str) -> None:
+    """Print one line on stderr for a step that begins."""
+    print(f"[{time.monotonic() - START:3.0f} s] {step}", file=sys.stderr, flush=True)
+
+
+# Building
+
+
+@dataclass
+class Tree:
+    """One version configured for one compiler ("" for the default one); it serves all levels."""
+
+    output: Path
+    version: str
+    compiler: str
+
+    def __post_init__(self) -> None:
+        self.todo: dict[str, list[str]] = {}  # level -> programs
+        self.name = "-".join(filter(None, ("coreutils", self.version, self.compiler)))
+        self.source = self.output / "sources" / f"coreutils-{self.version}"
+        self.folder = self.output / "build" / self.name
+
+    def binary(self, level: str, program: str) -> Path:
+        """Return where ``program`` goes."""
+        return self.output / "binaries" / f"{self.name}-{level}" / program
+
+
+def check_tools(trees: list[Tree]) -> None:
+    """Find make and every compiler; the default compiler is settled here."""
+    for tree in trees:
+        candidates = [tree.compiler] if tree.compiler else ["gcc", "clang", "cc"]
+        for tool, names in {"C compiler": candidates, "make": ["make"]}.items():
+            if not any(map(shutil.which, names)):
+                raise UserError(
+                    f"no {tool} ({', '.join(names)}) is installed; install it (Debian, Ubuntu: "
+                    f"sudo apt-get install build-essential), {OTHERWISE}"
+                )
+        tree.compiler = next(filter(shutil.which, candidates))
+
+
+def check_programs(tree: Tree, programs: list[str]) -> None:
+    """Raise a UserError unless coreutils has these programs: each has a page in man/."""
+    known = {page.stem for page in (tree.source / "man").glob("*.x")}
+    for program in programs:
+        if program not in known:
+            raise UserError(
+                f"--programs {program}: coreutils {tree.version} has no such program, but has "
+                + " ".join(sorted(known))
+            )
+
+
+def build_all(trees: list[Tree], jobs: int) -> list[str]:
+    """Build what is left to do in every tree, several trees at a time; return what failed."""
+    failures = []
+    workers = min(jobs, len(trees))
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(build, tree, -(-jobs // workers)) for tree in trees]
+        try:
+            for future in as_completed(futures):
+                if isinstance(error := future.exception(), UserError):
+                    failures.append(str(error))
+                else:
+                    future.result()
+        except BaseException:  # Ctrl-C reaches make and the compilers by itself
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failures
+
+
+def build(tree: Tree, jobs: int) -> None:
+    """Configure the tree unless it is, then build what is left to do, level by level."""
+    # The names that the compiler sees, and records, are relative; the one absolute path in the
+    # debug information is the build folder's. So equal sources give equal bytes everywhere.
+    source = os.path.relpath(tree.source, tree.folder)
+    prefix_map = shlex.quote(f"-fdebug-prefix-map={tree.folder.resolve()}=.")
+    banner = subprocess.run([tree.compiler, "--version"], capture_output=True, text=True).stdout
+    state = f"{tree.folder.resolve()}\n{CONFIGURE}\n{banner}"
+    mark = tree.folder / "configured"
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != state:
+        say(f"{tree.name}: configure (most of a minute)")
+        shutil.rmtree(tree.folder, ignore_errors=True)
+        tree.folder.mkdir(parents=True)
+        run(tree, "configure", [f"{source}/configure", *CONFIGURE, f"CC={tree.compiler}"])
+        with atomic_file(mark) as file:
+            file.write(state)
+    for level, programs in tree.todo.items():
+        say(f"{tree.name}: make {' '.join(programs)} at -{level}")
+        # Objects of another level, or of an interrupted run, would be taken as they are.
+        run(tree, "clean", ["make", "clean"])
+        # Asked for one program, make does not see that all headers must be generated first.
+        headers = ["make", f"-j{jobs}", "-f", "Makefile", "-f", "-", "headers"]
+        run(tree, f"headers-{level}", headers, stdin="headers: $(BUILT_SOURCES)\n")
+        files = {p: f"src/{'ginstall' if p == 'install' else p}" for p in programs}
+        run(
+            tree,
+            f"make-{level}",
+            ["make", f"-j{jobs}", f"CFLAGS=-g -{level} {prefix_map}", *files.values()],
+        )
+        for program, file in files.items():
+            binary = tree.binary(level, program)
+            with atomic_file(binary, "wb") as target:
+                target.write((tree.folder / file).read_bytes())
+            binary.chmod(0o755)
+
+
+def run(tree: Tree, step: str, command: list[str], stdin: str = "") -> None:
+    """Run one step in the build folder, its output in a log there; raise a UserError if it fails.
+
+    Of the environment only what finds programs is passed on: a CFLAGS or MAKEFLAGS (as under
+    another make) must not change the binaries. As root, configure wants to be forced.
+    """
+    log = tree.folder / f"{step}.log"
+    keep = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
+    env = {name: os.environ[name] for name in keep if name in os.environ}
+    # By itself configure prefers bash to Debian's faster dash; the outcome is the same.
+    env |= {"LC_ALL": "C", "FORCE_UNSAFE_CONFIGURE": "1", "CONFIG_SHELL": "/bin/sh"}
+    with log.open("wb") as file:
+        done = subprocess.run(
+            command,
+            cwd=tree.folder,
+            env=env,
+            input=stdin.encode(),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    if done.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
+        reason = next((line for line in lines if "error:" in line.lower()), lines[-1])
+        raise UserError(
+            f"{tree.name}: {' '.join(command[:1])} failed ({reason.strip()}; all of it in {log}); "
+            f"try another compiler or version, {OTHERWISE}"
+        )
+
+
+# Sources
+
+
+def get_sources(versions: list[str], tarballs: dict[str, Path], sources: Path) -> None:
+    """Have sources/coreutils-<version>/ for all versions, from tarballs or from apt."""
+    missing = [v for v in dict.fromkeys(versions) if not (sources / f"coreutils-{v}").is_dir()]
+    for version in missing:
+        kept = list(sources.glob(f"coreutils-{version}.tar.*"))
+        if version not in tarballs and kept:
+            tarballs[version] = kept[0]
+    wanted = [version for version in missing if version not in tarballs]
+    if wanted:
+        tarballs |= download(wanted, sources)
+    for version in missing:
+        say(f"coreutils-{version}: extract {tarballs[version]}")
+        extract(tarballs[version], sources / f"coreutils-{version}")
+
+
+@contextmanager
+def open_tarball(path: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tarball; whatever is wrong with it becomes a UserError."""
+    try:
+        with tarfile.open(path) as tar:
+            yield tar
+    except FileNotFoundError as error:
+        raise UserError(f"no tarball {path}; --tarballs takes paths with blanks between") from error
+    except (
+        tarfile.TarError,
+        lzma.LZMAError,
+        zlib.error,
+        gzip.BadGzipFile,
+        EOFError,
+        IsADirectoryError,
+        PermissionError,
+    ) as error:
+        raise UserError(f"cannot read the tarball {path} ({error}); get it again") from error
+
+
+def version_of(tarball: Path) -> str:
+    """Return the version that the tarball's one folder is named by, coreutils-<version>."""
+    with open_tarball(tarball) as tar:
+        first = tar.next()
+        match = first and re.match(r"(?:\./)?coreutils-(\d+(?:\.\d+)+)(/|$)", first.name)
+    if not match:
+        raise UserError(f"{tarball} holds no folder coreutils-VERSION; give a release's tarball")
+    return match[1]
+
+
+def extract(tarball: Path, folder: Path) -> None:
+    """Extract a release whole or not at all."""
+    with open_tarball(tarball) as tar, atomic_folder(folder) as work:
+        members = []
+        for member in tar:
+            parts = Path(member.name).parts[1:]
+            if not parts and member.isdir():
+                continue
+            # Checked here because Debian 12's Python has no extraction filters yet.
+            if not (member.isfile() or member.isdir()) or ".." in parts or member.name[0] == "/":
+                raise UserError(f"{tarball}: {member.name} does not belong in a release's tarball")
+            member.name = "/".join(parts)
+            members.append(member)
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        tar.extractall(work, members)
+        if not (work / "configure").is_file():
+            raise UserError(f"{tarball} has no configure script; give a release's tarball")
+
+
+# Source packages of Debian and Ubuntu
+
+
+class Entry(NamedTuple):
+    """What an apt entry of this machine says about its mirror."""
+
+    uri: str
+    signed_by: str  # a keyring's path, a fingerprint or a key; "" for all keys that apt trusts
+
+
+def distribution(os_release: Path = Path("/etc/os-release")) -> tuple[str, str]:
+    """Return the distribution, "debian" or "ubuntu", and its release's codename."""
+    text = os_release.read_text(encoding="utf-8") if os_release.is_file() else ""
+    fields = dict(word.split("=", 1) for word in shlex.split(text, comments=True) if "=" in word)
+    if fields.get("ID") not in SUITES or not shutil.which("apt-get"):
+        raise UserError(
+            "only Debian's and Ubuntu's source packages can be downloaded here; give a tarball "
+            "of GNU coreutils with --tarballs coreutils-9.1.tar.xz (ftp.gnu.org/gnu/coreutils), "
+            + OTHERWISE
+        )
+    # Debian's unstable names no codename in some years.
+    return fields["ID"], fields.get("VERSION_CODENAME", "sid")
+
+
+def deb822(text: str) -> list[dict[str, str]]:
+    """Parse paragraphs of fields; names in lower case, values with their continuation lines."""
+    paragraphs: list[dict[str, str]] = [{}]
+    for line in text.splitlines():
+        fields = paragraphs[-1]
+        if line.startswith("#"):
+            continue
+        if not line.strip():
+            paragraphs.append({})
+        elif line[0].isspace() and fields:
+            fields[next(reversed(fields))] += f"\n{line}"
+        else:
+            name, _, value = line.partition(":")
+            fields[name.strip().lower()] = value.strip()
+    return [fields for fields in paragraphs if fields]
+
+
+def apt_entries(codename: str, etc: Path = Path("/etc/apt")) -> list[Entry]:
+    """Return the mirrors that this machine takes its own release from.
+
+    Entries of other suites (third parties', updates) are left out. Debian's testing and unstable
+    may go by those names.
+
+    References
+    ----------
+    sources.list(5)
+    """
+    own = {codename, "stable", "testing", "unstable", "sid"}
+    parts = etc / "sources.list.d"
+    entries = []
+    for path in [etc / "sources.list", *sorted(parts.glob("*.list"))]:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        for line in text.splitlines():
+            match = re.match(r"\s*deb(?:-src)?\s+(?:\[([^]]*)]\s*)?(\S+)\s+(\S+)\s([^#]*)", line)
+            if match and match[3] in own and "main" in match[4].split():
+                key = re.search(r"(?:^|\s)signed-by=(\S+)", match[1] or "", re.IGNORECASE)
+                entries.append(Entry(match[2], key[1].replace(",", " ") if key else ""))
+    for path in sorted(parts.glob("*.sources")):
+        for fields in deb822(path.read_text(encoding="utf-8", errors="replace")):
+            if (
+                fields.get("enabled", "yes").lower() not in ("no", "false", "0", "off")
+                and own & set(fields.get("suites", "").split())
+                and "main" in fields.get("components", "").split()
+            ):
+                key = fields.get("signed-by", "")
+                entries += [Entry(uri, key) for uri in fields.get("uris", "").split()]
+    return list(dict.fromkeys(entries))
+
+
+@contextmanager
+def private_apt(suites: list[str], sources: Path) -> Iterator[tuple[Callable[..., str], Path]]:
+    """Yield a function that runs an apt command on the source packages of ``suites``, and where.
+
+    This apt has its own lists, cache and configuration in a folder that ends with the block. Its
+    entries are the machine's own, of the same mirrors and verified by the same keys, with the
+    suites replaced. The function returns the output; a failure is in there, too.
+    """
+    _, codename = distribution()
+    sources.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".apt.", dir=sources) as name:
+        folder = Path(name).resolve()
+        folder.chmod(0o755)  # as root, apt downloads as its own user
+        for part in ("state/lists/partial", "cache/archives/partial"):
+            (folder / part).mkdir(parents=True)
+        (folder / "apt.conf").write_text(APT_CONFIG.format(folder=folder), encoding="utf-8")
+        paragraphs = [
+            f"Types: deb-src\nURIs: {entry.uri}\nSuites: {' '.join(suites)}\nComponents: main\n"
+            + (f"Signed-By: {entry.signed_by}\n" if entry.signed_by else "")
+            for entry in apt_entries(codename)
+        ]
+        (folder / "entries.sources").write_text("\n".join(paragraphs), encoding="utf-8")
+
+        def apt(program: str, *arguments: str) -> str:
+            return subprocess.run(
+                [program, "-c", folder / "apt.conf", *arguments],
+                cwd=folder,
+                env=os.environ | {"LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            ).stdout
+
+        yield apt, folder
+
+
+def offered(apt: Callable[..., str]) -> tuple[dict[str, str], str]:
+    """Return the versions on offer, upstream's -> the package's, and apt's first complaint."""
+    output = apt("apt-get", "update")
+    packages = deb822(apt("apt-cache", "showsrc", "--only-source", "coreutils"))
+    versions = [package["version"] for package in packages if "version" in package]
+    complaint = next((line for line in output.splitlines() if re.match("(Err|E|W):", line)), "")
+    return {re.sub(r"^\d+:|-[^-]*$", "", version): version for version in versions}, complaint
+
+
+def default_version(sources: Path) -> str:
+    """Return the version of coreutils in this machine's release."""
+    name, codename = distribution()
+    if version := SUITES[name].get(codename):
+        return version
+    say(f"look for coreutils in {name}'s {codename}")
+    with private_apt([codename], sources) as (apt, _):
+        versions, complaint = offered(apt)
+    if not versions:
+        raise UserError(
+            f"no source package of coreutils in {name}'s {codename} ({complaint or 'no entry'}); "
+            f"name another with --versions ({' '.join(SUITES[name].values())}), {OTHERWISE}"
+        )
+    return next(iter(versions))
+
+
+def download(versions: list[str], sources: Path) -> dict[str, Path]:
+    """Download upstream's tarballs through apt, which verifies them, and return their paths."""
+    name, codename = distribution()
+    suites = {version: suite for suite, version in SUITES[name].items()}
+    searched = [suites.get(version, "") for version in versions]
+    if "" in searched:
+        searched = list(dict.fromkeys([*SUITES[name], codename]))
+    say(f"coreutils {' '.join(versions)}: download from {name}'s {' '.join(searched)}")
+    tarballs = {}
+    with private_apt(searched, sources) as (apt, folder):
+        available, complaint = offered(apt)
+        for version in versions:
+            if version in available:
+                package = f"coreutils={available[version]}"
+                output = apt("apt-get", "source", "--download-only", "--only-source", package)
+                lines = [line for line in output.splitlines() if line.startswith(("E:", "Err:"))]
+                complaint = lines[0] if lines else complaint
+            # The rest of a source package is Debian's own: its patches and its description.
+            found = [
+                path
+                for path in folder.glob(f"coreutils_{version}.orig.tar.*")
+                if path.suffix != ".asc"  # upstream's signature
+            ]
+            if not found:
+                raise UserError(
+                    f"cannot download coreutils {version} from {name}'s {' '.join(searched)}"
+                    f" (on offer: {' '.join(available) or 'none'}; {complaint or 'no complaint'});"
+                    f" give a tarball with --tarballs, {OTHERWISE}"
+                )
+            tarballs[version] = sources / f"coreutils-{version}.tar{found[0].suffix}"
+            os.replace(found[0], tarballs[version])
+    return tarballs
+
+
+if __name__ == "__main__":
+    command_line(main)
