@@ -56,7 +56,7 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 
-$(VENV)/uv:
+$(VENV)/bin/uv:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one," \
 		"or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment;" \
@@ -64,7 +64,7 @@ $(VENV)/uv:
 	$(run) -m pip install --quiet --disable-pip-version-check $(UV)
 	@touch $@
 
-$(VENV)/installed: requirements.txt $(VENV)/uv
+$(VENV)/installed: requirements.txt $(VENV)/bin/uv
 	$(VENV)/bin/uv pip install --quiet --python $(run) -r requirements.txt
 	@touch $@
 

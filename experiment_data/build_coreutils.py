@@ -513,7 +513,7 @@ def offered(apt: Callable[..., str]) -> tuple[dict[str, str], str]:
     output = apt("apt-get", "update")
     packages = deb822(apt("apt-cache", "showsrc", "--only-source", "coreutils"))
     versions = [package["version"] for package in packages if "version" in package]
-    complaint = next((line for line in output.splitlines() if re.match("(Err|E|W):", line)), "")
+    complaint = next((line for line in output.splitlines() if re.match("[EW]:", line)), "")
     return {re.sub(r"^\d+:|-[^-]*$", "", version): version for version in versions}, complaint
 
 
@@ -548,7 +548,7 @@ def download(versions: list[str], sources: Path) -> dict[str, Path]:
             if version in available:
                 package = f"coreutils={available[version]}"
                 output = apt("apt-get", "source", "--download-only", "--only-source", package)
-                lines = [line for line in output.splitlines() if line.startswith(("E:", "Err:"))]
+                lines = [line for line in output.splitlines() if line.startswith("E:")]
                 complaint = lines[0] if lines else complaint
             # The rest of a source package is Debian's own: its patches and its description.
             found = [

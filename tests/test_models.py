@@ -69,9 +69,8 @@ def shake(model: torch.nn.Module) -> None:
             p += 0.2 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
-def twins(request):
-    """Our model and Hugging Face's with the same weights, and what both are given."""
+def make_twins(dtype: torch.dtype, p_drop: float = 0.0):
+    """Our model and Hugging Face's with the same weights."""
     theirs = transformers.BertForPreTraining(
         transformers.BertConfig(
             vocab_size=VOCAB_SIZE,
@@ -83,14 +82,21 @@ def twins(request):
             type_vocab_size=SIZES["n_segments"],
             hidden_act="gelu",
             layer_norm_eps=1e-12,
-            attn_implementation="eager",
+            hidden_dropout_prob=p_drop,
+            attention_probs_dropout_prob=0.0,
         )
-    )
-    theirs = theirs.to(request.param).eval()
+    ).to(dtype)
     shake(theirs)
     weights = theirs.state_dict()
-    ours = models.BertModel4Pretrain(config()).to(request.param).eval()
+    ours = models.BertModel4Pretrain(config(p_drop_hidden=p_drop, p_drop_attn=0.0)).to(dtype)
     ours.load_state_dict({key: weights[hugging_face_name(key)] for key in ours.state_dict()})
+    return ours, theirs
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def twins(request):
+    """The two models, and what both are given."""
+    ours, theirs = (model.eval() for model in make_twins(request.param))
 
     generator = torch.Generator().manual_seed(2)
     lengths = torch.tensor([40, 31, 7, 1])
@@ -145,6 +151,16 @@ def test_every_gradient_equals_hugging_faces(twins):
         torch.testing.assert_close(p.grad, hf, rtol=1e-9, atol=1e-12, msg=name)
         # A key's bias adds the same to all scores of a query, so it has no gradient.
         assert p.grad.abs().max() > 1e-6 or name.endswith("proj_k.bias")
+
+
+def test_hidden_dropout_is_where_hugging_faces_is():
+    ours, theirs = make_twins(torch.float64, p_drop=0.5)
+    ids = torch.arange(24).reshape(2, 12)
+    torch.manual_seed(4)
+    mine = ours.train().transformer(ids, ids % 2)
+    torch.manual_seed(4)  # the same random numbers fall on the same places
+    hf = theirs.train().bert(input_ids=ids, token_type_ids=ids % 2).last_hidden_state
+    torch.testing.assert_close(mine, hf, rtol=0, atol=1e-12)
 
 
 def test_state_dict_keys_are_those_of_the_lineage():
