@@ -1,0 +1,97 @@
+"""What gendata.py costs: all pairs of a program's builds, cold and warm, against angr alone.
+
+    python bench/gendata.py --path DIR --biname chroot --workers 2
+
+Cold: nothing cached. Warm: analyses cached, data/ deleted, every pair written anew. "angr alone"
+is one CFGFast of each distinct binary, divided by the workers: the time below which nothing that
+uses angr can get. "Each pair anew" is what analysing both binaries again for every pair would
+cost, as DeepBinDiff's scripts do: angr's time times (binaries - 1), in one process.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import logging
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import gendata
+from utils import command_line
+
+
+def main(
+    path: str = str(ROOT / "experiment_data/coreutils/binaries"),
+    biname: str = "chroot",
+    workers: int = 2,
+    warm_runs: int = 3,
+) -> None:
+    """Print the table.
+
+    Args:
+        path: The builds, as for gendata.py.
+        biname: The program.
+        workers: Processes.
+        warm_runs: How often the warm run is repeated; the median counts.
+    """
+    binaries = gendata.find_binaries(path, biname)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run() -> float:
+            shutil.rmtree(Path(folder, "data"), ignore_errors=True)
+            began = time.perf_counter()
+            command = [
+                sys.executable,
+                str(ROOT / "gendata.py"),
+                "--path",
+                str(Path(path).resolve()),
+            ]
+            command += ["--biname", biname, "--workers", str(workers)]
+            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            return time.perf_counter() - began
+
+        cold = run()
+        warm = float(np.median([run() for _ in range(warm_runs)]))
+        counts = [
+            json.loads(f.read_text())["counts"] for f in Path(folder, "data").glob("*/pair.json")
+        ]
+        size = sum(f.stat().st_size for f in Path(folder, "data").rglob("*") if f.is_file())
+    alone = angr_alone([binary["path"] for binary in binaries])
+
+    tokens = sum(count["tokens"] for count in counts)
+    lengths = [n for c in counts for n, k in enumerate(c["document_lengths"]) for _ in range(k)]
+    print(
+        f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()},",
+        end=" ",
+    )
+    print(f"angr {importlib.metadata.version('angr')}, {workers} workers")
+    print(f"{len(binaries)} builds of {biname}, {len(counts)} pairs, {tokens:,} tokens")
+    print(f"  cold              {cold:7.1f} s")
+    print(f"  warm              {warm:7.1f} s   {tokens / warm / 1e6:.1f} million tokens/s")
+    print(f"  angr alone        {alone / workers:7.1f} s   cold is {cold * workers / alone:.2f} x")
+    print(f"  each pair anew    {alone * (len(binaries) - 1):7.1f} s   in one process")
+    print(f"  bytes a pair      {size / len(counts):9,.0f}")
+    print(f"  blocks a document, quartiles {np.percentile(lengths, [25, 50, 75])}")
+
+
+def angr_alone(files: list[str]) -> float:
+    """Return the seconds that CFGFast takes for all files, one after the other."""
+    import angr
+
+    logging.getLogger("angr").setLevel(logging.CRITICAL)
+    began = time.perf_counter()
+    for file in files:
+        angr.Project(file, auto_load_libs=False).analyses.CFGFast(normalize=True)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    command_line(main)
