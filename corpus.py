@@ -1,0 +1,225 @@
+"""The corpus as token ids: tokenised once, mapped from files, split into training and held out."""
+
+import dataclasses
+import hashlib
+import json
+from array import array
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import utils
+from tokenization import CorpusTokenizer
+from utils import UserError
+
+FORMAT = 1  # of the files in corpus.ids/
+SPLIT_SEED = 0  # what is held out does not depend on the training's seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A corpus as token ids, mapped from files; nothing of it is held in memory.
+
+    Attributes
+    ----------
+    tokens : uint16 or uint32 (tokens,)
+    sentences : int64 (sentences + 1,)
+        Where each sentence starts in ``tokens``; last the end.
+    documents : int64 (documents + 1,)
+        Where each document starts in ``sentences``; last the end.
+    pairs : int64 (pairs + 1,)
+        Where each pair of binaries starts in ``documents``; last the end.
+    programs : list of str, builds : list of (str, str)
+        Of each pair: the program's name, and the SHA-256 of both binaries. Empty for a corpus that
+        dataprocess.py did not make; that counts as one pair.
+    sha256 : str
+        Of the text.
+    """
+
+    tokens: np.ndarray
+    sentences: np.ndarray
+    documents: np.ndarray
+    pairs: np.ndarray
+    programs: list[str]
+    builds: list[tuple[str, str]]
+    sha256: str
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """Where each document starts in ``tokens``; last the end. int64 (documents + 1,)"""
+        return self.sentences[self.documents]
+
+    def count_tokens(self, chosen: np.ndarray, vocab_size: int) -> np.ndarray:
+        """Count how often each token stands in the ``chosen`` documents -> int64 (vocab_size,)."""
+        counts = np.zeros(vocab_size, np.int64)
+        ranges = np.stack([self.bounds[:-1], self.bounds[1:]], 1)[chosen]
+        for some in np.array_split(ranges, len(ranges) // 1000 + 1):
+            text = np.concatenate([self.tokens[start:end] for start, end in some])
+            counts += np.bincount(text, minlength=vocab_size)
+        return counts
+
+
+def read_corpus(
+    data_file: Path, tokenizer: CorpusTokenizer, vocab_sha256: str, may_write: bool = True
+) -> Corpus:
+    """Map the corpus's ids, tokenising the text first unless ``<data_file>.ids`` is up to date.
+
+    Raises
+    ------
+    UserError
+        No corpus, an empty one, or one that its .json beside it does not describe.
+    """
+    if not data_file.is_file():
+        raise UserError(f"there is no corpus {data_file}; make it: python dataprocess.py")
+    with data_file.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    key = {"format": FORMAT, "corpus": sha256, "vocab": vocab_sha256, "tokenizer": tokenizer.name}
+    dtype = np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32
+    folder = data_file.with_suffix(".ids")
+    if may_write and not _has(folder, key):
+        with utils.atomic_folder(folder) as new:
+            _tokenise(data_file, tokenizer, dtype, new)
+            (new / "key.json").write_text(json.dumps(key))
+    if not (folder / "tokens.bin").stat().st_size:
+        raise UserError(f"the corpus {data_file} holds no text; make it: python dataprocess.py")
+    documents = np.memmap(folder / "documents.bin", np.int64, "r")
+    programs, builds, sizes = _pairs(data_file, sha256, len(documents) - 1)
+    return Corpus(
+        tokens=np.memmap(folder / "tokens.bin", dtype, "r"),
+        sentences=np.memmap(folder / "sentences.bin", np.int64, "r"),
+        documents=documents,
+        pairs=np.cumsum([0, *sizes]),
+        programs=programs,
+        builds=builds,
+        sha256=sha256,
+    )
+
+
+def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: Path) -> None:
+    """Write tokens.bin, sentences.bin and documents.bin into ``folder``, a few lines at a time."""
+    n_tokens = n_sentences = 0
+    bar = tqdm(total=data_file.stat().st_size, unit="B", unit_scale=True, disable=None)
+    with (
+        data_file.open("rb") as text,
+        (folder / "tokens.bin").open("wb") as tokens,
+        (folder / "sentences.bin").open("wb") as sentences,
+        (folder / "documents.bin").open("wb") as documents,
+        bar,
+    ):
+        sentence, document = array("q"), array("q")
+        ended = True  # the next line with text starts a document
+        while lines := text.readlines(1 << 20):
+            ids, offsets = tokenizer.encode_lines(lines)
+            ids.astype(dtype).tofile(tokens)
+            for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+                if start == end:
+                    ended = True
+                    continue
+                if ended:
+                    document.append(n_sentences)
+                    ended = False
+                sentence.append(n_tokens + start)
+                n_sentences += 1
+            n_tokens += len(ids)
+            sentence.tofile(sentences)
+            document.tofile(documents)
+            sentence, document = array("q"), array("q")
+            bar.update(sum(map(len, lines)))
+        array("q", [n_tokens]).tofile(sentences)
+        array("q", [n_sentences]).tofile(documents)
+
+
+def _pairs(
+    data_file: Path, sha256: str, n_documents: int
+) -> tuple[list[str], list[tuple[str, str]], list[int]]:
+    """Return program, builds and number of documents of each pair, from the .json of the corpus."""
+    beside = data_file.with_suffix(".json")
+    if not beside.exists():
+        return [], [], [n_documents]
+    try:
+        about = json.loads(utils.read_text(beside, "description of the corpus"))
+        programs = [pair["program"] for pair in about["pairs"]]
+        builds = [tuple(build["sha256"] for build in pair["builds"]) for pair in about["pairs"]]
+        sizes = [pair["documents"] for pair in about["pairs"]]
+        fits = about["corpus_sha256"] == sha256 and sum(sizes) == n_documents
+    except (ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise UserError(
+            f"{beside} does not describe {data_file}, which was changed since; run "
+            "python dataprocess.py again (or delete the .json, if the corpus is your own)"
+        )
+    return programs, builds, sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Which documents are trained on and which are held out.
+
+    Attributes
+    ----------
+    training, heldout : bool (documents,)
+    rule : str
+        One line for the report: by what the corpus was split, and what is held out.
+    """
+
+    training: np.ndarray
+    heldout: np.ndarray
+    rule: str
+
+
+def split_corpus(corpus: Corpus) -> Split:
+    """Hold out a tenth of the programs; or a quarter of at least 8 builds; or a tenth of documents.
+
+    The first of these rules that leaves pairs of segments on both sides is taken. The choice is
+    random, and the same for the same corpus.
+
+    Raises
+    ------
+    UserError
+        The corpus is too small for any split.
+    """
+    rng = np.random.default_rng(SPLIT_SEED)
+    programs = sorted(set(corpus.programs))
+    builds = sorted({build for pair in corpus.builds for build in pair})
+    n_documents = len(corpus.documents) - 1
+    splits = []
+    if len(programs) > 1:
+        out = set(rng.permutation(programs)[: -(-len(programs) // 10)].tolist())
+        pairs = np.array([program in out for program in corpus.programs])
+        rule = f"by program: {', '.join(sorted(out))} held out of {len(programs)} programs"
+        splits.append((~pairs, pairs, rule))
+    if len(builds) >= 8:
+        out = set(rng.permutation(builds)[: round(len(builds) / 4)].tolist())
+        inside = np.array([sum(build in out for build in pair) for pair in corpus.builds])
+        rule = (
+            f"by build: {len(out)} of {len(builds)} builds held out, {(inside == 2).sum()} pairs "
+            f"inside them, {(inside == 1).sum()} mixed pairs dropped"
+        )
+        splits.append((inside == 0, inside == 2, rule))
+    per_pair = np.diff(corpus.pairs)
+    splits = [(np.repeat(a, per_pair), np.repeat(b, per_pair), rule) for a, b, rule in splits]
+    several = np.diff(corpus.documents) > 1  # others have no second segment
+    useful = rng.permutation(np.flatnonzero(several))
+    documents = np.zeros(n_documents, bool)
+    documents[useful[: max(2, len(useful) // 10)]] = True
+    rule = (
+        f"by document: {documents.sum()} of {n_documents} held out; paths through the same code "
+        "are on both sides, so these figures flatter the model"
+    )
+    splits.append((~documents, documents, rule))
+    for training, heldout, rule in splits:
+        if min((several & training).sum(), (several & heldout).sum()) >= 2:
+            return Split(training, heldout, rule)
+    raise UserError(
+        f"the corpus has {several.sum()} documents of two or more sentences, but training and "
+        "evaluation need at least two each; a blank line ends a document"
+    )
+
+
+def _has(folder: Path, key: dict[str, str | int]) -> bool:
+    try:
+        return json.loads((folder / "key.json").read_text(encoding="utf-8")) == key
+    except (OSError, ValueError):
+        return False

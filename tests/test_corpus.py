@@ -1,0 +1,209 @@
+"""corpus.py: ids on disk, and what is held out."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+import corpus as corpus_module
+from corpus import read_corpus, split_corpus
+from tokenization import SPECIAL_TOKENS, CorpusTokenizer
+from utils import UserError
+
+WORDS = ["mov", "reg8", "imme", "__ctype_b_loc", "ca", "##ll"]
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *WORDS]) + "\n")
+    return CorpusTokenizer(tmp_path / "vocab.txt")
+
+
+def write(folder, text, pairs=None):
+    data_file = folder / "corpus.txt"
+    data_file.write_text(text)
+    if pairs is not None:
+        about = {
+            "format_version": 1,
+            "corpus_bytes": len(text),
+            "corpus_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "pairs": [
+                {
+                    "pair": number,
+                    "program": program,
+                    "builds": [{"path": b, "build": b, "sha256": b} for b in builds],
+                    "documents": documents,
+                }
+                for number, (program, builds, documents) in enumerate(pairs)
+            ],
+        }
+        data_file.with_suffix(".json").write_text(json.dumps(about))
+    return data_file
+
+
+def text_of(n_documents, n_sentences=3):
+    return "\n".join(["mov reg8 imme\n" * n_sentences] * n_documents)
+
+
+def test_ids_sentences_documents(tmp_path, tokenizer):
+    data_file = write(tmp_path, "\nmov reg8\n__ctype_b_loc\n\n \n\ncall zzz\nmov\nimme reg8")
+    corpus = read_corpus(data_file, tokenizer, "v")
+    assert corpus.tokens.tolist() == [5, 6, 8, 9, 10, 1, 5, 7, 6]
+    assert corpus.tokens.dtype == np.uint16
+    assert corpus.sentences.tolist() == [0, 2, 3, 6, 7, 9]
+    assert corpus.documents.tolist() == [0, 2, 5]
+    assert corpus.pairs.tolist() == [0, 2]
+    assert isinstance(corpus.tokens, np.memmap)
+    assert corpus.count_tokens(np.array([False, True]), 11).tolist() == [
+        *[0, 1, 0, 0, 0],
+        *[1, 1, 1, 0, 1, 1],
+    ]
+
+
+def test_many_chunks_are_one_text(tmp_path, tokenizer):
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(WORDS[:4], rng.integers(1, 9))) for _ in range(60_000)]
+    for blank in range(7, 60_000, 13):
+        lines[blank] = ""
+    data_file = write(tmp_path, "\n".join(lines))
+    assert data_file.stat().st_size > 2**20
+    corpus = read_corpus(data_file, tokenizer, "v")
+    words = [token for line in lines for token in line.split()]
+    assert tokenizer.convert_ids_to_tokens(corpus.tokens) == words
+    lengths = [len(line.split()) for line in lines if line]
+    assert np.diff(corpus.sentences).tolist() == lengths
+    documents = "\n".join(lines).split("\n\n")
+    assert np.diff(corpus.documents).tolist() == [d.strip().count("\n") + 1 for d in documents]
+
+
+def test_tokenised_once_until_text_or_vocabulary_changes(tmp_path, tokenizer, monkeypatch):
+    calls = []
+    real = corpus_module._tokenise
+    monkeypatch.setattr(corpus_module, "_tokenise", lambda *a: (calls.append(a), real(*a)))
+    data_file = write(tmp_path, "mov\nreg8\n")
+    read_corpus(data_file, tokenizer, "v")
+    read_corpus(data_file, tokenizer, "v")
+    assert len(calls) == 1
+    read_corpus(data_file, tokenizer, "w")
+    assert len(calls) == 2
+    data_file.write_text("reg8\nmov\n")  # the same size
+    assert read_corpus(data_file, tokenizer, "w").tokens.tolist() == [6, 5]
+    assert len(calls) == 3
+    (tmp_path / "corpus.ids" / "key.json").write_text("{")
+    read_corpus(data_file, tokenizer, "w")
+    assert len(calls) == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.ids", "corpus.txt", "vocab.txt"]
+
+
+@pytest.mark.parametrize("text", ["", "\n \n\n"])
+def test_empty_corpus(tmp_path, tokenizer, text):
+    with pytest.raises(UserError, match=r"corpus\.txt holds no text.*dataprocess\.py"):
+        read_corpus(write(tmp_path, text), tokenizer, "v")
+
+
+def test_no_corpus(tmp_path, tokenizer):
+    with pytest.raises(UserError, match=r"no corpus .*corpus\.txt.*python dataprocess\.py"):
+        read_corpus(tmp_path / "corpus.txt", tokenizer, "v")
+
+
+@pytest.mark.parametrize("change", ["text", "documents", "json", "list"])
+def test_description_that_disagrees(tmp_path, tokenizer, change):
+    pairs = [("ls", "ab", 2 if change != "documents" else 3)]
+    data_file = write(tmp_path, text_of(2), pairs)
+    if change == "text":
+        data_file.write_text(text_of(2).replace("imme", "reg8"))
+    if change in ("json", "list"):
+        data_file.with_suffix(".json").write_text({"json": "{", "list": "[]"}[change])
+    with pytest.raises(UserError, match=r"corpus\.json does not describe .*run python dataprocess"):
+        read_corpus(data_file, tokenizer, "v")
+
+
+def all_pairs(builds):
+    return [(a, b) for i, a in enumerate(builds) for b in builds[i + 1 :]]
+
+
+def documents_of(corpus, pair):
+    return slice(corpus.pairs[pair], corpus.pairs[pair + 1])
+
+
+@pytest.mark.parametrize(("n_programs", "n_out"), [(2, 1), (10, 1), (11, 2)])
+def test_split_by_program(tmp_path, tokenizer, n_programs, n_out):
+    # Each program has 8 builds' pairs, so that the rule for builds would hold as well.
+    pairs = [
+        (f"p{n}", pair, 2)
+        for n in range(n_programs)
+        for pair in all_pairs([f"{n}/{b}" for b in "abcd"])
+    ]
+    data_file = write(tmp_path, text_of(2 * len(pairs)), pairs)
+    corpus = read_corpus(data_file, tokenizer, "v")
+    split = split_corpus(corpus)
+    out = set()
+    for number, (program, _, _) in enumerate(pairs):
+        held = split.heldout[documents_of(corpus, number)]
+        assert held.all() == held.any()
+        out |= {program} if held.all() else set()
+    assert len(out) == n_out
+    assert (split.heldout ^ split.training).all()
+    assert split.rule.startswith("by program")
+    assert all(program in split.rule for program in out)
+
+
+@pytest.mark.parametrize(("n_builds", "n_out"), [(8, 2), (20, 5)])
+def test_split_by_build(tmp_path, tokenizer, n_builds, n_out):
+    pairs = [("chroot", pair, 2) for pair in all_pairs([f"build{n}" for n in range(n_builds)])]
+    data_file = write(tmp_path, text_of(2 * len(pairs)), pairs)
+    corpus = read_corpus(data_file, tokenizer, "v")
+    split = split_corpus(corpus)
+    seen, held = set(), set()
+    for number, (_, builds, _) in enumerate(pairs):
+        seen |= set(builds) if split.training[documents_of(corpus, number)].all() else set()
+        held |= set(builds) if split.heldout[documents_of(corpus, number)].all() else set()
+    assert not seen & held
+    assert (len(seen), len(held)) == (n_builds - n_out, n_out)
+    in_rule = n_out * (n_builds - n_out)
+    assert split.rule == (
+        f"by build: {n_out} of {n_builds} builds held out, {n_out * (n_out - 1) // 2} pairs inside "
+        f"them, {in_rule} mixed pairs dropped"
+    )
+    assert (~split.training & ~split.heldout).sum() == 2 * in_rule
+
+
+def test_builds_are_told_apart_by_content(tmp_path, tokenizer):
+    # Eight folders, but only four contents.
+    pairs = [
+        ("chroot", (a[0], b[0]), 3) for a, b in all_pairs([x + y for x in "abcd" for y in "12"])
+    ]
+    data_file = write(tmp_path, text_of(3 * len(pairs)), pairs)
+    assert split_corpus(read_corpus(data_file, tokenizer, "v")).rule.startswith("by document")
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_split_by_document(tmp_path, tokenizer, described):
+    pairs = [("chroot", pair, 10) for pair in all_pairs("abcd")]
+    data_file = write(tmp_path, text_of(60), pairs if described else None)
+    split = split_corpus(read_corpus(data_file, tokenizer, "v"))
+    assert split.heldout.sum() == 6
+    assert (split.heldout ^ split.training).all()
+    assert "by document: 6 of 60 held out" in split.rule
+    assert "flatter" in split.rule
+
+
+def test_split_stays(tmp_path, tokenizer):
+    corpus = read_corpus(write(tmp_path, text_of(60)), tokenizer, "v")
+    first, second = split_corpus(corpus), split_corpus(corpus)
+    assert (first.heldout == second.heldout).all()
+
+
+def test_rule_that_leaves_nothing_gives_way(tmp_path, tokenizer):
+    # All pairs hold build0: held out, it leaves no training; trained on, it makes all others mixed.
+    pairs = [("chroot", ("build0", f"build{n}"), 5) for n in range(1, 9)]
+    split = split_corpus(read_corpus(write(tmp_path, text_of(40), pairs), tokenizer, "v"))
+    assert split.rule.startswith("by document")
+
+
+@pytest.mark.parametrize(("n_documents", "n_sentences"), [(1, 50), (3, 2), (50, 1)])
+def test_too_small(tmp_path, tokenizer, n_documents, n_sentences):
+    data_file = write(tmp_path, text_of(n_documents, n_sentences))
+    with pytest.raises(UserError, match="documents of two or more sentences"):
+        split_corpus(read_corpus(data_file, tokenizer, "v"))
