@@ -550,12 +550,8 @@ def download(versions: list[str], sources: Path) -> dict[str, Path]:
                 output = apt("apt-get", "source", "--download-only", "--only-source", package)
                 lines = [line for line in output.splitlines() if line.startswith("E:")]
                 complaint = lines[0] if lines else complaint
-            # The rest of a source package is Debian's own: its patches and its description.
-            found = [
-                path
-                for path in folder.glob(f"coreutils_{version}.orig.tar.*")
-                if path.suffix != ".asc"  # upstream's signature
-            ]
+            # Not the rest of a source package: the distribution's patches, and signatures.
+            found = list(folder.glob(f"coreutils_{version}.orig.tar.?z"))
             if not found:
                 raise UserError(
                     f"cannot download coreutils {version} from {name}'s {' '.join(searched)}"
