@@ -72,10 +72,16 @@ class SentPairSampler:
         document, start = document[inner], corpus.sentences[:-1][inner]
         bounds = corpus.bounds
         after = np.minimum(bounds[document + 1] - start, self.budget)
+        before = np.minimum(start - bounds[document], self.budget)
         bucket, after = _buckets(after, document)
+        part = np.empty_like(bucket)
+        for number in range(bucket.max() + 1):
+            rows = bucket == number
+            part[rows], _ = _buckets(before[rows], document[rows])
+        bucket = np.unique(bucket * len(bucket) + part, return_inverse=True)[1]
         order = np.lexsort((document, bucket))
         self.document, self.start = document[order], start[order]
-        self.before = np.minimum(self.start - bounds[self.document], self.budget)
+        self.before = before[order]
         self.after = after[order]
         self.bucket = bucket[order]
         # Sorted by bucket and document, so that a bucket's part of a document, or of a pair (whose
@@ -473,9 +479,9 @@ def main(
         "max_pred": max_pred,
         "mask_prob": mask_prob,
     }
-    settings = {**dataclasses.asdict(cfg), **about, **about["model"]}
-    for name in ("save_steps", "data_file", "model"):  # may change, or stands there by parts
-        del settings[name]
+    settings = dataclasses.asdict(cfg) | about
+    del settings["save_steps"], settings["data_file"]  # these may change
+    settings |= {f"model_cfg {name}": value for name, value in settings.pop("model").items()}
 
     utils.set_seed(cfg.seed)
     model = BertModel4Pretrain(sizes)

@@ -1,0 +1,593 @@
+"""pretrain.py: sampling, masking, evaluating, and the whole way from a corpus to a model."""
+
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import models
+import pretrain
+from corpus import Corpus
+from pretrain import Preprocess4Pretrain, SentPairDataLoader, SentPairSampler, get_losses
+from tokenization import SPECIAL_TOKENS
+from utils import UserError
+
+ROOT = Path(pretrain.__file__).parent
+
+
+def make_corpus(documents_per_pair, sentence_lengths, tokens=None):
+    """A corpus in memory; every token is another number unless ``tokens`` are given."""
+    sentences = np.cumsum([0, *itertools.chain(*sentence_lengths)])
+    return Corpus(
+        tokens=np.arange(sentences[-1]) if tokens is None else tokens,
+        sentences=sentences,
+        documents=np.cumsum([0, *map(len, sentence_lengths)]),
+        pairs=np.cumsum([0, *documents_per_pair]),
+        programs=[],
+        builds=[],
+        sha256="",
+    )
+
+
+def random_corpus(rng, n_pairs=4, n_documents=60, sentences=(1, 7), words=(1, 21)):
+    lengths = [
+        rng.integers(*words, size=rng.integers(*sentences)).tolist()
+        for _ in range(n_pairs * n_documents)
+    ]
+    return make_corpus([n_documents] * n_pairs, lengths)
+
+
+def everything(corpus):
+    return np.ones(len(corpus.documents) - 1, bool)
+
+
+def place(corpus, token):
+    """Sentence, document and pair of a token's position."""
+    sentence = np.searchsorted(corpus.sentences, token, side="right") - 1
+    document = np.searchsorted(corpus.documents, sentence, side="right") - 1
+    return sentence, document, np.searchsorted(corpus.pairs, document, side="right") - 1
+
+
+# --- sampling
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    n_pairs=st.integers(1, 4),
+    n_documents=st.integers(2, 80),
+    most_sentences=st.integers(2, 9),
+    max_len=st.integers(5, 90),
+)
+def test_every_pair_is_what_it_says(seed, n_pairs, n_documents, most_sentences, max_len):
+    rng = np.random.default_rng(seed)
+    corpus = random_corpus(rng, n_pairs, n_documents, sentences=(2, most_sentences + 1))
+    chosen = rng.random(n_pairs * n_documents) < 0.7
+    chosen[:2] = True
+    pairs = SentPairSampler(corpus, chosen, max_len).draw(200, rng)
+    a_end, b_end = pairs["a_start"] + pairs["a_len"], pairs["b_start"] + pairs["b_len"]
+    assert (pairs["a_len"] >= 1).all()
+    assert (pairs["b_len"] >= 1).all()
+    assert (pairs["a_len"] + pairs["b_len"] <= max_len - 3).all()
+    a_document, b_document = place(corpus, a_end - 1)[1], place(corpus, pairs["b_start"])[1]
+    assert chosen[a_document].all()
+    assert chosen[b_document].all()
+    # No segment crosses the end of a document.
+    assert (place(corpus, pairs["a_start"])[1] == a_document).all()
+    assert (place(corpus, b_end - 1)[1] == b_document).all()
+    # A ends where a sentence that continues its document starts; so does B start.
+    assert np.isin(a_end, corpus.sentences).all()
+    assert (place(corpus, a_end)[1] == a_document).all()
+    assert np.isin(pairs["b_start"], corpus.sentences).all()
+    assert (corpus.bounds[b_document] < pairs["b_start"]).all()
+    # True continuations go on, the others go to another document, the hard ones in the pair.
+    is_next = pairs["is_next"] == 1
+    assert (pairs["b_start"] == a_end)[is_next].all()
+    assert (a_document != b_document)[~is_next].all()
+    same_pair = place(corpus, a_end - 1)[2] == place(corpus, pairs["b_start"])[2]
+    assert (pairs["is_hard"] == (same_pair & ~is_next)).all()
+
+
+def test_shares_of_the_three_kinds():
+    corpus = random_corpus(np.random.default_rng(0), n_pairs=10, n_documents=300)
+    sampler = SentPairSampler(corpus, everything(corpus), 30)
+    pairs = sampler.draw(20_000, np.random.default_rng(1))
+    assert pairs["is_next"].mean() == pytest.approx(0.5, abs=0.02)
+    # Half of the negatives, and by chance a tenth of the others.
+    assert pairs["is_hard"][pairs["is_next"] == 0].mean() == pytest.approx(0.55, abs=0.02)
+
+
+def test_long_documents_fill_max_len():
+    corpus = random_corpus(np.random.default_rng(0), sentences=(30, 40))
+    sampler = SentPairSampler(corpus, everything(corpus), 40)
+    pairs = sampler.draw(5000, np.random.default_rng(1))
+    full = pairs["a_len"] + pairs["b_len"] == 37
+    assert full.all()
+    # Split at random, wherever the documents are long enough on both sides.
+    assert set(pairs["a_len"]) == set(range(1, 37))
+
+
+def test_short_documents_are_used_whole():
+    # 64 documents of 3 + 5 tokens: one bucket.
+    corpus = make_corpus([64], [[3, 5]] * 64)
+    pairs = SentPairSampler(corpus, everything(corpus), 40).draw(100, np.random.default_rng(0))
+    assert (pairs["a_len"] == 3).all()
+    assert (pairs["b_len"] == 5).all()
+
+
+def test_all_boundaries_are_drawn_evenly():
+    corpus = make_corpus([40], [[5, 5, 5, 5]] * 40)
+    pairs = SentPairSampler(corpus, everything(corpus), 9).draw(60_000, np.random.default_rng(0))
+    starts, counts = np.unique(pairs["a_start"] + pairs["a_len"], return_counts=True)
+    assert len(starts) == 120
+    assert counts.min() > 400  # 500 expected, standard deviation 22
+    is_next = pairs["is_next"] == 1
+    starts, counts = np.unique(pairs["b_start"][~is_next], return_counts=True)
+    assert len(starts) == 120
+    assert counts.min() > 180  # 250 expected, standard deviation 16
+
+
+def shape_features(corpus, pairs):
+    """What can be seen without reading: lengths, B's place, and whether B ends its document."""
+    b_end = pairs["b_start"] + pairs["b_len"]
+    document = place(corpus, pairs["b_start"])[1]
+    left = corpus.bounds[document + 1] - b_end
+    return np.stack(
+        [
+            pairs["a_len"],
+            pairs["b_len"],
+            pairs["a_len"] + pairs["b_len"],
+            left == 0,
+            np.minimum(left, 20),
+            np.minimum(pairs["b_start"] - corpus.bounds[document], 60),
+        ],
+        1,
+    )
+
+
+# Short documents; some long ones; long ones only, where not even all together says anything.
+@pytest.mark.parametrize(
+    ("sentences", "views"),
+    [
+        ((1, 4), ([0, 1, 2], [1, 3, 4], [5])),
+        ((2, 12), ([0, 1, 2], [1, 3, 4], [5])),
+        ((10, 20), ([0, 1, 2, 3, 4, 5],)),
+    ],
+)
+def test_shape_gives_nothing_away(sentences, views):
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    corpus = random_corpus(np.random.default_rng(0), 4, 300, sentences)
+    sampler = SentPairSampler(corpus, everything(corpus), 60)
+    seen, unseen = (sampler.draw(8000, np.random.default_rng(seed)) for seed in (1, 2))
+    guess = ensemble.HistGradientBoostingClassifier(max_iter=40, random_state=0)
+    for columns in views:
+        guess.fit(shape_features(corpus, seen)[:, columns], seen["is_next"])
+        right = guess.score(shape_features(corpus, unseen)[:, columns], unseen["is_next"])
+        assert right < 0.5 + 4 * 0.5 / math.sqrt(8000)
+
+
+def test_the_shape_test_would_notice():
+    # The classifier above does find B from the document's start, for one.
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    corpus = random_corpus(np.random.default_rng(0), 4, 300, (2, 12))
+    sampler = SentPairSampler(corpus, everything(corpus), 60)
+    pairs = sampler.draw(4000, np.random.default_rng(1))
+    false = np.flatnonzero(pairs["is_next"] == 0)
+    pairs["b_start"][false] = corpus.bounds[place(corpus, pairs["b_start"][false])[1]]
+    guess = ensemble.HistGradientBoostingClassifier(max_iter=40, random_state=0)
+    features = shape_features(corpus, pairs)[:, 1:6]
+    guess.fit(features[:2000], pairs["is_next"][:2000])
+    assert guess.score(features[2000:], pairs["is_next"][2000:]) > 0.8
+
+
+def test_negatives_that_read_like_the_truth_are_rare():
+    # Half of all documents go on with the same text.
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, 100, size=400 * 20)
+    for document in range(0, 400, 2):
+        tokens[document * 20 + 10 : document * 20 + 20] = 7
+    corpus = make_corpus([400], [[10, 10]] * 400, tokens)
+    pairs = SentPairSampler(corpus, everything(corpus), 40).draw(4000, rng)
+    true = pairs["a_start"] + pairs["a_len"]
+    negative = pairs["is_next"] == 0
+    twin = (tokens[true] == 7) & (tokens[pairs["b_start"]] == 7)
+    assert twin[negative].mean() < 0.06  # 0.25 without choosing; (1/2)^4 of the half with it
+
+
+# --- masking
+
+VOCAB = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *"abcdefghij"])}
+PAIR = {"is_next": np.ones(1, np.int64), "is_hard": np.zeros(1, bool)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    max_len=st.integers(5, 40),
+    max_pred=st.integers(1, 30),
+    mask_prob=st.floats(0.01, 0.99),
+)
+def test_layout_and_masking(seed, max_len, max_pred, mask_prob):
+    rng = np.random.default_rng(seed)
+    n = 30
+    tokens = rng.integers(0, 15, size=500)  # special tokens too: the text may hold [UNK]
+    a_len = rng.integers(1, max_len - 3, size=n)
+    b_len = rng.integers(1, max_len - 3 - a_len + 1)
+    pairs = {
+        "a_start": rng.integers(0, 400, size=n),
+        "a_len": a_len,
+        "b_start": rng.integers(0, 400, size=n),
+        "b_len": b_len,
+        "is_next": rng.integers(0, 2, size=n),
+        "is_hard": np.zeros(n, bool),
+    }
+    batch = Preprocess4Pretrain(VOCAB, max_len, max_pred, mask_prob)(tokens, pairs, rng)
+    assert {name: array.dtype.name for name, array in batch.items() if name != "input_mask"} == {
+        **dict.fromkeys(("input_ids", "segment_ids", "masked_pos", "masked_ids"), "int64"),
+        **dict.fromkeys(("masked_weights", "is_next_weights"), "float32"),
+        "is_next": "int64",
+        "is_hard": "bool",
+    }
+    total = 0
+    for row in range(n):
+        a = tokens[pairs["a_start"][row] :][: a_len[row]].tolist()
+        b = tokens[pairs["b_start"][row] :][: b_len[row]].tolist()
+        padding = max_len - len(a) - len(b) - 3
+        plain = [2, *a, 3, *b, 3] + [0] * padding
+        segments = [0] * (len(a) + 2) + [1] * (len(b) + 1) + [0] * padding
+        assert batch["segment_ids"][row].tolist() == segments
+        if "input_mask" in batch:
+            assert batch["input_mask"][row].tolist() == [1] * (max_len - padding) + [0] * padding
+        else:
+            assert padding == 0
+        maskable = [at for at in range(max_len) if plain[at] >= 5]
+        used = batch["masked_weights"][row] > 0
+        position = batch["masked_pos"][row][used].tolist()
+        wanted = max(1, int(np.rint(len(maskable) * mask_prob)))
+        assert len(position) == min(wanted, len(maskable), max_pred)
+        assert len(set(position)) == len(position)
+        assert set(position) <= set(maskable)
+        assert batch["masked_ids"][row][used].tolist() == [plain[at] for at in position]
+        assert (batch["masked_ids"][row][~used] == 0).all()
+        assert (batch["masked_pos"][row][~used] == 0).all()
+        for at, token in enumerate(batch["input_ids"][row].tolist()):
+            # A masked place shows [MASK] or an ordinary token, any other its own.
+            assert token == 4 or token >= 5 if at in position else token == plain[at]
+        total += len(position)
+    if total:
+        assert np.isclose(batch["masked_weights"].sum(), 1, atol=1e-4)
+    assert np.isclose(batch["is_next_weights"].sum(), 1)
+
+
+def test_eighty_ten_ten():
+    rng = np.random.default_rng(0)
+    ids = np.full((2000, 100), 9)
+    preprocess = Preprocess4Pretrain(VOCAB, 100, 100, 0.5)
+    out = preprocess.masked(ids, np.ones(ids.shape, bool), rng)
+    at = np.take_along_axis(out["input_ids"], out["masked_pos"], 1)[out["masked_weights"] > 0]
+    assert len(at) == 2000 * 50
+    share = np.bincount(at, minlength=15) / len(at)
+    assert share[4] == pytest.approx(0.8, abs=0.01)
+    assert share[9] == pytest.approx(0.1 + 0.01, abs=0.005)
+    others = [5, 6, 7, 8, 10, 11, 12, 13, 14]
+    assert share[others] == pytest.approx(0.01, abs=0.002)
+    assert share[:4].sum() == 0
+    # Every position is as likely as any other.
+    hits = np.bincount(out["masked_pos"][out["masked_weights"] > 0], minlength=100)
+    assert hits.min() > 850  # 1000 expected, standard deviation 22
+
+
+def test_text_without_ordinary_tokens_is_not_masked():
+    preprocess = Preprocess4Pretrain(VOCAB, 9, 3, 0.5)
+    out = preprocess.masked(np.full((2, 9), 1), np.ones((2, 9), bool), np.random.default_rng(0))
+    assert (out["input_ids"] == 1).all()
+    assert (out["masked_weights"] == 0).all()
+
+
+def make_loader(seed=3, batch_size=8, max_len=24):
+    rng = np.random.default_rng(0)
+    corpus = random_corpus(rng)
+    object.__setattr__(corpus, "tokens", rng.integers(5, 15, size=len(corpus.tokens)))
+    sampler = SentPairSampler(corpus, everything(corpus), max_len)
+    preprocess = Preprocess4Pretrain(VOCAB, max_len, 4, 0.2)
+    return SentPairDataLoader(sampler, preprocess, len(corpus.tokens), batch_size, seed)
+
+
+def test_batch_is_a_function_of_seed_and_step():
+    one, two, other = make_loader(), make_loader(), make_loader(seed=4)
+    two.batch(0)
+    for name, array in one.batch(5).items():
+        assert (array == two.batch(5)[name]).all()
+    assert (one.batch(5)["input_ids"] != one.batch(6)["input_ids"]).any()
+    assert (one.batch(5)["input_ids"] != other.batch(5)["input_ids"]).any()
+
+
+def test_epoch_has_the_tokens_of_the_text():
+    loader = make_loader()
+    batches = list(loader)
+    assert len(batches) == len(loader) == math.ceil(loader.n_tokens / (8 * 21))
+
+
+def test_losses_are_means_over_what_is_masked():
+    torch.manual_seed(0)
+    sizes = dict(dim=16, n_layers=1, n_heads=2, dim_ff=16, max_len=24, n_segments=2)
+    cfg = models.Config(**sizes, p_drop_hidden=0.0, p_drop_attn=0.0, vocab_size=15)
+    model = models.BertModel4Pretrain(cfg)
+    batch = {name: torch.from_numpy(array) for name, array in make_loader().batch(0).items()}
+    logits_lm, logits_clsf = model(
+        batch["input_ids"], batch["segment_ids"], None, batch["masked_pos"]
+    )
+    used = batch["masked_weights"] > 0
+    used[0, 1] = False  # one row has one token less than the others
+    batch["masked_weights"] = used.float() / used.sum()
+    losses = get_losses(model, batch)
+    lm = F.cross_entropy(logits_lm[used], batch["masked_ids"][used])  # mean
+    assert losses["masked_lm_loss"].item() == pytest.approx(lm.item(), rel=1e-5)
+    clsf = F.cross_entropy(logits_clsf, batch["is_next"])
+    assert losses["next_loss"].item() == pytest.approx(clsf.item(), rel=1e-5)
+
+
+# --- evaluating
+
+
+class Oracle(torch.nn.Module):
+    """Says the token 5 with probability e / (e + 14), and "next" always."""
+
+    def forward(self, input_ids, segment_ids, input_mask, masked_pos):
+        logits = torch.zeros(*masked_pos.shape, 15)
+        logits[..., 5] = 1
+        return logits, torch.tensor([[0.0, 1.0]]).expand(len(input_ids), 2)
+
+
+def test_measures():
+    rng = np.random.default_rng(0)
+    tokens = rng.choice([5, 6, 7], p=[0.5, 0.25, 0.25], size=200 * 40)
+    corpus = make_corpus([100, 100], [[20, 20]] * 200, tokens)
+    preprocess = Preprocess4Pretrain(VOCAB, 30, 5, 0.15)
+    evaluation = pretrain.Evaluation(corpus, everything(corpus), preprocess, torch.device("cpu"))
+    measures = evaluation(Oracle())
+    assert measures["unigram_entropy"] == pytest.approx(1.5 * math.log(2), abs=0.01)
+    assert measures["commonest_token"] == (tokens == 5).mean()
+    assert measures["masked_lm_accuracy"] == pytest.approx(0.5, abs=0.06)
+    expected = math.log(math.e + 14) - measures["masked_lm_accuracy"]
+    assert measures["masked_lm_loss"] == pytest.approx(expected, abs=1e-5)
+    is_next = np.concatenate([evaluation.loader.batch(k)["is_next"] for k in range(5)])
+    assert len(evaluation.loader) == 5
+    assert measures["next_accuracy"] == is_next.mean()
+    assert measures["next_accuracy_hard"] == 0.5
+    loss = math.log(1 + math.e) - is_next.mean()
+    assert measures["next_loss"] == pytest.approx(loss, abs=1e-5)
+    assert evaluation(Oracle()) == measures
+
+
+def test_check_fails_where_nothing_was_learned(capsys):
+    good = dict.fromkeys(
+        ("masked_lm_accuracy", "next_accuracy", "next_accuracy_hard", "commonest_token"), 0.5
+    )
+    good |= {"masked_lm_loss": 1.0, "unigram_entropy": 1.1}
+    pretrain.report(good, "rule", check=True)
+    for loss in (1.1, 2.0, math.nan):
+        bad = good | {"masked_lm_loss": loss}
+        pretrain.report(bad, "rule", check=False)
+        with pytest.raises(UserError, match="has not learned"):
+            pretrain.report(bad, "rule", check=True)
+    assert capsys.readouterr().out.count("held out rule") == 7
+
+
+# --- the command line
+
+WORDS = ["mov", "reg8", "imme", "cmp", "ptr", "je", "call", "push", "pop", "ret"]
+TRAINING = dict(
+    seed=1, batch_size=32, lr=0.003, n_epochs=100, warmup=0.1, save_steps=60, total_steps=150
+)
+MODEL = dict(
+    dim=32, n_layers=2, n_heads=2, dim_ff=64, p_drop_hidden=0.1, p_drop_attn=0.0, max_len=32
+) | {"n_segments": 2}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A corpus where each document says one of ten tokens over and over."""
+    folder = tmp_path_factory.mktemp("workplace")
+    rng = np.random.default_rng(0)
+    documents = []
+    for number in rng.permutation(400):
+        documents.append((" ".join([WORDS[number % 10]] * 6) + "\n") * 10)
+    (folder / "data").mkdir()
+    (folder / "data/corpus.txt").write_text("\n".join(documents))
+    (folder / "vocab").mkdir()
+    (folder / "vocab/vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *WORDS]) + "\n")
+    (folder / "config").mkdir()
+    (folder / "config/pretrain.json").write_text(json.dumps(TRAINING))
+    (folder / "config/bert_small.json").write_text(json.dumps(MODEL))
+    return folder
+
+
+def start(folder, *arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "pretrain.py"), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder, *arguments):
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+SIZE = ("--max_len", 32, "--max_pred", 6)
+
+
+@pytest.fixture(scope="module")
+def trained(workplace):
+    code, out, err = run(workplace, *SIZE, "--check")
+    assert code == 0, err
+    return workplace, out
+
+
+def test_learns(trained):
+    folder, out = trained
+    metrics = json.loads((folder / "out/metrics.json").read_text())
+    assert metrics["unigram_entropy"] == pytest.approx(math.log(10), abs=0.2)
+    assert metrics["masked_lm_loss"] < 0.2
+    assert metrics["masked_lm_accuracy"] > 0.95
+    assert metrics["next_accuracy"] > 0.9
+    assert metrics["next_accuracy_hard"] > 0.9
+    assert metrics["heldout"].startswith("by document: 40 of 400")
+    assert "held out by document: 40 of 400" in out
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        *("last.pt", "metrics.json", "model.json", "model_steps_120.pt", "model_steps_150.pt"),
+        *("model_steps_60.pt", "runs", "vocab.txt"),
+    ]
+    state = torch.load(folder / "out/model_steps_150.pt", weights_only=True)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())
+    assert state["transformer.embed.tok_embed.weight"].shape == (15, 32)
+
+
+MODEL_FILE = "out/model_steps_150.pt"
+
+
+def test_eval_says_what_the_training_said(trained, monkeypatch, capsys):
+    folder, out = trained
+    monkeypatch.chdir(folder)
+    pretrain.evaluate(MODEL_FILE, check=True)
+    assert capsys.readouterr().out == out[out.index("held out ") :]
+    # On another corpus every document is used.
+    Path("other.txt").write_text("mov ptr je\nptr call mov\n\n" * 4)
+    pretrain.evaluate(MODEL_FILE, data_file="other.txt")
+    assert "every document" in capsys.readouterr().out
+
+
+def test_predict(trained, monkeypatch, capsys):
+    line = "cmp cmp [MASK] cmp cmp cmp [MASK] cmp cmp cmp"
+    monkeypatch.chdir(trained[0])
+    pretrain.predict(MODEL_FILE, line)
+    out = capsys.readouterr().out
+    fills = re.findall(r"^\[MASK\] (\d): (\S+) (\S+) %, ", out, re.M)
+    assert [(number, token) for number, token, _ in fills] == [("1", "cmp"), ("2", "cmp")]
+    assert len(out.splitlines()[0].split(", ")) == 5
+
+
+def test_predict_a_lone_mask(trained):
+    code, out, _ = run(trained[0], "predict", MODEL_FILE, "--line=[MASK]", "--top=20")
+    assert code == 0
+    shares = [float(share) for share in re.findall(r"(\S+) %", out)]
+    assert len(shares) == 15
+    assert sum(shares) == pytest.approx(100, abs=1)
+
+
+def test_finished_training_is_not_done_again(trained, monkeypatch, capsys):
+    folder, out = trained
+    monkeypatch.chdir(folder)
+    before = Path(MODEL_FILE).stat().st_mtime_ns
+    pretrain.main(max_len=32, max_pred=6)
+    again = capsys.readouterr().out
+    assert "finished" in again
+    assert again.endswith(out[out.index("held out ") :])
+    assert Path(MODEL_FILE).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(max_len=31), "out holds a training with max_len 32, not 31; choose another save_dir"),
+        (dict(mask_prob=0.2), "mask_prob 0.15, not 0.2"),
+        (dict(model_cfg="other.json"), "model_cfg n_layers 2, not 3"),
+        (dict(train_cfg="other_train.json"), r"lr 0\.003, not 0\.02"),
+        (dict(max_len=33), r"max_len 33 is larger than the max_len 32 of config/bert_small\.json"),
+        (dict(model_cfg="wrong_size.json"), r"wrong_size\.json has vocab_size 99, but .*15 tokens"),
+        (dict(data_file="none.txt"), r"no corpus none\.txt"),
+        (dict(vocab="none.txt"), r"none\.txt"),
+        (dict(train_cfg="none.json"), r"none\.json"),
+    ],
+)
+def test_settings_that_disagree(trained, monkeypatch, changes, message):
+    folder, _ = trained
+    (folder / "other.json").write_text(json.dumps(MODEL | {"n_layers": 3}))
+    (folder / "wrong_size.json").write_text(json.dumps(MODEL | {"vocab_size": 99}))
+    (folder / "other_train.json").write_text(json.dumps(TRAINING | {"lr": 0.02}))
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").iterdir()}
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=message):
+        pretrain.main(**{"max_len": 32, "max_pred": 6} | changes)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("mov reg8", r"has no \[MASK\]"), ("mov " * 31 + "[MASK]", "has 32 tokens, .* at most 30")],
+)
+def test_lines_that_cannot_be_filled(trained, monkeypatch, line, message):
+    monkeypatch.chdir(trained[0])
+    with pytest.raises(UserError, match=message):
+        pretrain.predict(MODEL_FILE, line)
+
+
+def test_model_without_its_company(trained, tmp_path, monkeypatch):
+    model_file = tmp_path / "model_steps_150.pt"
+    out = trained[0] / "out"
+    model_file.write_bytes((out / "model_steps_150.pt").read_bytes())
+    with pytest.raises(UserError, match=r"model\.json is missing"):
+        pretrain.load_pretrained(str(model_file))
+    (tmp_path / "model.json").write_text((out / "model.json").read_text())
+    with pytest.raises(UserError, match=r"vocabulary .*vocab\.txt"):
+        pretrain.load_pretrained(str(model_file))
+    text = (out / "vocab.txt").read_text()
+    (tmp_path / "vocab.txt").write_text(text.replace("pop\nret", "ret\npop"))
+    with pytest.raises(UserError, match=r"vocab\.txt is not the vocabulary"):
+        pretrain.load_pretrained(str(model_file))
+    (tmp_path / "vocab.txt").write_text(text)
+    pretrain.load_pretrained(str(model_file))
+    with pytest.raises(UserError, match=r"no_such\.pt"):
+        pretrain.load_pretrained(str(tmp_path / "no_such.pt"))
+
+
+def test_killed_training_goes_on_to_the_same_model(trained, tmp_path):
+    folder, _ = trained
+    process = start(folder, *SIZE, "--save_dir", tmp_path)
+    for _ in range(1200):
+        if (tmp_path / "last.pt").exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "model_steps_150.pt").exists()
+    code, out, err = run(folder, *SIZE, "--save_dir", tmp_path)
+    assert code == 0, err
+    assert re.search("steps (60|120) to 150", out)
+    one, two = (
+        torch.load(place / "model_steps_150.pt", weights_only=True)
+        for place in (folder / "out", tmp_path)
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    first, second = (
+        json.loads((place / "metrics.json").read_text()) for place in (folder / "out", tmp_path)
+    )
+    assert first | {"model_file": ""} == second | {"model_file": ""}
+
+
+def test_wrong_flags(workplace):
+    code, out, err = run(workplace, "--mask_prob", 1.5, "--max_len", 4)
+    assert code == 1
+    assert out == ""
+    assert re.search("--mask_prob 1.5: .*less than 1", err)
+    assert re.search("--max_len 4: .*greater than or equal to 5", err)

@@ -1,0 +1,322 @@
+"""train.py: settings, exact ends, saving and resuming, several processes."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import train
+from optim import optim4GPU
+from utils import UserError
+
+GOOD = dict(seed=1, batch_size=6, lr=0.01, n_epochs=2, warmup=0.1, save_steps=4, total_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": -1}, "'seed' is -1"),
+        ({"batch_size": 0}, "'batch_size' is 0"),
+        ({"batch_size": "8"}, "'batch_size' is \"8\""),
+        ({"lr": 0.0}, r"'lr' is 0\.0"),
+        ({"lr": math.nan}, "'lr' is NaN"),
+        ({"n_epochs": 0}, "'n_epochs' is 0"),
+        ({"warmup": 1.01}, r"'warmup' is 1\.01"),
+        ({"warmup": -0.1}, r"'warmup' is -0\.1"),
+        ({"save_steps": 0}, "'save_steps' is 0"),
+        ({"total_steps": 1.5}, r"'total_steps' is 1\.5"),
+        ({"stuff": 1}, "unknown key 'stuff'"),
+    ],
+)
+def test_config_faults(tmp_path, change, message):
+    (tmp_path / "pretrain.json").write_text(json.dumps(GOOD | change))
+    with pytest.raises(UserError, match=rf"pretrain\.json: {message}"):
+        train.Config.from_json(tmp_path / "pretrain.json")
+
+
+@pytest.mark.parametrize("key", GOOD)
+def test_config_lacks_a_key(tmp_path, key):
+    values = {name: value for name, value in GOOD.items() if name != key}
+    (tmp_path / "pretrain.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"pretrain\.json: key '{key}' is missing"):
+        train.Config.from_json(tmp_path / "pretrain.json")
+
+
+def test_config_in_the_repository():
+    cfg = train.Config.from_json(Path(train.__file__).parent / "config/pretrain.json")
+    assert vars(cfg).keys() == GOOD.keys()
+
+
+class Line(nn.Module):
+    """A small model with dropout, so that random states matter."""
+
+    def __init__(self, p_drop=0.5):
+        super().__init__()
+        self.fc = nn.Linear(4, 1)
+        self.drop = nn.Dropout(p_drop)
+
+    def forward(self, x):
+        return self.fc(self.drop(x))[:, 0]
+
+
+def get_batch(step):
+    rng = np.random.default_rng(step)
+    x = rng.normal(size=(6, 4)).astype(np.float32)
+    weights = rng.random(6).astype(np.float32)
+    return {"input_ids": x, "y": x.sum(1), "weights": weights / weights.sum()}
+
+
+def get_losses(model, batch):
+    error = model(batch["input_ids"]) - batch["y"]
+    return {
+        "squared": (error**2 * batch["weights"]).sum(),
+        "absolute": (error.abs() * batch["weights"]).sum(),
+    }
+
+
+def evaluate(model):
+    assert not model.training
+    return {"weight": model.fc.weight.sum().item()}
+
+
+def make_trainer(save_dir, batches=get_batch, losses=get_losses, p_drop=0.5, **changes):
+    cfg = train.Config(**GOOD | changes).with_epochs(1000)
+    torch.manual_seed(cfg.seed)
+    model = Line(p_drop)
+    settings = {"lr": cfg.lr, "total_steps": cfg.total_steps}
+    device = torch.device("cpu")
+    optimizer = optim4GPU(cfg, model)
+    return train.Trainer(
+        cfg, model, optimizer, batches, losses, evaluate, save_dir, device, settings
+    )
+
+
+def weights(trainer):
+    return torch.cat([p.flatten() for p in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("n_epochs", "total_steps", "steps_per_epoch", "end"),
+    [(2, 10, 3, 6), (2, 10, 5, 10), (2, 7, 5, 7), (1, 1, 9, 1)],
+)
+def test_exact_end(tmp_path, n_epochs, total_steps, steps_per_epoch, end):
+    cfg = train.Config(**GOOD | {"n_epochs": n_epochs, "total_steps": total_steps})
+    assert cfg.with_epochs(steps_per_epoch).total_steps == end
+    asked, rates = [], []
+    trainer = make_trainer(tmp_path, lambda k: (asked.append(k), get_batch(k))[1], total_steps=end)
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (rates.append(trainer.optimizer.get_lr()[0]), step())
+    trainer.train()
+    assert asked == list(range(end))
+    # The schedule is that of the real length: warm-up over a tenth, then down to 0 at the end.
+    expected = [k / end / 0.1 if k / end < 0.1 else 1 - k / end for k in range(end)]
+    assert rates == pytest.approx([0.01 * factor for factor in expected])
+    saved = {int(path.stem.split("_")[-1]) for path in tmp_path.glob("model_steps_*.pt")}
+    assert saved == {*range(4, end, 4), end}
+
+
+def test_saved_model_is_the_model(tmp_path):
+    trainer = make_trainer(tmp_path)
+    measures = trainer.train()
+    state = torch.load(tmp_path / "model_steps_10.pt", weights_only=True)
+    assert torch.equal(state["fc.weight"], trainer.model.fc.weight)
+    assert measures == {"weight": trainer.model.fc.weight.sum().item()}
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(step):
+    def batches(k):
+        if k == step:
+            raise Crash
+        return get_batch(k)
+
+    return batches
+
+
+@pytest.mark.parametrize("step", [4, 6, 9])
+def test_resumed_run_is_the_same_run(tmp_path, step):
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    broken = make_trainer(tmp_path / "broken", crash_at(step))
+    with pytest.raises(Crash):
+        broken.train()
+    again = make_trainer(tmp_path / "broken")
+    torch.manual_seed(99)  # nothing depends on it
+    assert again.resume() is None
+    assert again.step == step // 4 * 4
+    measures = again.train()
+    assert torch.equal(weights(again), weights(whole))
+    finished = make_trainer(tmp_path / "broken")
+    assert finished.resume() == measures
+    assert torch.equal(weights(finished), weights(whole))
+
+
+def test_dropout_differs_from_step_to_step(tmp_path):
+    seen = []
+
+    def losses(model, batch):
+        seen.append(model.drop(torch.ones(50)))
+        return get_losses(model, batch)
+
+    make_trainer(tmp_path, losses=losses).train()
+    assert len({tuple(mask.tolist()) for mask in seen}) == 10
+
+
+def test_resume_needs_the_same_settings(tmp_path):
+    make_trainer(tmp_path).train()
+    with pytest.raises(UserError, match=r"lr 0\.01, not 0\.02; choose another save_dir"):
+        make_trainer(tmp_path, lr=0.02).resume()
+    with pytest.raises(UserError, match="total_steps 10, not 9"):
+        make_trainer(tmp_path, total_steps=9).resume()
+    make_trainer(tmp_path, save_steps=5).resume()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", "list"])
+def test_broken_last(tmp_path, content):
+    if content == "list":
+        torch.save([1], tmp_path / "last.pt")
+    else:
+        (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"last\.pt"):
+        make_trainer(tmp_path).resume()
+
+
+def test_forget(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    (tmp_path / "mine.txt").write_text("stays")
+    trainer.forget()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("bad_step", [3, 4, 10])
+def test_loss_that_is_not_finite(tmp_path, bad_step):
+    calls = []
+
+    def losses(model, batch):
+        calls.append(0)
+        values = get_losses(model, batch)
+        return values | {"squared": values["squared"] * (math.inf if len(calls) == bad_step else 1)}
+
+    with pytest.raises(UserError, match=f"not a finite number at step {bad_step}; lower lr"):
+        make_trainer(tmp_path, losses=losses).train()
+    # No broken model was saved.
+    for path in tmp_path.glob("model_steps_*.pt"):
+        assert torch.load(path, weights_only=True)["fc.weight"].isfinite().all()
+    assert not (tmp_path / f"model_steps_{bad_step}.pt").exists()
+
+
+def test_out_of_memory_names_batch_size(tmp_path):
+    def losses(model, batch):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(UserError, match="too small for batch_size 6; lower batch_size"):
+        make_trainer(tmp_path, losses=losses).train()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_goes_on(tmp_path, number, capsys):
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+
+    def batches(k):
+        if k == 5:
+            signal.raise_signal(number)
+        return get_batch(k)
+
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "stopped", batches).train()
+    assert signal.getsignal(number) == handler
+    assert "saved at step 6; the same command goes on" in capsys.readouterr().out
+    again = make_trainer(tmp_path / "stopped")
+    again.resume()
+    assert again.step == 6
+    again.train()
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_logs(tmp_path, capsys):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    losses = []
+
+    def spied(model, batch):
+        losses.append(get_losses(model, batch))
+        return losses[-1]
+
+    make_trainer(tmp_path, losses=spied).train()
+    events = accumulator.EventAccumulator(str(tmp_path / "runs")).Reload()
+    assert set(events.Tags()["scalars"]) == {
+        *("train/squared", "train/absolute", "train/lr", "train/tokens_per_second"),
+        "eval/weight",
+    }
+    logged = events.Scalars("train/squared")
+    assert [event.step for event in logged] == [4, 8, 10]
+    mean = sum(loss["squared"].item() for loss in losses[4:8]) / 4
+    assert logged[1].value == pytest.approx(mean, rel=1e-5)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["step 4/10", "step 8/10", "step 10/10"]
+
+
+RANK = """
+import sys, torch
+sys.path[:0] = {paths!r}
+from test_train import make_trainer
+torch.set_num_threads(1)
+make_trainer({save_dir!r}, p_drop=0.0, {changes}).train()
+"""
+
+
+def start_ranks(save_dir, n, port, changes=""):
+    paths = [str(Path(__file__).parent), str(Path(train.__file__).parent)]
+    code = RANK.format(paths=paths, save_dir=str(save_dir), changes=changes)
+    address = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, **address, "RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(n)
+    ]
+    return [(process.communicate(timeout=100)[1], process.returncode) for process in processes]
+
+
+@pytest.fixture
+def port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_do_the_training_of_one(tmp_path, port):
+    one = make_trainer(tmp_path / "one", p_drop=0.0)
+    one.train()
+    for error, code in start_ranks(tmp_path / "two", 2, port):
+        assert code == 0, error
+    state = torch.load(tmp_path / "two/model_steps_10.pt", weights_only=True)
+    assert torch.allclose(state["fc.weight"], one.model.fc.weight, rtol=1e-5, atol=1e-6)
+    assert len(list((tmp_path / "two/runs").iterdir())) == 1
+    # A run of two processes is resumed by one.
+    again = make_trainer(tmp_path / "two", p_drop=0.0)
+    assert again.resume() is not None
+
+
+def test_batch_smaller_than_the_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "start_processes", lambda device: (0, 7))
+    with pytest.raises(UserError, match="batch_size 6 is below 7 processes"):
+        make_trainer(tmp_path)
