@@ -1,16 +1,56 @@
-"""Models in files: our own .pt files, read without ever running what a file holds."""
+"""Models in files: our own .pt, Google BERT's TensorFlow checkpoints, Hugging Face's folders.
 
+    python checkpoint.py export --model_file out/model_steps_2000.pt --to out/huggingface
+    python checkpoint.py import --source out/huggingface --to out/imported
+
+No file is trusted: reading one never runs what it holds.
+
+The .pt files of this lineage's PyTorch BERT have the same keys, and mean the same by class 1 of
+"is B next?", so they are read as they are. Google's and Hugging Face's mean class 0: see
+`huggingface.swap_next`.
+"""
+
+import dataclasses
+import hashlib
+import json
 import os
+import re
 import zipfile
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import UserError, atomic_file
+import huggingface
+import models
+from huggingface import hugging_face_name, shape_text, some
+from models import BertModel4Pretrain
+from tokenization import CorpusTokenizer, FullTokenizer, get_tokenizer
+from utils import UserError, atomic_file, atomic_folder, command_line
 
-NAMED = 3  # how many keys at fault an error names
+FORMAT = 1  # of model.json, which pretrain.py writes beside its models
+# What model.json says of a training, where nobody knows.
+UNKNOWN_TRAINING = {
+    "data_file": "data/corpus.txt",
+    "corpus_sha256": None,
+    "max_pred": 20,
+    "mask_prob": 0.15,
+}
+# From Hugging Face's names to Google's, in this order.
+GOOGLE_NAMES = (
+    (r"^cls\.predictions\.bias$", "cls.predictions.output_bias"),
+    (r"^cls\.seq_relationship\.(weight|bias)$", r"cls.seq_relationship.output_\1"),
+    (r"output_weight$", "output_weights"),
+    (r"_embeddings\.weight$", "_embeddings"),
+    (r"LayerNorm\.weight$", "LayerNorm.gamma"),
+    (r"LayerNorm\.bias$", "LayerNorm.beta"),
+    (r"\.weight$", ".kernel"),
+    (r"layer\.(\d+)", r"layer_\1"),
+    (r"\.", "/"),
+)
 
 
 def save_pt(content: Any, path: str | os.PathLike[str]) -> None:
@@ -67,21 +107,226 @@ def load_model_file(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "lacks": [key for key in own if key not in state],
         "has unknown": [key for key in state if key not in own],
         "has another shape for": [
-            f"{key} ({_shape(state[key])} instead of {_shape(own[key])})"
+            f"{key} ({shape_text(state[key].shape)} instead of {shape_text(own[key].shape)})"
             for key in own
             if key in state and state[key].shape != own[key].shape
         ],
     }
-    reasons = [f"{what} {_some(keys)}" for what, keys in faults.items() if keys]
+    reasons = [f"{what} {some(keys)}" for what, keys in faults.items() if keys]
     if reasons:
         raise UserError(f"{path} does not fit the model: it {'; it '.join(reasons)}")
     model.load_state_dict(state)
 
 
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
+def load_pretrained(
+    model_file: str | os.PathLike[str],
+) -> tuple[BertModel4Pretrain, dict[str, Any], CorpusTokenizer | FullTokenizer]:
+    """Return the model in evaluation mode, what model.json says of it, and its tokenizer.
+
+    Raises
+    ------
+    utils.UserError
+        model.json or vocab.txt is missing or belongs to another model; see also
+        `load_model_file`.
+    """
+    folder = Path(model_file).parent
+    try:
+        about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        about = None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / 'model.json'} is missing or not of this version; pretrain.py writes it "
+            "beside its models, and a model can be used only where it lies"
+        )
+    vocab = folder / "vocab.txt"
+    tokenizer = get_tokenizer(about["tokenizer"], vocab)
+    if hashlib.sha256(vocab.read_bytes()).hexdigest() != about["vocab_sha256"]:
+        raise UserError(f"{vocab} is not the vocabulary that {model_file} was trained with")
+    model = BertModel4Pretrain(models.Config(**about["model"]))
+    load_model_file(model, model_file)
+    return model.eval(), about, tokenizer
 
 
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-    return ", ".join(keys[:NAMED]) + more
+def load_model(
+    model: models.Transformer | BertModel4Pretrain, checkpoint_file: str | os.PathLike[str]
+) -> None:
+    """Load a TensorFlow checkpoint of Google's BERT, and print what of it was not used.
+
+    Parameters
+    ----------
+    model : Transformer or BertModel4Pretrain
+        The first takes the encoder only, the second the pre-training heads, too.
+    checkpoint_file : path-like
+        The checkpoint's prefix: ``bert_model.ckpt``, beside which lie ``bert_model.ckpt.index``
+        and ``bert_model.ckpt.data-00000-of-00001``.
+
+    Raises
+    ------
+    utils.UserError
+        No TensorFlow; no such checkpoint, or a damaged one; variables that are missing or of
+        another shape. The model is left as it was.
+
+    References
+    ----------
+    Devlin et al., https://github.com/google-research/bert (names and shapes of the variables)
+    """
+    if not Path(f"{checkpoint_file}.index").is_file():
+        raise UserError(
+            f"{checkpoint_file}.index is missing; give the common beginning of a TensorFlow "
+            "checkpoint's file names, like bert_model.ckpt"
+        )
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no word on CPU features and GPUs
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(
+            "reading a TensorFlow checkpoint needs TensorFlow; install it with "
+            "`pip install tensorflow-cpu`, or `pip install tensorflow` where there is none"
+        ) from error
+
+    scope = "transformer." if isinstance(model, models.Transformer) else ""
+    own = {scope + key: value for key, value in model.state_dict().items()}
+    tied = own.pop("decoder.weight", None)
+    state = {}
+    try:
+        reader = tf.train.load_checkpoint(str(checkpoint_file))
+        shapes = reader.get_variable_to_shape_map()
+        faults = []
+        for key, value in own.items():
+            name = google_name(key)
+            shape = value.shape[::-1] if name.endswith("/kernel") else value.shape
+            found = shapes.pop(name, None)
+            if found is None:
+                faults.append(f"{name} (expected {shape_text(shape)}) is missing")
+            elif tuple(found) != tuple(shape):
+                faults.append(f"{name} is {shape_text(found)}, expected {shape_text(shape)}")
+        if faults:
+            raise UserError(f"{checkpoint_file} does not fit the model: {some(faults)}")
+        for key in own:
+            array = np.asarray(reader.get_tensor(google_name(key)), np.float32)
+            state[key] = torch.tensor(array.T if google_name(key).endswith("/kernel") else array)
+    except (tf.errors.OpError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{checkpoint_file} is damaged or no TensorFlow checkpoint: {str(error)[:200]}"
+        ) from error
+
+    huggingface.swap_next(state)
+    if tied is not None:
+        state["decoder.weight"] = state["transformer.embed.tok_embed.weight"]
+    model.load_state_dict({key.removeprefix(scope): value for key, value in state.items()})
+    is_slot = re.compile("/adam_[mv]$").search
+    slots = Counter(name.rsplit("/", 1)[-1] for name in shapes if is_slot(name))
+    others = sorted(name for name in shapes if not is_slot(name))
+    ignored = [f"{count} {slot}" for slot, count in sorted(slots.items())] + others
+    print(
+        f"{checkpoint_file}: read {len(own)} variables, ignored {some(ignored, named=12) or 'none'}"
+    )
+
+
+def google_name(key: str) -> str:
+    """Return what Google's code calls the weight ``key`` of `models.BertModel4Pretrain`."""
+    name = hugging_face_name(key)
+    for pattern, replacement in GOOGLE_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def main() -> None:
+    """Convert models: `export` and `import` as first argument; each has its own --help."""
+    raise UserError(
+        "say what to do: `python checkpoint.py export --model_file FILE --to FOLDER` or "
+        "`python checkpoint.py import --source FOLDER --to FOLDER`"
+    )
+
+
+def export_model(
+    model_file: str,
+    to: str,
+    model_cfg: str | None = None,
+    vocab: str | None = None,
+    tokenizer: Literal["corpus", "bert"] = "corpus",
+) -> None:
+    """Write a model as a folder that Hugging Face's transformers reads.
+
+    Args:
+        model_file: A .pt; if pretrain.py wrote it, model.json and vocab.txt lie beside it.
+        to: The folder to make; it must not exist or be empty.
+        model_cfg: JSON with the model's sizes, for a .pt that lies by itself.
+        vocab: The vocabulary that belongs to it.
+        tokenizer: How it reads text: corpus (words end at blanks) or bert (Google's, uncased).
+    """
+    _refuse_filled(to)
+    if model_cfg is None and vocab is None:
+        model, about, words = load_pretrained(model_file)
+        cfg = models.Config(**about["model"])
+        training = {
+            key: about[key] for key in about if key not in ("format", "model", "vocab_sha256")
+        }
+    elif model_cfg is not None and vocab is not None:
+        words = get_tokenizer(tokenizer, vocab)
+        cfg = models.Config.from_json(model_cfg)
+        cfg = cfg.with_vocab_size(len(words.vocab), model_cfg, vocab)
+        model = BertModel4Pretrain(cfg)
+        load_model_file(model, model_file)
+        training = {**UNKNOWN_TRAINING, "tokenizer": tokenizer, "max_len": cfg.max_len}
+    else:
+        raise UserError("model_cfg and vocab belong together; give both, or none")
+    with atomic_folder(to) as folder:
+        huggingface.write_folder(folder, model, cfg, words, training)
+    print(f"{to}: config.json, model.safetensors, tokenizer.json, tokenizer_config.json, vocab.txt")
+
+
+def import_model(source: str, to: str) -> None:
+    """Read a folder of a BERT that Hugging Face's transformers wrote (save_pretrained).
+
+    Args:
+        source: The folder, with config.json and model.safetensors.
+        to: The folder to make: model.pt, model_cfg.json and vocab.txt; also model.json, so that
+            `pretrain.py eval` and `predict` read it, if the model has both pre-training heads and
+            its tokenizer is the corpus's.
+    """
+    _refuse_filled(to)
+    cfg, state, training, ignored = huggingface.read_model(source)
+    tokens, is_ours = huggingface.read_vocab(source, cfg.vocab_size)
+    with torch.device("meta"):
+        lacking = [key for key in BertModel4Pretrain(cfg).state_dict() if key not in state]
+    sizes = dataclasses.asdict(cfg)
+    with atomic_folder(to) as folder:
+        save_pt(state, folder / "model.pt")
+        huggingface.write_json(folder / "model_cfg.json", sizes)
+        if tokens:
+            huggingface.write_vocab(folder / "vocab.txt", tokens)
+        if is_ours and not lacking:
+            about = {
+                **UNKNOWN_TRAINING,
+                "max_len": cfg.max_len,
+                **training,
+                "format": FORMAT,
+                "model": sizes,
+                "tokenizer": CorpusTokenizer.name,
+                "vocab_sha256": hashlib.sha256((folder / "vocab.txt").read_bytes()).hexdigest(),
+            }
+            huggingface.write_json(folder / "model.json", about)
+        written = sorted(path.name for path in folder.iterdir())
+    print(f"{to}: {', '.join(written)}")
+    if ignored:
+        print(f"  ignored: {some(ignored)}")
+    if lacking:
+        print(f"  pre-training heads that {source} lacks: {some(lacking)}")
+    if not tokens:
+        print(f"  no vocab.txt: {source} holds no WordPiece vocabulary")
+    elif not is_ours:
+        print("  no model.json: the tokenizer does not split at blanks only, as the corpus's does")
+
+
+def _refuse_filled(to: str) -> None:
+    """Never replace what somebody may want to keep."""
+    if Path(to).is_dir() and any(Path(to).iterdir()):
+        raise UserError(f"{to} is not empty; choose another folder, or delete it")
+    if Path(to).exists() and not Path(to).is_dir():
+        raise UserError(f"{to} is a file; choose another name for the folder")
+
+
+if __name__ == "__main__":
+    command_line(main, **{"export": export_model, "import": import_model})
