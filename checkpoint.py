@@ -206,7 +206,7 @@ def load_model(
         for key in own:
             array = np.asarray(reader.get_tensor(google_name(key)), np.float32)
             state[key] = torch.tensor(array.T if google_name(key).endswith("/kernel") else array)
-    except (tf.errors.OpError, ValueError, TypeError, RuntimeError) as error:
+    except (tf.errors.OpError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{checkpoint_file} is damaged or no TensorFlow checkpoint: {str(error)[:200]}"
         ) from error

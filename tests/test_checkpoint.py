@@ -318,7 +318,7 @@ def test_tensorflow_misfits_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["index", "data-00000-of-00001"])
-@pytest.mark.parametrize("how", ["cut", "foreign", "gone"])
+@pytest.mark.parametrize("how", ["cut", "foreign", "flipped", "gone"])
 def test_tensorflow_damage(tensorflow_file, tmp_path, part, how):
     for file in Path(tensorflow_file).parent.glob("bert_model.ckpt.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -327,7 +327,9 @@ def test_tensorflow_damage(tensorflow_file, tmp_path, part, how):
         broken.unlink()
     else:
         whole = broken.read_bytes()
-        broken.write_bytes(whole[: len(whole) // 20] if how == "cut" else bytes(len(whole)))
+        flipped = whole[:50] + bytes([whole[50] ^ 1]) + whole[51:]
+        cut = whole[: len(whole) // 20]
+        broken.write_bytes({"cut": cut, "foreign": bytes(len(whole)), "flipped": flipped}[how])
     with pytest.raises(UserError, match=r"bert_model\.ckpt(\.index)? is (damaged|missing)"):
         load_model(models.Transformer(CFG), tmp_path / "bert_model.ckpt")
 

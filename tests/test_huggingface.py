@@ -476,3 +476,11 @@ def test_command_line(model_file, tmp_path, monkeypatch, capfd):
     code, _, err = run()
     assert code == 1
     assert err.startswith("error: say what to do")
+
+
+def test_a_model_keeps_its_vocabulary(model, tmp_path):
+    file = write_out(tmp_path / "out", model, CFG, VOCAB)
+    with (tmp_path / "out/vocab.txt").open("a") as vocab:
+        vocab.write("one_more\n")
+    with pytest.raises(UserError, match=r"vocab\.txt is not the vocabulary that .*_7\.pt was"):
+        checkpoint.load_pretrained(file)
