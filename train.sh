@@ -10,8 +10,8 @@ model_cfg=${model_cfg:-config/bert_small.json}  # or bert_tiny, bert_medium, ber
 data_file=${data_file:-data/corpus.txt}
 vocab=${vocab:-vocab/vocab.txt}
 save_dir=${save_dir:-out}
-max_len=${max_len:-128}
-max_pred=${max_pred:-20}
+max_len=${max_len:-64}
+max_pred=${max_pred:-10}
 mask_prob=${mask_prob:-0.15}
 
 python=${python:-python}
