@@ -11,16 +11,15 @@ The .pt files of this lineage's PyTorch BERT have the same keys, and mean the sa
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import re
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 import torch
 from torch import Tensor, nn
 
@@ -29,16 +28,19 @@ import models
 from huggingface import hugging_face_name, shape_text, some
 from models import BertModel4Pretrain
 from tokenization import CorpusTokenizer, FullTokenizer, get_tokenizer
-from utils import UserError, atomic_file, atomic_folder, command_line
+from utils import (
+    STRICT,
+    UserError,
+    atomic_file,
+    atomic_folder,
+    command_line,
+    read_config,
+    sha256_of,
+    write_json,
+)
 
-FORMAT = 1  # of model.json, which pretrain.py writes beside its models
-# What model.json says of a training, where nobody knows.
-UNKNOWN_TRAINING = {
-    "data_file": "data/corpus.txt",
-    "corpus_sha256": None,
-    "max_pred": 20,
-    "mask_prob": 0.15,
-}
+# What an exported folder's config.json keeps of model.json, besides what other files say.
+TRAINING = ("data_file", "corpus_sha256", "max_len", "max_pred", "mask_prob")
 # From Hugging Face's names to Google's, in this order.
 GOOGLE_NAMES = (
     (r"^cls\.predictions\.bias$", "cls.predictions.output_bias"),
@@ -51,6 +53,35 @@ GOOGLE_NAMES = (
     (r"layer\.(\d+)", r"layer_\1"),
     (r"\.", "/"),
 )
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelInfo:
+    """What model.json says of the pre-trained model that it lies beside.
+
+    Attributes
+    ----------
+    format : int
+    model : models.Config
+    tokenizer : {"corpus", "bert"}
+        How the model reads text: see `tokenization.get_tokenizer`.
+    vocab_sha256 : str
+        Of the vocab.txt that lies there, too.
+    data_file, corpus_sha256 : str
+        The corpus of the training; None where it is not known.
+    max_len, max_pred, mask_prob : int, int, float
+        How its examples were made: see `pretrain.Preprocess4Pretrain`.
+    """
+
+    format: Literal[1] = 1
+    model: models.Config
+    tokenizer: Literal["corpus", "bert"]
+    vocab_sha256: str
+    data_file: str = "data/corpus.txt"
+    corpus_sha256: str | None = None
+    max_len: pydantic.PositiveInt
+    max_pred: pydantic.PositiveInt = 20
+    mask_prob: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.15
 
 
 def save_pt(content: Any, path: str | os.PathLike[str]) -> None:
@@ -120,7 +151,7 @@ def load_model_file(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def load_pretrained(
     model_file: str | os.PathLike[str],
-) -> tuple[BertModel4Pretrain, dict[str, Any], CorpusTokenizer | FullTokenizer]:
+) -> tuple[BertModel4Pretrain, ModelInfo, CorpusTokenizer | FullTokenizer]:
     """Return the model in evaluation mode, what model.json says of it, and its tokenizer.
 
     Raises
@@ -130,22 +161,19 @@ def load_pretrained(
         `load_model_file`.
     """
     folder = Path(model_file).parent
-    try:
-        about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        about = None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not (folder / "model.json").is_file():
         raise UserError(
-            f"{folder / 'model.json'} is missing or not of this version; pretrain.py writes it "
-            "beside its models, and a model can be used only where it lies"
+            f"{folder / 'model.json'} is missing; pretrain.py writes it beside its models, and a "
+            "model can be used only where it lies"
         )
+    info = read_config(ModelInfo, folder / "model.json")
     vocab = folder / "vocab.txt"
-    tokenizer = get_tokenizer(about["tokenizer"], vocab)
-    if hashlib.sha256(vocab.read_bytes()).hexdigest() != about["vocab_sha256"]:
+    tokenizer = get_tokenizer(info.tokenizer, vocab)
+    if sha256_of(vocab) != info.vocab_sha256:
         raise UserError(f"{vocab} is not the vocabulary that {model_file} was trained with")
-    model = BertModel4Pretrain(models.Config(**about["model"]))
+    model = BertModel4Pretrain(info.model)
     load_model_file(model, model_file)
-    return model.eval(), about, tokenizer
+    return model.eval(), info, tokenizer
 
 
 def load_model(
@@ -258,20 +286,20 @@ def export_model(
     """
     _refuse_filled(to)
     if model_cfg is None and vocab is None:
-        model, about, words = load_pretrained(model_file)
-        cfg = models.Config(**about["model"])
-        training = {
-            key: about[key] for key in about if key not in ("format", "model", "vocab_sha256")
-        }
+        model, info, words = load_pretrained(model_file)
+        cfg = info.model
     elif model_cfg is not None and vocab is not None:
         words = get_tokenizer(tokenizer, vocab)
         cfg = models.Config.from_json(model_cfg)
         cfg = cfg.with_vocab_size(len(words.vocab), model_cfg, vocab)
         model = BertModel4Pretrain(cfg)
         load_model_file(model, model_file)
-        training = {**UNKNOWN_TRAINING, "tokenizer": tokenizer, "max_len": cfg.max_len}
+        info = ModelInfo(
+            model=cfg, tokenizer=tokenizer, vocab_sha256=sha256_of(vocab), max_len=cfg.max_len
+        )
     else:
         raise UserError("model_cfg and vocab belong together; give both, or none")
+    training = {key: getattr(info, key) for key in TRAINING}
     with atomic_folder(to) as folder:
         huggingface.write_folder(folder, model, cfg, words, training)
     print(f"{to}: config.json, model.safetensors, tokenizer.json, tokenizer_config.json, vocab.txt")
@@ -294,20 +322,23 @@ def import_model(source: str, to: str) -> None:
     sizes = dataclasses.asdict(cfg)
     with atomic_folder(to) as folder:
         save_pt(state, folder / "model.pt")
-        huggingface.write_json(folder / "model_cfg.json", sizes)
+        write_json(folder / "model_cfg.json", sizes)
         if tokens:
             huggingface.write_vocab(folder / "vocab.txt", tokens)
         if is_ours and not lacking:
-            about = {
-                **UNKNOWN_TRAINING,
-                "max_len": cfg.max_len,
-                **training,
-                "format": FORMAT,
-                "model": sizes,
-                "tokenizer": CorpusTokenizer.name,
-                "vocab_sha256": hashlib.sha256((folder / "vocab.txt").read_bytes()).hexdigest(),
-            }
-            huggingface.write_json(folder / "model.json", about)
+            try:
+                info = ModelInfo(
+                    model=cfg,
+                    tokenizer=CorpusTokenizer.name,
+                    vocab_sha256=sha256_of(folder / "vocab.txt"),
+                    **{"max_len": cfg.max_len, **training},
+                )
+            except (TypeError, pydantic.ValidationError) as error:
+                raise UserError(
+                    f"{source}/config.json: its 'pretraining' is not what export writes; delete "
+                    "that key"
+                ) from error
+            write_json(folder / "model.json", dataclasses.asdict(info))
         written = sorted(path.name for path in folder.iterdir())
     print(f"{to}: {', '.join(written)}")
     if ignored:

@@ -1,7 +1,6 @@
 """The corpus as token ids: tokenised once, mapped from files, split into training and held out."""
 
 import dataclasses
-import hashlib
 import json
 from array import array
 from pathlib import Path
@@ -72,8 +71,7 @@ def read_corpus(
     """
     if not data_file.is_file():
         raise UserError(f"there is no corpus {data_file}; make it: python dataprocess.py")
-    with data_file.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = utils.sha256_of(data_file)
     key = {"format": FORMAT, "corpus": sha256, "vocab": vocab_sha256, "tokenizer": tokenizer.name}
     dtype = np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32
     folder = data_file.with_suffix(".ids")

@@ -13,6 +13,8 @@ with the corpus, and writes three files that take their names together:
 - data/corpus.json: the corpus's size and hash, and which documents come from which pair of
   builds: the first pair's documents stand first.
 
+Where all three are there and the pairs are the ones they were made from, nothing is done.
+
 A folder without pair.json was not finished by gendata.py: it is skipped, and reported. A finished
 one that is damaged stops the run, for a corpus should not lack a pair without anybody knowing.
 """
@@ -34,14 +36,15 @@ import pydantic
 from tqdm import tqdm
 
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
-from utils import UserError, atomic_file, command_line, disk_errors, read_config
+from utils import UserError, atomic_file, command_line, disk_errors, read_config, sha256_of
 
 # Settings; each is a flag, too: python dataprocess.py --data other/
 data = "data"  # the pair folders that gendata.py made
 vocab_file = "vocab/vocab.txt"
 corpus_file = "data/corpus.txt"
 
-FORMAT_VERSION = 1  # of corpus.json
+FORMAT_VERSION = 2  # of corpus.json
+PAIR_FILES = ("pair.json", "dictionary.txt", "blocks.npz", "walks.npz")  # those that are read here
 CHUNK = 16 << 20  # bytes of the corpus that are tokenized at once
 
 
@@ -102,6 +105,30 @@ def pair_folders(data: str | Path) -> tuple[list[Path], list[Path]]:
     folders.sort(key=lambda path: (int(path.name), path.name))
     complete = [path for path in folders if (path / "pair.json").exists()]
     return complete, [path for path in folders if not (path / "pair.json").exists()]
+
+
+def hash_pair(folder: Path) -> str:
+    """Return one SHA-256 of all that a pair's part of the corpus depends on."""
+    digests = [sha256_of(folder / name) for name in PAIR_FILES]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def read_current(
+    about_file: Path, vocab_file: str, corpus_file: str, folders: list[Path]
+) -> dict[str, Any] | None:
+    """Return corpus.json's content, if all three files are what these pairs give, else None."""
+    try:
+        about = json.loads(about_file.read_text(encoding="utf-8"))
+        is_current = (
+            about["format_version"] == FORMAT_VERSION
+            and about["vocab_sha256"] == sha256_of(vocab_file)
+            and about["corpus_sha256"] == sha256_of(corpus_file)
+            and [(pair["pair"], pair["sha256"]) for pair in about["pairs"]]
+            == [(int(folder.name), hash_pair(folder)) for folder in folders]
+        )
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return None
+    return about if is_current else None
 
 
 def check_word(word: str) -> None:
@@ -216,6 +243,7 @@ def write_corpus(folders: list[Path], corpus: IO[bytes]) -> tuple[Counter[str], 
     pairs = []
     for folder in tqdm(folders, desc="pairs", unit="pair", disable=None):
         pair = read_pair(folder)
+        sha256 = hash_pair(folder)
         part = render(pair)
         corpus.write(part.text)
         digest.update(part.text)
@@ -228,6 +256,7 @@ def write_corpus(folders: list[Path], corpus: IO[bytes]) -> tuple[Counter[str], 
                 "program": pair.info.program,
                 "builds": [dataclasses.asdict(build) for build in pair.info.binaries],
                 "documents": part.documents,
+                "sha256": sha256,
             }
         )
     about = {
@@ -288,6 +317,14 @@ def main(data: str = data, vocab_file: str = vocab_file, corpus_file: str = corp
     if not folders:
         raise UserError(f"{data} holds no finished pair; run `python gendata.py` first")
 
+    about = read_current(about_file, vocab_file, corpus_file, folders)
+    if about:
+        print(
+            f"{corpus_file} and {vocab_file} are up to date: {len(folders):,} pairs, "
+            f"{about['documents']:,} documents, {about['tokens']:,} tokens; next: sh train.sh"
+        )
+        return
+
     # All three are written before any takes its name; on an error none does.
     with (
         atomic_file(about_file) as about_out,
@@ -298,8 +335,10 @@ def main(data: str = data, vocab_file: str = vocab_file, corpus_file: str = corp
         if not counts:
             raise UserError(f"the pairs in {data} hold no walks; run `python gendata.py` again")
         vocab = make_vocab(counts)
+        lines = "".join(f"{token}\n" for token in vocab)
+        about["vocab_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
         with disk_errors(Path(vocab_file)):
-            vocab_out.write("".join(f"{token}\n" for token in vocab))
+            vocab_out.write(lines)
             vocab_out.flush()
         with disk_errors(about_file):
             json.dump(about, about_out, indent=1)

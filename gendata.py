@@ -129,10 +129,7 @@ def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
         )
     if len(files) == 1:
         raise utils.UserError(f"only one {biname} under {path} ({files[0]}); a pair needs two")
-    return [
-        {"path": str(f), "build": f.parent.name, "sha256": preprocessing.sha256_of(f)}
-        for f in files
-    ]
+    return [{"path": str(f), "build": f.parent.name, "sha256": utils.sha256_of(f)} for f in files]
 
 
 def analyse_all(binaries: list[dict[str, str]], output_dir: str, workers: int) -> dict[str, str]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import models
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer, FullTokenizer, load_vocab
-from utils import STRICT, UserError, read_config
+from utils import STRICT, UserError, read_config, write_json
 
 # Our modules -> Hugging Face's, whose scopes are Google's.
 BLOCK = {
@@ -319,7 +319,3 @@ def some(reasons: list[str], named: int = 3) -> str:
 
 def shape_text(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -365,15 +365,6 @@ def _display(name: str) -> str:
 # -------------------------------------------------------------------------------------- caching
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
-
-
 @functools.cache
 def analysis_settings() -> str:
     """Return what a cached analysis depends on besides the file's content."""

@@ -5,11 +5,9 @@ between processes, and any step can be drawn again.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import fire
 import numpy as np
@@ -26,10 +24,9 @@ import utils
 from corpus import Corpus, read_corpus, split_corpus
 from models import BertModel4Pretrain
 from optim import optim4GPU
-from tokenization import CorpusTokenizer, get_tokenizer
+from tokenization import CorpusTokenizer
 from utils import UserError
 
-FORMAT = 1  # of model.json
 EVAL_SEED = 0  # of the batches, which are the same for every model
 EVAL_EXAMPLES = 64  # per batch
 EVAL_BATCHES = 64  # at most
@@ -454,7 +451,7 @@ def main(
         )
     device = utils.get_device()
     rank, world = train.start_processes(device)
-    vocab_sha256 = hashlib.sha256(Path(vocab).read_bytes()).hexdigest()
+    vocab_sha256 = utils.sha256_of(vocab)
     if rank == 0:
         corpus = read_corpus(Path(data_file), tokenizer, vocab_sha256)
     if world > 1:
@@ -468,18 +465,17 @@ def main(
     sampler = SentPairSampler(corpus, split.training, max_len)
     loader = SentPairDataLoader(sampler, preprocess, n_tokens, cfg.batch_size, cfg.seed)
     cfg = cfg.with_epochs(len(loader))
-    about = {
-        "format": FORMAT,
-        "model": dataclasses.asdict(sizes),
-        "tokenizer": tokenizer.name,
-        "vocab_sha256": vocab_sha256,
-        "data_file": data_file,
-        "corpus_sha256": corpus.sha256,
-        "max_len": max_len,
-        "max_pred": max_pred,
-        "mask_prob": mask_prob,
-    }
-    settings = dataclasses.asdict(cfg) | about
+    info = checkpoint.ModelInfo(
+        model=sizes,
+        tokenizer=tokenizer.name,
+        vocab_sha256=vocab_sha256,
+        data_file=data_file,
+        corpus_sha256=corpus.sha256,
+        max_len=max_len,
+        max_pred=max_pred,
+        mask_prob=mask_prob,
+    )
+    settings = dataclasses.asdict(cfg) | dataclasses.asdict(info)
     del settings["save_steps"], settings["data_file"]  # these may change
     settings |= {f"model_cfg {name}": value for name, value in settings.pop("model").items()}
 
@@ -502,7 +498,7 @@ def main(
     if rank == 0 and measures is None:
         with utils.atomic_file(Path(save_dir, "vocab.txt"), "wb") as file:
             file.write(Path(vocab).read_bytes())
-        _write_json(Path(save_dir, "model.json"), about)
+        utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))
         print(
             f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}; "
             f"{split.training.sum():,} documents with {n_tokens:,} tokens; "
@@ -514,7 +510,7 @@ def main(
         measures = trainer.train()
     if rank == 0:
         model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
-        _write_json(
+        utils.write_json(
             Path(save_dir, "metrics.json"),
             {"model_file": str(model_file), "heldout": split.rule, **measures},
         )
@@ -532,17 +528,15 @@ def evaluate(model_file: str, data_file: str | None = None, check: bool = False)
         check: Fail unless the loss is below the unigram entropy of the held-out text.
     """
     device = utils.get_device()
-    model, about, tokenizer = load_pretrained(model_file)
-    corpus = read_corpus(Path(data_file or about["data_file"]), tokenizer, about["vocab_sha256"])
-    if corpus.sha256 == about["corpus_sha256"]:
+    model, info, tokenizer = checkpoint.load_pretrained(model_file)
+    corpus = read_corpus(Path(data_file or info.data_file), tokenizer, info.vocab_sha256)
+    if corpus.sha256 == info.corpus_sha256:
         split = split_corpus(corpus)
         heldout, rule = split.heldout, split.rule
     else:
         heldout = np.ones(len(corpus.documents) - 1, bool)
         rule = "nothing: this is not the corpus of the training, so every document is used"
-    preprocess = Preprocess4Pretrain(
-        tokenizer.vocab, about["max_len"], about["max_pred"], about["mask_prob"]
-    )
+    preprocess = Preprocess4Pretrain(tokenizer.vocab, info.max_len, info.max_pred, info.mask_prob)
     evaluation = Evaluation(corpus, heldout, preprocess, device)
     report(evaluation(model.to(device)), rule, check)
 
@@ -556,12 +550,12 @@ def predict(model_file: str, line: str, top: PositiveInt = 5) -> None:
         line: Tokens as in the corpus, separated by blanks, some of them [MASK].
         top: How many tokens to print for each.
     """
-    model, about, tokenizer = load_pretrained(model_file)
+    model, info, tokenizer = checkpoint.load_pretrained(model_file)
     ids = tokenizer.convert_tokens_to_ids(["[CLS]", *tokenizer.tokenize(line), "[SEP]"])
-    if len(ids) > about["max_len"]:
+    if len(ids) > info.max_len:
         raise UserError(
             f"the line has {len(ids) - 2} tokens, but {model_file} reads at most "
-            f"{about['max_len'] - 2}; shorten it"
+            f"{info.max_len - 2}; shorten it"
         )
     input_ids = torch.tensor([ids])  # (1, S)
     masked_pos = (input_ids == tokenizer.vocab["[MASK]"]).nonzero()[:, 1]  # (P,)
@@ -574,44 +568,6 @@ def predict(model_file: str, line: str, top: PositiveInt = 5) -> None:
         tokens = tokenizer.convert_ids_to_tokens(fill)
         text = ", ".join(f"{t} {100 * p:.1f} %" for t, p in zip(tokens, share, strict=True))
         print(f"[MASK] {number}: {text}")
-
-
-def load_pretrained(model_file: str) -> tuple[nn.Module, dict[str, Any], Any]:
-    """Return the model in evaluation mode, what model.json says of it, and its tokenizer.
-
-    Raises
-    ------
-    UserError
-        model.json or vocab.txt is missing or belongs to another model; see also
-        `checkpoint.load_model_file`.
-    """
-    folder = Path(model_file).parent
-    about = _read_json(folder / "model.json")
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / 'model.json'} is missing or not of this version; pretrain.py writes it "
-            "beside its models, and a model can be used only where it lies"
-        )
-    vocab = folder / "vocab.txt"
-    tokenizer = get_tokenizer(about["tokenizer"], vocab)
-    if hashlib.sha256(vocab.read_bytes()).hexdigest() != about["vocab_sha256"]:
-        raise UserError(f"{vocab} is not the vocabulary that {model_file} was trained with")
-    model = BertModel4Pretrain(models.Config(**about["model"]))
-    checkpoint.load_model_file(model, model_file)
-    return model.eval(), about, tokenizer
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with utils.atomic_file(path) as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
 
 
 if __name__ == "__main__":

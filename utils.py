@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import hashlib
 import inspect
 import json
 import os
@@ -134,9 +135,10 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             yield folder
             folder.chmod(0o777 & ~_umask())
-            if path.exists():
-                shutil.rmtree(path)
+            if path.exists():  # out of the way first: a folder is never seen half-deleted
+                path.rename(folder.with_suffix(".old.tmp"))
             folder.rename(path)
+            shutil.rmtree(folder.with_suffix(".old.tmp"), ignore_errors=True)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -146,6 +148,22 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    with atomic_file(path) as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:
@@ -175,7 +193,8 @@ def read_config(cls: type, path: str | os.PathLike[str]) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one JSON object, like {{...}}")
     try:
-        return cls(**values)
+        # From JSON, so that a strict class may hold others.
+        return pydantic.TypeAdapter(cls).validate_json(text)
     except pydantic.ValidationError as error:
         known = ", ".join(field.name for field in dataclasses.fields(cls))
         reasons = []

@@ -22,6 +22,7 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
+import checkpoint
 import pretrain
 import utils
 from corpus import Corpus, read_corpus, split_corpus
@@ -38,13 +39,13 @@ def main(model_file: str, data_file: str | None = None) -> None:
         model_file: A model_steps_<k>.pt of pretrain.py, with model.json and vocab.txt beside it.
         data_file: The corpus that it was trained on; left out, the one that model.json names.
     """
-    model, about, tokenizer = pretrain.load_pretrained(model_file)
-    corpus = read_corpus(Path(data_file or about["data_file"]), tokenizer, about["vocab_sha256"])
-    if corpus.sha256 != about["corpus_sha256"]:
+    model, info, tokenizer = checkpoint.load_pretrained(model_file)
+    corpus = read_corpus(Path(data_file or info.data_file), tokenizer, info.vocab_sha256)
+    if corpus.sha256 != info.corpus_sha256:
         raise utils.UserError(f"{model_file} was trained on another corpus than {data_file}")
     split = split_corpus(corpus)
     preprocess = pretrain.Preprocess4Pretrain(
-        tokenizer.vocab, about["max_len"], about["max_pred"], about["mask_prob"]
+        tokenizer.vocab, info.max_len, info.max_pred, info.mask_prob
     )
     evaluation = pretrain.Evaluation(corpus, split.heldout, preprocess, torch.device("cpu"))
     batches = [
@@ -54,7 +55,7 @@ def main(model_file: str, data_file: str | None = None) -> None:
 
     measures = evaluation(model)
     five_gram = n_gram_accuracy(corpus, split.training, batches)
-    sampler = pretrain.SentPairSampler(corpus, split.training, about["max_len"])
+    sampler = pretrain.SentPairSampler(corpus, split.training, info.max_len)
     loader = pretrain.SentPairDataLoader(sampler, preprocess, 0, pretrain.EVAL_EXAMPLES, seed=1)
     bags, bags_hard = bag_accuracy(loader, batches, len(tokenizer.vocab))
 

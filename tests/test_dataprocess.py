@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -169,16 +170,23 @@ def test_sidecar(pairs, inside):
     documents = [plain_corpus([pair]).count("\n\n") for pair in pairs]
     builds = [{"path": f"b/O{i}/chroot", "build": f"O{i}", "sha256": str(i) * 64} for i in (0, 3)]
     assert about == {
-        "format_version": 1,
+        "format_version": 2,
         "corpus_bytes": len(text.encode()),
         "corpus_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "documents": sum(documents),
         "sentences": len([line for line in text.split("\n") if line]),
         "tokens": len(text.split()),
         "pairs": [
-            {"pair": i, "program": f"p{i}", "builds": builds, "documents": n}
+            {
+                "pair": i,
+                "program": f"p{i}",
+                "builds": builds,
+                "documents": n,
+                "sha256": dataprocess.hash_pair(inside / "data" / str(i)),
+            }
             for i, n in enumerate(documents)
         ],
+        "vocab_sha256": hashlib.sha256((inside / "vocab/vocab.txt").read_bytes()).hexdigest(),
     }
 
 
@@ -204,6 +212,7 @@ def test_unknown_share_is_really_read(inside):
 def test_second_run_makes_the_same_bytes(pairs, inside):
     dataprocess.main()
     first = outputs(inside)
+    (inside / "data/corpus.json").unlink()  # else nothing is done
     dataprocess.main()
     assert outputs(inside) == first
     assert None not in first
@@ -212,6 +221,36 @@ def test_second_run_makes_the_same_bytes(pairs, inside):
     subprocess.run(script, check=True, env=environment, capture_output=True)
     assert (inside / "v.txt").read_bytes() == first[2]
     assert outputs(inside) == first
+
+
+def test_nothing_is_done_where_nothing_changed(pairs, inside, capsys):
+    def ages():
+        files = ("data/corpus.txt", "data/corpus.json", "vocab/vocab.txt")
+        return [(inside / file).stat().st_ino for file in files]  # a new file has another number
+
+    dataprocess.main()
+    right, first = outputs(inside), ages()
+    capsys.readouterr()
+    dataprocess.main()
+    assert ages() == first
+    assert capsys.readouterr().out.startswith(
+        "data/corpus.txt and vocab/vocab.txt are up to date: 12 pairs, "
+    )
+    for file in ("data/corpus.txt", "data/corpus.json", "vocab/vocab.txt"):
+        content = (inside / file).read_bytes()
+        for other in (content[:-2], None):
+            (inside / file).unlink()
+            if other is not None:
+                (inside / file).write_bytes(other)
+            dataprocess.main()
+            assert outputs(inside) == right
+    (inside / "data/11/pair.json").unlink()
+    dataprocess.main()
+    assert outputs(inside)[0] == plain_corpus(pairs[:11]).encode()
+    shutil.rmtree(inside / "data/10")
+    write_pair(inside / "data/10", [["nop"]], [[[0]]])
+    dataprocess.main()
+    assert outputs(inside)[0] == (plain_corpus(pairs[:10]) + "nop\n\n").encode()
 
 
 # Folders that are not as they should be

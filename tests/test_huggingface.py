@@ -56,7 +56,7 @@ def write_out(folder, model, cfg, vocab):
     checkpoint.save_pt(model.state_dict(), folder / "model_steps_7.pt")
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocab))
     about = {
-        "format": checkpoint.FORMAT,
+        "format": 1,
         "model": dataclasses.asdict(cfg),
         "tokenizer": "corpus",
         "vocab_sha256": hashlib.sha256((folder / "vocab.txt").read_bytes()).hexdigest(),
@@ -202,8 +202,8 @@ def test_import_of_what_transformers_saved_anew(exported, auto_tokenizer, tmp_pa
     auto_tokenizer.save_pretrained(folder)
     (folder / "vocab.txt").unlink(missing_ok=True)
     checkpoint.import_model(str(folder), str(tmp_path / "back"))
-    ours, about, tokenizer = checkpoint.load_pretrained(tmp_path / "back/model.pt")
-    assert about["corpus_sha256"] == "12ab"
+    ours, info, tokenizer = checkpoint.load_pretrained(tmp_path / "back/model.pt")
+    assert info.corpus_sha256 == "12ab"
     assert list(tokenizer.vocab) == VOCAB
     assert_same_outputs(ours, transformers.BertForPreTraining.from_pretrained(exported).eval())
 

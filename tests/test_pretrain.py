@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import checkpoint
 import models
 import pretrain
 from corpus import Corpus
@@ -546,18 +547,28 @@ def test_model_without_its_company(trained, tmp_path, monkeypatch):
     out = trained[0] / "out"
     model_file.write_bytes((out / "model_steps_150.pt").read_bytes())
     with pytest.raises(UserError, match=r"model\.json is missing"):
-        pretrain.load_pretrained(str(model_file))
+        checkpoint.load_pretrained(str(model_file))
     (tmp_path / "model.json").write_text((out / "model.json").read_text())
     with pytest.raises(UserError, match=r"vocabulary .*vocab\.txt"):
-        pretrain.load_pretrained(str(model_file))
+        checkpoint.load_pretrained(str(model_file))
     text = (out / "vocab.txt").read_text()
     (tmp_path / "vocab.txt").write_text(text.replace("pop\nret", "ret\npop"))
     with pytest.raises(UserError, match=r"vocab\.txt is not the vocabulary"):
-        pretrain.load_pretrained(str(model_file))
+        checkpoint.load_pretrained(str(model_file))
     (tmp_path / "vocab.txt").write_text(text)
-    pretrain.load_pretrained(str(model_file))
+    info = json.loads((out / "model.json").read_text())
+    for change, message in [
+        ({"format": 2}, "'format' is 2"),
+        ({"max_len": None}, "'max_len' is null"),
+        ({"model": {}}, "model.dim"),
+    ]:
+        (tmp_path / "model.json").write_text(json.dumps(info | change))
+        with pytest.raises(UserError, match=rf"model\.json.*{message}"):
+            checkpoint.load_pretrained(str(model_file))
+    (tmp_path / "model.json").write_text(json.dumps(info))
+    checkpoint.load_pretrained(str(model_file))
     with pytest.raises(UserError, match=r"no_such\.pt"):
-        pretrain.load_pretrained(str(tmp_path / "no_such.pt"))
+        checkpoint.load_pretrained(str(tmp_path / "no_such.pt"))
 
 
 def test_killed_training_goes_on_to_the_same_model(trained, tmp_path):
