@@ -205,7 +205,7 @@ def read_config(cls: type, path: str | os.PathLike[str]) -> Any:
             elif problem["type"].startswith("missing"):
                 reasons.append(f"key '{key}' is missing")
             else:
-                at = f"'{key}' is {json.dumps(values[key])}: " if key in values else ""
+                at = f"'{key}' is {json.dumps(problem['input'])}: " if key else ""
                 reasons.append(at + problem["msg"].removeprefix("Value error, "))
         raise UserError(f"{path}: " + "; ".join(reasons)) from error
 

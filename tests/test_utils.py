@@ -1,0 +1,183 @@
+"""Safe writing, checked settings and command lines, as a user meets them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+import pytest
+
+import utils
+from utils import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pydantic.dataclasses.dataclass(config=utils.STRICT)
+class Size:
+    width: pydantic.PositiveInt
+    share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
+
+
+@pydantic.dataclasses.dataclass(config=utils.STRICT)
+class House:
+    name: str
+    size: Size
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"width": 3, "share": 1}', None),
+        ('{"width": 3, "height": 4}', "unknown key 'height' \\(known: width, share\\)"),
+        ("{}", "key 'width' is missing"),
+        ('{"width": "3"}', "'width' is \"3\": .*integer"),
+        ('{"width": 3.0}', "'width' is 3.0: .*integer"),
+        ('{"width": true}', "'width' is true: .*integer"),
+        ('{"width": 0}', "'width' is 0: .*greater than 0"),
+        ('{"width": 3, "share": NaN}', "'share' is NaN: .*finite"),
+        ('{"width": 0, "share": 2}', "'width' is 0: .*; 'share' is 2: "),
+        ("[3]", "must hold one JSON object"),
+        ('{"width": 3', "is not JSON: "),
+        ("", "is not JSON: "),
+    ],
+)
+def test_settings_are_checked(tmp_path, text, message):
+    file = tmp_path / "size.json"
+    file.write_text(text)
+    if message is None:
+        assert utils.read_config(Size, file) == Size(width=3, share=1.0)
+        return
+    with pytest.raises(UserError, match=f"size.json.*{message}") as caught:
+        utils.read_config(Size, file)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_inside_settings(tmp_path):
+    file = tmp_path / "house.json"
+    file.write_text('{"name": "x", "size": {"width": 1}}')
+    assert utils.read_config(House, file) == House("x", Size(1))
+    file.write_text('{"name": "x", "size": {"width": -1}}')
+    with pytest.raises(UserError, match=r"house\.json: .*size\.width.*is -1: .*greater than 0"):
+        utils.read_config(House, file)
+
+
+def test_settings_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the settings file .*none\.json: No such"):
+        utils.read_config(Size, tmp_path / "none.json")
+    (tmp_path / "latin.json").write_bytes(b'{"width": "\xe9"}')
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        utils.read_config(Size, tmp_path / "latin.json")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "new" / "file.txt"
+    with utils.atomic_file(file) as out:
+        out.write("one\n")
+        assert not file.exists()
+    out = utils.atomic_file(file)
+    out.__enter__().write("two\n")
+    with pytest.raises(ZeroDivisionError):
+        out.gen.throw(ZeroDivisionError)
+    assert file.read_bytes() == b"one\n"
+    assert os.listdir(file.parent) == ["file.txt"]
+    umask = os.umask(0o027)
+    try:
+        with utils.atomic_file(file, "wb") as out:
+            out.write(b"three")
+    finally:
+        os.umask(umask)
+    assert file.read_bytes() == b"three"
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "folder"
+    with utils.atomic_folder(folder) as new:
+        (new / "a").write_text("one")
+        assert not folder.exists()
+    writing = utils.atomic_folder(folder)
+    (writing.__enter__() / "a").write_text("two")
+    with pytest.raises(KeyboardInterrupt):
+        writing.gen.throw(KeyboardInterrupt)
+    assert (folder / "a").read_text() == "one"
+    with utils.atomic_folder(folder) as new:
+        (new / "b").write_text("three")
+    assert os.listdir(folder) == ["b"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_what_cannot_be_written_is_one_sentence():
+    with (
+        pytest.raises(UserError, match="cannot write /proc/x/file: "),
+        utils.disk_errors(Path("/proc/x/file")),
+    ):
+        raise PermissionError(13, "Permission denied")
+    with pytest.raises(FileNotFoundError), utils.disk_errors(Path("x")):  # that is our mistake
+        raise FileNotFoundError(2, "No such file")
+
+
+SCRIPT = """
+import sys
+from typing import Annotated
+from pydantic import Field
+import utils
+
+def main(count: Annotated[int, Field(ge=1)] = 2, name: str = "x"):
+    '''Do it.'''
+    if name == "mistake":
+        raise utils.UserError("the name is a mistake; give another")
+    if name == "bug":
+        raise ZeroDivisionError("ours")
+    if name == "stop":
+        raise KeyboardInterrupt
+    print(count, name)
+    return 3 if name == "three" else None
+
+def other(flag: bool = False):
+    print("other", flag)
+
+utils.command_line(main, other=other)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "err"),
+    [
+        ([], 0, "2 x\n", ""),
+        (["--count", "5", "--name", "7"], 0, "5 7\n", ""),
+        (["other", "--flag"], 0, "other True\n", ""),
+        (["--name", "three"], 3, "2 three\n", ""),
+        (["--name", "mistake"], 1, "", "error: the name is a mistake; give another\n"),
+        (["--name", "stop"], 130, "", "interrupted; what was finished is kept\n"),
+        (["--count", "0"], 1, "", "error: --count 0: Input should be greater than or equal to 1\n"),
+    ],
+)
+def test_command_line(arguments, code, out, err):
+    done = run_script(arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
+
+
+def test_command_line_keeps_the_traceback_of_our_own_mistakes():
+    done = run_script(["--name", "bug"])
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_command_line_refuses_an_unknown_flag_before_anything_runs():
+    done = run_script(["--nmae", "y"])
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "nmae" in done.stderr
+
+
+def run_script(arguments):
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
