@@ -32,8 +32,6 @@ train: $(VENV)/installed
 	$(run) gendata.py
 	$(run) dataprocess.py
 	@PATH="$(abspath $(VENV))/bin:$$PATH"; \
-	gpu=$$(python -c 'import torch; print(int(torch.cuda.is_available()))'); \
-	[ "$$gpu" = 1 ] || export model_cfg=$${model_cfg:-config/bert_tiny.json}; \
 	sum=$$(cat vocab/vocab.txt data/corpus.txt config/*.json train.sh | cksum); \
 	if [ -e out/made_from ] && [ "$$sum" != "$$(cat out/made_from)" ]; then \
 		old=out-before-$$(date +%Y%m%d-%H%M%S); mv out $$old; \

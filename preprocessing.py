@@ -11,6 +11,8 @@ import importlib.metadata
 import logging
 import os
 import re
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -403,17 +405,28 @@ def save(analysis: Analysis, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Analysis:
-    """Read what :func:`save` wrote."""
+    """Read what :func:`save` wrote.
+
+    Raises
+    ------
+    UserError
+        The file is damaged.
+    """
     bytes_fields = ("string", "instructions")
-    with np.load(path) as arrays:
-        values = {}
-        for field in dataclasses.fields(Analysis):
-            values[field.name] = arrays[field.name]
-            if f"{field.name}_offsets" in arrays:
-                texts = _unpack(arrays[field.name], arrays[f"{field.name}_offsets"])
-                if field.name not in bytes_fields:
-                    texts = [text.decode() for text in texts]
-                values[field.name] = texts
+    values = {}
+    try:
+        with np.load(path) as arrays:
+            for field in dataclasses.fields(Analysis):
+                values[field.name] = arrays[field.name]
+                if f"{field.name}_offsets" in arrays:
+                    texts = _unpack(arrays[field.name], arrays[f"{field.name}_offsets"])
+                    if field.name not in bytes_fields:
+                        texts = [text.decode() for text in texts]
+                    values[field.name] = texts
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise utils.UserError(
+            f"the cached analysis {path} is damaged ({error}); delete it and run gendata.py again"
+        ) from error
     return Analysis(**values)
 
 

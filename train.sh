@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")"
 
 train_cfg=${train_cfg:-config/pretrain.json}
-model_cfg=${model_cfg:-config/bert_small.json}  # or bert_tiny, bert_medium, bert_base
+model_cfg=${model_cfg:-}  # empty: config/bert_tiny.json without a GPU, bert_small.json with one
 data_file=${data_file:-data/corpus.txt}
 vocab=${vocab:-vocab/vocab.txt}
 save_dir=${save_dir:-out}
@@ -15,7 +15,13 @@ max_pred=${max_pred:-10}
 mask_prob=${mask_prob:-0.15}
 
 python=${python:-python}
-gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())') || {
+    echo "error: $python cannot import torch; activate the environment: . .venv/bin/activate" >&2
+    exit 1
+}
+if [ -z "$model_cfg" ]; then
+    [ "$gpus" -gt 0 ] && model_cfg=config/bert_small.json || model_cfg=config/bert_tiny.json
+fi
 
 set -- pretrain.py \
     --train_cfg "$train_cfg" --model_cfg "$model_cfg" --data_file "$data_file" --vocab "$vocab" \

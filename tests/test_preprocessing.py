@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,16 @@ def test_saving_and_loading_gives_the_same(analyses, tmp_path):
             assert value == getattr(again, name)
 
 
+def test_damaged_cache_is_refused(analyses, tmp_path):
+    file = tmp_path / "a.npz"
+    preprocessing.save(analyses["O0"], file)
+    whole = file.read_bytes()
+    for content in (b"", whole[:100], whole[:-2], whole[:2000] + b"\0\0" + whole[2002:]):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.npz is damaged .* delete it and run gendata\.py"):
+            preprocessing.load(file)
+
+
 def test_analysis_is_the_same_in_another_process(builds, tmp_path):
     code = (
         "import sys, preprocessing as p; "
@@ -349,6 +360,88 @@ def test_merging_real_builds(analyses):
         assert any(phrase in a and phrase in b for a, b in texts), phrase
     for source, target in merged.edges.tolist():
         assert merged.binary[source] == merged.binary[target]
+
+
+def test_windows_executable(tmp_path):
+    """ELF's object file becomes a PE one, which the linker of most Linux systems can link."""
+    source = """
+    __attribute__((noinline)) int twice(int x) { return x > 3 ? x * 2 : x - 1; }
+    int start(void) { int s = 0; for (int i = 0; i < 9; i++) s += twice(i); return s; }
+    """
+    if "i386pep" not in (subprocess.run(["ld", "-V"], capture_output=True, text=True).stdout or ""):
+        pytest.skip("this ld links no PE files")
+    flags = ["-c", "-O1", "-ffreestanding", "-fno-asynchronous-unwind-tables", "-g0"]
+    elf = compile_c(source, tmp_path / "a.o", *flags)
+    commands = [
+        ["objcopy", "-O", "pe-x86-64", "-R", ".comment", "-R", ".note*", str(elf), "a.obj"],
+        ["ld", "-m", "i386pep", "-e", "start", "--subsystem", "console", "a.obj", "-o", "a.exe"],
+    ]
+    for command in commands:
+        subprocess.run(command, check=True, cwd=tmp_path)
+    exe = tmp_path / "a.exe"
+    assert exe.read_bytes()[:2] == b"MZ"
+    starts, _ = instruction_starts(exe)
+    listing = {a: text for a, _, text in disassembly(exe) if not NO_OPERATION.match(text)}
+    end = max(address for address, text in listing.items() if text.startswith("ret"))
+    assert starts == {address for address in listing if address <= end}
+    analysis = preprocessing.analyse(exe)
+    calls = analysis.edges[analysis.kind == CALL]
+    assert len(calls) == 1
+    assert words(analysis, calls[0, 0])[-2:] == ["call", "imme"]
+    assert analysis.returns.sum() == 2
+
+
+def test_macos_executable_for_another_processor(tmp_path):
+    """The smallest Mach-O for AArch64: one function that calls another under a condition."""
+    code = [
+        0xA9BF7BFD,  # 0x00 stp x29, x30, [sp, #-16]!
+        0x71000C1F,  # 0x04 cmp w0, #3
+        0x5400006C,  # 0x08 b.gt 0x14
+        0x94000004,  # 0x0c bl 0x1c
+        0x14000001,  # 0x10 b 0x14
+        0xA8C17BFD,  # 0x14 ldp x29, x30, [sp], #16
+        0xD65F03C0,  # 0x18 ret
+        0x0B000000,  # 0x1c add w0, w0, w0
+        0xD65F03C0,  # 0x20 ret
+    ]
+    base, offset, size = 1 << 32, 0x1000, 0x2000
+    text = struct.pack("<9I", *code)
+    section = struct.pack(
+        *("<16s16sQQ8I", b"__text", b"__TEXT", base + offset, len(text)),
+        *(offset, 2, 0, 0, 0x80000400, 0, 0, 0),
+    )
+    segment = "<II16sQQQQIIII"
+    commands = [
+        struct.pack(segment, 0x19, 72, b"__PAGEZERO", 0, base, 0, 0, 0, 0, 0, 0),
+        struct.pack(segment, 0x19, 152, b"__TEXT", base, size, 0, size, 5, 5, 1, 0) + section,
+        struct.pack("<IIQQ", 0x80000028, 24, offset, 0),  # LC_MAIN
+        struct.pack("<6I", 2, 24, 0x1800, 0, 0x1800, 0),  # LC_SYMTAB, empty
+    ]
+    body = b"".join(commands)
+    arm64 = 0x0100000C
+    header = struct.pack("<8I", 0xFEEDFACF, arm64, 0, 2, len(commands), len(body), 0x85, 0)
+    file = tmp_path / "program"
+    file.write_bytes(((header + body).ljust(offset, b"\0") + text).ljust(size, b"\0"))
+
+    analysis = preprocessing.analyse(file)
+    assert (analysis.address - base - offset).tolist() == [0x00, 0x0C, 0x10, 0x14, 0x1C]
+    edges = zip(analysis.edges.tolist(), analysis.kind.tolist(), strict=True)
+    assert {(a, b, kind) for (a, b), kind in edges} == {
+        *((0, 1, JUMP), (0, 3, JUMP), (1, 4, CALL), (1, 2, STEP_OVER), (2, 3, JUMP)),
+    }
+    assert analysis.returns.tolist() == [False, False, False, True, True]
+    assert words(analysis, 4) == ["add", "reg4", "reg4", "reg4", "ret"]
+    assert words(analysis, 0) == [
+        "stp",
+        "reg8",
+        "reg8",
+        "ptr",
+        "cmp",
+        "reg4",
+        "imme",
+        "b.gt",
+        "imme",
+    ]
 
 
 def test_static_binary(tmp_path):
