@@ -1,6 +1,6 @@
 """Does pre-training learn? BERT beside simple models of the same text.
 
-    python bench/learning.py --path DIR     # DIR/<build>/chroot; 190 pairs: half an hour, two cores
+    python bench/learning.py --path DIR     # DIR/<build>/chroot; 190 pairs: 15 minutes, two cores
 
 Runs the main line in a folder of its own (a second time, only what changed), then measures all on
 the very same held-out examples. Masked LM: always the commonest token; a 5-gram model with backoff,
