@@ -7,6 +7,7 @@ Every folder of `path` that holds `biname` is one binary. Each is analysed once 
 `outputDir`; each pair (i, j), i < j, becomes one folder of `data`, written whole or not at all.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ import deepwalk
 import preprocessing
 import utils
 
-biname = "chroot"  # the program to look for
+biname = "chroot"  # the program to look for; several: ["chroot", "ls"]
 path = "experiment_data/coreutils/binaries/"  # its builds: path/<build>/<biname>
 outputDir = "output/"  # analysed binaries, one file each
 data = "data"  # pairs: data/0, data/1, ...
@@ -46,7 +47,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def main(
-    biname: str = biname,
+    biname: str | list[str] = biname,
     path: str = path,
     outputDir: str = outputDir,
     data: str = data,
@@ -62,8 +63,9 @@ def main(
 
     Parameters
     ----------
-    biname : str
-        File name of the program.
+    biname : str or list of str
+        File name of the program, or of several: --biname chroot,ls. Only builds of the same program
+        are paired.
     path : str
         Folder whose sub-folders each hold one build of the program.
     outputDir : str
@@ -82,21 +84,23 @@ def main(
         Processes.
     """
     began = time.perf_counter()
-    binaries = find_binaries(path, biname)
+    names = [biname] if isinstance(biname, str) else biname
+    programs = {name: find_binaries(path, name) for name in names}
+    binaries = list(itertools.chain.from_iterable(programs.values()))
     skipped = analyse_all(binaries, outputDir, workers)
-    usable = [binary for binary in binaries if binary["path"] not in skipped]
-    if len(usable) < 2:
-        reasons = "; ".join(skipped.values())
-        raise utils.UserError(f"fewer than two binaries could be analysed: {reasons}")
-
     settings = {"num_walks": num_walks, "walk_length": walk_length, "sentences": sentences}
     pairs = [
-        pair_description(number, biname, first, second, settings, seed)
-        for number, (first, second) in enumerate(
-            (a, b) for i, a in enumerate(binaries) for b in binaries[i + 1 :]
+        pair_description(number, program, first, second, settings, seed)
+        for number, (program, first, second) in enumerate(
+            (program, *pair)
+            for program, builds in programs.items()
+            for pair in itertools.combinations(builds, 2)
         )
         if first["path"] not in skipped and second["path"] not in skipped
     ]
+    if not pairs:
+        reasons = "; ".join(skipped.values())
+        raise utils.UserError(f"fewer than two binaries could be analysed: {reasons}")
     stale = remove_stale(data, pairs)
     kept = [pair for pair in pairs if is_written(data, pair)]
     missing = [pair for pair in pairs if not is_written(data, pair)]

@@ -59,6 +59,27 @@ def test_every_pair_in_sorted_order(made):
             assert binary["sha256"] == hashlib.sha256(content).hexdigest()
 
 
+def test_programs_are_paired_with_themselves_only(builds, made, tmp_path):
+    for name, program in (("O0", "b"), ("O1", "b"), ("O1", "a"), ("O2", "a"), ("O3-noplt", "a")):
+        (tmp_path / "binaries" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "binaries" / name / program).symlink_to(builds / name / "shapes")
+    # the very content that is cached already
+    (tmp_path / "output").symlink_to(made[0] / "output")
+    gendata_py(tmp_path, "--biname", "b,a", "--path", "binaries", "--workers", 2)
+    written = [
+        json.loads((tmp_path / "data" / str(n) / "pair.json").read_text())
+        for n in range(len(list((tmp_path / "data").iterdir())))
+    ]
+    assert [
+        (p["program"], *(Path(b["path"]).parts[-2:] for b in p["binaries"])) for p in written
+    ] == [
+        ("b", ("O0", "b"), ("O1", "b")),
+        ("a", ("O1", "a"), ("O2", "a")),
+        ("a", ("O1", "a"), ("O3-noplt", "a")),
+        ("a", ("O2", "a"), ("O3-noplt", "a")),
+    ]
+
+
 def test_files_are_as_designed(made):
     cwd, _ = made
     for folder in (cwd / "data").iterdir():
