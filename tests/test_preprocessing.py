@@ -383,12 +383,14 @@ def test_windows_executable(tmp_path):
     starts, _ = instruction_starts(exe)
     listing = {a: text for a, _, text in disassembly(exe) if not NO_OPERATION.match(text)}
     end = max(address for address, text in listing.items() if text.startswith("ret"))
-    assert starts == {address for address in listing if address <= end}
+    # ld puts tables behind the code into .text; angr may take them for code
+    assert {a for a in starts if a <= end} == {address for address in listing if address <= end}
     analysis = preprocessing.analyse(exe)
-    calls = analysis.edges[analysis.kind == CALL]
+    here = analysis.address <= end
+    calls = analysis.edges[(analysis.kind == CALL) & here[analysis.edges[:, 0]]]
     assert len(calls) == 1
     assert words(analysis, calls[0, 0])[-2:] == ["call", "imme"]
-    assert analysis.returns.sum() == 2
+    assert analysis.returns[here].sum() == 2
 
 
 def test_macos_executable_for_another_processor(tmp_path):
