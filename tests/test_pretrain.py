@@ -430,7 +430,7 @@ def start(folder, *arguments, **environment):
 
 def run(folder, *arguments):
     process = start(folder, *arguments)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 

@@ -291,7 +291,7 @@ def start_ranks(save_dir, n, port, changes=""):
         )
         for rank in range(n)
     ]
-    return [(process.communicate(timeout=100)[1], process.returncode) for process in processes]
+    return [(process.communicate(timeout=600)[1], process.returncode) for process in processes]
 
 
 @pytest.fixture
