@@ -27,7 +27,7 @@ import huggingface
 import models
 from huggingface import hugging_face_name, shape_text, some
 from models import BertModel4Pretrain
-from tokenization import CorpusTokenizer, FullTokenizer, get_tokenizer
+from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
 from utils import (
     STRICT,
     UserError,
@@ -63,7 +63,7 @@ class ModelInfo:
     ----------
     format : int
     model : models.Config
-    tokenizer : {"corpus", "bert"}
+    tokenizer : {"corpus", "bert", "bert-cased"}
         How the model reads text: see `tokenization.get_tokenizer`.
     vocab_sha256 : str
         Of the vocab.txt that lies there, too.
@@ -75,7 +75,7 @@ class ModelInfo:
 
     format: Literal[1] = 1
     model: models.Config
-    tokenizer: Literal["corpus", "bert"]
+    tokenizer: TokenizerName
     vocab_sha256: str
     data_file: str = "data/corpus.txt"
     corpus_sha256: str | None = None
@@ -273,7 +273,7 @@ def export_model(
     to: str,
     model_cfg: str | None = None,
     vocab: str | None = None,
-    tokenizer: Literal["corpus", "bert"] = "corpus",
+    tokenizer: TokenizerName = "corpus",
 ) -> None:
     """Write a model as a folder that Hugging Face's transformers reads.
 
@@ -282,7 +282,8 @@ def export_model(
         to: The folder to make; it must not exist or be empty.
         model_cfg: JSON with the model's sizes, for a .pt that lies by itself.
         vocab: The vocabulary that belongs to it.
-        tokenizer: How it reads text: corpus (words end at blanks) or bert (Google's, uncased).
+        tokenizer: How it reads text: corpus (words end at blanks), bert (Google's, uncased) or
+            bert-cased.
     """
     _refuse_filled(to)
     if model_cfg is None and vocab is None:
@@ -316,7 +317,7 @@ def import_model(source: str, to: str) -> None:
     """
     _refuse_filled(to)
     cfg, state, training, ignored = huggingface.read_model(source)
-    tokens, is_ours = huggingface.read_vocab(source, cfg.vocab_size)
+    tokens, reading = huggingface.read_vocab(source, cfg.vocab_size)
     with torch.device("meta"):
         lacking = [key for key in BertModel4Pretrain(cfg).state_dict() if key not in state]
     sizes = dataclasses.asdict(cfg)
@@ -325,7 +326,7 @@ def import_model(source: str, to: str) -> None:
         write_json(folder / "model_cfg.json", sizes)
         if tokens:
             huggingface.write_vocab(folder / "vocab.txt", tokens)
-        if is_ours and not lacking:
+        if reading == CorpusTokenizer.name and not lacking:
             try:
                 info = ModelInfo(
                     model=cfg,
@@ -347,7 +348,7 @@ def import_model(source: str, to: str) -> None:
         print(f"  pre-training heads that {source} lacks: {some(lacking)}")
     if not tokens:
         print(f"  no vocab.txt: {source} holds no WordPiece vocabulary")
-    elif not is_ours:
+    elif reading != CorpusTokenizer.name:
         print("  no model.json: the tokenizer does not split at blanks only, as the corpus's does")
 
 

@@ -266,16 +266,18 @@ def _present_name(name: str) -> str:
     )
 
 
-def read_vocab(folder: str | os.PathLike[str], vocab_size: int) -> tuple[list[str], bool]:
-    """Read the vocabulary of a folder, and see whether its tokenizer reads as our corpus's.
+def read_vocab(
+    folder: str | os.PathLike[str], vocab_size: int
+) -> tuple[list[str], Literal["corpus", "bert", "bert-cased"]]:
+    """Read the vocabulary of a folder, and see how its tokenizer reads.
 
     Returns
     -------
     tokens : list of str
         By id, one for each of ``vocab_size`` (those that no token has: ``[unused<id>]``). Empty
         where the folder has no vocabulary of WordPiece.
-    is_ours : bool
-        `CorpusTokenizer` gives the same ids.
+    tokenizer : {"corpus", "bert", "bert-cased"}
+        See `tokenization.get_tokenizer`. It is "corpus" only if that gives the same ids.
 
     Raises
     ------
@@ -295,20 +297,29 @@ def read_vocab(folder: str | os.PathLike[str], vocab_size: int) -> tuple[list[st
     elif theirs and theirs["model"]["type"] == "WordPiece":
         vocab = tokenizer.get_vocab()
     else:
-        return [], False
+        return [], "bert"
     by_id = {number: token for token, number in vocab.items()}
     if max(by_id, default=0) >= vocab_size:
         raise UserError(
             f"the tokenizer in {folder} has ids up to {max(by_id)}, but the model has only "
             f"{vocab_size} tokens (vocab_size)"
         )
-    is_ours = False
+    name = "bert" if _lower_cases(folder, theirs) else "bert-cased"
     if theirs and set(SPECIAL_TOKENS) <= vocab.keys():
         ours = json.loads(to_hugging_face(CorpusTokenizer(vocab)).to_str())
-        is_ours = all(
-            ours[part] == theirs[part] for part in ("normalizer", "pre_tokenizer", "model")
-        )
-    return [by_id.get(number, f"[unused{number}]") for number in range(vocab_size)], is_ours
+        if all(ours[part] == theirs[part] for part in ("normalizer", "pre_tokenizer", "model")):
+            name = "corpus"
+    return [by_id.get(number, f"[unused{number}]") for number in range(vocab_size)], name
+
+
+def _lower_cases(folder: str | os.PathLike[str], tokenizer: dict[str, Any] | None) -> bool:
+    if tokenizer:
+        return bool((tokenizer["normalizer"] or {}).get("lowercase"))
+    try:  # what an old folder has instead of tokenizer.json
+        settings = json.loads(Path(folder, "tokenizer_config.json").read_text(encoding="utf-8"))
+        return bool(settings.get("do_lower_case", True))
+    except (OSError, ValueError, AttributeError):
+        return True
 
 
 def some(reasons: list[str], named: int = 3) -> str:

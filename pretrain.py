@@ -424,6 +424,7 @@ def main(
     max_len: Annotated[int, Field(ge=5)] = 64,
     max_pred: PositiveInt = 10,
     mask_prob: Share = 0.15,
+    pretrain_file: str | None = None,
     resume: bool = True,
     check: bool = False,
 ) -> None:
@@ -438,6 +439,9 @@ def main(
         max_len: Tokens per example, special ones included.
         max_pred: Most masked tokens per example.
         mask_prob: Share of the tokens to mask.
+        pretrain_file: A model_steps_<k>.pt of the same sizes and vocabulary to start from. Most
+            steps with a small max_len and the last ones with a large one, as Google trained BERT,
+            reach a model for long texts soonest.
         resume: Go on with the training that save_dir holds; False replaces it.
         check: Fail unless the held-out loss ends below the unigram entropy of the held-out text.
     """
@@ -481,6 +485,9 @@ def main(
 
     utils.set_seed(cfg.seed)
     model = BertModel4Pretrain(sizes)
+    if pretrain_file is not None:
+        checkpoint.load_model_file(model, pretrain_file)
+        settings["pretrain_sha256"] = utils.sha256_of(pretrain_file)
     trainer = train.Trainer(
         cfg,
         model,

@@ -14,12 +14,15 @@ import os
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 
 from utils import UserError, read_text
 
+TokenizerName = Literal["corpus", "bert", "bert-cased"]  # as a model's files say it
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 # What Google calls a Chinese character: the CJK ideographs, not kana, not Hangul.
@@ -195,11 +198,10 @@ class FullTokenizer:
         As the vocabulary was made: True for "uncased".
     """
 
-    name = "bert"
-
     def __init__(self, vocab_file: str | os.PathLike[str], do_lower_case: bool = True):
         self.vocab = load_vocab(vocab_file, needed=["[UNK]"])
         self.inv_vocab = {number: token for token, number in self.vocab.items()}
+        self.name = "bert" if do_lower_case else "bert-cased"
         self.basic_tokenizer = BasicTokenizer(do_lower_case)
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocab)
 
@@ -287,7 +289,9 @@ class CorpusTokenizer:
         return convert_ids_to_tokens(self.inv_vocab, ids)
 
 
-def get_tokenizer(name: str, vocab_file: str | os.PathLike[str]) -> FullTokenizer | CorpusTokenizer:
+def get_tokenizer(
+    name: TokenizerName, vocab_file: str | os.PathLike[str]
+) -> FullTokenizer | CorpusTokenizer:
     """Return the tokenizer that a model was trained with, by the name stored with the model.
 
     Raises
@@ -295,7 +299,11 @@ def get_tokenizer(name: str, vocab_file: str | os.PathLike[str]) -> FullTokenize
     UserError
         No tokenizer of that name; a vocabulary without all special tokens.
     """
-    classes = {cls.name: cls for cls in (CorpusTokenizer, FullTokenizer)}
+    classes = {
+        "corpus": CorpusTokenizer,
+        "bert": FullTokenizer,
+        "bert-cased": partial(FullTokenizer, do_lower_case=False),
+    }
     if name not in classes:
         raise UserError(f"no tokenizer is called {name!r}; there are {', '.join(classes)}")
     load_vocab(vocab_file, needed=SPECIAL_TOKENS)

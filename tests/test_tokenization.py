@@ -382,8 +382,16 @@ def test_corpus_tokenizer_needs_all_special_tokens(tmp_path):
 
 
 def test_get_tokenizer(english):
-    for cls in (CorpusTokenizer, FullTokenizer):
-        assert type(get_tokenizer(cls.name, english)) is cls
+    for name, cls in (
+        ("corpus", CorpusTokenizer),
+        ("bert", FullTokenizer),
+        ("bert-cased", FullTokenizer),
+    ):
+        tokenizer = get_tokenizer(name, english)
+        assert type(tokenizer) is cls
+        assert tokenizer.name == name
+    assert get_tokenizer("bert", english).basic_tokenizer.tokenize("Ab É") == ["ab", "e"]
+    assert tokenizer.basic_tokenizer.tokenize("Ab É") == ["Ab", "É"]
     with pytest.raises(UserError, match=r"'gpt'.*corpus, bert"):
         get_tokenizer("gpt", english)
 

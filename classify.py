@@ -1,0 +1,550 @@
+"""Fine-tune a pre-trained BERT to classify texts, or measure and use the result.
+
+    python classify.py --task samefunc --data_file data/samefunc/train.tsv \\
+        --pretrain_file out/model_steps_3000.pt --save_dir out-samefunc
+    python classify.py --mode eval --data_file data/samefunc/test.tsv \\
+        --model_file out-samefunc/model_steps_1875.pt
+    python classify.py --mode predict --data_file new.tsv --model_file out-samefunc/...
+
+A task is a TSV file with a header: which columns hold the texts and the label, and which labels
+there are. To add one, write a class like those below.
+"""
+
+import dataclasses
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pydantic
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from sklearn import metrics
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import checkpoint
+import huggingface
+import models
+import train
+import utils
+from optim import optim4GPU
+from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
+from utils import UserError
+
+EVAL_BATCH = 64
+
+
+class Task:
+    """Columns and labels of a TSV file.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        Of two labels the last one is the positive one.
+    label, text_a, text_b : str
+        Names of columns in the header; ``text_b`` is None for single texts.
+    tokenizer : {"corpus", "bert"}
+        How texts are read, where no pre-trained model says it.
+    """
+
+    labels: tuple[str, ...]
+    label: str
+    text_a: str
+    text_b: str | None
+    tokenizer: Literal["corpus", "bert"]
+
+
+class Mrpc(Task):
+    """GLUE's MRPC: does the second sentence say the same as the first?"""
+
+    labels = ("0", "1")
+    label, text_a, text_b = "Quality", "#1 String", "#2 String"
+    tokenizer = "bert"
+
+
+class Mnli(Task):
+    """GLUE's MNLI: does the second sentence follow from the first?"""
+
+    labels = ("contradiction", "entailment", "neutral")
+    label, text_a, text_b = "gold_label", "sentence1", "sentence2"
+    tokenizer = "bert"
+
+
+class Samefunc(Task):
+    """samefunc.py's: are two functions of two builds of the same source?"""
+
+    labels = ("different", "same")
+    label, text_a, text_b = "label", "text_a", "text_b"
+    tokenizer = "corpus"
+
+
+TASKS: dict[str, type[Task]] = {"mrpc": Mrpc, "mnli": Mnli, "samefunc": Samefunc}
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
+class ClassifierInfo:
+    """What model.json says of the fine-tuned model that it lies beside."""
+
+    format: Literal[1] = 1
+    task: Literal["mrpc", "mnli", "samefunc"]
+    model: models.Config
+    tokenizer: TokenizerName
+    vocab_sha256: str
+    max_len: pydantic.PositiveInt
+
+
+@dataclasses.dataclass
+class Examples:
+    """The rows of a TSV file; ``text_b`` and ``label`` (index into the task's) may be None."""
+
+    text_a: list[str]
+    text_b: list[str] | None
+    label: np.ndarray | None
+
+
+def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Examples:
+    """Read a TSV file of GLUE's kind: a header, no quoting, every line as many columns.
+
+    Raises
+    ------
+    UserError
+        No such file, an empty one, a header without the task's columns, a line with another number
+        of columns, an unknown label, bytes that are no UTF-8: named with the line's number.
+    """
+    try:
+        lines = Path(file).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    if lines[-1] == b"":
+        lines.pop()
+    if len(lines) < 2:
+        raise UserError(f"{file} holds no examples; it needs a header and a line for each example")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(line.removesuffix(b"\r").decode("utf-8").split("\t"))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{file}:{number}: byte {error.start + 1} is not UTF-8; save it as UTF-8"
+            ) from error
+        if len(rows[-1]) != len(rows[0]):
+            raise UserError(
+                f"{file}:{number}: {len(rows[-1])} columns, but the header has {len(rows[0])}; "
+                "columns are separated by tabs"
+            )
+    header, *rows = rows
+    names = [task.text_a, task.text_b, task.label if labelled else None]
+    missing = [name for name in names if name is not None and name not in header]
+    if missing:
+        raise UserError(
+            f"{file}:1: no column '{missing[0]}' in the header ({', '.join(header)}); "
+            f"{task.__name__.lower()} needs it"
+        )
+    a, b, label = (None if n is None else [row[header.index(n)] for row in rows] for n in names)
+    if labelled:
+        for number, value in enumerate(label, 2):
+            if value not in task.labels:
+                raise UserError(
+                    f"{file}:{number}: unknown label '{value}'; the labels are "
+                    f"{', '.join(task.labels)}"
+                )
+        label = np.array([task.labels.index(value) for value in label])
+    return Examples(a, b, label)
+
+
+class ClassificationData:
+    """Examples as token ids; ``data.batch(rows)`` is [CLS] A [SEP] or [CLS] A [SEP] B [SEP].
+
+    Where a pair is too long, the longer text is cut first.
+
+    Parameters
+    ----------
+    examples : Examples
+    tokenizer : CorpusTokenizer or FullTokenizer
+    max_len : int
+        Most tokens of an example, special ones included.
+    """
+
+    def __init__(
+        self, examples: Examples, tokenizer: CorpusTokenizer | FullTokenizer, max_len: int
+    ) -> None:
+        self.pad, self.cls, self.sep = (tokenizer.vocab[t] for t in ("[PAD]", "[CLS]", "[SEP]"))
+        self.label = examples.label
+        known: dict[str, np.ndarray] = {}  # a function is in many pairs
+
+        def encode(text: str) -> np.ndarray:
+            if text not in known:
+                ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
+                known[text] = np.array(ids[:max_len], np.int32)
+            return known[text]
+
+        self.rows = []
+        texts_b = examples.text_b or [None] * len(examples.text_a)
+        texts = zip(examples.text_a, texts_b, strict=True)
+        for text_a, text_b in tqdm(texts, "texts", len(texts_b), unit="row", disable=None):
+            a = encode(text_a)
+            if text_b is None:
+                self.rows.append((a[: max_len - 2], None))
+                continue
+            b, room = encode(text_b), max_len - 3
+            a = a[: max(room - len(b), room - room // 2)]
+            self.rows.append((a, b[: room - len(a)]))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, rows: np.ndarray) -> train.Batch:
+        """Return the examples ``rows``, padded to the longest.
+
+        Returns
+        -------
+        dict of arrays
+            ``input_ids``, ``segment_ids``, ``input_mask`` : int64 (B, S). ``label`` : int64 (B,),
+            0 where there are none. ``weight`` : float32 (B,), 1 / B.
+        """
+        sequences = []
+        for row in rows:
+            a, b = self.rows[row]
+            sequences.append([self.cls, *a, self.sep] + ([] if b is None else [*b, self.sep]))
+        length = max(map(len, sequences))
+        ids = np.full((len(rows), length), self.pad, np.int64)
+        segment, mask = np.zeros_like(ids), np.zeros_like(ids)
+        for i, (sequence, row) in enumerate(zip(sequences, rows, strict=True)):
+            ids[i, : len(sequence)] = sequence
+            mask[i, : len(sequence)] = 1
+            segment[i, len(self.rows[row][0]) + 2 : len(sequence)] = 1
+        label = np.zeros(len(rows), np.int64) if self.label is None else self.label[rows]
+        weight = np.full(len(rows), 1 / len(rows), np.float32)
+        return dict(input_ids=ids, segment_ids=segment, input_mask=mask, label=label, weight=weight)
+
+
+class Classifier(nn.Module):
+    """BERT with one linear layer on the pooled [CLS]."""
+
+    def __init__(self, cfg: models.Config, n_labels: int) -> None:
+        super().__init__()
+        self.transformer = models.Transformer(cfg)
+        self.fc = nn.Linear(cfg.dim, cfg.dim)
+        self.drop = nn.Dropout(cfg.p_drop_hidden)
+        self.classifier = nn.Linear(cfg.dim, n_labels)
+        models.init_weights(self.fc)
+        models.init_weights(self.classifier)
+
+    def forward(self, input_ids: Tensor, segment_ids: Tensor, input_mask: Tensor) -> Tensor:
+        """int64 (B, S), (B, S), (B, S) -> logits (B, labels)"""
+        h = self.transformer(input_ids, segment_ids, input_mask)
+        return self.classifier(self.drop(torch.tanh(self.fc(h[:, 0]))))
+
+
+def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
+    """Return the mean cross-entropy (nats), as `Trainer` wants it."""
+    logits = model(batch["input_ids"], batch["segment_ids"], batch["input_mask"])
+    loss = F.cross_entropy(logits, batch["label"], reduction="none")
+    return {"loss": (loss * batch["weight"]).sum()}
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, data: ClassificationData, device: torch.device) -> np.ndarray:
+    """Return each example's probabilities, float64 (N, labels); ``model`` in evaluation mode."""
+    # Examples of about the same length together, so that little is padding.
+    order = np.argsort([len(a) + (0 if b is None else len(b)) for a, b in data.rows], kind="stable")
+    probabilities = []
+    for rows in tqdm(np.split(order, range(EVAL_BATCH, len(order), EVAL_BATCH)), disable=None):
+        batch = {name: torch.from_numpy(a).to(device) for name, a in data.batch(rows).items()}
+        logits = model(batch["input_ids"], batch["segment_ids"], batch["input_mask"])
+        probabilities.append(logits.double().softmax(1).cpu().numpy())
+    return np.concatenate(probabilities)[np.argsort(order)]
+
+
+def measure(probabilities: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Return the measures of predictions.
+
+    Parameters
+    ----------
+    probabilities : float (N, labels)
+    label : int (N,)
+
+    Returns
+    -------
+    dict of str to float
+        ``accuracy``, ``precision``, ``recall``, ``f1``, ``roc_auc``, ``loss`` (nats). Of two labels
+        the second is the positive one; of more, means over the labels (AUC: one against the
+        rest). NaN where the examples hold one label only, so that there is no AUC.
+    """
+    n_labels = probabilities.shape[1]
+    guess = probabilities.argmax(1)
+    average = "binary" if n_labels == 2 else "macro"
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+        label, guess, average=average, labels=range(n_labels), zero_division=0
+    )
+    roc_auc = float("nan")
+    if len(np.unique(label)) == n_labels:
+        score = probabilities[:, 1] if n_labels == 2 else probabilities
+        roc_auc = metrics.roc_auc_score(label, score, multi_class="ovr")
+    return {
+        "accuracy": float((guess == label).mean()),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "roc_auc": float(roc_auc),
+        "loss": float(metrics.log_loss(label, probabilities, labels=range(n_labels))),
+    }
+
+
+def report(measures: dict[str, float], table: np.ndarray, labels: tuple[str, ...]) -> None:
+    """Print measures and the confusion matrix, int (labels, labels), for people."""
+    print(", ".join(f"{name} {value:.4f}" for name, value in measures.items()))
+    width = max(*map(len, labels), len(f"{table.max():,}"))
+    print("confusion matrix: a row for each true label, a column for each predicted one")
+    print(" " * width, *(f"{name:>{width}}" for name in labels))
+    for name, row in zip(labels, table.tolist(), strict=True):
+        print(f"{name:>{width}}", *(f"{count:>{width},}" for count in row))
+
+
+def write_predictions(file: Path, labels: tuple[str, ...], data: Examples, shares: np.ndarray):
+    """Write a line for each example: the label where it is known, the prediction, probabilities."""
+    known = data.label is not None
+    header = (["label"] if known else []) + ["prediction", *(f"p({name})" for name in labels)]
+    with utils.atomic_file(file) as out:
+        out.write("\t".join(header) + "\n")
+        for i, row in enumerate(shares.tolist()):
+            names = [labels[data.label[i]]] if known else []
+            names.append(labels[int(np.argmax(row))])
+            out.write("\t".join([*names, *(f"{share:.6f}" for share in row)]) + "\n")
+
+
+@dataclasses.dataclass
+class Start:
+    """What fine-tuning begins with: sizes, weights (None: random ones), and how text is read."""
+
+    sizes: models.Config
+    state: dict[str, Tensor] | None
+    tokenizer: CorpusTokenizer | FullTokenizer
+    max_len: int  # of the examples in pre-training: later positions were never trained
+
+
+def read_start(
+    pretrain_file: str | None, model_cfg: str | None, vocab: str | None, task: type[Task]
+) -> Start:
+    """Read a .pt, a TensorFlow checkpoint or a Hugging Face folder; or nothing, for random weights.
+
+    Raises
+    ------
+    UserError
+        What cannot be read; a file that does not say its sizes and vocabulary, nor does the user.
+    """
+    file = Path(pretrain_file) if pretrain_file is not None else None
+    if file is not None and file.is_dir():
+        sizes, state, training, _ = huggingface.read_model(file)
+        tokens, reading = huggingface.read_vocab(file, sizes.vocab_size)
+        if not tokens:
+            raise UserError(f"{file} holds no WordPiece vocabulary (vocab.txt, tokenizer.json)")
+        with tempfile.TemporaryDirectory() as folder:
+            huggingface.write_vocab(Path(folder, "vocab.txt"), tokens)
+            tokenizer = get_tokenizer(reading, Path(folder, "vocab.txt"))
+        return Start(sizes, state, tokenizer, training.get("max_len", sizes.max_len))
+    if file is not None and model_cfg is None and vocab is None:
+        model, info, tokenizer = checkpoint.load_pretrained(file)
+        return Start(info.model, model.state_dict(), tokenizer, info.max_len)
+    if model_cfg is None or vocab is None:
+        raise UserError(
+            f"give --model_cfg and --vocab: the sizes and the vocabulary of {file or 'the model'}"
+        )
+    tokenizer = get_tokenizer(task.tokenizer, vocab)
+    sizes = models.Config.from_json(model_cfg)
+    sizes = sizes.with_vocab_size(len(tokenizer.vocab), model_cfg, vocab)
+    if file is None:
+        return Start(sizes, None, tokenizer, sizes.max_len)
+    model = models.BertModel4Pretrain(sizes)
+    if file.suffix == ".pt":
+        checkpoint.load_model_file(model, file)
+    else:
+        checkpoint.load_model(model, file)
+    return Start(sizes, model.state_dict(), tokenizer, sizes.max_len)
+
+
+def fine_tune(
+    task: str,
+    train_cfg: str,
+    start: Start,
+    data_file: str,
+    save_dir: str,
+    max_len: int | None,
+    eval_file: str | None,
+    resume: bool,
+) -> None:
+    """Train a classifier; see `main`."""
+    cfg, sizes = train.Config.from_json(train_cfg), start.sizes
+    max_len = max_len or min(start.max_len, 128)
+    if max_len > sizes.max_len:
+        raise UserError(f"max_len {max_len} is larger than the model's max_len {sizes.max_len}")
+    if start.state is not None and max_len > start.max_len:
+        print(f"note: pre-training saw no positions from {start.max_len} on; max_len is {max_len}")
+    labels = TASKS[task].labels
+    examples = read_examples(TASKS[task], data_file, labelled=True)
+    held_out = eval_file and read_examples(TASKS[task], eval_file, labelled=True)
+    data = ClassificationData(examples, start.tokenizer, max_len)
+    steps = -(-len(data) // cfg.batch_size)  # per epoch
+    cfg = cfg.with_epochs(steps)
+
+    vocab = "".join(f"{token}\n" for token in start.tokenizer.vocab)
+    info = ClassifierInfo(
+        task=task,
+        model=sizes,
+        tokenizer=start.tokenizer.name,
+        vocab_sha256=hashlib.sha256(vocab.encode()).hexdigest(),
+        max_len=max_len,
+    )
+    utils.set_seed(cfg.seed)
+    device = utils.get_device()
+    model = Classifier(sizes, len(labels))
+    if start.state is not None:  # with its pooler, if it has one
+        own = model.state_dict()
+        taken = {key: start.state[key] for key in own if key in start.state}
+        fresh = {key: own[key] for key in own if key.startswith("classifier.")}  # not "is next?"
+        model.load_state_dict(own | taken | fresh)
+    weights = hashlib.sha256()
+    for value in model.state_dict().values():
+        weights.update(value.numpy().tobytes())
+    settings = dataclasses.asdict(cfg) | dataclasses.asdict(info)
+    del settings["save_steps"]
+    settings |= {f"model {name}": value for name, value in settings.pop("model").items()}
+    settings |= {"data_sha256": utils.sha256_of(data_file), "weights_sha256": weights.hexdigest()}
+
+    def get_batch(step: int) -> train.Batch:
+        epoch, within = divmod(step, steps)
+        order = np.random.default_rng([cfg.seed, epoch]).permutation(len(data))
+        return data.batch(order[within * cfg.batch_size :][: cfg.batch_size])
+
+    if held_out:
+        held_out_data = ClassificationData(held_out, start.tokenizer, max_len)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        if not held_out:
+            return {}
+        return measure(predict(model, held_out_data, device), held_out.label)
+
+    trainer = train.Trainer(
+        cfg,
+        model,
+        optim4GPU(cfg, model),
+        get_batch,
+        get_losses,
+        evaluate,
+        save_dir,
+        device,
+        settings,
+    )
+    measures = trainer.resume() if resume else None
+    model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
+    if measures is not None:
+        print(f"{model_file} is the end of this training; --resume False does it again")
+        return
+    if not resume:
+        trainer.forget()
+    with utils.atomic_file(Path(save_dir, "vocab.txt")) as file:
+        file.write(vocab)
+    utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))
+    print(
+        f"{len(data):,} examples, {len(labels)} labels; steps {trainer.step} to {cfg.total_steps} "
+        f"of {cfg.batch_size} x {max_len} tokens at most, on {device}"
+    )
+    trainer.train()
+    print(f"model {model_file}; measure it: python classify.py --mode eval --task {task}")
+
+
+def load_classifier(
+    model_file: str, task: str
+) -> tuple[Classifier, ClassifierInfo, CorpusTokenizer | FullTokenizer]:
+    """Return a fine-tuned model in evaluation mode, what model.json says of it, its tokenizer.
+
+    Raises
+    ------
+    UserError
+        model.json or vocab.txt is missing or belongs to another model; another task; see also
+        `checkpoint.load_model_file`.
+    """
+    folder = Path(model_file).parent
+    if not (folder / "model.json").is_file():
+        raise UserError(
+            f"{folder / 'model.json'} is missing; classify.py writes it beside its models, and a "
+            "model can be used only where it lies"
+        )
+    info = utils.read_config(ClassifierInfo, folder / "model.json")
+    if info.task != task:
+        raise UserError(f"{model_file} was trained for {info.task}; give --task {info.task}")
+    vocab = folder / "vocab.txt"
+    tokenizer = get_tokenizer(info.tokenizer, vocab)
+    if utils.sha256_of(vocab) != info.vocab_sha256:
+        raise UserError(f"{vocab} is not the vocabulary that {model_file} was trained with")
+    model = Classifier(info.model, len(TASKS[info.task].labels))
+    checkpoint.load_model_file(model, model_file)
+    return model.eval(), info, tokenizer
+
+
+def main(
+    task: Literal["mrpc", "mnli", "samefunc"] = "samefunc",
+    train_cfg: str | None = None,
+    model_cfg: str | None = None,
+    data_file: str = "data/samefunc/train.tsv",
+    model_file: str | None = None,
+    pretrain_file: str | None = None,
+    vocab: str | None = None,
+    save_dir: str | None = None,
+    max_len: Annotated[int, Field(ge=5)] | None = None,
+    mode: Literal["train", "eval", "predict"] = "train",
+    eval_file: str | None = None,
+    resume: bool = True,
+) -> None:
+    """Fine-tune a model (mode train), measure it (eval), or use it on unlabelled texts (predict).
+
+    Args:
+        task: What to learn: mrpc, mnli, samefunc.
+        train_cfg: JSON with the training's seven settings; left out, config/<task>.json.
+        model_cfg: JSON with the model's sizes, where pretrain_file does not say them.
+        data_file: TSV file with a header: what to train on, measure, or predict.
+        model_file: The fine-tuned model_steps_<k>.pt; for eval and predict.
+        pretrain_file: Where training starts: a .pt of pretrain.py, a TensorFlow checkpoint
+            (bert_model.ckpt), or a Hugging Face folder. Left out, random weights.
+        vocab: The vocabulary, where pretrain_file does not say it.
+        save_dir: Gets models, or predictions and measures. Left out: out-<task>, or the folder of
+            model_file.
+        max_len: Most tokens of an example. Left out: as in pre-training, 128 at most.
+        mode: train, eval or predict.
+        eval_file: TSV file to measure at every save of a training.
+        resume: Go on with the training that save_dir holds; False replaces it.
+    """
+    if mode == "train":
+        train_cfg = train_cfg or f"config/{task}.json"
+        save_dir = save_dir or f"out-{task}"
+        start = read_start(pretrain_file, model_cfg, vocab, TASKS[task])
+        fine_tune(task, train_cfg, start, data_file, save_dir, max_len, eval_file, resume)
+        return
+    if model_file is None:
+        raise UserError(f"--mode {mode} needs --model_file, a model that --mode train has saved")
+    device = utils.get_device()
+    labels = TASKS[task].labels
+    model, info, tokenizer = load_classifier(model_file, task)
+    examples = read_examples(TASKS[task], data_file, labelled=mode == "eval")
+    data = ClassificationData(examples, tokenizer, info.max_len)
+    probabilities = predict(model.to(device), data, device)
+    base = Path(save_dir or Path(model_file).parent, Path(data_file).stem)
+    write_predictions(Path(f"{base}_predictions.tsv"), labels, examples, probabilities)
+    print(f"{base}_predictions.tsv: {len(probabilities):,} predictions")
+    if mode == "eval":
+        measures = measure(probabilities, examples.label)
+        table = metrics.confusion_matrix(
+            examples.label, probabilities.argmax(1), labels=range(len(labels))
+        )
+        about = {"model_file": model_file, "data_file": data_file, "labels": list(labels)}
+        utils.write_json(
+            f"{base}_metrics.json", about | measures | {"confusion_matrix": table.tolist()}
+        )
+        report(measures, table, labels)
+
+
+if __name__ == "__main__":
+    utils.command_line(main)

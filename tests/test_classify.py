@@ -1,0 +1,398 @@
+"""classify.py: GLUE's files as they are, where training starts, what comes out of it."""
+
+import dataclasses
+import hashlib
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_checkpoint
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+import checkpoint
+import classify
+import models
+from classify import ClassificationData, Examples
+from huggingface import hugging_face_name
+from tokenization import SPECIAL_TOKENS, CorpusTokenizer
+from utils import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = ["mov", "push", "reg8", "imme", "call", "__ctype_b_loc"]
+VOCAB = [*SPECIAL_TOKENS, *WORDS]
+CFG = models.Config(
+    dim=24,
+    n_layers=2,
+    n_heads=3,
+    dim_ff=40,
+    p_drop_hidden=0.0,
+    p_drop_attn=0.0,
+    max_len=32,
+    n_segments=2,
+    vocab_size=len(VOCAB),
+)
+MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+MNLI = (
+    "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\t"
+    "sentence1_parse\tsentence2_parse\tsentence1\tsentence2\t"
+)
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+# Files
+
+
+def test_mrpc_as_glue_has_it(tmp_path):
+    """A byte order mark, no quoting (a quote is a quote), Windows' line ends, \\x85 in a text."""
+    text = MRPC + '1\t7\t8\tHe said "no.\t"No", he\x85said.\n0\t9\t10\tA\u2028b .\tc "" d\n'
+    file = write(tmp_path / "train.tsv", b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    examples = classify.read_examples(classify.Mrpc, file, labelled=True)
+    assert examples.text_a == ['He said "no.', "A\u2028b ."]
+    assert examples.text_b == ['"No", he\x85said.', 'c "" d']
+    assert examples.label.tolist() == [1, 0]
+    test = write(tmp_path / "test.tsv", "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t1\t2\ta\tb")
+    examples = classify.read_examples(classify.Mrpc, test, labelled=False)
+    assert (examples.text_a, examples.text_b, examples.label) == (["a"], ["b"], None)
+
+
+@pytest.mark.parametrize("labels", ["label1", "label1\tlabel2\tlabel3\tlabel4\tlabel5"])
+def test_mnli_as_glue_has_it(tmp_path, labels):
+    """One label column before the gold one in train.tsv, five in dev_matched.tsv."""
+    others = "\t".join(["neutral"] * len(labels.split("\t")))
+    row = f"0\t1\t2\tfiction\t( a )\t( b )\t(ROOT a)\t(ROOT b)\tone\ttwo\t{others}\tentailment\n"
+    file = write(tmp_path / "mnli.tsv", f"{MNLI}{labels}\tgold_label\n{row}")
+    examples = classify.read_examples(classify.Mnli, file, labelled=True)
+    assert (examples.text_a, examples.text_b) == (["one"], ["two"])
+    assert classify.Mnli.labels[examples.label[0]] == "entailment"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"x\.tsv holds no examples"),
+        (MRPC, r"x\.tsv holds no examples"),
+        (MRPC + "1\t2\t3\ta\tb\n1\t2\t3\ta\n", r"x\.tsv:3: 4 columns, but the header has 5"),
+        (MRPC + "1\t2\t3\ta\tb\n\n", r"x\.tsv:3: 1 columns"),
+        (MRPC + "1\t2\t3\ta\tb\tc\n", r"x\.tsv:2: 6 columns"),
+        (MRPC + "yes\t2\t3\ta\tb\n", r"x\.tsv:2: unknown label 'yes'; the labels are 0, 1"),
+        ((MRPC + "1\t2\t3\ta\t").encode() + b"\xff\n", r"x\.tsv:2: byte 9 is not UTF-8"),
+        (MRPC.replace("#2 S", "S") + "1\t2\t3\ta\tb\n", r"x\.tsv:1: no column '#2 String'"),
+    ],
+)
+def test_bad_rows_are_named_by_line(tmp_path, content, message):
+    file = write(tmp_path / "x.tsv", content)
+    with pytest.raises(UserError, match=message) as error:
+        classify.read_examples(classify.Mrpc, file, labelled=True)
+    assert "\n" not in str(error.value)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*none\.tsv: No such file"):
+        classify.read_examples(classify.Mrpc, tmp_path / "none.tsv", labelled=True)
+
+
+# Examples as ids
+
+
+def cut_as_google_does(a, b, room):
+    """_truncate_seq_pair of Google's run_classifier.py, by its description: the longer loses."""
+    a, b = list(a), list(b)
+    while len(a) + len(b) > room:
+        (a if len(a) > len(b) else b).pop()
+    return a, b
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(5, 32))
+def test_longer_text_is_cut_first(n_a, n_b, max_len):
+    tokenizer = CorpusTokenizer({token: i for i, token in enumerate(VOCAB)})
+    text_a, text_b = " ".join(["mov"] * n_a), " ".join(["push"] * n_b)
+    data = ClassificationData(Examples([text_a], [text_b], None), tokenizer, max_len)
+    batch = data.batch(np.array([0]))
+    a, b = cut_as_google_does(["mov"] * n_a, ["push"] * n_b, max_len - 3)
+    expected = ["[CLS]", *a, "[SEP]", *b, "[SEP]"]
+    assert tokenizer.convert_ids_to_tokens(batch["input_ids"][0]) == expected
+    assert batch["segment_ids"][0].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    assert batch["input_mask"].all()
+
+
+def test_batches_are_padded_to_their_longest():
+    tokenizer = CorpusTokenizer({token: i for i, token in enumerate(VOCAB)})
+    examples = Examples(["mov", "push push"], ["reg8", "imme imme imme"], np.array([1, 0]))
+    batch = ClassificationData(examples, tokenizer, 32).batch(np.array([1, 0]))
+    assert batch["input_ids"].shape == (2, 8)
+    assert batch["input_mask"].sum(1).tolist() == [8, 5]
+    assert batch["input_ids"][1, 5:].tolist() == [0, 0, 0]
+    assert batch["segment_ids"][1].tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
+    assert batch["label"].tolist() == [0, 1]
+    single = Examples(["mov " * 40], None, None)
+    batch = ClassificationData(single, tokenizer, 10).batch(np.array([0]))
+    assert batch["input_ids"].shape == (1, 10)
+    assert not batch["segment_ids"].any()
+
+
+# The model
+
+
+def test_same_logits_as_hugging_face():
+    ours = classify.Classifier(CFG, 3).eval()
+    theirs = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=len(VOCAB),
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            intermediate_size=40,
+            max_position_embeddings=32,
+            num_labels=3,
+        )
+    ).eval()
+    state = {
+        key if key.startswith("classifier") else hugging_face_name(key): value
+        for key, value in ours.state_dict().items()
+    }
+    theirs.load_state_dict(state)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(VOCAB), (4, 9), generator=generator)
+    segment = (torch.arange(9) > 4).long().expand(4, 9)
+    mask = (torch.arange(9) < torch.tensor([9, 4, 7, 1])[:, None]).long()
+    with torch.no_grad():
+        logits = ours(ids, segment, mask)
+        expected = theirs(ids, attention_mask=mask, token_type_ids=segment).logits
+    assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_measures_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.7, 0.3], [0.1, 0.9]])
+    measures = classify.measure(probabilities, np.array([0, 1, 0, 1, 1]))
+    # predicted 0 1 1 0 1: two of three positives found, two of three found are positive
+    expected = {"accuracy": 3 / 5, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
+    # positives score .8 .3 .9, negatives .1 .6: five of six pairs are in order
+    expected |= {"roc_auc": 5 / 6, "loss": -np.log([0.9, 0.8, 0.4, 0.3, 0.9]).mean()}
+    assert measures == pytest.approx(expected)
+    three = np.eye(3)[[0, 1, 2, 2]] * 0.7 + 0.1
+    measures = classify.measure(three, np.array([0, 1, 2, 1]))
+    assert measures["accuracy"] == 3 / 4
+    assert measures["recall"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert np.isnan(classify.measure(three, np.array([0, 1, 0, 1]))["roc_auc"])
+
+
+# Where training starts
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """What pretrain.py leaves, with random weights."""
+    folder = tmp_path_factory.mktemp("out")
+    torch.manual_seed(1)
+    model = models.BertModel4Pretrain(CFG)
+    checkpoint.save_pt(model.state_dict(), folder / "model_steps_7.pt")
+    text = "".join(f"{token}\n" for token in VOCAB)
+    (folder / "vocab.txt").write_text(text)
+    info = checkpoint.ModelInfo(
+        model=CFG,
+        tokenizer="corpus",
+        vocab_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        max_len=16,
+    )
+    (folder / "model.json").write_text(json.dumps(dataclasses.asdict(info)))
+    sizes = dataclasses.asdict(CFG)
+    del sizes["vocab_size"]
+    (folder / "sizes.json").write_text(json.dumps(sizes))
+    return folder, model
+
+
+def test_the_three_starts(pretrained, tmp_path):
+    folder, model = pretrained
+    pt, vocab = str(folder / "model_steps_7.pt"), str(folder / "vocab.txt")
+    checkpoint.export_model(pt, str(tmp_path / "hugging"))
+    starts = [
+        classify.read_start(pt, None, None, classify.Samefunc),
+        classify.read_start(pt, str(folder / "sizes.json"), vocab, classify.Samefunc),
+        classify.read_start(str(tmp_path / "hugging"), None, None, classify.Samefunc),
+    ]
+    assert [start.max_len for start in starts] == [16, 32, 16]
+    for start in starts:
+        assert start.sizes == CFG
+        assert start.tokenizer.name == "corpus"
+        assert list(start.tokenizer.vocab) == VOCAB
+        for key, value in model.state_dict().items():
+            assert torch.equal(start.state[key], value), key
+    random_start = classify.read_start(None, str(folder / "sizes.json"), vocab, classify.Samefunc)
+    assert random_start.state is None
+
+
+def test_start_from_tensorflow(tmp_path):
+    """Google's checkpoint, its vocabulary and its way of reading."""
+    pytest.importorskip("tensorflow")
+    prefix = test_checkpoint.write_tensorflow(
+        tmp_path / "bert_model.ckpt", test_checkpoint.google_variables()
+    )
+    words = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(test_checkpoint.VOCAB - 5))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    sizes = {k: v for k, v in dataclasses.asdict(test_checkpoint.CFG).items() if k != "vocab_size"}
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes))
+    start = classify.read_start(
+        prefix, str(tmp_path / "sizes.json"), str(tmp_path / "vocab.txt"), classify.Mrpc
+    )
+    expected = torch.from_numpy(
+        test_checkpoint.google_variables()["bert/encoder/layer_1/intermediate/dense/kernel"]
+    )
+    assert torch.equal(start.state["transformer.blocks.1.pwff.fc1.weight"], expected.T)
+    assert start.tokenizer.tokenize("W3,w4") == ["w3", "[UNK]", "w4"]
+
+
+@pytest.mark.parametrize("cased", [True, False])
+def test_start_from_a_folder_of_others(tmp_path, cased):
+    """What transformers itself saves; an encoder without a pooler's pre-training, cased or not."""
+    config = transformers.BertConfig(
+        vocab_size=len(VOCAB), hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8, max_position_embeddings=20,
+    )  # fmt: skip
+    theirs = transformers.BertModel(config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    write(tmp_path / "vocab.txt", "\n".join([*VOCAB[:-2], "a", "A"]))
+    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=not cased)
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    start = classify.read_start(str(tmp_path / "theirs"), None, None, classify.Mrpc)
+    assert start.tokenizer.name == ("bert-cased" if cased else "bert")
+    assert start.tokenizer.tokenize("A") == tokenizer.tokenize("A") == ["A" if cased else "a"]
+    weight = theirs.embeddings.word_embeddings.weight
+    assert torch.equal(start.state["transformer.embed.tok_embed.weight"], weight)
+
+
+def test_a_start_without_sizes_or_vocabulary(tmp_path, pretrained):
+    with pytest.raises(UserError, match=r"give --model_cfg and --vocab: .* of the model"):
+        classify.read_start(None, None, None, classify.Mrpc)
+    with pytest.raises(UserError, match=r"give --model_cfg and --vocab: .* of bert_model\.ckpt"):
+        classify.read_start("bert_model.ckpt", "config/bert_base.json", None, classify.Mrpc)
+    with pytest.raises(UserError, match=r"model\.json is missing"):
+        classify.read_start(str(tmp_path / "model_steps_1.pt"), None, None, classify.Mrpc)
+
+
+# The script
+
+
+def run(cwd, *arguments):
+    done = subprocess.run(
+        [sys.executable, ROOT / "classify.py", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(pretrained, tmp_path_factory):
+    """A folder where a classifier was trained: same means that both texts hold a call, or none."""
+    folder = tmp_path_factory.mktemp("classify")
+    rng = random.Random(0)
+    for name, n in (("train", 600), ("test", 200)):
+        lines = ["label\ttext_a\ttext_b\torigin"]
+        for _ in range(n):
+            calls = [rng.random() < 0.5 for _ in "ab"]
+            texts = [
+                " ".join(rng.choices(["mov", "push", "reg8"], k=4) + ["call"] * call)
+                for call in calls
+            ]
+            label = "same" if calls[0] == calls[1] else "different"
+            lines.append("\t".join([label, *texts, "x"]))
+        write(folder / f"{name}.tsv", "\n".join(lines) + "\n")
+    cfg = dict(
+        seed=3, batch_size=32, lr=0.003, n_epochs=12, warmup=0.1, save_steps=100, total_steps=9999
+    )
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    arguments = ["--train_cfg", "cfg.json", "--data_file", "train.tsv", "--save_dir", "out"]
+    arguments += ["--pretrain_file", pretrained[0] / "model_steps_7.pt", "--eval_file", "test.tsv"]
+    return folder, arguments, run(folder, *arguments)
+
+
+def test_training_learns(trained):
+    folder, arguments, (code, out, err) = trained
+    assert (code, err) == (0, "")
+    assert "600 examples, 2 labels; steps 0 to 228 of 32 x 16 tokens" in out
+    assert float(out.split("step 228/228: accuracy ")[1].split(",")[0]) > 0.95
+    names = {path.name for path in (folder / "out").iterdir()}
+    models_saved = {f"model_steps_{k}.pt" for k in (100, 200, 228)}
+    assert names == {*models_saved, "last.pt", "model.json", "runs", "vocab.txt"}
+    code, out, _ = run(folder, *arguments)
+    assert code == 0
+    assert "model_steps_228.pt is the end of this training; --resume False does it again" in out
+
+
+def test_evaluation(trained):
+    folder, _, _ = trained
+    code, out, err = run(
+        folder,
+        "--mode",
+        "eval",
+        "--model_file",
+        "out/model_steps_228.pt",
+        "--data_file",
+        "test.tsv",
+    )
+    assert (code, err) == (0, "")
+    rows = [
+        line.split("\t") for line in (folder / "out/test_predictions.tsv").read_text().splitlines()
+    ]
+    assert rows[0] == ["label", "prediction", "p(different)", "p(same)"]
+    assert len(rows) == 201
+    true = [line.split("\t")[0] for line in (folder / "test.tsv").read_text().splitlines()[1:]]
+    assert [row[0] for row in rows[1:]] == true
+    for _, prediction, different, same in rows[1:]:
+        assert prediction == ("same" if float(same) > float(different) else "different")
+    about = json.loads((folder / "out/test_metrics.json").read_text())
+    right = sum(row[0] == row[1] for row in rows[1:])
+    assert about["accuracy"] == right / 200 > 0.95
+    table = np.array(about["confusion_matrix"])
+    assert np.trace(table) == right
+    assert table.sum(1).tolist() == [true.count("different"), true.count("same")]
+    assert f"accuracy {right / 200:.4f}, precision " in out
+    lines = out.splitlines()
+    assert lines[-2].split() == ["different", *map(str, table[0])]
+
+
+def test_prediction_without_labels(trained):
+    folder, _, _ = trained
+    write(folder / "new.tsv", "text_b\ttext_a\nmov push push mov\tmov reg8 mov push call\n")
+    arguments = ["--model_file", "out/model_steps_228.pt", "--data_file", "new.tsv"]
+    code, out, err = run(folder, "--mode", "predict", *arguments)
+    assert (code, err) == (0, "")
+    assert out.endswith("new_predictions.tsv: 1 predictions\n")
+    rows = (folder / "out/new_predictions.tsv").read_text().splitlines()
+    assert rows[0] == "prediction\tp(different)\tp(same)"
+    assert rows[1].startswith("different\t")
+    code, out, err = run(folder, "--mode", "eval", *arguments)
+    assert code == 1
+    assert err.startswith("error: new.tsv:1: no column 'label' in the header")
+
+
+def test_mistakes(trained, pretrained):
+    folder, arguments, _ = trained
+    model = ["--model_file", "out/model_steps_228.pt", "--data_file", "test.tsv"]
+    pt = pretrained[0] / "model_steps_7.pt"
+    for wrong, message in [
+        (["--mode", "eval"], "--mode eval needs --model_file"),
+        (["--mode", "eval", "--task", "mrpc", *model], "was trained for samefunc; give --task"),
+        (["--mode", "eval", "--model_file", pt, "--data_file", "test.tsv"], "unknown key"),
+        (["--mode", "eval", "--model_file", "x.pt"], "model.json is missing; classify.py writes"),
+        ([*arguments, "--max_len", 33], "max_len 33 is larger than the model's max_len 32"),
+        ([*arguments, "--max_len", 12], "out holds a training with max_len 16, not 12"),
+    ]:
+        code, _, err = run(folder, *wrong)
+        assert code == 1
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert message in err
