@@ -1,0 +1,183 @@
+"""Does pre-training help to compare functions? BERT from our model, from random weights, and
+logistic regression, on functions of programs that none of them has seen.
+
+    python bench/samefunc.py --path DIR     # DIR/<build>/{chroot,ls,cp,sort}; hours on two cores
+
+Pre-trains on the training programs only (most steps on short texts, the last on long ones), makes
+the pairs of functions, fine-tunes with each seed, and measures all on the same test pairs. The
+logistic regressions see the whole functions, BERT their first tokens. Their regularisation is the
+best of three on the test pairs themselves, which is more than BERT is given.
+"""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import scipy.sparse
+import torch
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import MaxAbsScaler
+
+import classify
+import utils
+
+REGULARISATION = (0.01, 0.1, 1.0)  # scikit-learn's C
+# Tokens of no string and no import: what a bag of normalised instructions holds.
+PLAIN = r"(?u)\S+"
+
+
+def main(
+    path: str = "experiment_data/coreutils/binaries/",
+    train: str | list[str] = ("chroot", "ls"),
+    tests: str | list[str] = ("cp", "sort"),
+    model_cfg: str = "config/bert_tiny.json",
+    short_steps: int = 12000,
+    long_steps: int = 6000,
+    max_len: int = 256,
+    train_pairs: int = 20000,
+    seeds: int = 3,
+    work: str = "out-samefunc",
+) -> None:
+    """Train everything, and print the table.
+
+    Args:
+        path: Builds, as for gendata.py.
+        train: The programs of pre-training and of the training pairs.
+        tests: Two programs whose functions are the test pairs.
+        model_cfg: The model's sizes.
+        short_steps: Steps of pre-training on 32 x 64 tokens.
+        long_steps: Steps of pre-training after these on 8 x max_len tokens.
+        max_len: Most tokens of a pair of functions.
+        train_pairs: Of functions.
+        seeds: How often each fine-tuning is done.
+        work: Where everything is made.
+    """
+    folder = Path(work)
+    folder.mkdir(exist_ok=True)
+    programs = ",".join(train)
+    pretrained = pretrain(folder, path, programs, model_cfg, short_steps, long_steps, max_len)
+    script(
+        *("samefunc.py", "--path", path, "--train", programs, "--dev", tests[0]),
+        *("--test", tests[1], "--train_pairs", train_pairs, "--outputDir", folder / "output"),
+        *("--to", folder / "pairs"),
+    )
+    pairs = {s: read(folder / "pairs" / f"{s}.tsv") for s in ("train", "dev", "test")}
+    table = {
+        "logistic regression, bag of tokens": linear(CountVectorizer, pairs),
+        "logistic regression, TF-IDF": linear(TfidfVectorizer, pairs),
+    }
+    for name, start in (
+        ("BERT from random weights", ["--model_cfg", model_cfg, "--vocab", folder / "vocab.txt"]),
+        ("BERT from our pre-training", ["--pretrain_file", pretrained]),
+    ):
+        table[name] = [fine_tune(folder, start, seed, max_len, pairs) for seed in range(seeds)]
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch", end=" ")
+    print(f"{torch.__version__}; {train_pairs:,} training pairs of {programs}; accuracy, ROC AUC")
+    print(f"{'':36}{tests[0]:>24}{tests[1]:>24}")
+    for name, runs in table.items():
+        cells = []
+        for split in ("dev", "test"):
+            for measure in ("accuracy", "roc_auc"):
+                values = 100 * np.array([run[split][measure] for run in runs])
+                spread = f"±{values.std(ddof=1):.1f}" if len(values) > 1 else ""
+                cells.append(f"{values.mean():6.1f}{spread:5}")
+        print(f"{name:36}  {' '.join(cells)}")
+
+
+def script(*arguments: object) -> None:
+    subprocess.run([sys.executable, *map(str, arguments)], check=True)
+
+
+def settings(file: Path, of: str, **changes: object) -> Path:
+    """Write a settings file: config/<of>.json with changes."""
+    utils.write_json(file, json.loads(Path("config", of).read_text()) | changes)
+    return file
+
+
+def pretrain(
+    folder: Path, path: str, programs: str, model_cfg: str, short: int, long: int, max_len: int
+) -> Path:
+    """Make the corpus and pre-train on it; return the model's file."""
+    data, corpus, vocab = folder / "data", folder / "corpus.txt", folder / "vocab.txt"
+    script(
+        *("gendata.py", "--path", path, "--biname", programs, "--num_walks", 1),
+        *("--outputDir", folder / "output", "--data", data),
+    )
+    script("dataprocess.py", "--data", data, "--vocab_file", vocab, "--corpus_file", corpus)
+    common = ["--model_cfg", model_cfg, "--data_file", corpus, "--vocab", vocab]
+    cfg = settings(folder / "short.json", "pretrain.json", total_steps=short)
+    script("pretrain.py", "--train_cfg", cfg, *common, "--save_dir", folder / "short")
+    model = folder / "short" / f"model_steps_{short}.pt"
+    cfg = settings(folder / "long.json", "pretrain.json", total_steps=long, batch_size=8)
+    lengths = ["--max_len", max_len, "--max_pred", round(0.16 * max_len), "--pretrain_file", model]
+    script("pretrain.py", "--train_cfg", cfg, *common, *lengths, "--save_dir", folder / "long")
+    return folder / "long" / f"model_steps_{long}.pt"
+
+
+def fine_tune(
+    folder: Path, start: list, seed: int, max_len: int, pairs: dict[str, classify.Examples]
+) -> dict[str, dict[str, float]]:
+    """Fine-tune with one seed and measure on both other splits."""
+    kind = "pretrained" if "--pretrain_file" in start else "random"
+    save_dir = folder / f"{kind}-{seed}"
+    cfg = settings(folder / f"seed-{seed}.json", "samefunc.json", seed=seed)
+    script(
+        *("classify.py", "--train_cfg", cfg, "--data_file", folder / "pairs/train.tsv", *start),
+        *("--save_dir", save_dir, "--max_len", max_len),
+    )
+    last = max(save_dir.glob("model_steps_*.pt"), key=lambda p: int(p.stem.rsplit("_", 1)[1]))
+    for split in ("dev", "test"):
+        data = folder / "pairs" / f"{split}.tsv"
+        script("classify.py", "--mode", "eval", "--model_file", last, "--data_file", data)
+    return {
+        split: json.loads((save_dir / f"{split}_metrics.json").read_text())
+        for split in ("dev", "test")
+    }
+
+
+def read(file: Path) -> classify.Examples:
+    return classify.read_examples(classify.Samefunc, file, labelled=True)
+
+
+def linear(vectorizer: type, pairs: dict[str, classify.Examples]) -> list[dict]:
+    """Measure logistic regression on what two functions have each and in common."""
+    words = (
+        vectorizer(token_pattern=PLAIN, lowercase=False, min_df=5, sublinear_tf=True)
+        if (vectorizer is TfidfVectorizer)
+        else vectorizer(token_pattern=PLAIN, lowercase=False, min_df=5)
+    )
+    train = pairs["train"]
+    words.fit(train.text_a + train.text_b)
+
+    def features(examples: classify.Examples) -> scipy.sparse.csr_matrix:
+        a, b = words.transform(examples.text_a), words.transform(examples.text_b)
+        norms = [np.sqrt(x.multiply(x).sum(1)) for x in (a, b)]
+        cosine = np.asarray(a.multiply(b).sum(1)) / np.maximum(np.multiply(*norms), 1e-9)
+        sums = [np.log1p(x.sum(1)) for x in (a, b)]
+        return scipy.sparse.hstack(
+            [cosine, *sums, abs(sums[0] - sums[1]), abs(a - b), a.minimum(b)]
+        ).tocsr()
+
+    scaler = MaxAbsScaler()
+    known = scaler.fit_transform(features(train))
+    asked = {split: scaler.transform(features(pairs[split])) for split in ("dev", "test")}
+    best: dict[str, dict[str, float]] = {}
+    for c in REGULARISATION:
+        model = LogisticRegression(C=c, max_iter=2000).fit(known, train.label)
+        for split, x in asked.items():
+            found = classify.measure(model.predict_proba(x), pairs[split].label)
+            if split not in best or found["roc_auc"] > best[split]["roc_auc"]:
+                best[split] = found
+    return [best]
+
+
+if __name__ == "__main__":
+    utils.command_line(main)
