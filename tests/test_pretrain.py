@@ -532,6 +532,29 @@ def test_settings_that_disagree(trained, monkeypatch, changes, message):
     assert {path: path.stat().st_mtime_ns for path in (folder / "out").iterdir()} == before
 
 
+def test_start_from_a_trained_model(trained, monkeypatch, capsys):
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    model_file = max((folder / "out").glob("model_steps_*.pt"), key=os.path.getmtime)
+    (folder / "one_step.json").write_text(json.dumps(TRAINING | {"total_steps": 1, "lr": 1e-9}))
+    arguments = {"train_cfg": "one_step.json", "max_len": 24, "max_pred": 4}
+    pretrain.main(**arguments, pretrain_file=str(model_file), save_dir="longer")
+    before, after = (
+        torch.load(f, weights_only=True) for f in (model_file, "longer/model_steps_1.pt")
+    )
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
+    # The starting point is a setting of the training: another one is another training.
+    with pytest.raises(UserError, match="pretrain_sha256"):
+        pretrain.main(**arguments, save_dir="longer")
+    (folder / "wrong.json").write_text(json.dumps(MODEL | {"n_layers": 3}))
+    with pytest.raises(UserError, match=re.escape(str(model_file))):
+        pretrain.main(
+            **arguments, model_cfg="wrong.json", pretrain_file=str(model_file), save_dir="none"
+        )
+    assert not (folder / "none").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [("mov reg8", r"has no \[MASK\]"), ("mov " * 31 + "[MASK]", "has 32 tokens, .* at most 30")],
