@@ -30,11 +30,32 @@ import huggingface
 import models
 import train
 import utils
+from compare import Comparer, ComparisonData
 from optim import optim4GPU
 from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
 from utils import UserError
 
 EVAL_BATCH = 64
+GROUP = 20  # batches that are sorted by length together
+CALIBRATION = 64  # examples that a Comparer's start is fitted to
+
+
+class Classifier(nn.Module):
+    """BERT with one linear layer on the pooled [CLS]."""
+
+    def __init__(self, cfg: models.Config, n_labels: int) -> None:
+        super().__init__()
+        self.transformer = models.Transformer(cfg)
+        self.fc = nn.Linear(cfg.dim, cfg.dim)
+        self.drop = nn.Dropout(cfg.p_drop_hidden)
+        self.classifier = nn.Linear(cfg.dim, n_labels)
+        models.init_weights(self.fc)
+        models.init_weights(self.classifier)
+
+    def forward(self, input_ids: Tensor, segment_ids: Tensor, input_mask: Tensor) -> Tensor:
+        """int64 (B, S), (B, S), (B, S) -> logits (B, labels)"""
+        h = self.transformer(input_ids, segment_ids, input_mask)
+        return self.classifier(self.drop(torch.tanh(self.fc(h[:, 0]))))
 
 
 class Task:
@@ -48,6 +69,8 @@ class Task:
         Names of columns in the header; ``text_b`` is None for single texts.
     tokenizer : {"corpus", "bert"}
         How texts are read, where no pre-trained model says it.
+    network : type
+        `Classifier`, [CLS] over both texts, or `compare.Comparer`, token by token.
     """
 
     labels: tuple[str, ...]
@@ -55,6 +78,7 @@ class Task:
     text_a: str
     text_b: str | None
     tokenizer: Literal["corpus", "bert"]
+    network: type[nn.Module]
 
 
 class Mrpc(Task):
@@ -63,6 +87,7 @@ class Mrpc(Task):
     labels = ("0", "1")
     label, text_a, text_b = "Quality", "#1 String", "#2 String"
     tokenizer = "bert"
+    network = Classifier
 
 
 class Mnli(Task):
@@ -71,6 +96,7 @@ class Mnli(Task):
     labels = ("contradiction", "entailment", "neutral")
     label, text_a, text_b = "gold_label", "sentence1", "sentence2"
     tokenizer = "bert"
+    network = Classifier
 
 
 class Samefunc(Task):
@@ -79,6 +105,7 @@ class Samefunc(Task):
     labels = ("different", "same")
     label, text_a, text_b = "label", "text_a", "text_b"
     tokenizer = "corpus"
+    network = Comparer
 
 
 TASKS: dict[str, type[Task]] = {"mrpc": Mrpc, "mnli": Mnli, "samefunc": Samefunc}
@@ -158,7 +185,7 @@ def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Example
 class ClassificationData:
     """Examples as token ids; ``data.batch(rows)`` is [CLS] A [SEP] or [CLS] A [SEP] B [SEP].
 
-    Where a pair is too long, the longer text is cut first.
+    Where a pair is too long, the longer text is cut first. ``lengths``: tokens of each example.
 
     Parameters
     ----------
@@ -192,6 +219,7 @@ class ClassificationData:
             b, room = encode(text_b), max_len - 3
             a = a[: max(room - len(b), room - room // 2)]
             self.rows.append((a, b[: room - len(a)]))
+        self.lengths = np.array([len(a) + (0 if b is None else len(b)) for a, b in self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -221,40 +249,43 @@ class ClassificationData:
         return dict(input_ids=ids, segment_ids=segment, input_mask=mask, label=label, weight=weight)
 
 
-class Classifier(nn.Module):
-    """BERT with one linear layer on the pooled [CLS]."""
+def encode(
+    task: type[Task],
+    examples: Examples,
+    tokenizer: CorpusTokenizer | FullTokenizer,
+    max_len: int,
+) -> "ClassificationData | ComparisonData":
+    """Return the examples as what the task's network reads."""
+    if task.network is Comparer:
+        pairs = zip(examples.text_a, examples.text_b, strict=True)
+        rows = tqdm(pairs, "texts", len(examples.text_a), unit="row", disable=None)
+        return ComparisonData(rows, examples.label, tokenizer, max_len)
+    return ClassificationData(examples, tokenizer, max_len)
 
-    def __init__(self, cfg: models.Config, n_labels: int) -> None:
-        super().__init__()
-        self.transformer = models.Transformer(cfg)
-        self.fc = nn.Linear(cfg.dim, cfg.dim)
-        self.drop = nn.Dropout(cfg.p_drop_hidden)
-        self.classifier = nn.Linear(cfg.dim, n_labels)
-        models.init_weights(self.fc)
-        models.init_weights(self.classifier)
 
-    def forward(self, input_ids: Tensor, segment_ids: Tensor, input_mask: Tensor) -> Tensor:
-        """int64 (B, S), (B, S), (B, S) -> logits (B, labels)"""
-        h = self.transformer(input_ids, segment_ids, input_mask)
-        return self.classifier(self.drop(torch.tanh(self.fc(h[:, 0]))))
+def get_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the logits (B, labels) of either network."""
+    return model(**{name: x for name, x in batch.items() if name not in ("label", "weight")})
 
 
 def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
     """Return the mean cross-entropy (nats), as `Trainer` wants it."""
-    logits = model(batch["input_ids"], batch["segment_ids"], batch["input_mask"])
+    logits = get_logits(model, batch)
     loss = F.cross_entropy(logits, batch["label"], reduction="none")
     return {"loss": (loss * batch["weight"]).sum()}
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, data: ClassificationData, device: torch.device) -> np.ndarray:
+def predict(
+    model: nn.Module, data: ClassificationData | ComparisonData, device: torch.device
+) -> np.ndarray:
     """Return each example's probabilities, float64 (N, labels); ``model`` in evaluation mode."""
     # Examples of about the same length together, so that little is padding.
-    order = np.argsort([len(a) + (0 if b is None else len(b)) for a, b in data.rows], kind="stable")
+    order = np.argsort(data.lengths, kind="stable")
     probabilities = []
     for rows in tqdm(np.split(order, range(EVAL_BATCH, len(order), EVAL_BATCH)), disable=None):
         batch = {name: torch.from_numpy(a).to(device) for name, a in data.batch(rows).items()}
-        logits = model(batch["input_ids"], batch["segment_ids"], batch["input_mask"])
+        logits = get_logits(model, batch)
         probabilities.append(logits.double().softmax(1).cpu().numpy())
     return np.concatenate(probabilities)[np.argsort(order)]
 
@@ -366,6 +397,19 @@ def read_start(
     return Start(sizes, model.state_dict(), tokenizer, sizes.max_len)
 
 
+def shuffle(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return random batches of row numbers, each of rows of about the same length.
+
+    Rows are sorted within random groups of `GROUP` batches, so that little is padding.
+    """
+    order = rng.permutation(len(lengths))
+    batches = []
+    for group in np.split(order, range(GROUP * batch_size, len(order), GROUP * batch_size)):
+        group = group[np.argsort(lengths[group], kind="stable")]
+        batches += np.split(group, range(batch_size, len(group), batch_size))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
 def fine_tune(
     task: str,
     train_cfg: str,
@@ -386,7 +430,7 @@ def fine_tune(
     labels = TASKS[task].labels
     examples = read_examples(TASKS[task], data_file, labelled=True)
     held_out = eval_file and read_examples(TASKS[task], eval_file, labelled=True)
-    data = ClassificationData(examples, start.tokenizer, max_len)
+    data = encode(TASKS[task], examples, start.tokenizer, max_len)
     steps = -(-len(data) // cfg.batch_size)  # per epoch
     cfg = cfg.with_epochs(steps)
 
@@ -400,7 +444,7 @@ def fine_tune(
     )
     utils.set_seed(cfg.seed)
     device = utils.get_device()
-    model = Classifier(sizes, len(labels))
+    model = TASKS[task].network(sizes, len(labels))
     if start.state is not None:  # with its pooler, if it has one
         own = model.state_dict()
         taken = {key: start.state[key] for key in own if key in start.state}
@@ -416,11 +460,11 @@ def fine_tune(
 
     def get_batch(step: int) -> train.Batch:
         epoch, within = divmod(step, steps)
-        order = np.random.default_rng([cfg.seed, epoch]).permutation(len(data))
-        return data.batch(order[within * cfg.batch_size :][: cfg.batch_size])
+        order = shuffle(data.lengths, cfg.batch_size, np.random.default_rng([cfg.seed, epoch]))
+        return data.batch(order[within])
 
     if held_out:
-        held_out_data = ClassificationData(held_out, start.tokenizer, max_len)
+        held_out_data = encode(TASKS[task], held_out, start.tokenizer, max_len)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         if not held_out:
@@ -445,6 +489,9 @@ def fine_tune(
         return
     if not resume:
         trainer.forget()
+    if trainer.step == 0 and isinstance(model, Comparer):
+        rows = np.random.default_rng(cfg.seed).permutation(len(data))[:CALIBRATION]
+        model.calibrate({n: torch.from_numpy(x).to(device) for n, x in data.batch(rows).items()})
     with utils.atomic_file(Path(save_dir, "vocab.txt")) as file:
         file.write(vocab)
     utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))
@@ -458,7 +505,7 @@ def fine_tune(
 
 def load_classifier(
     model_file: str, task: str
-) -> tuple[Classifier, ClassifierInfo, CorpusTokenizer | FullTokenizer]:
+) -> tuple[nn.Module, ClassifierInfo, CorpusTokenizer | FullTokenizer]:
     """Return a fine-tuned model in evaluation mode, what model.json says of it, its tokenizer.
 
     Raises
@@ -480,7 +527,7 @@ def load_classifier(
     tokenizer = get_tokenizer(info.tokenizer, vocab)
     if utils.sha256_of(vocab) != info.vocab_sha256:
         raise UserError(f"{vocab} is not the vocabulary that {model_file} was trained with")
-    model = Classifier(info.model, len(TASKS[info.task].labels))
+    model = TASKS[task].network(info.model, len(TASKS[task].labels))
     checkpoint.load_model_file(model, model_file)
     return model.eval(), info, tokenizer
 
@@ -529,7 +576,7 @@ def main(
     labels = TASKS[task].labels
     model, info, tokenizer = load_classifier(model_file, task)
     examples = read_examples(TASKS[task], data_file, labelled=mode == "eval")
-    data = ClassificationData(examples, tokenizer, info.max_len)
+    data = encode(TASKS[task], examples, tokenizer, info.max_len)
     probabilities = predict(model.to(device), data, device)
     base = Path(save_dir or Path(model_file).parent, Path(data_file).stem)
     write_predictions(Path(f"{base}_predictions.tsv"), labels, examples, probabilities)

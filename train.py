@@ -170,7 +170,7 @@ class Trainer:
                     means = self._read(unread)
                     unread = []
                     if log:
-                        log.steps(means, batch["input_ids"].size(1))
+                        log.steps(means, batch["input_ids"][0].numel())
                 if saving and log:
                     measures = self.evaluate(self.model.eval())
                     log.measures(measures)

@@ -141,6 +141,25 @@ def test_batches_are_padded_to_their_longest():
     assert not batch["segment_ids"].any()
 
 
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=300), st.integers(1, 9))
+def test_shuffled_batches(lengths, batch_size):
+    """Each row once; batches are full but for one; the generator decides, and nothing else."""
+    lengths = np.array(lengths)
+    batches = classify.shuffle(lengths, batch_size, np.random.default_rng(1))
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    assert len(batches) == -(-len(lengths) // batch_size)
+    assert sum(len(batch) < batch_size for batch in batches) <= 1
+    again = classify.shuffle(lengths, batch_size, np.random.default_rng(1))
+    assert all(map(np.array_equal, batches, again))
+
+
+def test_batches_hold_rows_of_about_one_length():
+    lengths = np.random.default_rng(0).permutation(1000)
+    batches = classify.shuffle(lengths, 10, np.random.default_rng(1))
+    assert np.mean([np.ptp(lengths[batch]) for batch in batches]) < 100
+    assert np.std([lengths[batch].mean() for batch in batches[:20]]) > 100  # in random order
+
+
 # The model
 
 
