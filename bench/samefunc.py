@@ -5,8 +5,8 @@ logistic regression, on functions of programs that none of them has seen.
 
 Pre-trains on the training programs only (most steps on short texts, the last on long ones), makes
 the pairs of functions, fine-tunes with each seed, and measures all on the same test pairs. The
-logistic regressions see the whole functions, BERT their first tokens. Their regularisation is the
-best of three on the test pairs themselves, which is more than BERT is given.
+logistic regressions see the whole functions, BERT their first four windows of max_len tokens. Their
+regularisation is the best of three on the test pairs themselves, which is more than BERT is given.
 """
 
 import datetime
@@ -55,7 +55,7 @@ def main(
         model_cfg: The model's sizes.
         short_steps: Steps of pre-training on 32 x 64 tokens.
         long_steps: Steps of pre-training after these on 8 x max_len tokens.
-        max_len: Most tokens of a pair of functions.
+        max_len: Most tokens of a window of a function.
         train_pairs: Of functions.
         seeds: How often each fine-tuning is done.
         work: Where everything is made.
