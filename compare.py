@@ -85,12 +85,16 @@ class ComparisonData:
 
 
 class Comparer(nn.Module):
-    """BERT and a comparison of two texts by their tokens' best matches.
+    """BERT and a comparison of two texts by their tokens' matches.
 
-    A token is its hidden state beside a vector of its own: pre-training draws rare words together,
-    whose contexts are alike, but "which word" is what tells two functions apart. The similarity of
-    two tokens is the cosine of their projections. Each token has its best match in the other text;
-    averages of these under learned weights, for both directions, are what is classified.
+    A token is its hidden state beside a random vector of its own: pre-training draws rare words
+    together, whose contexts are alike, but "which word" is what tells two functions apart. The
+    similarity of two tokens is the cosine of their projections. What is classified are averages,
+    under learned weights, of two things: each token's best match in the other text, and how much
+    of the token the other text matches when no token is used twice.
+
+    BERT and the random vectors are not trained (BERT, section 5.3, the feature-based approach):
+    some hundred functions' names are learnt by heart sooner than how to compare.
 
     References
     ----------
@@ -100,14 +104,21 @@ class Comparer(nn.Module):
 
     def __init__(self, cfg: models.Config, n_labels: int) -> None:
         super().__init__()
-        self.transformer = models.Transformer(cfg)
-        self.identity = nn.Embedding(cfg.vocab_size, cfg.dim)
+        self.transformer = models.Transformer(cfg).requires_grad_(False)
+        self.identity = nn.Embedding(cfg.vocab_size, cfg.dim).requires_grad_(False)
         self.project = nn.Linear(2 * cfg.dim, cfg.dim)
         self.importance = nn.Linear(cfg.dim, KINDS)
-        self.combine = nn.Linear(4 * KINDS, cfg.dim)
+        self.sharpness = nn.Parameter(torch.tensor(3.0))  # exp(3) = 20 times a cosine
+        self.combine = nn.Linear(7 * KINDS, cfg.dim)
         self.drop = nn.Dropout(cfg.p_drop_hidden)
         self.classifier = nn.Linear(cfg.dim, n_labels)
         nn.init.orthogonal_(self.project.weight)
+
+    def train(self, mode: bool = True) -> "Comparer":
+        """Switch dropout on or off; in BERT, which is not trained, it is always off."""
+        super().train(mode)
+        self.transformer.eval()
+        return self
 
     def forward(self, input_ids: Tensor, input_mask: Tensor) -> Tensor:
         """int64 (B, 2, W, S), (B, 2, W, S) -> logits (B, labels)"""
@@ -123,7 +134,7 @@ class Comparer(nn.Module):
         return torch.cat([h, self.identity(ids)], -1)
 
     def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """float (N, S, 2 D), bool (B, 2, W, S) -> float (B, 4 KINDS)"""
+        """float (N, S, 2 D), bool (B, 2, W, S) -> float (B, 7 KINDS)"""
         projected = self.project(tokens)
         vectors = projected.new_zeros(*mask.shape, projected.size(-1))
         vectors[mask[..., 0]] = projected
@@ -131,16 +142,15 @@ class Comparer(nn.Module):
         weight = self.importance(vectors).masked_fill(~mask[..., None], -torch.inf)
         a, b = F.normalize(vectors, dim=-1).unbind(1)
         similarity = a @ b.transpose(1, 2)  # (B, T of A, T of B)
-        best = torch.stack(
-            [
-                similarity.masked_fill(~mask[:, 1, None, :], -1).amax(2),
-                similarity.masked_fill(~mask[:, 0, :, None], -1).amax(1),
-            ],
-            1,
-        )  # (B, 2, T)
-        x, y = (weight.softmax(2) * best[..., None]).sum(2).unbind(1)  # (B, KINDS) each
+        best = best_matches(similarity, mask)
+        matched = one_to_one_matches(similarity * self.sharpness.exp(), mask)
+        shares = weight.softmax(2)  # (B, 2, T, KINDS)
+        features = []
+        for found in (best, matched):  # (B, 2, T)
+            x, y = (shares * found[..., None]).sum(2).unbind(1)  # (B, KINDS) each
+            features += [x + y, (x - y).abs(), torch.minimum(x, y)]
         size_a, size_b = weight.logsumexp(2).unbind(1)
-        return torch.cat([x + y, (x - y).abs(), torch.minimum(x, y), (size_a - size_b).abs()], 1)
+        return torch.cat([*features, (size_a - size_b).abs()], 1)
 
     @torch.no_grad()
     def calibrate(self, batch: dict[str, Tensor]) -> None:
@@ -155,6 +165,39 @@ class Comparer(nn.Module):
         tokens = self.tokens(batch["input_ids"], mask)
         _standardise(self.project, tokens[mask[mask[..., 0]]])
         _standardise(self.combine, self.features(tokens, mask))
+
+
+def best_matches(similarity: Tensor, mask: Tensor) -> Tensor:
+    """Return how similar each token's most similar one in the other text is.
+
+    Parameters
+    ----------
+    similarity : float (B, T, T)
+        Of each token of A to each of B.
+    mask : bool (B, 2, T)
+        Which are tokens.
+
+    Returns
+    -------
+    float (B, 2, T)
+    """
+    of_a = similarity.masked_fill(~mask[:, 1, None, :], -1).amax(2)
+    of_b = similarity.masked_fill(~mask[:, 0, :, None], -1).amax(1)
+    return torch.stack([of_a, of_b], 1)
+
+
+def one_to_one_matches(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return which share of each token is matched when a token that is used is used up.
+
+    A token spreads itself over the other text by a softmax, in both directions; a pair counts with
+    the smaller of its two shares. Where all similarities are 0 or infinite, m and n copies of a
+    word have min(m, n) matches: the intersection of two bags of words. Parameters and result are
+    those of `best_matches`.
+    """
+    both = mask[:, 0, :, None] & mask[:, 1, None, :]
+    logits = logits.masked_fill(~both, -1e4)  # finite: a row of padding alone makes no NaN
+    pairs = torch.minimum(logits.softmax(2), logits.softmax(1)) * both
+    return torch.stack([pairs.sum(2), pairs.sum(1)], 1)
 
 
 def _standardise(layer: nn.Linear, inputs: Tensor) -> None:

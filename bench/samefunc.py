@@ -39,7 +39,7 @@ def main(
     train: str | list[str] = ("chroot", "ls"),
     tests: str | list[str] = ("cp", "sort"),
     model_cfg: str = "config/bert_tiny.json",
-    short_steps: int = 12000,
+    short_steps: int = 9000,
     long_steps: int = 6000,
     max_len: int = 256,
     train_pairs: int = 20000,

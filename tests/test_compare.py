@@ -1,5 +1,8 @@
 """compare.py: windows of long texts; best matches of tokens, against loops over the definition."""
 
+import dataclasses
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
-from compare import KINDS, WINDOWS, Comparer, ComparisonData, _standardise
+from compare import (
+    KINDS,
+    WINDOWS,
+    Comparer,
+    ComparisonData,
+    _standardise,
+    best_matches,
+    one_to_one_matches,
+)
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 
 VOCAB = [*SPECIAL_TOKENS, *(f"t{i}" for i in range(20))]
@@ -93,16 +104,25 @@ def test_features_by_definition(model):
                     for hidden, own in zip(h, model.identity(ids[0]), strict=True)
                 ]
             sides.append(vectors)
-        averages, sizes = [], []
+        best, matched, sizes = [], [], []
         for one, other in (sides, sides[::-1]):
-            best = [max(F.cosine_similarity(v, w, dim=0) for w in other) for v in one]
+            cosine = [[F.cosine_similarity(v, w, dim=0) for w in other] for v in one]
+            sharp = [[(c * model.sharpness.exp()).exp() for c in row] for row in cosine]
+            columns = [sum(row[j] for row in sharp) for j in range(len(other))]
+            share = [
+                sum(min(x / sum(row), x / all_) for x, all_ in zip(row, columns, strict=True))
+                for row in sharp
+            ]
             weights = torch.stack([model.importance(v) for v in one]).exp()  # (T, KINDS)
             total = weights.sum(0)
-            averages.append(sum(w * m for w, m in zip(weights, best, strict=True)) / total)
+            for averages, values in ((best, [max(row) for row in cosine]), (matched, share)):
+                averages.append(sum(w * m for w, m in zip(weights, values, strict=True)) / total)
             sizes.append(total.log())
-    (x, y), (m, n) = averages, sizes
-    expected = torch.cat([x + y, (x - y).abs(), torch.minimum(x, y), (m - n).abs()])
-    assert found.shape == (4 * KINDS,)
+    expected = []
+    for x, y in (best, matched):
+        expected += [x + y, (x - y).abs(), torch.minimum(x, y)]
+    expected = torch.cat([*expected, (sizes[0] - sizes[1]).abs()])
+    assert found.shape == (7 * KINDS,)
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -111,9 +131,51 @@ def test_equal_texts_match_wholly(model):
     batch = tensors(data, [0])
     mask = batch["input_mask"].bool()
     with torch.no_grad():
-        x = model.features(model.tokens(batch["input_ids"], mask), mask)[0].view(4, KINDS)
-    expected = torch.tensor([2.0, 0.0, 1.0, 0.0])[:, None].expand(4, KINDS)
-    assert torch.allclose(x, expected, atol=1e-5)
+        x = model.features(model.tokens(batch["input_ids"], mask), mask)[0].view(7, KINDS)
+    best, matched, sizes = x[:3], x[3:6], x[6]
+    expected = torch.tensor([2.0, 0.0, 1.0])[:, None].expand(3, KINDS)
+    assert torch.allclose(best, expected, atol=1e-5)
+    assert torch.allclose(matched[0], 2 * matched[2])  # the same from both sides
+    assert torch.allclose(torch.cat([matched[1], sizes]), torch.zeros(2 * KINDS), atol=1e-5)
+
+
+words = st.lists(st.sampled_from("abc"), min_size=1, max_size=7)
+
+
+@given(words, words, st.integers(0, 3))
+def test_matches_of_words_are_the_intersection_of_bags(a, b, padding):
+    mask = torch.zeros(1, 2, 7 + padding, dtype=torch.bool)
+    mask[0, 0, : len(a)] = mask[0, 1, : len(b)] = True
+    similarity = torch.rand(1, 7 + padding, 7 + padding)  # what padding is like says nothing
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            similarity[0, i, j] = float(x == y)
+    best = best_matches(similarity, mask)[0]
+    assert best[0, : len(a)].tolist() == [float(x in b) for x in a]
+    assert best[1, : len(b)].tolist() == [float(x in a) for x in b]
+    found = one_to_one_matches(similarity * 200, mask)[0]
+    assert not found[~mask[0]].any()
+    common = Counter(a) & Counter(b)
+    alone = not common  # then all similarities are alike, and something is matched anyway
+    for text, shares in zip((a, b), found, strict=True):
+        for word in set(text) if not alone else ():
+            mine = sum(share for x, share in zip(text, shares.tolist(), strict=False) if x == word)
+            if word in common:
+                assert mine == pytest.approx(common[word], abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_training_leaves_bert_as_it_is(mode):
+    torch.manual_seed(0)
+    model = Comparer(dataclasses.replace(CFG, p_drop_hidden=0.5), 2).train(mode)
+    batch = tensors(ComparisonData([("t1 t2", "t3")], None, TOKENIZER, 12), [0])
+    mask = batch["input_mask"].bool()
+    first, second = (model.tokens(batch["input_ids"], mask) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+    model(batch["input_ids"], batch["input_mask"]).sum().backward()
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {"project", "importance", "sharpness", "combine", "classifier"}
 
 
 def test_standardised_layer_is_the_layer_on_standardised_inputs():
