@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import utils
+from attention import add_dropped, attention, dropout
 
 Probability = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
@@ -96,7 +97,7 @@ class Embeddings(nn.Module):
         self.pos_embed = nn.Embedding(cfg.max_len, cfg.dim)
         self.seg_embed = nn.Embedding(cfg.n_segments, cfg.dim)
         self.norm = LayerNorm(cfg.dim)
-        self.drop = nn.Dropout(cfg.p_drop_hidden)
+        self.p_drop = cfg.p_drop_hidden
 
     def forward(self, x: Tensor, seg: Tensor) -> Tensor:
         """(B, S), (B, S) -> (B, S, D)"""
@@ -104,7 +105,8 @@ class Embeddings(nn.Module):
         if length > longest:
             raise ValueError(f"a sequence of {length} tokens is longer than max_len {longest}")
         position = self.pos_embed.weight[:length]  # (S, D), the same for the whole batch
-        return self.drop(self.norm(self.tok_embed(x) + position + self.seg_embed(seg)))
+        h = self.norm(self.tok_embed(x) + position + self.seg_embed(seg))
+        return dropout(h, self.p_drop if self.training else 0.0)
 
 
 class MultiHeadedSelfAttention(nn.Module):
@@ -120,13 +122,13 @@ class MultiHeadedSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, S, D), bool (B, 1, 1, S) -> (B, S, D)"""
-        # (B, S, D) -> (B, S, H, W) -> (B, H, S, W)
-        q, k, v = (
-            proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-            for proj in (self.proj_q, self.proj_k, self.proj_v)
-        )
-        p_drop = self.p_drop if self.training else 0.0
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p_drop)
+        projections = self.proj_q, self.proj_k, self.proj_v
+        weight = torch.cat([proj.weight for proj in projections])  # one product, not three
+        bias = torch.cat([proj.bias for proj in projections])
+        # (B, S, D) -> (B, S, 3 D) -> (B, S, 3, H, W) -> 3 of (B, H, S, W)
+        qkv = F.linear(x, weight, bias).unflatten(-1, (3, self.n_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        h = attention(q, k, v, mask, self.p_drop if self.training else 0.0)
         return h.transpose(1, 2).flatten(2)  # (B, H, S, W) -> (B, S, H, W) -> (B, S, D)
 
 
@@ -152,11 +154,12 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(cfg.dim)
         self.pwff = PositionWiseFeedForward(cfg)
         self.norm2 = LayerNorm(cfg.dim)
-        self.drop = nn.Dropout(cfg.p_drop_hidden)
+        self.p_drop = cfg.p_drop_hidden
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        h = self.norm1(x + self.drop(self.proj(self.attn(x, mask))))
-        return self.norm2(h + self.drop(self.pwff(h)))
+        p_drop = self.p_drop if self.training else 0.0
+        h = self.norm1(add_dropped(x, self.proj(self.attn(x, mask)), p_drop))
+        return self.norm2(add_dropped(h, self.pwff(h), p_drop))
 
 
 class Transformer(nn.Module):
@@ -197,6 +200,8 @@ class Transformer(nn.Module):
         if mask is not None:
             mask = mask[:, None, None, :].bool()  # (B, 1, 1, S): every head, every query
         h = self.embed(x, seg)
+        if torch.is_autocast_enabled(h.device.type):  # the blocks' inputs and sums, too
+            h = h.to(torch.get_autocast_dtype(h.device.type))
         for block in self.blocks:
             h = block(h, mask)
         return h

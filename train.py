@@ -34,7 +34,7 @@ Losses = dict[str, Tensor]
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
 class Config:
-    """How to train; all keys are needed.
+    """How to train; all keys but ``accumulate`` are needed.
 
     Attributes
     ----------
@@ -42,6 +42,9 @@ class Config:
         Of weights, batches and dropout.
     batch_size : int
         Examples per step, over all processes.
+    accumulate : int
+        Parts that each process computes its share of a batch in, one after the other, for GPUs of
+        little memory. The result is the same.
     lr : float
         Highest learning rate.
     n_epochs, total_steps : int
@@ -59,6 +62,7 @@ class Config:
     warmup: Annotated[float, pydantic.Field(ge=0, le=1)]
     save_steps: pydantic.PositiveInt
     total_steps: pydantic.PositiveInt
+    accumulate: pydantic.PositiveInt = 1
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "Config":

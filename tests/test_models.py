@@ -8,6 +8,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import attention
 import models
 import utils
 
@@ -153,8 +154,18 @@ def test_every_gradient_equals_hugging_faces(twins):
         assert p.grad.abs().max() > 1e-6 or name.endswith("proj_k.bias")
 
 
+class Dropout(torch.nn.Module):
+    """Ours, to put where Hugging Face has PyTorch's."""
+
+    def forward(self, x):
+        return attention.dropout(x, 0.5)
+
+
 def test_hidden_dropout_is_where_hugging_faces_is():
     ours, theirs = make_twins(torch.float64, p_drop=0.5)
+    theirs.bert.embeddings.dropout = Dropout()
+    for layer in theirs.bert.encoder.layer:
+        layer.attention.output.dropout = layer.output.dropout = Dropout()
     ids = torch.arange(24).reshape(2, 12)
     torch.manual_seed(4)
     mine = ours.train().transformer(ids, ids % 2)

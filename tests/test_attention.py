@@ -1,0 +1,145 @@
+"""attention.py: the CPU's quick ways against PyTorch's plain ones."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import attention
+from attention import add_dropped, dropout, kept
+
+
+def inputs(dtype, length=20, seed=0):
+    """Return q, k, v of 3 examples and 2 heads, a mask, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v, gradient = torch.randn(4, 3, 2, length, 8, generator=generator, dtype=dtype)
+    lengths = torch.tensor([length, length // 2, 1])
+    mask = (torch.arange(length) < lengths[:, None])[:, None, None, :]
+    return [x.requires_grad_() for x in (q, k, v)], mask, gradient
+
+
+def outcome(function, tensors, gradient):
+    """Return what a function of tensors gives, and the gradients of them."""
+    out = function(*tensors)
+    return [out, *torch.autograd.grad(out, tensors, gradient)]
+
+
+def own(mask, p_drop=0.0):
+    """The CPU's way, also for the types that `attention.attention` leaves to PyTorch."""
+
+    def function(q, k, v):
+        bias = None
+        if mask is not None:
+            bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -1e4)
+            bias = bias.expand(-1, q.size(1), -1, -1).flatten(0, 1)
+        flat = [x.flatten(0, 1) for x in (q, k, v)]
+        return attention._Attention.apply(*flat, bias, p_drop).view_as(q)
+
+    return function
+
+
+@pytest.mark.parametrize("part", [1, 3 * 20**2, 2**20])
+@pytest.mark.parametrize("masked", [False, True])
+def test_equals_pytorchs(monkeypatch, part, masked):
+    monkeypatch.setattr(attention, "PART", part)
+    tensors, mask, gradient = inputs(torch.float64)
+    mask = mask if masked else None
+    expected = outcome(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask), tensors, gradient
+    )
+    for ours, theirs in zip(outcome(own(mask), tensors, gradient), expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dropout_equals_the_formula(monkeypatch, dtype, masked):
+    """With the factors that were drawn, autograd through the formula gives the same."""
+    monkeypatch.setattr(attention, "PART", 2 * 20**2)  # three parts of two heads
+    tensors, mask, gradient = inputs(dtype)
+    mask = mask if masked else None
+    torch.manual_seed(5)
+    found = outcome(lambda *x: attention.attention(*x, mask, 0.3), tensors, gradient)
+    torch.manual_seed(5)
+    factors = torch.cat([kept(torch.Size([2, 20, 20]), 0.3, dtype) for _ in range(3)])
+
+    def formula(q, k, v):
+        scores = q @ k.transpose(2, 3) / math.sqrt(8)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return scores.softmax(-1) * factors.view(3, 2, 20, 20) @ v
+
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for ours, theirs in zip(found, outcome(formula, tensors, gradient), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=tolerance)
+    assert not torch.allclose(found[0], own(mask)(*tensors), atol=0.1)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_bfloat16_is_near_float32(masked):
+    """Eight bits of mantissa: a hundredth of the largest element, as PyTorch's own kernel."""
+    tensors, mask, gradient = inputs(torch.float32, length=64)
+    mask = mask if masked else None
+    rough = [x.detach().bfloat16().requires_grad_() for x in tensors]
+    exact = [x.detach().float().requires_grad_() for x in rough]
+    plain = outcome(lambda *x: F.scaled_dot_product_attention(*x, mask), exact, gradient)
+    found = outcome(lambda *x: attention.attention(*x, mask, 0.0), rough, gradient.bfloat16())
+    for ours, theirs in zip(found, plain, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - theirs).abs().max() < 0.02 * theirs.abs().max()
+
+
+def test_a_text_of_padding_alone_is_finite():
+    tensors, mask, gradient = inputs(torch.bfloat16)
+    out = outcome(lambda *x: attention.attention(*x, mask & False, 0.1), tensors, gradient)
+    assert all(x.isfinite().all() for x in out)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 9), st.integers(0, 2**32))
+def test_factors_of_dropout(p_drop, n, seed):
+    torch.manual_seed(seed)
+    factors = kept(torch.Size([1000, n]), p_drop, torch.float64)
+    assert factors.shape == (1000, n)
+    share = max(1 - p_drop, 2**-16)
+    for value in factors.unique().tolist():
+        assert value == 0 or value == pytest.approx(1 / share, rel=2**-16 / share)
+    spread = math.sqrt((1 - share) / share / (1000 * n))  # of the mean
+    assert abs(factors.mean() - 1) < 6 * spread + 0.01
+
+
+def test_each_of_four_neighbours_is_dropped_as_often():
+    """They share one 64-bit number."""
+    torch.manual_seed(0)
+    factors = kept(torch.Size([100_000, 4]), 0.1, torch.float32)
+    dropped = (factors == 0).float()
+    assert torch.allclose(dropped.mean(0), torch.tensor(0.1), atol=0.005)
+    assert (dropped.T.corrcoef() - torch.eye(4)).abs().max() < 0.02
+
+
+def test_dropout_and_its_gradient_use_the_same_factors():
+    x = torch.randn(50, 30, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(50, 30, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(3)
+    factors = kept(x.shape, 0.2, x.dtype)
+    torch.manual_seed(3)
+    (d_x,) = torch.autograd.grad(dropout(x, 0.2).sum(), [x])
+    torch.manual_seed(3)
+    total = add_dropped(x, y, 0.2)
+    assert torch.equal(d_x, factors)
+    assert torch.allclose(total, x + factors * y)
+    assert torch.equal(torch.autograd.grad(total.sum(), [y])[0], factors)
+    assert dropout(x, 0.0) is x
+    assert torch.equal(add_dropped(x, y, 0.0), x + y)
+
+
+def test_compiled_model_uses_the_compilers_kernels():
+    """torch.compile draws numbers of its own; without dropout the outputs are the same."""
+    tensors, mask, gradient = inputs(torch.float32)
+    compiled = torch.compile(lambda *x: attention.attention(*x, mask, 0.0), backend="aot_eager")
+    expected = outcome(lambda *x: attention.attention(*x, mask, 0.0), tensors, gradient)
+    for ours, theirs in zip(outcome(compiled, tensors, gradient), expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
