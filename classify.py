@@ -270,7 +270,7 @@ def get_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
     """Return the mean cross-entropy (nats), as `Trainer` wants it."""
-    logits = get_logits(model, batch)
+    logits = get_logits(model, batch).float()
     loss = F.cross_entropy(logits, batch["label"], reduction="none")
     return {"loss": (loss * batch["weight"]).sum()}
 
@@ -454,7 +454,8 @@ def fine_tune(
     for value in model.state_dict().values():
         weights.update(value.numpy().tobytes())
     settings = dataclasses.asdict(cfg) | dataclasses.asdict(info)
-    del settings["save_steps"]
+    del settings["save_steps"], settings["accumulate"]
+    precision = settings["precision"] = train.best_precision(device)
     settings |= {f"model {name}": value for name, value in settings.pop("model").items()}
     settings |= {"data_sha256": utils.sha256_of(data_file), "weights_sha256": weights.hexdigest()}
 
@@ -481,6 +482,7 @@ def fine_tune(
         save_dir,
         device,
         settings,
+        precision,
     )
     measures = trainer.resume() if resume else None
     model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
@@ -550,7 +552,7 @@ def main(
 
     Args:
         task: What to learn: mrpc, mnli, samefunc.
-        train_cfg: JSON with the training's seven settings; left out, config/<task>.json.
+        train_cfg: JSON with the training's settings; left out, config/<task>.json.
         model_cfg: JSON with the model's sizes, where pretrain_file does not say them.
         data_file: TSV file with a header: what to train on, measure, or predict.
         model_file: The fine-tuned model_steps_<k>.pt; for eval and predict.

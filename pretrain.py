@@ -304,7 +304,7 @@ class SentPairDataLoader:
 
 def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
     """Return the cross-entropies per masked token and per pair (nats), as `Trainer` wants them."""
-    logits_lm, logits_clsf = _forward(model, batch)
+    logits_lm, logits_clsf = (logits.float() for logits in _forward(model, batch))
     lm = F.cross_entropy(logits_lm.flatten(0, 1), batch["masked_ids"].flatten(), reduction="none")
     clsf = F.cross_entropy(logits_clsf, batch["is_next"], reduction="none")
     return {
@@ -425,13 +425,15 @@ def main(
     max_pred: PositiveInt = 10,
     mask_prob: Share = 0.15,
     pretrain_file: str | None = None,
+    precision: train.Precision | None = None,
+    compile: bool | None = None,
     resume: bool = True,
     check: bool = False,
 ) -> None:
     """Pre-train a BERT on a corpus; `eval` and `predict` as first argument use a trained one.
 
     Args:
-        train_cfg: JSON with the training's seven settings.
+        train_cfg: JSON with the training's settings.
         model_cfg: JSON with the model's sizes.
         data_file: The corpus: a sentence per line, a blank line after each document.
         vocab: The vocabulary: a token per line.
@@ -442,6 +444,8 @@ def main(
         pretrain_file: A model_steps_<k>.pt of the same sizes and vocabulary to start from. Most
             steps with a small max_len and the last ones with a large one, as Google trained BERT,
             reach a model for long texts soonest.
+        precision: float32 or bfloat16. Left out, bfloat16 where the device is quick at it.
+        compile: Let torch.compile make kernels for the model. Left out, on GPUs only.
         resume: Go on with the training that save_dir holds; False replaces it.
         check: Fail unless the held-out loss ends below the unigram entropy of the held-out text.
     """
@@ -454,6 +458,8 @@ def main(
             f"max_len {max_len} is larger than the max_len {sizes.max_len} of {model_cfg}"
         )
     device = utils.get_device()
+    precision = precision or train.best_precision(device)
+    compile = device.type == "cuda" if compile is None else compile
     rank, world = train.start_processes(device)
     vocab_sha256 = utils.sha256_of(vocab)
     if rank == 0:
@@ -480,7 +486,8 @@ def main(
         mask_prob=mask_prob,
     )
     settings = dataclasses.asdict(cfg) | dataclasses.asdict(info)
-    del settings["save_steps"], settings["data_file"]  # these may change
+    del settings["save_steps"], settings["data_file"], settings["accumulate"]  # these may change
+    settings["precision"] = precision
     settings |= {f"model_cfg {name}": value for name, value in settings.pop("model").items()}
 
     utils.set_seed(cfg.seed)
@@ -498,6 +505,8 @@ def main(
         save_dir,
         device,
         settings,
+        precision,
+        compile,
     )
     measures = trainer.resume() if resume else None
     if rank == 0 and not resume:
@@ -509,7 +518,8 @@ def main(
         print(
             f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}; "
             f"{split.training.sum():,} documents with {n_tokens:,} tokens; "
-            f"steps {trainer.step} to {cfg.total_steps} of {cfg.batch_size} x {max_len} tokens"
+            f"steps {trainer.step} to {cfg.total_steps} of {cfg.batch_size} x {max_len} tokens, "
+            f"in {precision}{', compiled' if compile else ''}"
         )
     elif rank == 0:
         print(f"{save_dir} holds this training, finished; --resume False does it again")

@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -28,6 +28,7 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 LOG_STEPS = 20  # losses are read from the device once per so many steps
 
+Precision = Literal["float32", "bfloat16"]
 Batch = dict[str, np.ndarray]
 Losses = dict[str, Tensor]
 
@@ -85,6 +86,15 @@ def start_processes(device: torch.device) -> tuple[int, int]:
     return (dist.get_rank(), world) if world > 1 else (0, 1)
 
 
+def best_precision(device: torch.device) -> Precision:
+    """Return "bfloat16" where the device multiplies it in hardware, else "float32"."""
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
+
+
 class Trainer:
     """Train a model on batches that are a function of the step.
 
@@ -112,6 +122,10 @@ class Trainer:
     device : torch.device
     settings : dict of str to number or str
         All that decides the result. A run is resumed only with the same settings.
+    precision : {"float32", "bfloat16"}
+        Of the products and of what is kept for the gradients; weights and their sums are float32.
+    compile : bool
+        Let torch.compile fuse what ``get_losses`` does. That takes a minute before the first step.
     """
 
     def __init__(
@@ -125,20 +139,26 @@ class Trainer:
         save_dir: str | os.PathLike[str],
         device: torch.device,
         settings: dict[str, Any],
+        precision: Precision = "float32",
+        compile: bool = False,
     ) -> None:
         self.cfg = cfg
         self.model = model.to(device)
         self.optimizer = optimizer
         self.get_batch = get_batch
-        self.get_losses = get_losses
+        self.get_losses = torch.compile(get_losses) if compile else get_losses
         self.evaluate = evaluate
         self.save_dir = Path(save_dir)
         self.device = device
         self.settings = settings
+        self.precision = precision
         self.step = 0
         self.rank, self.world = start_processes(device)
-        if cfg.batch_size < self.world:
-            raise utils.UserError(f"batch_size {cfg.batch_size} is below {self.world} processes")
+        if cfg.batch_size < self.world * cfg.accumulate:
+            raise utils.UserError(
+                f"batch_size {cfg.batch_size} is below {self.world} processes times accumulate "
+                f"{cfg.accumulate}"
+            )
 
     def train(self) -> dict[str, float]:
         """Train from ``self.step`` to the end; return the last evaluation's measures.
@@ -150,6 +170,8 @@ class Trainer:
         KeyboardInterrupt
             Ctrl-C or SIGTERM came; what was reached is saved.
         """
+        if self.device.type == "cpu":
+            utils.keep_freed_memory()
         model = nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
         log = Log(self) if self.rank == 0 else None
         unread: list[Losses] = []
@@ -160,21 +182,17 @@ class Trainer:
             while self.step < self.cfg.total_steps:
                 model.train()
                 torch.manual_seed(self._seed(self.step))
-                batch = self._rows(self.get_batch(self.step))
-                losses = self.get_losses(model, batch)
-                self.optimizer.zero_grad()
-                # DistributedDataParallel averages over processes; ours are shares of one sum.
-                (sum(losses.values()) * self.world).backward()
+                batch = self.get_batch(self.step)
+                unread.append(self._gradients(model, batch))
                 self.optimizer.step()
                 self.step += 1
-                unread.append({name: loss.detach() for name, loss in losses.items()})
 
                 saving = self.step % self.cfg.save_steps == 0 or self.step == self.cfg.total_steps
                 if saving or received or self.step % LOG_STEPS == 0:
                     means = self._read(unread)
                     unread = []
                     if log:
-                        log.steps(means, batch["input_ids"][0].numel())
+                        log.steps(means, batch["input_ids"][0].size)
                 if saving and log:
                     measures = self.evaluate(self.model.eval())
                     log.measures(measures)
@@ -231,11 +249,31 @@ class Trainer:
         state = np.random.SeedSequence([self.cfg.seed, step, self.rank])
         return int(state.generate_state(1, np.uint64)[0])
 
-    def _rows(self, batch: Batch) -> dict[str, Tensor]:
-        return {
-            name: torch.from_numpy(array[self.rank :: self.world]).to(self.device)
-            for name, array in batch.items()
-        }
+    def _gradients(self, model: nn.Module, batch: Batch) -> Losses:
+        """Compute the gradients of this process's share of a batch, and return its losses."""
+        self.optimizer.zero_grad()
+        parts = self.cfg.accumulate
+        sums: Losses = {}
+        for part in range(parts):
+            rows = self._rows(batch, self.rank + self.world * part, self.world * parts)
+            last = part == parts - 1
+            alone = model.no_sync() if self.world > 1 and not last else nullcontext()
+            bfloat16 = self.precision == "bfloat16"
+            with alone:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+                    losses = self.get_losses(model, rows)
+                # DistributedDataParallel averages over processes; ours are shares of one sum.
+                (sum(losses.values()) * self.world).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach()
+        return sums
+
+    def _rows(self, batch: Batch, start: int, every: int) -> dict[str, Tensor]:
+        """Copy every so many rows to the device; a GPU goes on with what it has meanwhile."""
+        rows = {name: torch.from_numpy(array[start::every]) for name, array in batch.items()}
+        if self.device.type == "cpu":
+            return rows
+        return {name: x.pin_memory().to(self.device, non_blocking=True) for name, x in rows.items()}
 
     def _read(self, unread: list[Losses]) -> dict[str, float]:
         """Return each loss's mean over the steps since the last reading, checked to be finite."""
@@ -315,7 +353,8 @@ def _out_of_memory(batch_size: int) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise utils.UserError(
-            f"the GPU's memory is too small for batch_size {batch_size}; lower batch_size"
+            f"the GPU's memory is too small for batch_size {batch_size}; raise accumulate, or "
+            "lower batch_size"
         ) from error
 
 

@@ -174,6 +174,26 @@ def test_hidden_dropout_is_where_hugging_faces_is():
     torch.testing.assert_close(mine, hf, rtol=0, atol=1e-12)
 
 
+def test_bfloat16_is_near_float32(twins):
+    """Autocast rounds to 8 bits: logits stay within 3 %, gradients point the same way."""
+    ours, _, batch = twins
+    if next(ours.parameters()).dtype == torch.float64:
+        pytest.skip("autocast is for float32")
+    arguments = (batch["ids"], batch["segments"], batch["mask"], batch["masked_pos"])
+    found = []
+    for rough in (False, True):
+        ours.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=rough):
+            lm, clsf = ours(*arguments)
+        loss = lm.float().logsumexp(-1).sum() + clsf.float()[:, 0].sum()
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in ours.parameters()])
+        found.append((lm.float(), clsf.float(), gradient))
+    for plain, rough in list(zip(*found, strict=True))[:2]:
+        assert (plain - rough).abs().max() < 0.03 * plain.abs().max()
+    assert torch.cosine_similarity(found[0][2], found[1][2], dim=0) > 0.995
+
+
 def test_state_dict_keys_are_those_of_the_lineage():
     model = models.BertModel4Pretrain(config(n_layers=2))
     both = ("weight", "bias")

@@ -52,7 +52,7 @@ def test_config_lacks_a_key(tmp_path, key):
 
 def test_config_in_the_repository():
     cfg = train.Config.from_json(Path(train.__file__).parent / "config/pretrain.json")
-    assert vars(cfg).keys() == GOOD.keys()
+    assert vars(cfg).keys() == GOOD.keys() | {"accumulate"}
 
 
 class Line(nn.Module):
@@ -87,7 +87,7 @@ def evaluate(model):
     return {"weight": model.fc.weight.sum().item()}
 
 
-def make_trainer(save_dir, batches=get_batch, losses=get_losses, p_drop=0.5, **changes):
+def make_trainer(save_dir, batches=get_batch, losses=get_losses, p_drop=0.5, how=(), **changes):
     cfg = train.Config(**GOOD | changes).with_epochs(1000)
     torch.manual_seed(cfg.seed)
     model = Line(p_drop)
@@ -95,7 +95,7 @@ def make_trainer(save_dir, batches=get_batch, losses=get_losses, p_drop=0.5, **c
     device = torch.device("cpu")
     optimizer = optim4GPU(cfg, model)
     return train.Trainer(
-        cfg, model, optimizer, batches, losses, evaluate, save_dir, device, settings
+        cfg, model, optimizer, batches, losses, evaluate, save_dir, device, settings, *how
     )
 
 
@@ -221,7 +221,7 @@ def test_out_of_memory_names_batch_size(tmp_path):
     def losses(model, batch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    with pytest.raises(UserError, match="too small for batch_size 6; lower batch_size"):
+    with pytest.raises(UserError, match="too small for batch_size 6; raise accumulate"):
         make_trainer(tmp_path, losses=losses).train()
 
 
@@ -316,7 +316,57 @@ def test_two_processes_do_the_training_of_one(tmp_path, port):
     assert again.resume() is not None
 
 
-def test_batch_smaller_than_the_processes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, parts):
+    whole = make_trainer(tmp_path / "whole", p_drop=0.0)
+    in_parts = make_trainer(tmp_path / "parts", p_drop=0.0, accumulate=parts)
+    assert in_parts.train() == pytest.approx(whole.train(), rel=1e-5)
+    assert torch.allclose(weights(in_parts), weights(whole), rtol=1e-5, atol=1e-6)
+
+
+def test_two_processes_that_accumulate(tmp_path, port):
+    one = make_trainer(tmp_path / "one", p_drop=0.0)
+    one.train()
+    for error, code in start_ranks(tmp_path / "two", 2, port, "accumulate=3"):
+        assert code == 0, error
+    state = torch.load(tmp_path / "two/model_steps_10.pt", weights_only=True)
+    assert torch.allclose(state["fc.weight"], one.model.fc.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_training_is_the_plain_one(tmp_path):
+    plain = make_trainer(tmp_path / "plain", p_drop=0.0)
+    compiled = make_trainer(tmp_path / "compiled", p_drop=0.0, how=("float32", True))
+    assert compiled.train() == pytest.approx(plain.train(), rel=1e-5)
+    assert torch.allclose(weights(compiled), weights(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_rounds_products_and_keeps_weights(tmp_path):
+    seen = []
+
+    def losses(model, batch):
+        y = model(batch["input_ids"])
+        seen.append((y.dtype, model.fc.weight.dtype))
+        return {"squared": ((y.float() - batch["y"]) ** 2 * batch["weights"]).sum()}
+
+    plain = make_trainer(tmp_path / "plain", losses=losses, p_drop=0.0)
+    plain.train()
+    rough = make_trainer(tmp_path / "rough", losses=losses, p_drop=0.0, how=("bfloat16",))
+    rough.train()
+    assert set(seen[:10]) == {(torch.float32, torch.float32)}
+    assert set(seen[10:]) == {(torch.bfloat16, torch.float32)}
+    assert torch.allclose(weights(rough), weights(plain), rtol=0.02, atol=1e-3)
+    assert not torch.equal(weights(rough), weights(plain))
+
+
+@pytest.mark.parametrize("dot", [False, True])
+def test_best_precision_asks_the_processor(monkeypatch, dot):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: dot)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    expected = "bfloat16" if dot else "float32"
+    assert train.best_precision(torch.device("cpu")) == expected
+
+
+def test_batch_smaller_than_the_processes_times_accumulate(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "start_processes", lambda device: (0, 7))
-    with pytest.raises(UserError, match="batch_size 6 is below 7 processes"):
+    with pytest.raises(UserError, match="batch_size 6 is below 7 processes times"):
         make_trainer(tmp_path)
