@@ -2,8 +2,15 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
+import signal
 from array import array
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
@@ -13,6 +20,8 @@ from tokenization import CorpusTokenizer
 from utils import UserError
 
 FORMAT = 1  # of the files in corpus.ids/
+BLOCK = 2**20  # bytes of text that are encoded at a time
+PARALLEL = 2**25  # bytes of text from which on it is worth starting processes
 SPLIT_SEED = 0  # what is held out does not depend on the training's seed
 
 
@@ -105,10 +114,9 @@ def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: 
         (folder / "documents.bin").open("wb") as documents,
         bar,
     ):
-        sentence, document = array("q"), array("q")
         ended = True  # the next line with text starts a document
-        while lines := text.readlines(1 << 20):
-            ids, offsets = tokenizer.encode_lines(lines)
+        for ids, offsets, size in _encoded(text, tokenizer, bar.total):
+            sentence, document = array("q"), array("q")
             ids.astype(dtype).tofile(tokens)
             for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
                 if start == end:
@@ -122,10 +130,47 @@ def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: 
             n_tokens += len(ids)
             sentence.tofile(sentences)
             document.tofile(documents)
-            sentence, document = array("q"), array("q")
-            bar.update(sum(map(len, lines)))
+            bar.update(size)
         array("q", [n_tokens]).tofile(sentences)
         array("q", [n_sentences]).tofile(documents)
+
+
+def _encoded(
+    text: IO[bytes], tokenizer: CorpusTokenizer, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yield ids, offsets (see `CorpusTokenizer.encode_lines`) and bytes of some lines at a time.
+
+    Large texts are encoded by a process for each core; what they are given and what they return is
+    bounded, so that memory is, too.
+    """
+    blocks = iter(lambda: text.readlines(BLOCK), [])
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if size < PARALLEL or workers == 1:
+        for lines in blocks:
+            yield *tokenizer.encode_lines(lines), sum(map(len, lines))
+        return
+    context = multiprocessing.get_context("spawn")  # a copy of a process with threads may hang
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer,))
+    try:
+        waiting: deque[Future] = deque()
+        for lines in blocks:
+            waiting.append(pool.submit(_encode, lines))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(tokenizer: CorpusTokenizer) -> None:
+    global _tokenizer
+    _tokenizer = tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to handle
+
+
+def _encode(lines: list[bytes]) -> tuple[np.ndarray, np.ndarray, int]:
+    return *_tokenizer.encode_lines(lines), sum(map(len, lines))
 
 
 def _pairs(

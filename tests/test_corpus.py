@@ -61,7 +61,10 @@ def test_ids_sentences_documents(tmp_path, tokenizer):
     ]
 
 
-def test_many_chunks_are_one_text(tmp_path, tokenizer):
+@pytest.mark.parametrize("parallel", [False, True])
+def test_many_chunks_are_one_text(tmp_path, tokenizer, monkeypatch, parallel):
+    monkeypatch.setattr(corpus_module, "PARALLEL", 0 if parallel else 2**60)
+    monkeypatch.setattr(corpus_module.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     rng = np.random.default_rng(0)
     lines = [" ".join(rng.choice(WORDS[:4], rng.integers(1, 9))) for _ in range(60_000)]
     for blank in range(7, 60_000, 13):
