@@ -93,7 +93,7 @@ def generate(folder: Path, size: int) -> tuple[Path, Path]:
                     lines.append(" ".join(drawn[start : start + length]))
                     start += length
                 lines.append("")
-            text = "\n".join(line for line in lines) + "\n"
+            text = "\n".join(lines) + "\n"
             for _ in range(16):
                 file.write(text)
     return data_file, vocab

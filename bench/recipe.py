@@ -1,0 +1,173 @@
+"""Accuracy against seconds: this lineage's recipe and ours, on the same text and vocabulary.
+
+    python bench/recipe.py --path DIR     # DIR/<build>/chroot; 190 pairs: 15 minutes, two cores
+
+The lineage's: plain.py's model and Adam, 32 x 512 tokens of which 20 are predicted, learning rate
+1e-4, dropout 0.1 everywhere. Its schedule is given as many steps as its minutes allow, so that it
+ends well. Ours: what train.sh does without arguments. Both are measured on the same held-out
+examples, of our length and of the lineage's; the clock stands still meanwhile.
+"""
+
+import datetime
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import plain
+import torch
+
+import models
+import optim
+import pretrain
+import train
+import utils
+from corpus import read_corpus, split_corpus
+from tokenization import CorpusTokenizer
+
+LINEAGE = {"batch_size": 32, "max_len": 512, "max_pred": 20, "lr": 1e-4, "warmup": 0.1}
+OURS = {"max_len": 64, "max_pred": 10}  # train.sh's
+MASK_PROB = 0.15  # of both
+MODEL = "config/bert_tiny.json"
+EXAMPLES = 2048  # that a model is measured on
+
+
+class Clock:
+    """Measures a model as it is trained: seconds of training, accuracy at both lengths."""
+
+    def __init__(self, evaluations: list[pretrain.Evaluation]) -> None:
+        self.evaluations, self.rows = evaluations, []
+        self.spent, self.since = 0.0, time.perf_counter()
+
+    def seconds(self) -> float:
+        return self.spent + time.perf_counter() - self.since
+
+    def __call__(self, model: torch.nn.Module) -> dict[str, float]:
+        self.spent = self.seconds()
+        model.eval()
+        accuracies = [evaluation(model)["masked_lm_accuracy"] for evaluation in self.evaluations]
+        self.rows.append((self.spent, *accuracies))
+        print(f"{self.spent:8.0f} s" + "".join(f"{x:10.1%}" for x in accuracies), flush=True)
+        self.since = time.perf_counter()
+        return {"masked_lm_accuracy": accuracies[0]}
+
+
+def main(
+    path: str = "experiment_data/coreutils/binaries/",
+    biname: str = "chroot",
+    minutes: float = 10,
+    work: str = "out-recipe",
+) -> None:
+    """Train both, and print accuracies against seconds.
+
+    Args:
+        path: Builds, as for gendata.py.
+        biname: The program's name.
+        minutes: Of the lineage's training.
+        work: Where everything is made.
+    """
+    Path(work).mkdir(exist_ok=True)
+    vocab, data_file = Path(work, "vocab.txt"), Path(work, "corpus.txt")
+    for arguments in (
+        ["gendata.py", "--path", path, "--biname", biname, "--outputDir", f"{work}/output"],
+        ["dataprocess.py", "--vocab_file", vocab, "--corpus_file", data_file],
+    ):
+        command = [sys.executable, *map(str, arguments), "--data", f"{work}/data"]
+        subprocess.run(command, check=True)
+    tokenizer = CorpusTokenizer(vocab)
+    corpus = read_corpus(data_file, tokenizer, utils.sha256_of(vocab))
+    split = split_corpus(corpus)
+    sizes = models.Config.from_json(MODEL).with_vocab_size(len(tokenizer.vocab), MODEL, vocab)
+    device = utils.get_device()
+    pretrain.EVAL_BATCHES = EXAMPLES // pretrain.EVAL_EXAMPLES
+
+    def parts(max_len: int, max_pred: int, batch_size: int, seed: int) -> tuple:
+        preprocess = pretrain.Preprocess4Pretrain(tokenizer.vocab, max_len, max_pred, MASK_PROB)
+        sampler = pretrain.SentPairSampler(corpus, split.training, max_len)
+        loader = pretrain.SentPairDataLoader(sampler, preprocess, 0, batch_size, seed)
+        return loader, pretrain.Evaluation(corpus, split.heldout, preprocess, device)
+
+    cfg = train.Config.from_json("config/pretrain.json")
+    ours, short = parts(**OURS, batch_size=cfg.batch_size, seed=cfg.seed)
+    theirs, long = parts(LINEAGE["max_len"], LINEAGE["max_pred"], LINEAGE["batch_size"], cfg.seed)
+    print(
+        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch "
+        f"{torch.__version__}; {biname}, vocabulary {sizes.vocab_size}; held out {split.rule}"
+    )
+    lengths = f"{OURS['max_len']} tokens, {LINEAGE['max_len']} tokens"
+    print(f"seconds of training, masked-LM accuracy on held-out examples of {lengths}")
+
+    print("the lineage's recipe", flush=True)
+    utils.set_seed(cfg.seed)
+    model = plain.BertModel4Pretrain(
+        models.Config(**{**vars(sizes), "p_drop_hidden": 0.1, "p_drop_attn": 0.1})
+    ).to(device)
+    lineage = Clock([short, long])
+    train_plainly(model, theirs, lineage, 60 * minutes, device)
+
+    print("ours", flush=True)
+    utils.set_seed(cfg.seed)
+    model = models.BertModel4Pretrain(sizes)
+    save_dir = Path(work, "out")
+    clock = Clock([short, long])
+    cfg = train.Config(**{**vars(cfg), "save_steps": math.ceil(cfg.total_steps / 12)})
+    precision = train.best_precision(device)
+    trainer = train.Trainer(
+        *(cfg, model, optim.optim4GPU(cfg, model), ours.batch, pretrain.get_losses, clock),
+        *(save_dir, device, {}, precision, device.type == "cuda"),
+    )
+    trainer.forget()
+    trainer.train()
+
+    goal = lineage.rows[-1][1:]
+    result = {"goal": goal, "seconds": lineage.rows[-1][0], "ours": clock.rows}
+    utils.write_json(Path(work, "recipe.json"), result)
+    for column, name in enumerate((OURS["max_len"], LINEAGE["max_len"])):
+        reached = [row[0] for row in clock.rows if row[1 + column] >= goal[column]]
+        text = f"the lineage's {goal[column]:.1%} of {lineage.rows[-1][0]:.0f} s"
+        if reached:
+            ratio = lineage.rows[-1][0] / reached[0]
+            print(f"{name} tokens: {text} are ours after {reached[0]:.0f} s, {ratio:.1f} x sooner")
+        else:
+            print(f"{name} tokens: {text} are never ours")
+
+
+def train_plainly(
+    model: torch.nn.Module,
+    loader: pretrain.SentPairDataLoader,
+    clock: Clock,
+    seconds: float,
+    device: torch.device,
+) -> None:
+    """Train for so many seconds, and measure each tenth of them."""
+    optimizer = plain.Adam(model, LINEAGE["lr"], LINEAGE["warmup"])
+    tried = 0
+    while clock.seconds() < seconds / 20:  # how many steps it will be
+        one_step(model, optimizer, loader.batch(tried), device)
+        tried += 1
+    total = round(20 * tried)
+    optimizer.total, k = total, tried
+    while k < total and clock.seconds() < 1.1 * seconds:
+        one_step(model, optimizer, loader.batch(k), device)
+        k += 1
+        if k % max(1, total // 10) == 0 or k == total:
+            clock(model)
+
+
+def one_step(
+    model: torch.nn.Module, optimizer: plain.Adam, batch: train.Batch, device: torch.device
+) -> None:
+    model.train()
+    rows = {name: torch.from_numpy(x).to(device) for name, x in batch.items()}
+    optimizer.zero_grad()
+    sum(pretrain.get_losses(model, rows).values()).backward()
+    optimizer.step()
+
+
+if __name__ == "__main__":
+    utils.command_line(main)
