@@ -37,7 +37,7 @@ from utils import UserError
 
 EVAL_BATCH = 64
 GROUP = 20  # batches that are sorted by length together
-CALIBRATION = 64  # examples that a Comparer's start is fitted to
+CALIBRATION = 1024  # examples that a Comparer's start is fitted to
 
 
 class Classifier(nn.Module):
@@ -493,7 +493,11 @@ def fine_tune(
         trainer.forget()
     if trainer.step == 0 and isinstance(model, Comparer):
         rows = np.random.default_rng(cfg.seed).permutation(len(data))[:CALIBRATION]
-        model.calibrate({n: torch.from_numpy(x).to(device) for n, x in data.batch(rows).items()})
+        batches = np.array_split(rows, -(-len(rows) // EVAL_BATCH))
+        model.calibrate(
+            {name: torch.from_numpy(x).to(device) for name, x in data.batch(some).items()}
+            for some in batches
+        )
     with utils.atomic_file(Path(save_dir, "vocab.txt")) as file:
         file.write(vocab)
     utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))

@@ -89,12 +89,14 @@ class Comparer(nn.Module):
 
     A token is its hidden state beside a random vector of its own: pre-training draws rare words
     together, whose contexts are alike, but "which word" is what tells two functions apart. The
-    similarity of two tokens is the cosine of their projections. What is classified are averages,
-    under learned weights, of two things: each token's best match in the other text, and how much
-    of the token the other text matches when no token is used twice.
+    similarity of two tokens is the cosine of their projections. What is classified are the texts'
+    sizes and averages, both under learned weights of the tokens, of two things: each token's best
+    match in the other text, and how much of the token the other text matches when no token is used
+    twice.
 
     BERT and the random vectors are not trained (BERT, section 5.3, the feature-based approach):
-    some hundred functions' names are learnt by heart sooner than how to compare.
+    some hundred functions' names are learnt by heart sooner than how to compare. So BERT may
+    compute in bfloat16; the comparison is float32 always.
 
     References
     ----------
@@ -107,9 +109,10 @@ class Comparer(nn.Module):
         self.transformer = models.Transformer(cfg).requires_grad_(False)
         self.identity = nn.Embedding(cfg.vocab_size, cfg.dim).requires_grad_(False)
         self.project = nn.Linear(2 * cfg.dim, cfg.dim)
-        self.importance = nn.Linear(cfg.dim, KINDS)
+        self.importance = nn.Linear(2 * cfg.dim, KINDS)
         self.sharpness = nn.Parameter(torch.tensor(3.0))  # exp(3) = 20 times a cosine
-        self.combine = nn.Linear(7 * KINDS, cfg.dim)
+        self.norm = nn.BatchNorm1d(8 * KINDS)
+        self.combine = nn.Linear(8 * KINDS, cfg.dim)
         self.drop = nn.Dropout(cfg.p_drop_hidden)
         self.classifier = nn.Linear(cfg.dim, n_labels)
         nn.init.orthogonal_(self.project.weight)
@@ -122,49 +125,71 @@ class Comparer(nn.Module):
 
     def forward(self, input_ids: Tensor, input_mask: Tensor) -> Tensor:
         """int64 (B, 2, W, S), (B, 2, W, S) -> logits (B, labels)"""
-        mask = input_mask.bool()
-        features = self.features(self.tokens(input_ids, mask), mask)
-        return self.classifier(self.drop(F.gelu(self.combine(features))))
+        used = input_mask[..., 0].bool()  # (B, 2, W)
+        tokens = self.tokens(input_ids[used], input_mask[used])
+        with torch.autocast(input_ids.device.type, enabled=False):
+            features = self.features(tokens, input_mask)
+            self.norm.train(self.training and len(features) > 1)  # one example has no variance
+            return self.classifier(self.drop(F.gelu(self.combine(self.norm(features)))))
 
-    def tokens(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """int64 (B, 2, W, S), bool (B, 2, W, S) -> float (N, S, 2 D), of the N windows in use"""
-        used = mask[..., 0]  # (B, 2, W)
-        ids = input_ids[used]
-        h = self.transformer(ids, torch.zeros_like(ids), mask[used])
-        return torch.cat([h, self.identity(ids)], -1)
+    def tokens(self, input_ids: Tensor, input_mask: Tensor) -> Tensor:
+        """int64 (N, S), (N, S), N windows -> float32 (N, S, 2 D)"""
+        h = self.transformer(input_ids, torch.zeros_like(input_ids), input_mask)
+        return torch.cat([h.float(), self.identity(input_ids)], -1)
 
-    def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """float (N, S, 2 D), bool (B, 2, W, S) -> float (B, 7 KINDS)"""
-        projected = self.project(tokens)
-        vectors = projected.new_zeros(*mask.shape, projected.size(-1))
-        vectors[mask[..., 0]] = projected
-        vectors, mask = vectors.flatten(2, 3), mask.flatten(2, 3)  # (B, 2, T, D), (B, 2, T)
-        weight = self.importance(vectors).masked_fill(~mask[..., None], -torch.inf)
+    def features(self, tokens: Tensor, input_mask: Tensor) -> Tensor:
+        """float32 (N, S, 2 D) of the N windows in use, int64 (B, 2, W, S) -> (B, 8 KINDS)"""
+        used = input_mask[..., 0].bool()
+        vectors = tokens.new_zeros(*input_mask.shape, self.project.out_features)
+        vectors[used] = self.project(tokens)
+        weight = tokens.new_zeros(*input_mask.shape, KINDS)
+        weight[used] = self.importance(tokens)
+        # (B, 2, W, S, ...) -> (B, 2, T, ...), [CLS] and [SEP] being padding like any other
+        vectors, weight = vectors.flatten(2, 3), weight.flatten(2, 3)
+        mask = inner(input_mask).flatten(2, 3)
         a, b = F.normalize(vectors, dim=-1).unbind(1)
         similarity = a @ b.transpose(1, 2)  # (B, T of A, T of B)
         best = best_matches(similarity, mask)
         matched = one_to_one_matches(similarity * self.sharpness.exp(), mask)
-        shares = weight.softmax(2)  # (B, 2, T, KINDS)
+        shares = weight.masked_fill(~mask[..., None], -1e4).softmax(2) * mask[..., None]
         features = []
         for found in (best, matched):  # (B, 2, T)
             x, y = (shares * found[..., None]).sum(2).unbind(1)  # (B, KINDS) each
             features += [x + y, (x - y).abs(), torch.minimum(x, y)]
-        size_a, size_b = weight.logsumexp(2).unbind(1)
-        return torch.cat([*features, (size_a - size_b).abs()], 1)
+        size_a, size_b = (weight.exp() * mask[..., None]).sum(2).log1p().unbind(1)
+        return torch.cat([*features, (size_a - size_b).abs(), size_a + size_b], 1)
 
     @torch.no_grad()
-    def calibrate(self, batch: dict[str, Tensor]) -> None:
-        """Give both projections an input of mean 0 and variance 1, as ``batch`` has it.
+    def calibrate(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Let ``project`` and ``importance`` begin with inputs of mean 0 and variance 1.
 
         Hidden states of a pre-trained BERT share one large direction, which would make any two
         tokens alike. Only the weights' start is changed: a data-dependent initialisation
         (Salimans and Kingma, 2016, section 3, https://arxiv.org/abs/1602.07868).
         """
         self.eval()
-        mask = batch["input_mask"].bool()
-        tokens = self.tokens(batch["input_ids"], mask)
-        _standardise(self.project, tokens[mask[mask[..., 0]]])
-        _standardise(self.combine, self.features(tokens, mask))
+        n, total, squares = 0, 0.0, 0.0
+        for batch in batches:
+            used = batch["input_mask"][..., 0].bool()
+            tokens = self.tokens(batch["input_ids"][used], batch["input_mask"][used])
+            tokens = tokens[inner(batch["input_mask"])[used]].double()
+            n, total = n + len(tokens), total + tokens.sum(0)
+            squares = squares + tokens.square().sum(0)
+        mean = total / max(n, 1)
+        deviation = (squares / max(n, 1) - mean.square()).clamp(min=1e-6).sqrt()
+        for layer in (self.project, self.importance):
+            layer.weight /= deviation.float()
+            layer.bias -= layer.weight @ mean.float()
+
+
+def inner(input_mask: Tensor) -> Tensor:
+    """Return which places hold the text's tokens: no padding, no [CLS], no [SEP].
+
+    int (B, 2, W, S) -> bool (B, 2, W, S)
+    """
+    mask = input_mask.bool()
+    followed = F.pad(mask[..., 1:], (0, 1))
+    return mask & followed & (torch.arange(mask.size(-1), device=mask.device) > 0)
 
 
 def best_matches(similarity: Tensor, mask: Tensor) -> Tensor:
@@ -198,9 +223,3 @@ def one_to_one_matches(logits: Tensor, mask: Tensor) -> Tensor:
     logits = logits.masked_fill(~both, -1e4)  # finite: a row of padding alone makes no NaN
     pairs = torch.minimum(logits.softmax(2), logits.softmax(1)) * both
     return torch.stack([pairs.sum(2), pairs.sum(1)], 1)
-
-
-def _standardise(layer: nn.Linear, inputs: Tensor) -> None:
-    """Make ``layer`` see inputs (N, D) of mean 0 and variance 1, by changing its weights."""
-    layer.weight /= inputs.std(0).clamp(min=1e-3)
-    layer.bias -= layer.weight @ inputs.mean(0)

@@ -16,8 +16,8 @@ from compare import (
     WINDOWS,
     Comparer,
     ComparisonData,
-    _standardise,
     best_matches,
+    inner,
     one_to_one_matches,
 )
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
@@ -46,6 +46,12 @@ def logits(model, data, rows):
     batch = tensors(data, rows)
     with torch.no_grad():
         return model(batch["input_ids"], batch["input_mask"])
+
+
+def features(model, batch):
+    used = batch["input_mask"][..., 0].bool()
+    tokens = model.tokens(batch["input_ids"][used], batch["input_mask"][used])
+    return model.features(tokens, batch["input_mask"])
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +94,8 @@ def test_features_by_definition(model):
     a, b = "t1 t2 t3 t4 t5 t6 t7 t8 t9 t1 t1", "t3 t4 t11"
     data = ComparisonData([(a, b)], None, TOKENIZER, 8)
     batch = tensors(data, [0])
-    mask = batch["input_mask"].bool()
     with torch.no_grad():
-        found = model.features(model.tokens(batch["input_ids"], mask), mask)[0]
+        found = features(model, batch)[0]
         sides = []
         for text in (a, b):
             vectors = []
@@ -99,14 +104,15 @@ def test_features_by_definition(model):
                 window = ["[CLS]", *words[start : start + 6], "[SEP]"]
                 ids = torch.tensor([TOKENIZER.convert_tokens_to_ids(window)])
                 h = model.transformer(ids, torch.zeros_like(ids))[0]
-                vectors += [
-                    model.project(torch.cat([hidden, own]))
-                    for hidden, own in zip(h, model.identity(ids[0]), strict=True)
-                ]
+                own = model.identity(ids[0])
+                vectors += [torch.cat([h[i], own[i]]) for i in range(1, len(window) - 1)]
             sides.append(vectors)
         best, matched, sizes = [], [], []
         for one, other in (sides, sides[::-1]):
-            cosine = [[F.cosine_similarity(v, w, dim=0) for w in other] for v in one]
+            cosine = [
+                [F.cosine_similarity(model.project(v), model.project(w), dim=0) for w in other]
+                for v in one
+            ]
             sharp = [[(c * model.sharpness.exp()).exp() for c in row] for row in cosine]
             columns = [sum(row[j] for row in sharp) for j in range(len(other))]
             share = [
@@ -117,21 +123,20 @@ def test_features_by_definition(model):
             total = weights.sum(0)
             for averages, values in ((best, [max(row) for row in cosine]), (matched, share)):
                 averages.append(sum(w * m for w, m in zip(weights, values, strict=True)) / total)
-            sizes.append(total.log())
+            sizes.append(total.log1p())
     expected = []
     for x, y in (best, matched):
         expected += [x + y, (x - y).abs(), torch.minimum(x, y)]
-    expected = torch.cat([*expected, (sizes[0] - sizes[1]).abs()])
-    assert found.shape == (7 * KINDS,)
+    expected = torch.cat([*expected, (sizes[0] - sizes[1]).abs(), sizes[0] + sizes[1]])
+    assert found.shape == (8 * KINDS,)
     assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_equal_texts_match_wholly(model):
     data = ComparisonData([("t1 t2 t3 " * 9, "t1 t2 t3 " * 9)], None, TOKENIZER, 12)
     batch = tensors(data, [0])
-    mask = batch["input_mask"].bool()
     with torch.no_grad():
-        x = model.features(model.tokens(batch["input_ids"], mask), mask)[0].view(7, KINDS)
+        x = features(model, batch)[0].view(8, KINDS)
     best, matched, sizes = x[:3], x[3:6], x[6]
     expected = torch.tensor([2.0, 0.0, 1.0])[:, None].expand(3, KINDS)
     assert torch.allclose(best, expected, atol=1e-5)
@@ -169,22 +174,38 @@ def test_training_leaves_bert_as_it_is(mode):
     torch.manual_seed(0)
     model = Comparer(dataclasses.replace(CFG, p_drop_hidden=0.5), 2).train(mode)
     batch = tensors(ComparisonData([("t1 t2", "t3")], None, TOKENIZER, 12), [0])
-    mask = batch["input_mask"].bool()
-    first, second = (model.tokens(batch["input_ids"], mask) for _ in range(2))
+    ids, mask = (batch[name][batch["input_mask"][..., 0] == 1] for name in batch if "input" in name)
+    first, second = (model.tokens(ids, mask) for _ in range(2))
     assert torch.equal(first, second)
     assert not first.requires_grad
     model(batch["input_ids"], batch["input_mask"]).sum().backward()
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
-    assert trained == {"project", "importance", "sharpness", "combine", "classifier"}
+    assert trained == {"project", "importance", "sharpness", "norm", "combine", "classifier"}
 
 
-def test_standardised_layer_is_the_layer_on_standardised_inputs():
+def random_pairs(n):
+    words = [" ".join(np.random.default_rng(i).choice(VOCAB[5:], 20)) for i in range(2 * n)]
+    return ComparisonData(zip(words[:n], words[n:], strict=True), None, TOKENIZER, 12)
+
+
+def token_rows(model, batch):
+    """Return project's and importance's inputs."""
+    used = batch["input_mask"][..., 0].bool()
+    tokens = model.tokens(batch["input_ids"][used], batch["input_mask"][used])
+    return tokens[inner(batch["input_mask"])[used]]
+
+
+def test_calibrated_layers_are_the_layers_on_standardised_inputs():
     torch.manual_seed(0)
-    layer, inputs = torch.nn.Linear(5, 3), torch.randn(100, 5) * 4 + 9
+    model, data = Comparer(CFG, 2), random_pairs(20)
+    batch = tensors(data, range(20))
     with torch.no_grad():
-        expected = layer((inputs - inputs.mean(0)) / inputs.std(0))
-        _standardise(layer, inputs)
-        assert torch.allclose(layer(inputs), expected, atol=1e-5)
+        x = token_rows(model.eval(), batch)
+        x_standard = (x - x.mean(0)) / x.std(0, correction=0)
+        expected = [layer(x_standard) for layer in (model.project, model.importance)]
+        model.calibrate([tensors(data, range(12)), tensors(data, range(12, 20))])
+        for layer, values in zip((model.project, model.importance), expected, strict=True):
+            assert torch.allclose(layer(x), values, atol=1e-4)
 
 
 def test_calibrated_model_tells_tokens_apart():
@@ -194,18 +215,35 @@ def test_calibrated_model_tells_tokens_apart():
     with torch.no_grad():
         model.transformer.blocks[-1].norm2.beta += 20
         model.identity.weight *= 0.01
-    words = [" ".join(np.random.default_rng(i).choice(VOCAB[5:], 20)) for i in range(40)]
-    batch = tensors(
-        ComparisonData(zip(words[:20], words[20:], strict=True), None, TOKENIZER, 12), range(20)
-    )
-    mask = batch["input_mask"].bool()
+    batch = tensors(random_pairs(20), range(20))
 
     def alike():
         with torch.no_grad():
-            tokens = model.tokens(batch["input_ids"], mask)[mask[mask[..., 0]]]
-            v = F.normalize(model.project(tokens), dim=-1)
+            v = F.normalize(model.project(token_rows(model, batch)), dim=-1)
             return float((v @ v.T).mean())
 
     assert alike() > 0.9
-    model.calibrate(batch)
+    model.calibrate([batch])
     assert abs(alike()) < 0.1
+
+
+def test_one_example_and_an_empty_text_can_be_trained_on():
+    torch.manual_seed(0)
+    model = Comparer(CFG, 2).train()
+    batch = tensors(ComparisonData([("", "t1 t2"), ("t1", "")], None, TOKENIZER, 12), [0, 1])
+    for rows in (slice(0, 1), slice(0, 2)):
+        out = model(batch["input_ids"][rows], batch["input_mask"][rows])
+        out.sum().backward()
+        assert out.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_bert_alone_computes_in_bfloat16(model):
+    batch = tensors(random_pairs(20), range(20))
+    with torch.no_grad():
+        plain = model(batch["input_ids"], batch["input_mask"])
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(batch["input_ids"], batch["input_mask"])
+    assert rough.dtype == torch.float32
+    assert not torch.equal(plain, rough)
+    assert torch.allclose(plain, rough, atol=0.05)
