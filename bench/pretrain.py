@@ -46,6 +46,7 @@ def main(
     max_len: int = 512,
     max_pred: int = 20,
     steps: int = 7,
+    profile: bool = False,
 ) -> None:
     """Print tokens per second of each, and the ratios.
 
@@ -56,6 +57,7 @@ def main(
         max_len: Tokens of an example.
         max_pred: Masked tokens of an example.
         steps: Timed steps of each row in each column.
+        profile: Print instead where our step's time goes, by PyTorch's operations.
     """
     device = utils.get_device()
     names = [name for name in ROWS if device.type == "cuda" or name != CUDA_ONLY]
@@ -68,6 +70,9 @@ def main(
         f"{batch_size} x {max_len} tokens, {max_pred} of them masked"
     )
     work = model_cfg, vocab_size, batch_size, max_len, max_pred
+    if profile:
+        print_profile((*work, 0.0, 0.1), device)
+        return
     table: dict[str, list[float]] = {name: [] for name in names}
     for dropouts in DROPOUTS:
         seconds = measure(names, (*work, *dropouts), steps)
@@ -122,6 +127,35 @@ def measure(names: list[str], work: tuple, steps: int) -> dict[str, list[float]]
 def serve(pipe: Connection, name: str, work: tuple) -> None:
     """Take a step for each True that comes, and answer with its seconds."""
     device = utils.get_device()
+    step = make_step(name, work, device)
+    pipe.send(True)
+    while pipe.recv():
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send(time.perf_counter() - start)
+
+
+def print_profile(work: tuple, device: torch.device) -> None:
+    """Print the share of each operation in our step with dropout of hidden states only."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step = make_step("ours, bfloat16", work, device)
+    activities = [getattr(ProfilerActivity, device.type.upper())]
+    with profile(activities=activities, acc_events=True) as profiler:
+        for _ in range(5):
+            step()
+    events = profiler.key_averages()
+    name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    total = sum(getattr(event, name) for event in events)
+    print(f"{total / 5000:.0f} ms a step")
+    for event in sorted(events, key=lambda event: -getattr(event, name))[:16]:
+        print(f"{getattr(event, name) / total:6.1%}  {event.count // 5:4} x {event.key}")
+
+
+def make_step(name: str, work: tuple, device: torch.device) -> Callable[[], None]:
+    """Return a function that takes one step of a row's training; it has taken two already."""
     torch.manual_seed(0)
     model_cfg, vocab_size, batch_size, max_len, max_pred, p_drop_attn, p_drop_hidden = work
     sizes = models.Config(
@@ -136,13 +170,7 @@ def serve(pipe: Connection, name: str, work: tuple) -> None:
         step = ROWS[name](sizes, random_batch(vocab_size, batch_size, max_len, max_pred), device)
     for _ in range(2):
         step()
-    pipe.send(True)
-    while pipe.recv():
-        start = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        pipe.send(time.perf_counter() - start)
+    return step
 
 
 def random_batch(vocab_size: int, batch_size: int, max_len: int, max_pred: int) -> Batch:
