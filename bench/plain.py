@@ -99,10 +99,10 @@ class BertModel4Pretrain(nn.Module):
         self.transformer = Transformer(cfg)
         self.fc, self.classifier = nn.Linear(cfg.dim, cfg.dim), nn.Linear(cfg.dim, 2)
         self.linear, self.norm = nn.Linear(cfg.dim, cfg.dim), LayerNorm(cfg.dim)
+        self.apply(models.init_weights)
         self.decoder = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
         self.decoder.weight = self.transformer.embed.tok_embed.weight
         self.decoder_bias = nn.Parameter(torch.zeros(cfg.vocab_size))
-        self.apply(models.init_weights)
 
     def forward(
         self, input_ids: Tensor, segment_ids: Tensor, input_mask: Tensor | None, masked_pos: Tensor

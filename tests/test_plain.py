@@ -1,0 +1,102 @@
+"""models.py, attention.py and optim.py against the plain model that the benchmarks compare with."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import attention
+import models
+import optim
+import pretrain
+
+PLAIN = Path(models.__file__).parent / "bench/plain.py"
+spec = importlib.util.spec_from_file_location("plain", PLAIN)
+plain = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(plain)
+
+
+def config(p_drop_attn=0.0):
+    return models.Config(
+        dim=24,
+        n_layers=2,
+        n_heads=3,
+        dim_ff=40,
+        p_drop_hidden=0.0,
+        p_drop_attn=p_drop_attn,
+        max_len=16,
+        n_segments=2,
+        vocab_size=50,
+    )
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    mask = (np.arange(16) < rng.integers(8, 17, 5)[:, None]).astype(np.int64)
+    arrays = {
+        "input_ids": rng.integers(0, 50, (5, 16)),
+        "segment_ids": rng.integers(0, 2, (5, 16)),
+        "input_mask": mask,
+        "masked_pos": rng.integers(0, 8, (5, 4)),
+        "masked_ids": rng.integers(0, 50, (5, 4)),
+        "masked_weights": rng.random((5, 4)),
+        "is_next": rng.integers(0, 2, 5),
+        "is_next_weights": np.full(5, 0.2),
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def twins(dtype, p_drop_attn=0.0):
+    torch.manual_seed(0)
+    slow = plain.BertModel4Pretrain(config(p_drop_attn)).to(dtype)
+    with torch.no_grad():
+        for p in slow.parameters():
+            p += 0.2 * torch.randn_like(p)
+    fast = models.BertModel4Pretrain(config(p_drop_attn)).to(dtype)
+    fast.load_state_dict(slow.state_dict())
+    return slow.train(), fast.train()
+
+
+def gradients(model, data):
+    logits_lm, logits_clsf = pretrain._forward(model, data)
+    loss = logits_lm.square().mean() + logits_clsf.square().mean()
+    return [logits_lm, logits_clsf, *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
+def test_outputs_and_gradients(dtype, tolerance):
+    slow, fast = twins(dtype)
+    for data in (batch(), {**batch(), "input_mask": None}):
+        for a, b in zip(gradients(slow, data), gradients(fast, data), strict=True):
+            assert torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_attention_without_pytorchs_kernel(monkeypatch):
+    """The CPU's own way, which bfloat16 and dropout take, inside the whole model."""
+    slow, fast = twins(torch.float64)
+
+    def own(q, k, v, mask, p_drop):
+        bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -1e4)
+        bias = bias.expand(-1, q.size(1), -1, -1).flatten(0, 1)
+        flat = [x.flatten(0, 1) for x in (q, k, v)]
+        return attention._Attention.apply(*flat, bias, 0.0).view_as(q)
+
+    monkeypatch.setattr(models, "attention", own)
+    for a, b in zip(gradients(slow, batch()), gradients(fast, batch()), strict=True):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_ten_steps_of_training():
+    slow, fast = twins(torch.float64)
+    slow_adam = plain.Adam(slow, lr=1e-3, warmup=0.2, total=10)
+    cfg = type("Config", (), {"lr": 1e-3, "warmup": 0.2, "total_steps": 10})
+    fast_adam = optim.optim4GPU(cfg, fast)
+    for step in range(10):
+        for model, adam in ((slow, slow_adam), (fast, fast_adam)):
+            adam.zero_grad()
+            sum(pretrain.get_losses(model, batch(step)).values()).backward()
+            adam.step()
+    for (name, a), b in zip(slow.named_parameters(), fast.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6), name
