@@ -15,12 +15,13 @@ PART = 2**20  # attention weights that are computed at a time, so that they stay
 STEPS = 2**16  # probabilities of dropout are rounded to 1 / STEPS
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p_drop: float) -> Tensor:
-    """Scaled dot-product attention, by the quickest way that the device has.
+def attention(qkv: Tensor, mask: Tensor | None, p_drop: float) -> Tensor:
+    """Dot-product attention, by the quickest way that the device has: softmax(q k^T) v.
 
     Parameters
     ----------
-    q, k, v : float (B, H, S, W)
+    qkv : float (B, S, 3, H, W)
+        Queries, which are scaled already, keys and values.
     mask : bool (B, 1, 1, S), optional
         False where a key is padding.
     p_drop : float
@@ -28,16 +29,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p_drop: floa
 
     Returns
     -------
-    float (B, H, S, W)
+    float (B, S, H, W)
     """
-    if _on_cpu(q) and (q.dtype == torch.bfloat16 or p_drop > 0):
-        bias = None
-        if mask is not None:  # (B, 1, 1, S) -> (B H, 1, S), finite: a row of padding makes no NaN
-            bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -1e4)
-            bias = bias.expand(-1, q.size(1), -1, -1).flatten(0, 1)
-        # (B, H, S, W) -> (B H, S, W), in order
-        return _Attention.apply(*(x.flatten(0, 1) for x in (q, k, v)), bias, p_drop).view_as(q)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p_drop)
+    if _on_cpu(qkv) and (qkv.dtype == torch.bfloat16 or p_drop > 0):
+        return _Attention.apply(qkv, mask, p_drop)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, S, W) each
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p_drop, scale=1.0)
+    return out.transpose(1, 2)
 
 
 def dropout(x: Tensor, p_drop: float) -> Tensor:
@@ -68,37 +66,40 @@ def _on_cpu(x: Tensor) -> bool:
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(W) + bias) v, some heads at a time."""
+    """The same, some heads at a time; N is all heads of all examples."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, p_drop: float
-    ) -> Tensor:
-        """(N, S, W) each, (N, 1, S), number -> (N, S, W)"""
-        n, length, width = q.shape
-        q = q * width**-0.5
+    def forward(ctx: Any, qkv: Tensor, mask: Tensor | None, p_drop: float) -> Tensor:
+        """(B, S, 3, H, W), (B, 1, 1, S), number -> (B, S, H, W)"""
+        batch, length, _, heads, width = qkv.shape
+        qkv = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, length, width)
+        q, k, v = qkv
+        bias = None
+        if mask is not None:  # finite, so that a row of padding makes no NaN
+            bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -1e4)
+            bias = bias.expand(-1, heads, -1, -1).flatten(0, 1)  # (N, 1, S)
         out = torch.empty_like(q)
-        weights = q.new_empty(n, length, length)
-        factors = q.new_empty(n, length, length) if p_drop else None
-        for part in _parts(n, length):
+        weights = q.new_empty(len(q), length, length)
+        factors = torch.empty_like(weights) if p_drop else None
+        for part in _parts(weights):
             scores = torch.bmm(q[part], k[part].transpose(1, 2))
             if bias is not None:
                 scores += bias[part]
-            torch.softmax(scores, -1, out=weights[part])
-            shares = weights[part]
+            shares = torch.softmax(scores, -1, out=weights[part])
             if factors is not None:
                 factors[part] = kept(scores.shape, p_drop, scores.dtype)
                 shares = torch.mul(shares, factors[part], out=scores)
             torch.bmm(shares, v[part], out=out[part])
-        ctx.save_for_backward(q, k, v, weights, factors)
-        return out
+        ctx.save_for_backward(qkv, weights, factors)
+        return out.view(batch, heads, length, width).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weights, factors = ctx.saved_tensors
-        n, length, width = q.shape
-        d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for part in _parts(n, length):
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
+        qkv, weights, factors = ctx.saved_tensors
+        (q, k, v), (batch, length, heads, width) = qkv, d_out.shape
+        d_out = d_out.transpose(1, 2).reshape(q.shape)
+        d_q, d_k, d_v = d_qkv = torch.empty_like(qkv)
+        for part in _parts(weights):
             shares = weights[part]
             d_weights = torch.bmm(d_out[part], v[part].transpose(1, 2))
             if factors is not None:
@@ -108,9 +109,10 @@ class _Attention(torch.autograd.Function):
             d_scores = torch._softmax_backward_data(d_weights, weights[part], -1, q.dtype)
             torch.bmm(d_scores, k[part], out=d_q[part])
             torch.bmm(d_scores.transpose(1, 2), q[part], out=d_k[part])
-        return d_q.mul_(width**-0.5), d_k, d_v, None, None
+        return d_qkv.view(3, batch, heads, length, width).permute(1, 3, 0, 2, 4), None, None
 
 
-def _parts(n: int, length: int) -> list[slice]:
+def _parts(weights: Tensor) -> list[slice]:
+    n, length, _ = weights.shape
     size = max(1, PART // length**2)
     return [slice(start, start + size) for start in range(0, n, size)]

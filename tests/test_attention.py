@@ -13,30 +13,27 @@ from attention import add_dropped, dropout, kept
 
 
 def inputs(dtype, length=20, seed=0):
-    """Return q, k, v of 3 examples and 2 heads, a mask, and a gradient of the output."""
+    """Return q, k and v of 3 examples and 2 heads, a mask, and a gradient of the output."""
     generator = torch.Generator().manual_seed(seed)
-    q, k, v, gradient = torch.randn(4, 3, 2, length, 8, generator=generator, dtype=dtype)
+    qkv = torch.randn(3, length, 3, 2, 8, generator=generator, dtype=dtype)
+    gradient = torch.randn(3, length, 2, 8, generator=generator, dtype=dtype)
     lengths = torch.tensor([length, length // 2, 1])
     mask = (torch.arange(length) < lengths[:, None])[:, None, None, :]
-    return [x.requires_grad_() for x in (q, k, v)], mask, gradient
+    return qkv.requires_grad_(), mask, gradient
 
 
-def outcome(function, tensors, gradient):
-    """Return what a function of tensors gives, and the gradients of them."""
-    out = function(*tensors)
-    return [out, *torch.autograd.grad(out, tensors, gradient)]
+def outcome(function, qkv, gradient):
+    """Return what a function of q, k and v gives, and the gradient of them."""
+    out = function(qkv)
+    return [out, *torch.autograd.grad(out, [qkv], gradient)]
 
 
-def own(mask, p_drop=0.0):
-    """The CPU's way, also for the types that `attention.attention` leaves to PyTorch."""
+def pytorchs(mask):
+    """Attention as PyTorch has it: heads first."""
 
-    def function(q, k, v):
-        bias = None
-        if mask is not None:
-            bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -1e4)
-            bias = bias.expand(-1, q.size(1), -1, -1).flatten(0, 1)
-        flat = [x.flatten(0, 1) for x in (q, k, v)]
-        return attention._Attention.apply(*flat, bias, p_drop).view_as(q)
+    def function(qkv):
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, mask, scale=1.0).transpose(1, 2)
 
     return function
 
@@ -45,12 +42,11 @@ def own(mask, p_drop=0.0):
 @pytest.mark.parametrize("masked", [False, True])
 def test_equals_pytorchs(monkeypatch, part, masked):
     monkeypatch.setattr(attention, "PART", part)
-    tensors, mask, gradient = inputs(torch.float64)
+    qkv, mask, gradient = inputs(torch.float64)
     mask = mask if masked else None
-    expected = outcome(
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask), tensors, gradient
-    )
-    for ours, theirs in zip(outcome(own(mask), tensors, gradient), expected, strict=True):
+    expected = outcome(pytorchs(mask), qkv, gradient)
+    found = outcome(lambda x: attention._Attention.apply(x, mask, 0.0), qkv, gradient)
+    for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
@@ -59,42 +55,43 @@ def test_equals_pytorchs(monkeypatch, part, masked):
 def test_dropout_equals_the_formula(monkeypatch, dtype, masked):
     """With the factors that were drawn, autograd through the formula gives the same."""
     monkeypatch.setattr(attention, "PART", 2 * 20**2)  # three parts of two heads
-    tensors, mask, gradient = inputs(dtype)
+    qkv, mask, gradient = inputs(dtype)
     mask = mask if masked else None
     torch.manual_seed(5)
-    found = outcome(lambda *x: attention.attention(*x, mask, 0.3), tensors, gradient)
+    found = outcome(lambda x: attention.attention(x, mask, 0.3), qkv, gradient)
     torch.manual_seed(5)
     factors = torch.cat([kept(torch.Size([2, 20, 20]), 0.3, dtype) for _ in range(3)])
 
-    def formula(q, k, v):
-        scores = q @ k.transpose(2, 3) / math.sqrt(8)
+    def formula(qkv):
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(2, 3)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
-        return scores.softmax(-1) * factors.view(3, 2, 20, 20) @ v
+        return (scores.softmax(-1) * factors.view(3, 2, 20, 20) @ v).transpose(1, 2)
 
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    for ours, theirs in zip(found, outcome(formula, tensors, gradient), strict=True):
+    for ours, theirs in zip(found, outcome(formula, qkv, gradient), strict=True):
         assert torch.allclose(ours, theirs, rtol=0, atol=tolerance)
-    assert not torch.allclose(found[0], own(mask)(*tensors), atol=0.1)
+    assert not torch.allclose(found[0], pytorchs(mask)(qkv), atol=0.1)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_bfloat16_is_near_float32(masked):
     """Eight bits of mantissa: a hundredth of the largest element, as PyTorch's own kernel."""
-    tensors, mask, gradient = inputs(torch.float32, length=64)
+    qkv, mask, gradient = inputs(torch.float32, length=64)
     mask = mask if masked else None
-    rough = [x.detach().bfloat16().requires_grad_() for x in tensors]
-    exact = [x.detach().float().requires_grad_() for x in rough]
-    plain = outcome(lambda *x: F.scaled_dot_product_attention(*x, mask), exact, gradient)
-    found = outcome(lambda *x: attention.attention(*x, mask, 0.0), rough, gradient.bfloat16())
+    rough = qkv.detach().bfloat16().requires_grad_()
+    exact = rough.detach().float().requires_grad_()
+    plain = outcome(pytorchs(mask), exact, gradient)
+    found = outcome(lambda x: attention.attention(x, mask, 0.0), rough, gradient.bfloat16())
     for ours, theirs in zip(found, plain, strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours.float() - theirs).abs().max() < 0.02 * theirs.abs().max()
 
 
 def test_a_text_of_padding_alone_is_finite():
-    tensors, mask, gradient = inputs(torch.bfloat16)
-    out = outcome(lambda *x: attention.attention(*x, mask & False, 0.1), tensors, gradient)
+    qkv, mask, gradient = inputs(torch.bfloat16)
+    out = outcome(lambda x: attention.attention(x, mask & False, 0.1), qkv, gradient)
     assert all(x.isfinite().all() for x in out)
 
 
@@ -138,8 +135,8 @@ def test_dropout_and_its_gradient_use_the_same_factors():
 
 def test_compiled_model_uses_the_compilers_kernels():
     """torch.compile draws numbers of its own; without dropout the outputs are the same."""
-    tensors, mask, gradient = inputs(torch.float32)
-    compiled = torch.compile(lambda *x: attention.attention(*x, mask, 0.0), backend="aot_eager")
-    expected = outcome(lambda *x: attention.attention(*x, mask, 0.0), tensors, gradient)
-    for ours, theirs in zip(outcome(compiled, tensors, gradient), expected, strict=True):
+    qkv, mask, gradient = inputs(torch.float32)
+    compiled = torch.compile(lambda x: attention.attention(x, mask, 0.0), backend="aot_eager")
+    expected = outcome(lambda x: attention.attention(x, mask, 0.0), qkv, gradient)
+    for ours, theirs in zip(outcome(compiled, qkv, gradient), expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
