@@ -31,7 +31,7 @@ import models
 import train
 import utils
 from compare import Comparer, ComparisonData
-from optim import optim4GPU
+from optim import OneCycleAdamW, optim4GPU
 from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
 from utils import UserError
 
@@ -268,6 +268,14 @@ def get_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return model(**{name: x for name, x in batch.items() if name not in ("label", "weight")})
 
 
+def get_optimizer(cfg: train.Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Return BERT's optimizer, or AdamW for a `Comparer`, whose BERT is not trained."""
+    if isinstance(model, Comparer):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return OneCycleAdamW(trained, cfg.lr, cfg.warmup, cfg.total_steps)
+    return optim4GPU(cfg, model)
+
+
 def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
     """Return the mean cross-entropy (nats), as `Trainer` wants it."""
     logits = get_logits(model, batch).float()
@@ -475,7 +483,7 @@ def fine_tune(
     trainer = train.Trainer(
         cfg,
         model,
-        optim4GPU(cfg, model),
+        get_optimizer(cfg, model),
         get_batch,
         get_losses,
         evaluate,

@@ -315,3 +315,40 @@ def test_optim4gpu_leaves_frozen_parameters_alone():
     optimizer = optim.optim4GPU(SimpleNamespace(lr=0.5, warmup=0.0, total_steps=1), model)
     held = {p for group in optimizer.param_groups for p in group["params"]}
     assert held == {p for p in model.parameters() if p.requires_grad}
+
+
+def test_one_cycle_is_torchs_and_continues_where_it_was():
+    def made():
+        torch.manual_seed(0)
+        return torch.nn.Linear(3, 2)
+
+    def train(model, optimizer, steps):
+        rates = []
+        for step in steps:
+            optimizer.zero_grad()
+            (model(torch.full((1, 3), step + 1.0)) ** 2).sum().backward()
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+        return rates
+
+    whole, torchs = made(), made()
+    plain = torch.optim.AdamW(torchs.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(plain, 0.1, 10, pct_start=0.3)
+    expected = []
+    for step in range(10):
+        expected += train(torchs, plain, [step])
+        schedule.step()
+    optimizer = optim.OneCycleAdamW(whole.parameters(), 0.1, 0.3, 10)
+    assert optimizer.get_lr() == expected[:1]
+    assert train(whole, optimizer, range(10)) == expected
+    assert max(expected) == pytest.approx(0.1)
+
+    parts = made()
+    first = optim.OneCycleAdamW(parts.parameters(), 0.1, 0.3, 10)
+    train(parts, first, range(4))
+    again = optim.OneCycleAdamW(parts.parameters(), 0.1, 0.3, 10)
+    again.load_state_dict(first.state_dict())
+    assert train(parts, again, range(4, 10)) == expected[4:]
+    for a, b, c in zip(whole.parameters(), torchs.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
