@@ -17,6 +17,7 @@ from tokenization import CorpusTokenizer, FullTokenizer
 
 WINDOWS = 4  # of max_len tokens each; what is left of a longer text is not read
 KINDS = 8  # ways to weigh tokens
+P_DROP = 0.1  # dropout before the classification
 
 
 class ComparisonData:
@@ -113,7 +114,7 @@ class Comparer(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor(3.0))  # exp(3) = 20 times a cosine
         self.norm = nn.BatchNorm1d(8 * KINDS)
         self.combine = nn.Linear(8 * KINDS, cfg.dim)
-        self.drop = nn.Dropout(cfg.p_drop_hidden)
+        self.drop = nn.Dropout(P_DROP)
         self.classifier = nn.Linear(cfg.dim, n_labels)
         nn.init.orthogonal_(self.project.weight)
 

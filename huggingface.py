@@ -59,6 +59,7 @@ SIZES = {
     "p_drop_attn": "attention_probs_dropout_prob",
     "max_len": "max_position_embeddings",
     "n_segments": "type_vocab_size",
+    "init_std": "initializer_range",
     "vocab_size": "vocab_size",
 }
 
@@ -94,6 +95,7 @@ class BertConfig:
     attention_probs_dropout_prob: models.Probability
     max_position_embeddings: PositiveInt
     type_vocab_size: PositiveInt
+    initializer_range: pydantic.PositiveFloat = 0.02
     model_type: Literal["bert"]
     hidden_act: Literal["gelu"] = "gelu"
     layer_norm_eps: Annotated[float, pydantic.Field(ge=1e-12, le=1e-12)] = 1e-12

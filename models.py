@@ -1,6 +1,7 @@
 """BERT: the encoder that every task shares, and the two heads that pre-train it."""
 
 import dataclasses
+import functools
 import os
 from typing import Annotated
 
@@ -28,6 +29,9 @@ class Config:
         Dropout on hidden states and on attention weights.
     max_len, n_segments : int
         Longest sequence, and number of segments, that have an embedding.
+    init_std : float
+        Standard deviation of the initial weights: BERT's 0.02, when the JSON leaves it out. That
+        suits a width of 768; narrow models learn sooner with more, as sqrt(768 / dim).
     vocab_size : int or None
         None, when the JSON leaves it out: the vocabulary file says it (`with_vocab_size`).
     """
@@ -40,6 +44,7 @@ class Config:
     p_drop_attn: Probability
     max_len: pydantic.PositiveInt
     n_segments: pydantic.PositiveInt
+    init_std: pydantic.PositiveFloat = 0.02
     vocab_size: pydantic.PositiveInt | None = None
 
     @pydantic.model_validator(mode="after")
@@ -174,7 +179,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.embed = Embeddings(cfg)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
-        self.apply(init_weights)
+        self.apply(functools.partial(init_weights, std=cfg.init_std))
 
     def forward(self, x: Tensor, seg: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode a batch of token sequences.
@@ -220,7 +225,7 @@ class BertModel4Pretrain(nn.Module):
         self.decoder.weight = self.transformer.embed.tok_embed.weight
         self.decoder_bias = nn.Parameter(torch.zeros(cfg.vocab_size))
         for head in (self.fc, self.classifier, self.linear):
-            init_weights(head)
+            init_weights(head, cfg.init_std)
 
     def forward(
         self, input_ids: Tensor, segment_ids: Tensor, input_mask: Tensor | None, masked_pos: Tensor
@@ -246,13 +251,13 @@ class BertModel4Pretrain(nn.Module):
         return self.decoder(h_masked) + self.decoder_bias, logits_clsf
 
 
-def init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module, std: float = 0.02) -> None:
     """Initialise a linear or an embedding layer as BERT does: normal of 0.02, biases 0.
 
     Google's code cuts the normal at two standard deviations, Hugging Face's does not; nor do we,
-    so that the deviation is the 0.02 of the paper's description and not 0.0176.
+    so that the deviation is the one that is named and not 0.88 of it.
     """
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)

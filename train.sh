@@ -11,8 +11,8 @@ data_file=${data_file:-data/corpus.txt}
 vocab=${vocab:-vocab/vocab.txt}
 save_dir=${save_dir:-out}
 max_len=${max_len:-64}
-max_pred=${max_pred:-10}
-mask_prob=${mask_prob:-0.15}
+max_pred=${max_pred:-16}
+mask_prob=${mask_prob:-0.25}
 
 python=${python:-python}
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())') || {

@@ -30,9 +30,16 @@ import utils
 from corpus import read_corpus, split_corpus
 from tokenization import CorpusTokenizer
 
-LINEAGE = {"batch_size": 32, "max_len": 512, "max_pred": 20, "lr": 1e-4, "warmup": 0.1}
-OURS = {"max_len": 64, "max_pred": 10}  # train.sh's
-MASK_PROB = 0.15  # of both
+LINEAGE = {
+    "batch_size": 32,
+    "max_len": 512,
+    "max_pred": 20,
+    "mask_prob": 0.15,
+    "lr": 1e-4,
+    "warmup": 0.1,
+}
+OURS = {"max_len": 64, "max_pred": 16, "mask_prob": 0.25}  # train.sh's
+MEASURED = {"max_len": 64, "max_pred": 10, "mask_prob": 0.15}
 MODEL = "config/bert_tiny.json"
 EXAMPLES = 2048  # that a model is measured on
 

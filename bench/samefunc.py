@@ -117,7 +117,7 @@ def pretrain(
     script("pretrain.py", "--train_cfg", cfg, *common, "--save_dir", folder / "short")
     model = folder / "short" / f"model_steps_{short}.pt"
     cfg = settings(folder / "long.json", "pretrain.json", total_steps=long, batch_size=8)
-    lengths = ["--max_len", max_len, "--max_pred", round(0.16 * max_len), "--pretrain_file", model]
+    lengths = ["--max_len", max_len, "--max_pred", round(0.26 * max_len), "--pretrain_file", model]
     script("pretrain.py", "--train_cfg", cfg, *common, *lengths, "--save_dir", folder / "long")
     return folder / "long" / f"model_steps_{long}.pt"
 

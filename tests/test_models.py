@@ -284,10 +284,11 @@ def test_dropout_is_on_in_training_only(p):
         assert torch.equal(model(ids, ids % 2), model(ids, ids % 2))
 
 
-def test_initial_weights_are_normal_with_deviation_two_hundredths():
+@pytest.mark.parametrize(("std", "given"), [(0.02, {}), (0.05, {"init_std": 0.05})])
+def test_initial_weights_are_normal_with_the_deviation_named(std, given):
     torch.manual_seed(3)
     model = models.BertModel4Pretrain(
-        config(dim=128, dim_ff=256, max_len=512, vocab_size=3000, n_segments=50)
+        config(dim=128, dim_ff=256, max_len=512, vocab_size=3000, n_segments=50, **given)
     )
     for name, p in model.named_parameters():
         if name.endswith(("bias", "beta")):
@@ -295,11 +296,11 @@ def test_initial_weights_are_normal_with_deviation_two_hundredths():
         elif name.endswith("gamma"):
             assert (p == 1).all(), name
         else:
-            bound = 5 * 0.02 / math.sqrt(p.numel())  # five standard errors
+            bound = 5 * std / math.sqrt(p.numel())  # five standard errors
             assert abs(p.mean()) < bound, name
-            assert abs(p.std() - 0.02) < bound, name
+            assert abs(p.std() - std) < bound, name
             # 4.6 % of a normal lie beyond two deviations; none of a truncated or uniform one do.
-            assert (p.abs() > 0.04).float().mean() > 0.02, name
+            assert (p.abs() > 2 * std).float().mean() > 0.02, name
 
 
 def test_a_long_sequence_is_refused_with_both_numbers():
