@@ -30,18 +30,13 @@ import utils
 from corpus import read_corpus, split_corpus
 from tokenization import CorpusTokenizer
 
-LINEAGE = {
-    "batch_size": 32,
-    "max_len": 512,
-    "max_pred": 20,
-    "mask_prob": 0.15,
-    "lr": 1e-4,
-    "warmup": 0.1,
-}
-OURS = {"max_len": 64, "max_pred": 16, "mask_prob": 0.25}  # train.sh's
-MEASURED = {"max_len": 64, "max_pred": 10, "mask_prob": 0.15}
+LINEAGE = {"lr": 1e-4, "warmup": 0.1}
+LINEAGE_BATCH = 32
+# How examples are made: max_len, max_pred, mask_prob. The first is train.sh's.
+OURS, THEIRS = (64, 16, 0.25), (512, 20, 0.15)
+MEASURED = (64, 10, 0.15), (512, 77, 0.15)
 MODEL = "config/bert_tiny.json"
-EXAMPLES = 2048  # that a model is measured on
+EXAMPLES = 1024  # that a model is measured on
 
 
 class Clock:
@@ -93,39 +88,44 @@ def main(
     device = utils.get_device()
     pretrain.EVAL_BATCHES = EXAMPLES // pretrain.EVAL_EXAMPLES
 
-    def parts(max_len: int, max_pred: int, batch_size: int, seed: int) -> tuple:
-        preprocess = pretrain.Preprocess4Pretrain(tokenizer.vocab, max_len, max_pred, MASK_PROB)
-        sampler = pretrain.SentPairSampler(corpus, split.training, max_len)
-        loader = pretrain.SentPairDataLoader(sampler, preprocess, 0, batch_size, seed)
-        return loader, pretrain.Evaluation(corpus, split.heldout, preprocess, device)
+    def loader_of(examples: tuple, batch_size: int) -> pretrain.SentPairDataLoader:
+        sampler = pretrain.SentPairSampler(corpus, split.training, examples[0])
+        preprocess = pretrain.Preprocess4Pretrain(tokenizer.vocab, *examples)
+        return pretrain.SentPairDataLoader(sampler, preprocess, 0, batch_size, cfg.seed)
 
     cfg = train.Config.from_json("config/pretrain.json")
-    ours, short = parts(**OURS, batch_size=cfg.batch_size, seed=cfg.seed)
-    theirs, long = parts(LINEAGE["max_len"], LINEAGE["max_pred"], LINEAGE["batch_size"], cfg.seed)
+    evaluations = [
+        pretrain.Evaluation(
+            *(corpus, split.heldout),
+            *(pretrain.Preprocess4Pretrain(tokenizer.vocab, *examples), device),
+        )
+        for examples in MEASURED
+    ]
     print(
         f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch "
         f"{torch.__version__}; {biname}, vocabulary {sizes.vocab_size}; held out {split.rule}"
     )
-    lengths = f"{OURS['max_len']} tokens, {LINEAGE['max_len']} tokens"
-    print(f"seconds of training, masked-LM accuracy on held-out examples of {lengths}")
+    lengths = [examples[0] for examples in MEASURED]
+    print("seconds of training, masked-LM accuracy on held-out examples of", end=" ")
+    print(" and ".join(f"{length} tokens" for length in lengths))
 
     print("the lineage's recipe", flush=True)
     utils.set_seed(cfg.seed)
     model = plain.BertModel4Pretrain(
         models.Config(**{**vars(sizes), "p_drop_hidden": 0.1, "p_drop_attn": 0.1})
     ).to(device)
-    lineage = Clock([short, long])
-    train_plainly(model, theirs, lineage, 60 * minutes, device)
+    lineage = Clock(evaluations)
+    train_plainly(model, loader_of(THEIRS, LINEAGE_BATCH), lineage, 60 * minutes, device)
 
     print("ours", flush=True)
     utils.set_seed(cfg.seed)
     model = models.BertModel4Pretrain(sizes)
     save_dir = Path(work, "out")
-    clock = Clock([short, long])
+    loader, clock = loader_of(OURS, cfg.batch_size), Clock(evaluations)
     cfg = train.Config(**{**vars(cfg), "save_steps": math.ceil(cfg.total_steps / 12)})
     precision = train.best_precision(device)
     trainer = train.Trainer(
-        *(cfg, model, optim.optim4GPU(cfg, model), ours.batch, pretrain.get_losses, clock),
+        *(cfg, model, optim.optim4GPU(cfg, model), loader.batch, pretrain.get_losses, clock),
         *(save_dir, device, {}, precision, device.type == "cuda"),
     )
     trainer.forget()
@@ -134,7 +134,7 @@ def main(
     goal = lineage.rows[-1][1:]
     result = {"goal": goal, "seconds": lineage.rows[-1][0], "ours": clock.rows}
     utils.write_json(Path(work, "recipe.json"), result)
-    for column, name in enumerate((OURS["max_len"], LINEAGE["max_len"])):
+    for column, name in enumerate(lengths):
         reached = [row[0] for row in clock.rows if row[1 + column] >= goal[column]]
         text = f"the lineage's {goal[column]:.1%} of {lineage.rows[-1][0]:.0f} s"
         if reached:
