@@ -510,7 +510,7 @@ def test_finished_training_is_not_done_again(trained, monkeypatch, capsys):
     ("changes", "message"),
     [
         (dict(max_len=31), "out holds a training with max_len 32, not 31; choose another save_dir"),
-        (dict(mask_prob=0.2), "mask_prob 0.15, not 0.2"),
+        (dict(mask_prob=0.2), "mask_prob 0.25, not 0.2"),
         (dict(model_cfg="other.json"), "model_cfg n_layers 2, not 3"),
         (dict(train_cfg="other_train.json"), r"lr 0\.003, not 0\.02"),
         (dict(max_len=33), r"max_len 33 is larger than the max_len 32 of config/bert_small\.json"),
