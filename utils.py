@@ -225,7 +225,7 @@ def keep_freed_memory() -> None:
     """Let this process keep what it frees, for the next allocation.
 
     glibc returns large blocks to the kernel at once, and each new one is mapped page by page, which
-    takes a third of a training step on a CPU. Elsewhere than on glibc this does nothing.
+    shows in the time of a training step on a CPU. Elsewhere than on glibc this does nothing.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # names and numbers of malloc.h
     with contextlib.suppress(OSError, AttributeError):
