@@ -467,10 +467,14 @@ def fine_tune(
     settings |= {f"model {name}": value for name, value in settings.pop("model").items()}
     settings |= {"data_sha256": utils.sha256_of(data_file), "weights_sha256": weights.hexdigest()}
 
-    def get_batch(step: int) -> train.Batch:
+    def get_batch(step: int, rank: int, world: int) -> train.Batch:
         epoch, within = divmod(step, steps)
         order = shuffle(data.lengths, cfg.batch_size, np.random.default_rng([cfg.seed, epoch]))
-        return data.batch(order[within])
+        rows = order[within]
+        mine = rows[train.share(len(rows), rank, world)]
+        batch = data.batch(mine)
+        batch["weight"] *= np.float32(len(mine) / len(rows))
+        return batch
 
     if held_out:
         held_out_data = encode(TASKS[task], held_out, start.tokenizer, max_len)

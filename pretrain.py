@@ -35,6 +35,7 @@ CANDIDATES = 4  # drawn per negative, to find one that differs from the true con
 COMPARED = 16  # tokens that tell a negative from the true continuation
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Length = Annotated[int, Field(ge=5)]
 
 
 class SentPairSampler:
@@ -194,63 +195,89 @@ class Preprocess4Pretrain:
         self.ordinary = np.flatnonzero(~self.is_special)
 
     def __call__(
-        self, tokens: np.ndarray, pairs: dict[str, np.ndarray], rng: np.random.Generator
+        self, tokens: np.ndarray, pairs: dict[str, np.ndarray], key: list[int], rows: slice
     ) -> train.Batch:
-        """Read the pairs from ``tokens`` and mask them.
+        """Read some rows of a batch of B pairs from ``tokens`` and mask them.
 
         Parameters
         ----------
         tokens : integers (tokens,)
         pairs : dict of (B,) arrays
             From `SentPairSampler.draw`.
+        key : list of int
+            Seed of the batch. What is masked in a row depends on nothing but this and the row, so
+            that processes that share a batch need no other's rows.
+        rows : slice
+            N of the B rows.
 
         Returns
         -------
         dict of arrays
-            ``input_ids``, ``segment_ids`` : int64 (B, S). ``input_mask`` : int64 (B, S), 1 for
+            ``input_ids``, ``segment_ids`` : int64 (N, S). ``input_mask`` : int64 (N, S), 1 for
             tokens and 0 for padding; left out where nothing is padded.
-            ``masked_pos``, ``masked_ids`` : int64 (B, P), positions and true tokens, 0 where there
-            are less than P. ``masked_weights`` : float32 (B, P), 1 / (masked tokens of the batch),
-            or 0. ``is_next`` : int64 (B,). ``is_next_weights`` : float32 (B,), 1 / B.
-            ``is_hard`` : bool (B,).
+            ``masked_pos``, ``masked_ids`` : int64 (N, P), positions and true tokens, 0 where there
+            are less than P. ``masked_weights`` : float32 (N, P), 1 / (tokens to mask in the whole
+            batch), or 0. ``is_next`` : int64 (N,). ``is_next_weights`` : float32 (N,), 1 / B.
+            ``is_hard`` : bool (N,).
         """
-        a, b = pairs["a_len"][:, None], pairs["b_len"][:, None]
+        length = pairs["a_len"] + pairs["b_len"]  # (B,)
+        n_pred = np.maximum(np.rint(length * self.mask_prob).astype(np.int64), 1)
+        n_pred = np.minimum(n_pred, np.minimum(length, self.max_pred))
+        start, end, _ = rows.indices(len(length))
+        draws = self.draws(key, start, end)
+        some = {name: array[rows] for name, array in pairs.items()}
+
+        a, b = some["a_len"][:, None], some["b_len"][:, None]
         at = np.arange(self.max_len)[None, :]
         in_a, in_b = (at >= 1) & (at <= a), (at >= a + 2) & (at <= a + b + 1)
-        where = np.where(in_a, pairs["a_start"][:, None] + at - 1, 0)
-        where = np.where(in_b, pairs["b_start"][:, None] + at - a - 2, where)
+        where = np.where(in_a, some["a_start"][:, None] + at - 1, 0)
+        where = np.where(in_b, some["b_start"][:, None] + at - a - 2, where)
         ids = tokens[where].astype(np.int64)
         ids[~(in_a | in_b)] = self.pad
         ids[:, 0] = self.cls
         ids[(at == a + 1) | (at == a + b + 2)] = self.sep
 
+        masked = self.masked(ids, in_a | in_b, n_pred[rows], draws)
         batch = {
             "segment_ids": ((at >= a + 2) & (at <= a + b + 2)).astype(np.int64),
-            **self.masked(ids, in_a | in_b, rng),
-            "is_next": pairs["is_next"],
-            "is_next_weights": np.full(len(a), 1 / len(a), np.float32),
-            "is_hard": pairs["is_hard"],
+            **masked,
+            "masked_weights": masked["masked_weights"] / np.float32(max(1, n_pred.sum())),
+            "is_next": some["is_next"],
+            "is_next_weights": np.full(len(a), 1 / len(length), np.float32),
+            "is_hard": some["is_hard"],
         }
         if (a + b + 3 < self.max_len).any():
             batch["input_mask"] = (at < a + b + 3).astype(np.int64)
         return batch
 
+    @property
+    def width(self) -> int:
+        """Most masked tokens of an example."""
+        return min(self.max_pred, self.max_len)
+
+    def draws(self, key: list[int], start: int, end: int) -> np.ndarray:
+        """Return the random numbers in [0, 1) of rows ``start`` to ``end``: (rows, S + 2 P)."""
+        each = self.max_len + 2 * self.width
+        generator = np.random.PCG64(key)
+        generator.advance(start * each)  # a number is one step of this generator
+        return np.random.Generator(generator).random((end - start, each))
+
     def masked(
-        self, ids: np.ndarray, may: np.ndarray, rng: np.random.Generator
+        self, ids: np.ndarray, may: np.ndarray, n_pred: np.ndarray, draws: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Mask some tokens of ``ids`` (B, S) where ``may`` (B, S) allows it."""
+        """Mask ``n_pred`` (N,) tokens of each row of ``ids`` (N, S), where ``may`` (N, S) allows it.
+
+        Where less may be masked, less are. ``masked_weights`` are 1 for masked tokens, else 0.
+        """
         may = may & ~self.is_special[ids]
-        count = may.sum(1)
-        wish = np.maximum(np.rint(count * self.mask_prob).astype(np.int64), 1)
-        n_pred = np.minimum(np.minimum(wish, count), self.max_pred)[:, None]  # (B, 1)
-        width = min(self.max_pred, self.max_len)
-        rank = np.argsort(np.where(may, rng.random(ids.shape), 2.0), axis=1)[:, :width]
-        chosen = np.arange(width) < n_pred  # (B, P)
+        n_pred = np.minimum(n_pred, may.sum(1))[:, None]  # (N, 1)
+        order, chance, which = np.split(draws, [self.max_len, self.max_len + self.width], axis=1)
+        rank = np.argsort(np.where(may, order, 2.0), axis=1)[:, : self.width]
+        chosen = np.arange(self.width) < n_pred  # (N, P)
         position = np.where(chosen, rank, 0)
         true = np.where(chosen, np.take_along_axis(ids, position, 1), 0)
 
-        chance = rng.random(position.shape)
-        drawn = self.ordinary[rng.integers(len(self.ordinary), size=position.shape)]
+        drawn = self.ordinary[(which * len(self.ordinary)).astype(np.int64)]
         new = np.where(chance < 0.8, self.mask, np.where(chance < 0.9, drawn, true))
         ids = ids.copy()
         row, column = np.nonzero(chosen)
@@ -259,7 +286,7 @@ class Preprocess4Pretrain:
             "input_ids": ids,
             "masked_pos": position,
             "masked_ids": true,
-            "masked_weights": (chosen / max(1, n_pred.sum())).astype(np.float32),
+            "masked_weights": chosen.astype(np.float32),
         }
 
 
@@ -295,11 +322,14 @@ class SentPairDataLoader:
     def __iter__(self) -> Iterator[train.Batch]:
         return map(self.batch, range(len(self)))
 
-    def batch(self, k: int) -> train.Batch:
-        """Return the k-th batch; k may pass the epoch's end. Arrays: see `Preprocess4Pretrain`."""
-        rng = np.random.default_rng([self.seed, k])
-        pairs = self.sampler.draw(self.batch_size, rng)
-        return self.preprocess(self.sampler.corpus.tokens, pairs, rng)
+    def batch(self, k: int, rank: int = 0, world: int = 1) -> train.Batch:
+        """Return the k-th batch, or one process's share of its rows; k may pass the epoch's end.
+
+        Arrays: see `Preprocess4Pretrain`. Of the text, only these rows are read.
+        """
+        pairs = self.sampler.draw(self.batch_size, np.random.default_rng([self.seed, k]))
+        rows = train.share(self.batch_size, rank, world)
+        return self.preprocess(self.sampler.corpus.tokens, pairs, [self.seed, k, 1], rows)
 
 
 def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
@@ -358,7 +388,7 @@ class Evaluation:
             per pair), ``next_accuracy``; ``next_accuracy_hard``: the mean of the accuracies on true
             continuations and on hard negatives, so that chance is 0.5. To compare with:
             ``unigram_entropy`` of the held-out text (nats), and ``commonest_token``, the accuracy
-            of always saying its commonest token.
+            of always saying its commonest token. ``max_len``: tokens of an example.
         """
         rows = []
         for k in range(min(EVAL_BATCHES, len(self.loader))):
@@ -393,6 +423,7 @@ class Evaluation:
             "next_accuracy_hard": (next_right / max(n_next, 1) + hard_right / max(n_hard, 1)) / 2,
             "unigram_entropy": self.unigram_entropy,
             "commonest_token": self.commonest,
+            "max_len": self.loader.preprocess.max_len,
         }
 
 
@@ -421,9 +452,11 @@ def main(
     data_file: str = "data/corpus.txt",
     vocab: str = "vocab/vocab.txt",
     save_dir: str = "out",
-    max_len: Annotated[int, Field(ge=5)] = 64,
-    max_pred: PositiveInt = 16,
+    max_len: Length = 512,
+    max_pred: PositiveInt = 128,
     mask_prob: Share = 0.25,
+    short_len: Length = 64,
+    short_share: Share = 0.9,
     pretrain_file: str | None = None,
     precision: train.Precision | None = None,
     compile: bool | None = None,
@@ -438,12 +471,14 @@ def main(
         data_file: The corpus: a sentence per line, a blank line after each document.
         vocab: The vocabulary: a token per line.
         save_dir: Gets model_steps_<k>.pt, model.json, vocab.txt, metrics.json, last.pt and runs/.
-        max_len: Tokens per example, special ones included.
-        max_pred: Most masked tokens per example.
+        max_len: Most tokens per example, special ones included.
+        max_pred: Most masked tokens of an example of max_len; shorter ones have less, in proportion.
         mask_prob: Share of the tokens to mask.
-        pretrain_file: A model_steps_<k>.pt of the same sizes and vocabulary to start from. Most
-            steps with a small max_len and the last ones with a large one, as Google trained BERT,
-            reach a model for long texts soonest.
+        short_len: Tokens per example of the first steps, batch_size of them. The last steps have as
+            many tokens in longer examples: the model learns sooner from short ones (BERT, appendix
+            A.2). From max_len on, all examples have max_len.
+        short_share: Share of the steps that have short examples.
+        pretrain_file: A model_steps_<k>.pt of the same sizes and vocabulary to start from.
         precision: float32 or bfloat16. Left out, bfloat16 where the device is quick at it.
         compile: Let torch.compile make kernels for the model. Left out, on GPUs only.
         resume: Go on with the training that save_dir holds; False replaces it.
@@ -470,11 +505,30 @@ def main(
         corpus = read_corpus(Path(data_file), tokenizer, vocab_sha256, may_write=False)
 
     split = split_corpus(corpus)
-    preprocess = Preprocess4Pretrain(tokenizer.vocab, max_len, max_pred, mask_prob)
     n_tokens = int(np.diff(corpus.bounds)[split.training].sum())
-    sampler = SentPairSampler(corpus, split.training, max_len)
-    loader = SentPairDataLoader(sampler, preprocess, n_tokens, cfg.batch_size, cfg.seed)
-    cfg = cfg.with_epochs(len(loader))
+    short_len = min(short_len, max_len)
+
+    def stage(length: int, rows: int) -> tuple[SentPairDataLoader, Evaluation]:
+        n_pred = max(1, max_pred * length // max_len)
+        preprocess = Preprocess4Pretrain(tokenizer.vocab, length, n_pred, mask_prob)
+        sampler = SentPairSampler(corpus, split.training, length)
+        loader = SentPairDataLoader(sampler, preprocess, n_tokens, rows, cfg.seed)
+        return loader, Evaluation(corpus, split.heldout, preprocess, device)
+
+    short, short_evaluation = stage(short_len, cfg.batch_size)
+    cfg = cfg.with_epochs(len(short))
+    # As many tokens a step in longer examples, but one for each process and part at least.
+    rows = max(cfg.batch_size * short_len // max_len, min(cfg.batch_size, world * cfg.accumulate))
+    long, long_evaluation = stage(max_len, rows)
+    turn = round(short_share * cfg.total_steps) if short_len < max_len else 0
+
+    def get_batch(step: int, rank: int, world: int) -> train.Batch:
+        return (short if step < turn else long).batch(step, rank, world)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        # Before the turn, longer examples have positions that were never trained.
+        return (short_evaluation if trainer.step < turn else long_evaluation)(model)
+
     info = checkpoint.ModelInfo(
         model=sizes,
         tokenizer=tokenizer.name,
@@ -487,7 +541,7 @@ def main(
     )
     settings = dataclasses.asdict(cfg) | dataclasses.asdict(info)
     del settings["save_steps"], settings["data_file"], settings["accumulate"]  # these may change
-    settings["precision"] = precision
+    settings |= {"precision": precision, "short_len": short_len, "short_share": short_share}
     settings |= {f"model_cfg {name}": value for name, value in settings.pop("model").items()}
 
     utils.set_seed(cfg.seed)
@@ -499,9 +553,9 @@ def main(
         cfg,
         model,
         optim4GPU(cfg, model),
-        loader.batch,
+        get_batch,
         get_losses,
-        Evaluation(corpus, split.heldout, preprocess, device),
+        evaluate,
         save_dir,
         device,
         settings,
@@ -518,8 +572,8 @@ def main(
         print(
             f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}; "
             f"{split.training.sum():,} documents with {n_tokens:,} tokens; "
-            f"steps {trainer.step} to {cfg.total_steps} of {cfg.batch_size} x {max_len} tokens, "
-            f"in {precision}{', compiled' if compile else ''}"
+            f"steps {trainer.step} to {cfg.total_steps}, of {cfg.batch_size} x {short_len} tokens "
+            f"until {turn}, then {rows} x {max_len}, in {precision}{', compiled' if compile else ''}"
         )
     elif rank == 0:
         print(f"{save_dir} holds this training, finished; --resume False does it again")

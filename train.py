@@ -86,6 +86,11 @@ def start_processes(device: torch.device) -> tuple[int, int]:
     return (dist.get_rank(), world) if world > 1 else (0, 1)
 
 
+def share(n: int, part: int, parts: int) -> slice:
+    """Return which of ``n`` rows are the ``part``-th of ``parts`` parts, which differ by one row."""
+    return slice(n * part // parts, n * (part + 1) // parts)
+
+
 def best_precision(device: torch.device) -> Precision:
     """Return "bfloat16" where the device multiplies it in hardware, else "float32"."""
     if device.type == "cuda":
@@ -110,8 +115,8 @@ class Trainer:
     optimizer : Optimizer
         Of the model's parameters, with a ``get_lr`` like `optim.BertAdam`'s.
     get_batch : callable
-        Step -> arrays of the whole batch, among them ``input_ids``; first dimension the examples.
-        Each process takes its share of the rows.
+        (step, rank, world) -> arrays of this process's `share` of the batch's rows, among them
+        ``input_ids``; first dimension the examples.
     get_losses : callable
         (model, batch of tensors) -> named losses, whose sum is minimised. Each must be a sum over
         rows that is already divided by what the *whole* batch holds: processes add them up.
@@ -133,7 +138,7 @@ class Trainer:
         cfg: Config,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        get_batch: Callable[[int], Batch],
+        get_batch: Callable[[int, int, int], Batch],
         get_losses: Callable[[nn.Module, dict[str, Tensor]], Losses],
         evaluate: Callable[[nn.Module], dict[str, float]],
         save_dir: str | os.PathLike[str],
@@ -175,6 +180,7 @@ class Trainer:
         model = nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
         log = Log(self) if self.rank == 0 else None
         unread: list[Losses] = []
+        tokens = 0  # of this process, since the last reading
         measures: dict[str, float] = {}
         # torchrun ends its processes at different steps: only a lone process can save and stop.
         signals = _deferred_signals() if self.world == 1 else nullcontext([])
@@ -182,17 +188,18 @@ class Trainer:
             while self.step < self.cfg.total_steps:
                 model.train()
                 torch.manual_seed(self._seed(self.step))
-                batch = self.get_batch(self.step)
+                batch = self.get_batch(self.step, self.rank, self.world)
                 unread.append(self._gradients(model, batch))
+                tokens += batch["input_ids"].size
                 self.optimizer.step()
                 self.step += 1
 
                 saving = self.step % self.cfg.save_steps == 0 or self.step == self.cfg.total_steps
                 if saving or received or self.step % LOG_STEPS == 0:
                     means = self._read(unread)
-                    unread = []
                     if log:
-                        log.steps(means, batch["input_ids"][0].size)
+                        log.steps(means, tokens * self.world)
+                    unread, tokens = [], 0
                 if saving and log:
                     measures = self.evaluate(self.model.eval())
                     log.measures(measures)
@@ -255,7 +262,7 @@ class Trainer:
         parts = self.cfg.accumulate
         sums: Losses = {}
         for part in range(parts):
-            rows = self._rows(batch, self.rank + self.world * part, self.world * parts)
+            rows = self._rows(batch, share(len(batch["input_ids"]), part, parts))
             last = part == parts - 1
             alone = model.no_sync() if self.world > 1 and not last else nullcontext()
             bfloat16 = self.precision == "bfloat16"
@@ -268,9 +275,9 @@ class Trainer:
                 sums[name] = sums.get(name, 0) + loss.detach()
         return sums
 
-    def _rows(self, batch: Batch, start: int, every: int) -> dict[str, Tensor]:
-        """Copy every so many rows to the device; a GPU goes on with what it has meanwhile."""
-        rows = {name: torch.from_numpy(array[start::every]) for name, array in batch.items()}
+    def _rows(self, batch: Batch, some: slice) -> dict[str, Tensor]:
+        """Copy some rows to the device; a GPU goes on with what it has meanwhile."""
+        rows = {name: torch.from_numpy(array[some]) for name, array in batch.items()}
         if self.device.type == "cpu":
             return rows
         return {name: x.pin_memory().to(self.device, non_blocking=True) for name, x in rows.items()}
@@ -320,10 +327,9 @@ class Log:
         )
         self.since = time.perf_counter()
 
-    def steps(self, losses: dict[str, float], length: int) -> None:
-        """Log the steps since the last call; ``length`` is the tokens per example."""
+    def steps(self, losses: dict[str, float], tokens: int) -> None:
+        """Log the steps since the last call; ``tokens`` are those of all processes."""
         done = self.trainer.step - self.logged
-        tokens = done * self.trainer.cfg.batch_size * length
         values = {f"train/{name}": value for name, value in losses.items()}
         values["train/lr"] = self.trainer.optimizer.get_lr()[0]
         values["train/tokens_per_second"] = tokens / (time.perf_counter() - self.since)

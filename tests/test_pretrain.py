@@ -1,5 +1,6 @@
 """pretrain.py: sampling, masking, evaluating, and the whole way from a corpus to a model."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 import checkpoint
 import models
 import pretrain
+import train
 from corpus import Corpus
 from pretrain import Preprocess4Pretrain, SentPairDataLoader, SentPairSampler, get_losses
 from tokenization import SPECIAL_TOKENS
@@ -235,14 +237,15 @@ def test_layout_and_masking(seed, max_len, max_pred, mask_prob):
         "is_next": rng.integers(0, 2, size=n),
         "is_hard": np.zeros(n, bool),
     }
-    batch = Preprocess4Pretrain(VOCAB, max_len, max_pred, mask_prob)(tokens, pairs, rng)
+    preprocess = Preprocess4Pretrain(VOCAB, max_len, max_pred, mask_prob)
+    batch = preprocess(tokens, pairs, [seed], slice(None))
     assert {name: array.dtype.name for name, array in batch.items() if name != "input_mask"} == {
         **dict.fromkeys(("input_ids", "segment_ids", "masked_pos", "masked_ids"), "int64"),
         **dict.fromkeys(("masked_weights", "is_next_weights"), "float32"),
         "is_next": "int64",
         "is_hard": "bool",
     }
-    total = 0
+    total = planned = 0
     for row in range(n):
         a = tokens[pairs["a_start"][row] :][: a_len[row]].tolist()
         b = tokens[pairs["b_start"][row] :][: b_len[row]].tolist()
@@ -257,8 +260,9 @@ def test_layout_and_masking(seed, max_len, max_pred, mask_prob):
         maskable = [at for at in range(max_len) if plain[at] >= 5]
         used = batch["masked_weights"][row] > 0
         position = batch["masked_pos"][row][used].tolist()
-        wanted = max(1, int(np.rint(len(maskable) * mask_prob)))
-        assert len(position) == min(wanted, len(maskable), max_pred)
+        wanted = max(1, int(np.rint((len(a) + len(b)) * mask_prob)))
+        wanted = min(wanted, len(a) + len(b), max_pred)
+        assert len(position) == min(wanted, len(maskable))
         assert len(set(position)) == len(position)
         assert set(position) <= set(maskable)
         assert batch["masked_ids"][row][used].tolist() == [plain[at] for at in position]
@@ -268,16 +272,17 @@ def test_layout_and_masking(seed, max_len, max_pred, mask_prob):
             # A masked place shows [MASK] or an ordinary token, any other its own.
             assert token == 4 or token >= 5 if at in position else token == plain[at]
         total += len(position)
-    if total:
-        assert np.isclose(batch["masked_weights"].sum(), 1, atol=1e-4)
+        planned += wanted
+    # Where the text holds too few ordinary tokens, less are masked than planned.
+    assert np.isclose(batch["masked_weights"].sum(), total / planned, atol=1e-4)
     assert np.isclose(batch["is_next_weights"].sum(), 1)
 
 
 def test_eighty_ten_ten():
-    rng = np.random.default_rng(0)
     ids = np.full((2000, 100), 9)
     preprocess = Preprocess4Pretrain(VOCAB, 100, 100, 0.5)
-    out = preprocess.masked(ids, np.ones(ids.shape, bool), rng)
+    may, n_pred = np.ones(ids.shape, bool), np.full(2000, 50)
+    out = preprocess.masked(ids, may, n_pred, preprocess.draws([0], 0, 2000))
     at = np.take_along_axis(out["input_ids"], out["masked_pos"], 1)[out["masked_weights"] > 0]
     assert len(at) == 2000 * 50
     share = np.bincount(at, minlength=15) / len(at)
@@ -293,7 +298,8 @@ def test_eighty_ten_ten():
 
 def test_text_without_ordinary_tokens_is_not_masked():
     preprocess = Preprocess4Pretrain(VOCAB, 9, 3, 0.5)
-    out = preprocess.masked(np.full((2, 9), 1), np.ones((2, 9), bool), np.random.default_rng(0))
+    ids, may = np.full((2, 9), 1), np.ones((2, 9), bool)
+    out = preprocess.masked(ids, may, np.full(2, 3), preprocess.draws([0], 0, 2))
     assert (out["input_ids"] == 1).all()
     assert (out["masked_weights"] == 0).all()
 
@@ -314,6 +320,27 @@ def test_batch_is_a_function_of_seed_and_step():
         assert (array == two.batch(5)[name]).all()
     assert (one.batch(5)["input_ids"] != one.batch(6)["input_ids"]).any()
     assert (one.batch(5)["input_ids"] != other.batch(5)["input_ids"]).any()
+
+
+@pytest.mark.parametrize("world", [2, 3, 8, 11])
+def test_processes_read_their_share_of_the_batch(world):
+    loader, whole = make_loader(), make_loader().batch(5)
+    corpus = loader.sampler.corpus
+    pairs = loader.sampler.draw(8, np.random.default_rng([3, 5]))
+    seen = []
+    for rank in range(world):
+        # Whatever else of the text a process reads would show as [UNK].
+        mine = np.zeros(len(corpus.tokens), bool)
+        for row in range(8)[train.share(8, rank, world)]:
+            seen.append(row)
+            for side in "ab":
+                mine[pairs[f"{side}_start"][row] :][: pairs[f"{side}_len"][row]] = True
+        other = dataclasses.replace(corpus, tokens=np.where(mine, corpus.tokens, 1))
+        loader.sampler.draw = lambda *_: pairs  # what a negative is compared with is read by all
+        loader.sampler.corpus = other
+        for name, array in loader.batch(5, rank, world).items():
+            assert (array == whole[name][train.share(8, rank, world)]).all()
+    assert seen == list(range(8))
 
 
 def test_epoch_has_the_tokens_of_the_text():
@@ -392,7 +419,7 @@ def test_check_fails_where_nothing_was_learned(capsys):
 
 WORDS = ["mov", "reg8", "imme", "cmp", "ptr", "je", "call", "push", "pop", "ret"]
 TRAINING = dict(
-    seed=1, batch_size=32, lr=0.003, n_epochs=100, warmup=0.1, save_steps=60, total_steps=150
+    seed=4, batch_size=32, lr=0.003, n_epochs=100, warmup=0.1, save_steps=60, total_steps=150
 )
 MODEL = dict(
     dim=32, n_layers=2, n_heads=2, dim_ff=64, p_drop_hidden=0.1, p_drop_attn=0.0, max_len=32

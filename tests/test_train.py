@@ -67,11 +67,12 @@ class Line(nn.Module):
         return self.fc(self.drop(x))[:, 0]
 
 
-def get_batch(step):
+def get_batch(step, rank=0, world=1):
     rng = np.random.default_rng(step)
     x = rng.normal(size=(6, 4)).astype(np.float32)
     weights = rng.random(6).astype(np.float32)
-    return {"input_ids": x, "y": x.sum(1), "weights": weights / weights.sum()}
+    batch = {"input_ids": x, "y": x.sum(1), "weights": weights / weights.sum()}
+    return {name: array[train.share(6, rank, world)] for name, array in batch.items()}
 
 
 def get_losses(model, batch):
@@ -111,7 +112,9 @@ def test_exact_end(tmp_path, n_epochs, total_steps, steps_per_epoch, end):
     cfg = train.Config(**GOOD | {"n_epochs": n_epochs, "total_steps": total_steps})
     assert cfg.with_epochs(steps_per_epoch).total_steps == end
     asked, rates = [], []
-    trainer = make_trainer(tmp_path, lambda k: (asked.append(k), get_batch(k))[1], total_steps=end)
+    trainer = make_trainer(
+        tmp_path, lambda k, *_: (asked.append(k), get_batch(k))[1], total_steps=end
+    )
     step = trainer.optimizer.step
     trainer.optimizer.step = lambda: (rates.append(trainer.optimizer.get_lr()[0]), step())
     trainer.train()
@@ -136,7 +139,7 @@ class Crash(Exception):
 
 
 def crash_at(step):
-    def batches(k):
+    def batches(k, *_):
         if k == step:
             raise Crash
         return get_batch(k)
@@ -230,7 +233,7 @@ def test_interrupted_run_goes_on(tmp_path, number, capsys):
     whole = make_trainer(tmp_path / "whole")
     whole.train()
 
-    def batches(k):
+    def batches(k, *_):
         if k == 5:
             signal.raise_signal(number)
         return get_batch(k)
