@@ -265,7 +265,7 @@ class Preprocess4Pretrain:
     def masked(
         self, ids: np.ndarray, may: np.ndarray, n_pred: np.ndarray, draws: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Mask ``n_pred`` (N,) tokens of each row of ``ids`` (N, S), where ``may`` (N, S) allows it.
+        """Mask ``n_pred`` (N,) tokens in each row of ``ids`` (N, S), where ``may`` (N, S) says so.
 
         Where less may be masked, less are. ``masked_weights`` are 1 for masked tokens, else 0.
         """
@@ -472,7 +472,7 @@ def main(
         vocab: The vocabulary: a token per line.
         save_dir: Gets model_steps_<k>.pt, model.json, vocab.txt, metrics.json, last.pt and runs/.
         max_len: Most tokens per example, special ones included.
-        max_pred: Most masked tokens of an example of max_len; shorter ones have less, in proportion.
+        max_pred: Most masked tokens of an example of max_len; of a shorter one in proportion.
         mask_prob: Share of the tokens to mask.
         short_len: Tokens per example of the first steps, batch_size of them. The last steps have as
             many tokens in longer examples: the model learns sooner from short ones (BERT, appendix
@@ -572,8 +572,8 @@ def main(
         print(
             f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}; "
             f"{split.training.sum():,} documents with {n_tokens:,} tokens; "
-            f"steps {trainer.step} to {cfg.total_steps}, of {cfg.batch_size} x {short_len} tokens "
-            f"until {turn}, then {rows} x {max_len}, in {precision}{', compiled' if compile else ''}"
+            f"steps {trainer.step} to {cfg.total_steps}: {cfg.batch_size} x {short_len} tokens "
+            f"until {turn}, then {rows} x {max_len}; {precision}{', compiled' if compile else ''}"
         )
     elif rank == 0:
         print(f"{save_dir} holds this training, finished; --resume False does it again")

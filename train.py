@@ -87,7 +87,7 @@ def start_processes(device: torch.device) -> tuple[int, int]:
 
 
 def share(n: int, part: int, parts: int) -> slice:
-    """Return which of ``n`` rows are the ``part``-th of ``parts`` parts, which differ by one row."""
+    """Return which of ``n`` rows are one of ``parts`` parts, as equal in size as can be."""
     return slice(n * part // parts, n * (part + 1) // parts)
 
 
