@@ -527,7 +527,7 @@ def main(
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         # Before the turn, longer examples have positions that were never trained.
-        return (short_evaluation if trainer.step < turn else long_evaluation)(model)
+        return (short_evaluation if trainer.step <= turn else long_evaluation)(model)
 
     info = checkpoint.ModelInfo(
         model=sizes,

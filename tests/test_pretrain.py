@@ -533,6 +533,28 @@ def test_finished_training_is_not_done_again(trained, monkeypatch, capsys):
     assert Path(MODEL_FILE).stat().st_mtime_ns == before
 
 
+def test_short_examples_first(workplace, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    cfg = TRAINING | {"total_steps": 20, "save_steps": 10, "batch_size": 8}
+    (tmp_path / "cfg.json").write_text(json.dumps(cfg))
+    shapes = []
+
+    def spied(model, batch):
+        shapes.append((*batch["input_ids"].shape, batch["masked_pos"].shape[1]))
+        return get_losses(model, batch)
+
+    monkeypatch.setattr(pretrain, "get_losses", spied)
+    pretrain.main(
+        **{"train_cfg": str(tmp_path / "cfg.json"), "save_dir": str(tmp_path / "out")},
+        **{"max_len": 32, "max_pred": 8, "short_len": 12, "short_share": 0.75},
+    )
+    # A step has as many tokens in longer examples, and as many of a hundred are masked.
+    assert shapes == [(8, 12, 3)] * 15 + [(3, 32, 8)] * 5
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.rsplit(" ", 1)[1] for line in lines] == ["12", "32"]  # measured at that length
+    assert json.loads((tmp_path / "out/model.json").read_text())["max_len"] == 32
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
