@@ -1,13 +1,15 @@
 """How many tokens a second does pre-training take in? Ours beside its peers, in one run.
 
     python bench/pretrain.py                          # bert_tiny, three dropouts: 3 minutes
-    python bench/pretrain.py --model_cfg config/bert_base.json --batch_size 8 --steps 3
+    python bench/pretrain.py --model_cfg config/bert_base.json --batch_size 8 --steps 3 \\
+        --own_dropout True                            # 5 minutes
 
-A peer is left out where it is not installed. Each runs in a process of its own; all take one step
-in turn, so that what else the machine does slows all alike, and medians are printed. All do forward
-pass, loss, gradients and optimizer step on the same batch. The plain model is that of plain.py;
-Hugging Face's is BertForPreTraining with its own loss and AdamW(fused=True), on a GPU compiled.
-On a GPU the model's FLOPs are set against the products of two large matrices, measured too.
+A peer is left out where it is not installed, bfloat16 where the processor does not multiply it.
+Each runs in a process of its own; all take one step in turn, so that what else the machine does
+slows all alike, and medians are printed. All do forward pass, loss, gradients and optimizer step on
+the same batch. The plain model is that of plain.py; Hugging Face's is BertForPreTraining with its
+own loss and AdamW(fused=True), on a GPU compiled. On a GPU the model's FLOPs are set against the
+products of two large matrices, measured too.
 """
 
 import datetime
@@ -46,21 +48,25 @@ def main(
     max_len: int = 512,
     max_pred: int = 20,
     steps: int = 7,
+    own_dropout: bool = False,
     profile: bool = False,
 ) -> None:
     """Print tokens per second of each, and the ratios.
 
     Args:
-        model_cfg: The model's sizes; its dropout is replaced.
+        model_cfg: The model's sizes.
         vocab_size: Tokens of the vocabulary.
         batch_size: Examples of a step.
         max_len: Tokens of an example.
         max_pred: Masked tokens of an example.
         steps: Timed steps of each row in each column.
+        own_dropout: One column, with the dropout of model_cfg.
         profile: Print instead where our step's time goes, by PyTorch's operations.
     """
     device = utils.get_device()
     names = [name for name in ROWS if device.type == "cuda" or name != CUDA_ONLY]
+    if train.best_precision(device) == "float32":
+        names = [name for name in names if "bfloat16" not in name]
     if importlib.util.find_spec("transformers") is None:
         names = [name for name in names if not name.startswith("Hugging")]
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
@@ -73,13 +79,17 @@ def main(
     if profile:
         print_profile((*work, 0.0, 0.1), device)
         return
+    columns = DROPOUTS
+    if own_dropout:
+        sizes = models.Config.from_json(model_cfg)
+        columns = ((sizes.p_drop_attn, sizes.p_drop_hidden),)
     table: dict[str, list[float]] = {name: [] for name in names}
-    for dropouts in DROPOUTS:
+    for dropouts in columns:
         seconds = measure(names, (*work, *dropouts), steps)
         for name, values in seconds.items():
             table[name].append(batch_size * max_len / statistics.median(values))
     print(f"{'tokens per second, by dropout of attention / hidden':44}", end="")
-    print("".join(f"{f'{a:g} / {h:g}':>12}" for a, h in DROPOUTS))
+    print("".join(f"{f'{a:g} / {h:g}':>12}" for a, h in columns))
     for name, values in table.items():
         print(f"{name:44}" + "".join(f"{value:12,.0f}" for value in values))
     ours = np.max([table[name] for name in names if name.startswith("ours")], axis=0)
@@ -141,7 +151,7 @@ def print_profile(work: tuple, device: torch.device) -> None:
     """Print the share of each operation in our step with dropout of hidden states only."""
     from torch.profiler import ProfilerActivity, profile
 
-    step = make_step("ours, bfloat16", work, device)
+    step = make_step(f"ours, {train.best_precision(device)}", work, device)
     activities = [getattr(ProfilerActivity, device.type.upper())]
     with profile(activities=activities, acc_events=True) as profiler:
         for _ in range(5):
