@@ -37,7 +37,7 @@ from utils import UserError
 
 EVAL_BATCH = 64
 GROUP = 20  # batches that are sorted by length together
-CALIBRATION = 1024  # examples that a Comparer's start is fitted to
+CALIBRATION = 1024  # texts that a Comparer's start is fitted to
 
 
 class Classifier(nn.Module):
@@ -249,7 +249,7 @@ class ClassificationData:
         return dict(input_ids=ids, segment_ids=segment, input_mask=mask, label=label, weight=weight)
 
 
-def encode(
+def read_ids(
     task: type[Task],
     examples: Examples,
     tokenizer: CorpusTokenizer | FullTokenizer,
@@ -288,6 +288,8 @@ def predict(
     model: nn.Module, data: ClassificationData | ComparisonData, device: torch.device
 ) -> np.ndarray:
     """Return each example's probabilities, float64 (N, labels); ``model`` in evaluation mode."""
+    if isinstance(data, ComparisonData) and not data.hidden:
+        data.encode(model.transformer, train.best_precision(device))
     # Examples of about the same length together, so that little is padding.
     order = np.argsort(data.lengths, kind="stable")
     probabilities = []
@@ -438,7 +440,7 @@ def fine_tune(
     labels = TASKS[task].labels
     examples = read_examples(TASKS[task], data_file, labelled=True)
     held_out = eval_file and read_examples(TASKS[task], eval_file, labelled=True)
-    data = encode(TASKS[task], examples, start.tokenizer, max_len)
+    data = read_ids(TASKS[task], examples, start.tokenizer, max_len)
     steps = -(-len(data) // cfg.batch_size)  # per epoch
     cfg = cfg.with_epochs(steps)
 
@@ -477,7 +479,7 @@ def fine_tune(
         return batch
 
     if held_out:
-        held_out_data = encode(TASKS[task], held_out, start.tokenizer, max_len)
+        held_out_data = read_ids(TASKS[task], held_out, start.tokenizer, max_len)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         if not held_out:
@@ -503,13 +505,12 @@ def fine_tune(
         return
     if not resume:
         trainer.forget()
-    if trainer.step == 0 and isinstance(model, Comparer):
-        rows = np.random.default_rng(cfg.seed).permutation(len(data))[:CALIBRATION]
-        batches = np.array_split(rows, -(-len(rows) // EVAL_BATCH))
-        model.calibrate(
-            {name: torch.from_numpy(x).to(device) for name, x in data.batch(some).items()}
-            for some in batches
-        )
+    if isinstance(data, ComparisonData):
+        data.encode(model.transformer.eval(), precision)
+    if trainer.step == 0 and isinstance(data, ComparisonData):
+        some = np.random.default_rng(cfg.seed).permutation(len(data.texts))[:CALIBRATION]
+        arrays = ((data.texts[i], data.hidden[i]) for i in some)
+        model.calibrate(tuple(torch.from_numpy(x).to(device) for x in pair) for pair in arrays)
     with utils.atomic_file(Path(save_dir, "vocab.txt")) as file:
         file.write(vocab)
     utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))
@@ -595,7 +596,7 @@ def main(
     labels = TASKS[task].labels
     model, info, tokenizer = load_classifier(model_file, task)
     examples = read_examples(TASKS[task], data_file, labelled=mode == "eval")
-    data = encode(TASKS[task], examples, tokenizer, info.max_len)
+    data = read_ids(TASKS[task], examples, tokenizer, info.max_len)
     probabilities = predict(model.to(device), data, device)
     base = Path(save_dir or Path(model_file).parent, Path(data_file).stem)
     write_predictions(Path(f"{base}_predictions.tsv"), labels, examples, probabilities)

@@ -11,17 +11,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import models
+import train
 from tokenization import CorpusTokenizer, FullTokenizer
 
 WINDOWS = 4  # of max_len tokens each; what is left of a longer text is not read
+ENCODED = 64  # windows at a time
 KINDS = 8  # ways to weigh tokens
 P_DROP = 0.1  # dropout before the classification
 
 
 class ComparisonData:
-    """Pairs of texts as token ids, each text in windows: [CLS] tokens [SEP].
+    """Pairs of texts. A text is encoded once, however many pairs it is in.
 
     Parameters
     ----------
@@ -33,6 +36,10 @@ class ComparisonData:
 
     Attributes
     ----------
+    texts : list of int64 (T,)
+        The distinct texts' token ids, without special tokens.
+    hidden : list of float16 (T, D)
+        Their hidden states, once `encode` has been called.
     lengths : int (N,)
         Tokens of each pair's longer text; batches of alike ones hold little padding.
     """
@@ -47,46 +54,86 @@ class ComparisonData:
         self.pad, self.cls, self.sep = (tokenizer.vocab[t] for t in ("[PAD]", "[CLS]", "[SEP]"))
         self.label = label
         self.room = max_len - 2  # tokens of a window
-        known: dict[str, np.ndarray] = {}  # a function is in many pairs
+        self.texts: list[np.ndarray] = []
+        self.hidden: list[np.ndarray] = []
+        numbers: dict[str, int] = {}
 
-        def encode(text: str) -> np.ndarray:
-            if text not in known:
+        def number(text: str) -> int:
+            if text not in numbers:
+                numbers[text] = len(self.texts)
                 ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
-                known[text] = np.array(ids[: WINDOWS * self.room], np.int32)
-            return known[text]
+                self.texts.append(np.array(ids[: WINDOWS * self.room], np.int64))
+            return numbers[text]
 
-        self.rows = [(encode(a), encode(b)) for a, b in pairs]
-        self.lengths = np.array([max(len(a), len(b)) for a, b in self.rows])
+        self.rows = np.array([(number(a), number(b)) for a, b in pairs]).reshape(-1, 2)
+        sizes = np.array([len(text) for text in self.texts], np.int64)
+        self.lengths = sizes[self.rows].max(1) if len(self.rows) else sizes
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @torch.inference_mode()
+    def encode(self, transformer: models.Transformer, precision: train.Precision) -> None:
+        """Fill ``hidden``: encode each text in windows, [CLS] tokens [SEP].
+
+        ``transformer`` is in evaluation mode.
+        """
+        device = next(transformer.parameters()).device
+        windows = [
+            (number, text[start : start + self.room])
+            for number, text in enumerate(self.texts)
+            for start in range(0, len(text), self.room)
+        ]
+        dim = transformer.embed.tok_embed.embedding_dim
+        found = [np.empty((0, dim), np.float16)] * len(windows)
+        # Windows of about the same length together, so that little is padding.
+        order = np.argsort([len(window) for _, window in windows], kind="stable")
+        batches = np.split(order, range(ENCODED, len(order), ENCODED))
+        for some in tqdm(batches, "encoding", unit="batch", disable=None):
+            if not len(some):
+                continue
+            ids = np.full((len(some), len(windows[some[-1]][1]) + 2), self.pad, np.int64)
+            mask = np.zeros_like(ids)
+            for row, at in enumerate(some):
+                window = windows[at][1]
+                ids[row, : len(window) + 2] = [self.cls, *window, self.sep]
+                mask[row, : len(window) + 2] = 1
+            x, used = (torch.from_numpy(array).to(device) for array in (ids, mask))
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                h = transformer(x, torch.zeros_like(x), used).to(torch.float16).cpu().numpy()
+            for row, at in enumerate(some):
+                found[at] = h[row, 1 : len(windows[at][1]) + 1].copy()
+        parts: list[list[np.ndarray]] = [[np.empty((0, dim), np.float16)] for _ in self.texts]
+        for (number, _), h in zip(windows, found, strict=True):
+            parts[number].append(h)
+        self.hidden = [np.concatenate(part) for part in parts]
+
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the pairs ``rows``, padded to the longest window and to the most windows.
+        """Return the pairs ``rows``, padded to the longest text.
 
         Returns
         -------
         dict of arrays
-            ``input_ids``, ``input_mask`` : int64 (B, 2, W, S); a text has one window at least.
+            ``input_ids``, ``input_mask`` : int64 (B, 2, T). ``hidden`` : float16 (B, 2, T, D).
             ``label`` : int64 (B,), 0 where there are none. ``weight`` : float32 (B,), 1 / B.
         """
-        longest = int(self.lengths[rows].max())
-        n_windows = max(1, -(-longest // self.room))
-        shape = len(rows), 2, n_windows, min(longest, self.room) + 2
-        ids, mask = np.full(shape, self.pad, np.int64), np.zeros(shape, np.int64)
-        for i, row in enumerate(rows):
-            for j, text in enumerate(self.rows[row]):
-                for k in range(max(1, -(-len(text) // self.room))):
-                    window = text[k * self.room : (k + 1) * self.room]
-                    ids[i, j, k, : len(window) + 2] = [self.cls, *window, self.sep]
-                    mask[i, j, k, : len(window) + 2] = 1
+        longest = max(1, int(self.lengths[rows].max()))
+        ids = np.full((len(rows), 2, longest), self.pad, np.int64)
+        mask = np.zeros_like(ids)
+        hidden = np.zeros((*ids.shape, self.hidden[0].shape[1]), np.float16)
+        for i, pair in enumerate(self.rows[rows]):
+            for j, number in enumerate(pair):
+                length = len(self.texts[number])
+                ids[i, j, :length] = self.texts[number]
+                mask[i, j, :length] = 1
+                hidden[i, j, :length] = self.hidden[number]
         label = np.zeros(len(rows), np.int64) if self.label is None else self.label[rows]
         weight = np.full(len(rows), 1 / len(rows), np.float32)
-        return dict(input_ids=ids, input_mask=mask, label=label, weight=weight)
+        return dict(input_ids=ids, input_mask=mask, hidden=hidden, label=label, weight=weight)
 
 
 class Comparer(nn.Module):
-    """BERT and a comparison of two texts by their tokens' matches.
+    """A comparison of two texts by their tokens' matches, on top of BERT.
 
     A token is its hidden state beside a random vector of its own: pre-training draws rare words
     together, whose contexts are alike, but "which word" is what tells two functions apart. The
@@ -96,8 +143,8 @@ class Comparer(nn.Module):
     twice.
 
     BERT and the random vectors are not trained (BERT, section 5.3, the feature-based approach):
-    some hundred functions' names are learnt by heart sooner than how to compare. So BERT may
-    compute in bfloat16; the comparison is float32 always.
+    some hundred functions' names are learnt by heart sooner than how to compare. So hidden states
+    are computed once (`ComparisonData.encode`, with this ``transformer``) and given to `forward`.
 
     References
     ----------
@@ -124,31 +171,21 @@ class Comparer(nn.Module):
         self.transformer.eval()
         return self
 
-    def forward(self, input_ids: Tensor, input_mask: Tensor) -> Tensor:
-        """int64 (B, 2, W, S), (B, 2, W, S) -> logits (B, labels)"""
-        used = input_mask[..., 0].bool()  # (B, 2, W)
-        tokens = self.tokens(input_ids[used], input_mask[used])
+    def forward(self, input_ids: Tensor, input_mask: Tensor, hidden: Tensor) -> Tensor:
+        """int64 (B, 2, T), (B, 2, T), float (B, 2, T, D) -> logits (B, labels)"""
         with torch.autocast(input_ids.device.type, enabled=False):
-            features = self.features(tokens, input_mask)
+            features = self.features(self.tokens(input_ids, hidden), input_mask.bool())
             self.norm.train(self.training and len(features) > 1)  # one example has no variance
             return self.classifier(self.drop(F.gelu(self.combine(self.norm(features)))))
 
-    def tokens(self, input_ids: Tensor, input_mask: Tensor) -> Tensor:
-        """int64 (N, S), (N, S), N windows -> float32 (N, S, 2 D)"""
-        h = self.transformer(input_ids, torch.zeros_like(input_ids), input_mask)
-        return torch.cat([h.float(), self.identity(input_ids)], -1)
+    def tokens(self, input_ids: Tensor, hidden: Tensor) -> Tensor:
+        """int64 (...), float (..., D) -> float32 (..., 2 D)"""
+        return torch.cat([hidden.float(), self.identity(input_ids)], -1)
 
-    def features(self, tokens: Tensor, input_mask: Tensor) -> Tensor:
-        """float32 (N, S, 2 D) of the N windows in use, int64 (B, 2, W, S) -> (B, 8 KINDS)"""
-        used = input_mask[..., 0].bool()
-        vectors = tokens.new_zeros(*input_mask.shape, self.project.out_features)
-        vectors[used] = self.project(tokens)
-        weight = tokens.new_zeros(*input_mask.shape, KINDS)
-        weight[used] = self.importance(tokens)
-        # (B, 2, W, S, ...) -> (B, 2, T, ...), [CLS] and [SEP] being padding like any other
-        vectors, weight = vectors.flatten(2, 3), weight.flatten(2, 3)
-        mask = inner(input_mask).flatten(2, 3)
-        a, b = F.normalize(vectors, dim=-1).unbind(1)
+    def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """float32 (B, 2, T, 2 D), bool (B, 2, T) -> (B, 8 KINDS)"""
+        a, b = F.normalize(self.project(tokens), dim=-1).unbind(1)  # (B, T, D) each
+        weight = self.importance(tokens)  # (B, 2, T, KINDS)
         similarity = a @ b.transpose(1, 2)  # (B, T of A, T of B)
         best = best_matches(similarity, mask)
         matched = one_to_one_matches(similarity * self.sharpness.exp(), mask)
@@ -161,36 +198,30 @@ class Comparer(nn.Module):
         return torch.cat([*features, (size_a - size_b).abs(), size_a + size_b], 1)
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[dict[str, Tensor]]) -> None:
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Let ``project`` and ``importance`` begin with inputs of mean 0 and variance 1.
 
         Hidden states of a pre-trained BERT share one large direction, which would make any two
         tokens alike. Only the weights' start is changed: a data-dependent initialisation
         (Salimans and Kingma, 2016, section 3, https://arxiv.org/abs/1602.07868).
+
+        Parameters
+        ----------
+        batches : iterable of (int64 (T,), float (T, D))
+            Token ids and hidden states of some texts.
         """
-        self.eval()
         n, total, squares = 0, 0.0, 0.0
-        for batch in batches:
-            used = batch["input_mask"][..., 0].bool()
-            tokens = self.tokens(batch["input_ids"][used], batch["input_mask"][used])
-            tokens = tokens[inner(batch["input_mask"])[used]].double()
+        for input_ids, hidden in batches:
+            tokens = self.tokens(input_ids, hidden).double()
             n, total = n + len(tokens), total + tokens.sum(0)
             squares = squares + tokens.square().sum(0)
-        mean = total / max(n, 1)
-        deviation = (squares / max(n, 1) - mean.square()).clamp(min=1e-6).sqrt()
+        if n == 0:  # texts without tokens
+            return
+        mean = total / n
+        deviation = (squares / n - mean.square()).clamp(min=1e-6).sqrt()
         for layer in (self.project, self.importance):
             layer.weight /= deviation.float()
             layer.bias -= layer.weight @ mean.float()
-
-
-def inner(input_mask: Tensor) -> Tensor:
-    """Return which places hold the text's tokens: no padding, no [CLS], no [SEP].
-
-    int (B, 2, W, S) -> bool (B, 2, W, S)
-    """
-    mask = input_mask.bool()
-    followed = F.pad(mask[..., 1:], (0, 1))
-    return mask & followed & (torch.arange(mask.size(-1), device=mask.device) > 0)
 
 
 def best_matches(similarity: Tensor, mask: Tensor) -> Tensor:
