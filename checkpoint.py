@@ -83,6 +83,19 @@ class ModelInfo:
     max_pred: pydantic.PositiveInt = 20
     mask_prob: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.15
 
+    @pydantic.model_validator(mode="after")
+    def _fits_the_model(self) -> "ModelInfo":
+        return check_fit(self)
+
+
+def check_fit(info: Any) -> Any:
+    """Return ``info``, which has ``model`` and ``max_len``; a ValueError if these disagree."""
+    if info.model.vocab_size is None:
+        raise ValueError("'model.vocab_size' is missing")
+    if info.max_len > info.model.max_len:
+        raise ValueError(f"'max_len' {info.max_len} is above 'model.max_len' {info.model.max_len}")
+    return info
+
 
 def save_pt(content: Any, path: str | os.PathLike[str]) -> None:
     """Write tensors, numbers and strings in dicts and lists, so that `load_pt` can read them."""

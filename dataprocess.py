@@ -125,6 +125,7 @@ def read_current(
             and about["corpus_sha256"] == sha256_of(corpus_file)
             and [(pair["pair"], pair["sha256"]) for pair in about["pairs"]]
             == [(int(folder.name), hash_pair(folder)) for folder in folders]
+            and all(type(about[key]) is int for key in ("documents", "tokens"))
         )
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None

@@ -110,15 +110,23 @@ def test_no_corpus(tmp_path, tokenizer):
         read_corpus(tmp_path / "corpus.txt", tokenizer, "v")
 
 
-@pytest.mark.parametrize("change", ["text", "documents", "json", "list"])
-def test_description_that_disagrees(tmp_path, tokenizer, change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("text", "does not describe .*run python dataprocess"),
+        ("documents", "does not describe .*run python dataprocess"),
+        ("json", "is not JSON"),
+        ("list", "must hold one JSON object"),
+    ],
+)
+def test_description_that_disagrees(tmp_path, tokenizer, change, message):
     pairs = [("ls", "ab", 2 if change != "documents" else 3)]
     data_file = write(tmp_path, text_of(2), pairs)
     if change == "text":
         data_file.write_text(text_of(2).replace("imme", "reg8"))
     if change in ("json", "list"):
         data_file.with_suffix(".json").write_text({"json": "{", "list": "[]"}[change])
-    with pytest.raises(UserError, match=r"corpus\.json does not describe .*run python dataprocess"):
+    with pytest.raises(UserError, match=rf"corpus\.json {message}"):
         read_corpus(data_file, tokenizer, "v")
 
 

@@ -1,6 +1,7 @@
 """Safe writing, checked settings and command lines, as a user meets them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Annotated
 
 import pydantic
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import utils
 from utils import UserError
@@ -151,13 +154,118 @@ utils.command_line(main, other=other)
         (["other", "--flag"], 0, "other True\n", ""),
         (["--name", "three"], 3, "2 three\n", ""),
         (["--name", "mistake"], 1, "", "error: the name is a mistake; give another\n"),
-        (["--name", "stop"], 130, "", "interrupted; what was finished is kept\n"),
+        (
+            ["--name", "stop"],
+            130,
+            "",
+            "interrupted; what was finished is kept, and the same command goes on\n",
+        ),
         (["--count", "0"], 1, "", "error: --count 0: Input should be greater than or equal to 1\n"),
     ],
 )
 def test_command_line(arguments, code, out, err):
     done = run_script(arguments)
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
+
+
+WAITING = """
+import os, sys, time
+import utils
+
+def main(stubborn: bool = False):
+    try:
+        print("begins", flush=True)
+        time.sleep(60)
+    finally:
+        if stubborn:
+            print("cleans up", flush=True)
+            time.sleep(60)
+
+utils.command_line(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_stopped_from_outside(number, stubborn):
+    """Ctrl-C and SIGTERM let a program clean up; a second one does not wait for that."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, *["--stubborn"] * stubborn],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == "begins\n"
+    process.send_signal(number)
+    if stubborn:
+        assert process.stdout.readline() == "cleans up\n"
+        process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == (-number if stubborn else 130)
+    assert error == "" if stubborn else error.startswith("interrupted; ")
+
+
+def test_output_into_a_full_file(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write the output: the disk is full")
+    assert done.stderr.count("\n") == 1
+
+
+@given(st.binary(min_size=1, max_size=40))
+def test_printable_names_are_one_line_of_utf8(name):
+    text = utils.printable(os.fsdecode(name))
+    assert text.isprintable()
+    text.encode("utf-8")
+    if name.isascii() and name.decode().isprintable():
+        assert text == name.decode()
+
+
+WRITER = """
+import os, sys, time
+import utils
+
+folder = sys.argv[1]
+with utils.atomic_file(folder + "/file") as file, utils.atomic_folder(folder + "/folder") as new:
+    file.write("half")
+    file.flush()
+    (new / "inside").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_leftovers_of_killed_runs_go_and_those_of_running_ones_stay(tmp_path):
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+        )
+        assert process.stdout.readline() == b"writing\n"
+        return process
+
+    mine = [".mine", "mine.tmp", ".mine.tmp", ".mine.12345.tmp"]
+    for name in mine:
+        (tmp_path / name).write_text("a user's")
+    (tmp_path / ".link.abcdefgh.tmp").symlink_to(tmp_path)
+    mine.append(".link.abcdefgh.tmp")
+    running = start()
+    held = set(os.listdir(tmp_path))
+    assert len(held) == len(mine) + 2
+    killed = start()
+    killed.kill()
+    killed.communicate()
+    assert len(os.listdir(tmp_path)) == len(mine) + 4
+    utils.remove_leftovers(tmp_path, tmp_path, tmp_path / "none")
+    assert set(os.listdir(tmp_path)) == held
+    running.kill()
+    running.communicate()
+    utils.remove_leftovers(tmp_path)
+    assert set(os.listdir(tmp_path)) == set(mine)
 
 
 def test_command_line_keeps_the_traceback_of_our_own_mistakes():
