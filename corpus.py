@@ -118,7 +118,7 @@ def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: 
         ended = True  # the next line with text starts a document
         for ids, offsets, size in _encoded(text, tokenizer, bar.total):
             sentence, document = array("q"), array("q")
-            ids.astype(dtype).tofile(tokens)
+            tokens.write(ids.astype(dtype).data)  # tofile does not say that a disk is full
             for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
                 if start == end:
                     ended = True

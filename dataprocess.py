@@ -36,7 +36,15 @@ import pydantic
 from tqdm import tqdm
 
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
-from utils import UserError, atomic_file, command_line, disk_errors, read_config, sha256_of
+from utils import (
+    UserError,
+    atomic_file,
+    command_line,
+    disk_errors,
+    read_config,
+    remove_leftovers,
+    sha256_of,
+)
 
 # Settings; each is a flag, too: python dataprocess.py --data other/
 data = "data"  # the pair folders that gendata.py made
@@ -326,6 +334,7 @@ def main(data: str = data, vocab_file: str = vocab_file, corpus_file: str = corp
         )
         return
 
+    remove_leftovers(*(Path(file).parent for file in (vocab_file, corpus_file)))
     # All three are written before any takes its name; on an error none does.
     with (
         atomic_file(about_file) as about_out,

@@ -205,6 +205,7 @@ def analyse_all(
     for sha256, error in in_processes(analyse_one, jobs, total, workers, "binaries", *limits):
         if error is not None:
             failed[sha256] = error
+    utils.remove_leftovers(output_dir)  # of workers that were stopped
     return {b["path"]: failed[b["sha256"]] for b in binaries if b["sha256"] in failed}
 
 
@@ -252,8 +253,9 @@ def in_processes(
     if total == 0:
         return
     # Forked, so that workers need not import angr again, which takes seconds.
+    kind = {"context": get_context("fork"), "initializer": _end_with, "initargs": (os.getpid(),)}
     with (
-        ProcessPool(min(workers, total), context=get_context("fork")) as pool,
+        ProcessPool(min(workers, total), **kind) as pool,
         _memory_watched(memory_limit) as too_large,
         tqdm(total=total, desc=what, unit=" " + what, disable=None) as bar,
     ):
@@ -279,6 +281,17 @@ def in_processes(
         except BaseException:
             pool.stop()
             raise
+
+
+def _end_with(parent: int) -> None:
+    """Let this worker end when its parent was killed, for nobody else would limit its time."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _how_ended(exitcode: int) -> str:

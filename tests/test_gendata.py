@@ -2,11 +2,14 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import gendata
@@ -148,9 +151,9 @@ def test_second_run_keeps_and_completes(made, tmp_path):
     run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries")
     assert "8 of them already there" in run.stdout
     assert bytes_of(cwd / "data") == before
-    for file, time in times.items():
+    for file, before_it in times.items():
         if file.parent.name not in ("3", "5"):
-            assert file.stat().st_mtime_ns == time
+            assert file.stat().st_mtime_ns == before_it
 
 
 def test_other_settings_make_other_walks_and_stale_pairs_go(made, tmp_path):
@@ -229,22 +232,60 @@ def test_settings_out_of_range(tmp_path, flag):
     assert flag in run.stderr
 
 
-def test_a_worker_that_dies_or_hangs_costs_its_own_job(monkeypatch):
-    monkeypatch.setattr(gendata, "TIME_LIMIT", 1)
-    jobs = [("fine", (0,)), ("dies", (1,)), ("hangs", (2,)), ("fine too", (0,))]
-    errors = dict(gendata.in_processes(misbehave, iter(jobs), len(jobs), 2, "tests"))
-    assert errors["fine"] is errors["fine too"] is None
-    assert "died" in errors["dies"]
-    assert "longer than" in errors["hangs"]
+def test_a_worker_that_dies_hangs_or_eats_memory_costs_its_own_job():
+    jobs = [(how, (how,)) for how in ("fine", "exits", "crashes", "hangs", "eats", "fine too")]
+    limits = {"time_limit": 15, "memory_limit": 1}
+    errors = dict(gendata.in_processes(misbehave, iter(jobs), len(jobs), 2, "tests", **limits))
+    assert errors == {
+        "fine": None,
+        "exits": "the worker process died (exit code 7)",
+        "crashes": "the worker process died (SIGKILL)",
+        "hangs": "took longer than 15 seconds (--time_limit)",
+        "eats": "took more than 1 GiB of memory (--memory_limit)",
+        "fine too": None,
+    }
 
 
 def misbehave(how):
-    import time
-
-    if how == 1:
+    if how == "exits":
         os._exit(7)
-    if how == 2:
+    if how == "crashes":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "hangs":
         time.sleep(60)
+    if how == "eats":
+        eaten = bytearray(b"x") * (5 * 2**28)
+        time.sleep(60 * len(eaten))
+
+
+ALONE = """
+import os, sys, time
+import gendata
+
+def job(file):
+    with open(file, "w") as out:
+        out.write(f"{os.getpid()}\\n")
+    time.sleep(60)
+
+jobs = ((file, (file,)) for file in sys.argv[1:])
+list(gendata.in_processes(job, jobs, 2, 2, "tests"))
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    files = [tmp_path / "a", tmp_path / "b"]
+    parent = subprocess.Popen([sys.executable, "-c", ALONE, *map(str, files)], cwd=ROOT)
+    while not all(file.exists() and file.read_text().endswith("\n") for file in files):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    workers = [int(file.read_text()) for file in files]
+    for _ in range(600):
+        if not any(psutil.pid_exists(worker) for worker in workers):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the workers go on")
 
 
 def test_show(made):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import checkpoint
 import train
 import utils
 from optim import optim4GPU
@@ -418,6 +419,24 @@ def test_a_second_signal_quits_at_once(tmp_path, name):
     assert again.step == 4  # what was saved before is whole
 
 
+def equal(one, two):
+    """Assert that two checkpoints hold the same numbers, to the bit."""
+    assert type(one) is type(two)
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == two.dtype
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert list(one) == list(two)
+        for key in one:
+            equal(one[key], two[key])
+    elif isinstance(one, list):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            equal(a, b)
+    else:
+        assert one == two
+
+
 KILL = """
 import os, signal, sys
 sys.path[:0] = {paths!r}
@@ -472,8 +491,9 @@ def test_killed_while_saving(tmp_path, function, before, number):
     utils.remove_leftovers(save_dir)
     saved = {path.name for path in save_dir.glob("*.pt")}
     assert saved == {path.name for path in (tmp_path / "whole").glob("*.pt")}
-    for name in saved:
+    for name in saved - {"last.pt"}:  # its dicts' keys are other objects after loading
         assert (save_dir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    equal(*(checkpoint.load_pt(folder / "last.pt") for folder in (save_dir, tmp_path / "whole")))
     assert not list(save_dir.glob(".*"))
 
 
@@ -557,7 +577,8 @@ def test_two_processes_that_are_stopped_go_on(tmp_path, port):
     """torchrun passes on a signal that the processes have already had themselves."""
     changes = "stopped_at_five, p_drop=0.0, total_steps=30, save_steps=30"
     for error, code in start_ranks(tmp_path / "two", 2, port, changes):
-        assert (code, error.splitlines()[-1]) == (1, "KeyboardInterrupt")
+        assert code == -signal.SIGINT  # as Python ends by KeyboardInterrupt
+        assert "Error" not in error
     one = make_trainer(tmp_path / "one", p_drop=0.0, total_steps=30, save_steps=30)
     one.train()
     again = make_trainer(tmp_path / "two", p_drop=0.0, total_steps=30, save_steps=30)
