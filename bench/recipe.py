@@ -128,7 +128,7 @@ def main(
         *(cfg, model, optim.optim4GPU(cfg, model), loader.batch, pretrain.get_losses, clock),
         *(save_dir, device, {}, precision, device.type == "cuda"),
     )
-    trainer.forget()
+    trainer.forget(overwrite=True)
     trainer.train()
 
     goal = lineage.rows[-1][1:]
