@@ -35,6 +35,7 @@ from utils import (
     atomic_folder,
     command_line,
     read_config,
+    remove_leftovers,
     sha256_of,
     write_json,
 )
@@ -366,7 +367,8 @@ def import_model(source: str, to: str) -> None:
 
 
 def _refuse_filled(to: str) -> None:
-    """Never replace what somebody may want to keep."""
+    """Never replace what somebody may want to keep; what a killed run left there goes."""
+    remove_leftovers(Path(to).parent)
     if Path(to).is_dir() and any(Path(to).iterdir()):
         raise UserError(f"{to} is not empty; choose another folder, or delete it")
     if Path(to).exists() and not Path(to).is_dir():

@@ -122,19 +122,22 @@ def main(
     kept = [pair for pair in pairs if is_written(data, pair)]
     missing = [pair for pair in pairs if not is_written(data, pair)]
     jobs = ((pair, (pair, outputDir, data)) for pair in missing)
+    failed = {}
     limits = (time_limit, memory_limit)
     for pair, error in in_processes(write_pair, jobs, len(missing), workers, "pairs", *limits):
         if error is not None:
             pairs.remove(pair)
-            skipped[f"pair {pair['pair']}"] = error
+            failed[pair["pair"]] = error
     if not pairs:
-        raise utils.UserError(f"no pair could be made: {'; '.join(set(skipped.values()))}")
+        raise utils.UserError(f"no pair could be made: {'; '.join(set(failed.values()))}")
 
     n_binaries = len(binaries) + len(refused)
     report(data, pairs, len(kept), stale, n_binaries, skipped, time.perf_counter() - began)
     for file in without_imports(binaries, outputDir, skipped):
         print(f"note: {utils.printable(file)} imports nothing; only strings join it with others")
-    return SKIPPED if skipped else 0
+    for number, reason in failed.items():
+        print(f"skipped pair {number}: {utils.printable(reason)}", file=sys.stderr)
+    return SKIPPED if skipped or failed else 0
 
 
 def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
