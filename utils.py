@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,7 @@ def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> No
     Every other exception is our own mistake and keeps its traceback.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    threading.excepthook = _report_of_thread
     for number in STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's background jobs have it
             signal.signal(number, _stop)
@@ -110,6 +112,12 @@ def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> No
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code or 0)
+
+
+def _report_of_thread(args: Any) -> None:
+    """Keep quiet of a full disk: TensorBoard's thread raises it again where its owner writes."""
+    if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in FULL):
+        threading.__excepthook__(args)
 
 
 def _stop(number: int, frame: Any) -> None:

@@ -123,7 +123,7 @@ def test_what_cannot_be_written_is_one_sentence():
 
 
 SCRIPT = """
-import sys
+import sys, threading
 from typing import Annotated
 from pydantic import Field
 import utils
@@ -132,12 +132,20 @@ def main(count: Annotated[int, Field(ge=1)] = 2, name: str = "x"):
     '''Do it.'''
     if name == "mistake":
         raise utils.UserError("the name is a mistake; give another")
+    if name == "thread":
+        for error in (OSError(28, "No space left on device"), ZeroDivisionError("seen")):
+            thread = threading.Thread(target=fail, args=(error,))
+            thread.start()
+            thread.join()
     if name == "bug":
         raise ZeroDivisionError("ours")
     if name == "stop":
         raise KeyboardInterrupt
     print(count, name)
     return 3 if name == "three" else None
+
+def fail(error):
+    raise error
 
 def other(flag: bool = False):
     print("other", flag)
@@ -272,6 +280,13 @@ def test_command_line_keeps_the_traceback_of_our_own_mistakes():
     done = run_script(["--name", "bug"])
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_full_disk_is_not_told_by_a_thread_too():
+    done = run_script(["--name", "thread"])
+    assert done.returncode == 0
+    assert "No space" not in done.stderr
+    assert "ZeroDivisionError: seen" in done.stderr
 
 
 def test_command_line_refuses_an_unknown_flag_before_anything_runs():
