@@ -35,6 +35,7 @@ from utils import (
     atomic_folder,
     command_line,
     read_config,
+    remove_leftovers,
     sha256_of,
     write_json,
 )
@@ -82,6 +83,19 @@ class ModelInfo:
     max_len: pydantic.PositiveInt
     max_pred: pydantic.PositiveInt = 20
     mask_prob: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.15
+
+    @pydantic.model_validator(mode="after")
+    def _fits_the_model(self) -> "ModelInfo":
+        return check_fit(self)
+
+
+def check_fit(info: Any) -> Any:
+    """Return ``info``, which has ``model`` and ``max_len``; a ValueError if these disagree."""
+    if info.model.vocab_size is None:
+        raise ValueError("'model.vocab_size' is missing")
+    if info.max_len > info.model.max_len:
+        raise ValueError(f"'max_len' {info.max_len} is above 'model.max_len' {info.model.max_len}")
+    return info
 
 
 def save_pt(content: Any, path: str | os.PathLike[str]) -> None:
@@ -353,7 +367,8 @@ def import_model(source: str, to: str) -> None:
 
 
 def _refuse_filled(to: str) -> None:
-    """Never replace what somebody may want to keep."""
+    """Never replace what somebody may want to keep; what a killed run left there goes."""
+    remove_leftovers(Path(to).parent)
     if Path(to).is_dir() and any(Path(to).iterdir()):
         raise UserError(f"{to} is not empty; choose another folder, or delete it")
     if Path(to).exists() and not Path(to).is_dir():

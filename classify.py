@@ -122,6 +122,10 @@ class ClassifierInfo:
     vocab_sha256: str
     max_len: pydantic.PositiveInt
 
+    @pydantic.model_validator(mode="after")
+    def _fits_the_model(self) -> "ClassifierInfo":
+        return checkpoint.check_fit(self)
+
 
 @dataclasses.dataclass
 class Examples:
@@ -386,7 +390,13 @@ def read_start(
         with tempfile.TemporaryDirectory() as folder:
             huggingface.write_vocab(Path(folder, "vocab.txt"), tokens)
             tokenizer = get_tokenizer(reading, Path(folder, "vocab.txt"))
-        return Start(sizes, state, tokenizer, training.get("max_len", sizes.max_len))
+        max_len = training.get("max_len", sizes.max_len)
+        if type(max_len) is not int or not 0 < max_len <= sizes.max_len:
+            raise UserError(
+                f"{file}/config.json: 'pretraining.max_len' is {max_len!r}; it must be 1 to "
+                f"{sizes.max_len} (max_position_embeddings)"
+            )
+        return Start(sizes, state, tokenizer, max_len)
     if file is not None and model_cfg is None and vocab is None:
         model, info, tokenizer = checkpoint.load_pretrained(file)
         return Start(info.model, model.state_dict(), tokenizer, info.max_len)
@@ -429,9 +439,11 @@ def fine_tune(
     max_len: int | None,
     eval_file: str | None,
     resume: bool,
+    overwrite: bool,
 ) -> None:
     """Train a classifier; see `main`."""
     cfg, sizes = train.Config.from_json(train_cfg), start.sizes
+    utils.remove_leftovers(save_dir)
     max_len = max_len or min(start.max_len, 128)
     if max_len > sizes.max_len:
         raise UserError(f"max_len {max_len} is larger than the model's max_len {sizes.max_len}")
@@ -464,7 +476,7 @@ def fine_tune(
     for value in model.state_dict().values():
         weights.update(value.numpy().tobytes())
     settings = dataclasses.asdict(cfg) | dataclasses.asdict(info)
-    del settings["save_steps"], settings["accumulate"]
+    del settings["save_steps"], settings["accumulate"], settings["keep"]
     precision = settings["precision"] = train.best_precision(device)
     settings |= {f"model {name}": value for name, value in settings.pop("model").items()}
     settings |= {"data_sha256": utils.sha256_of(data_file), "weights_sha256": weights.hexdigest()}
@@ -501,10 +513,10 @@ def fine_tune(
     measures = trainer.resume() if resume else None
     model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
     if measures is not None:
-        print(f"{model_file} is the end of this training; --resume False does it again")
+        print(f"{model_file} is the end of this training; --resume False --overwrite does it again")
         return
     if not resume:
-        trainer.forget()
+        trainer.forget(overwrite)
     if isinstance(data, ComparisonData):
         data.encode(model.transformer.eval(), precision)
     if trainer.step == 0 and isinstance(data, ComparisonData):
@@ -564,6 +576,7 @@ def main(
     mode: Literal["train", "eval", "predict"] = "train",
     eval_file: str | None = None,
     resume: bool = True,
+    overwrite: bool = False,
 ) -> None:
     """Fine-tune a model (mode train), measure it (eval), or use it on unlabelled texts (predict).
 
@@ -582,13 +595,16 @@ def main(
             windows. Left out: as in pre-training, 128 at most.
         mode: train, eval or predict.
         eval_file: TSV file to measure at every save of a training.
-        resume: Go on with the training that save_dir holds; False replaces it.
+        resume: Go on with the training that save_dir holds; False starts anew.
+        overwrite: With --resume False, replace the training that save_dir holds.
     """
     if mode == "train":
         train_cfg = train_cfg or f"config/{task}.json"
         save_dir = save_dir or f"out-{task}"
         start = read_start(pretrain_file, model_cfg, vocab, TASKS[task])
-        fine_tune(task, train_cfg, start, data_file, save_dir, max_len, eval_file, resume)
+        fine_tune(
+            task, train_cfg, start, data_file, save_dir, max_len, eval_file, resume, overwrite
+        )
         return
     if model_file is None:
         raise UserError(f"--mode {mode} needs --model_file, a model that --mode train has saved")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import pydantic
 from tqdm import tqdm
 
 import utils
@@ -117,7 +118,7 @@ def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: 
         ended = True  # the next line with text starts a document
         for ids, offsets, size in _encoded(text, tokenizer, bar.total):
             sentence, document = array("q"), array("q")
-            ids.astype(dtype).tofile(tokens)
+            tokens.write(ids.astype(dtype).data)  # tofile does not say that a disk is full
             for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
                 if start == end:
                     ended = True
@@ -173,6 +174,26 @@ def _encode(lines: list[bytes]) -> tuple[np.ndarray, np.ndarray, int]:
     return *_tokenizer.encode_lines(lines), sum(map(len, lines))
 
 
+@pydantic.dataclasses.dataclass
+class _Build:
+    sha256: str
+
+
+@pydantic.dataclasses.dataclass
+class _Pair:
+    program: str
+    builds: list[_Build]
+    documents: pydantic.NonNegativeInt
+
+
+@pydantic.dataclasses.dataclass
+class _About:
+    """What is needed of the .json beside a corpus."""
+
+    corpus_sha256: str
+    pairs: list[_Pair]
+
+
 def _pairs(
     data_file: Path, sha256: str, n_documents: int
 ) -> tuple[list[str], list[tuple[str, str]], list[int]]:
@@ -180,15 +201,11 @@ def _pairs(
     beside = data_file.with_suffix(".json")
     if not beside.exists():
         return [], [], [n_documents]
-    try:
-        about = json.loads(utils.read_text(beside, "description of the corpus"))
-        programs = [pair["program"] for pair in about["pairs"]]
-        builds = [tuple(build["sha256"] for build in pair["builds"]) for pair in about["pairs"]]
-        sizes = [pair["documents"] for pair in about["pairs"]]
-        fits = about["corpus_sha256"] == sha256 and sum(sizes) == n_documents
-    except (ValueError, KeyError, TypeError):
-        fits = False
-    if not fits:
+    about = utils.read_config(_About, beside)
+    programs = [pair.program for pair in about.pairs]
+    builds = [tuple(build.sha256 for build in pair.builds) for pair in about.pairs]
+    sizes = [pair.documents for pair in about.pairs]
+    if about.corpus_sha256 != sha256 or sum(sizes) != n_documents:
         raise UserError(
             f"{beside} does not describe {data_file}, which was changed since; run "
             "python dataprocess.py again (or delete the .json, if the corpus is your own)"

@@ -36,7 +36,15 @@ import pydantic
 from tqdm import tqdm
 
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
-from utils import UserError, atomic_file, command_line, disk_errors, read_config, sha256_of
+from utils import (
+    UserError,
+    atomic_file,
+    command_line,
+    disk_errors,
+    read_config,
+    remove_leftovers,
+    sha256_of,
+)
 
 # Settings; each is a flag, too: python dataprocess.py --data other/
 data = "data"  # the pair folders that gendata.py made
@@ -125,6 +133,7 @@ def read_current(
             and about["corpus_sha256"] == sha256_of(corpus_file)
             and [(pair["pair"], pair["sha256"]) for pair in about["pairs"]]
             == [(int(folder.name), hash_pair(folder)) for folder in folders]
+            and all(type(about[key]) is int for key in ("documents", "tokens"))
         )
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
@@ -325,6 +334,7 @@ def main(data: str = data, vocab_file: str = vocab_file, corpus_file: str = corp
         )
         return
 
+    remove_leftovers(*(Path(file).parent for file in (vocab_file, corpus_file)))
     # All three are written before any takes its name; on an error none does.
     with (
         atomic_file(about_file) as about_out,

@@ -10,16 +10,20 @@ Every folder of `path` that holds `biname` is one binary. Each is analysed once 
 import itertools
 import json
 import os
-import shutil
+import signal
+import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 from pebble import ProcessExpired, ProcessPool
 from pydantic import Field
 from tqdm import tqdm
@@ -37,13 +41,18 @@ walk_length = 16  # basic blocks per sentence
 sentences = 4  # sentences per document at most
 seed = 0
 workers = os.cpu_count() or 1  # processes
+time_limit = 600  # seconds that one binary, or one pair, may take
+memory_limit = min(8.0, psutil.virtual_memory().total / 2**30)  # GiB that it may take
 
 FORMAT_VERSION = 1
-TIME_LIMIT = 600  # seconds for one binary
+BUILD = ("path", "build", "sha256")  # what pair.json says of a binary
+COUNTS = ("blocks", "edges", "merged", "walks", "documents", "documents_in_both", "tokens")
+MOST = 2**32  # of anything in a pair
 ENOUGH_PAIRS = 100
 SKIPPED = 3  # exit code: done, but some binaries were skipped
 
 Count = Annotated[int, Field(ge=1)]
+Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def main(
@@ -56,6 +65,8 @@ def main(
     sentences: Count = sentences,
     seed: Annotated[int, Field(ge=0)] = seed,
     workers: Count = workers,
+    time_limit: Limit = time_limit,
+    memory_limit: Limit = memory_limit,
 ) -> int:
     """Turn all pairs of builds of a program into walks over their merged control-flow graphs.
 
@@ -82,12 +93,18 @@ def main(
         Of the walks; equal seeds give equal bytes, whatever the number of workers.
     workers : int
         Processes.
+    time_limit : float
+        Seconds that one binary, or one pair, may take; what takes longer is skipped.
+    memory_limit : float
+        GiB of memory that it may take.
     """
     began = time.perf_counter()
     names = [biname] if isinstance(biname, str) else biname
     programs = {name: find_binaries(path, name) for name in names}
     binaries = list(itertools.chain.from_iterable(programs.values()))
-    skipped = analyse_all(binaries, outputDir, workers)
+    utils.remove_leftovers(outputDir, data)
+    refused = {file: why for name in names for file, why in find_refused(path, name).items()}
+    skipped = refused | analyse_all(binaries, outputDir, workers, time_limit, memory_limit)
     settings = {"num_walks": num_walks, "walk_length": walk_length, "sentences": sentences}
     pairs = [
         pair_description(number, program, first, second, settings, seed)
@@ -105,12 +122,22 @@ def main(
     kept = [pair for pair in pairs if is_written(data, pair)]
     missing = [pair for pair in pairs if not is_written(data, pair)]
     jobs = ((pair, (pair, outputDir, data)) for pair in missing)
-    for pair, error in in_processes(write_pair, jobs, len(missing), workers, "pairs"):
+    failed = {}
+    limits = (time_limit, memory_limit)
+    for pair, error in in_processes(write_pair, jobs, len(missing), workers, "pairs", *limits):
         if error is not None:
-            raise utils.UserError(f"pair {pair['pair']}: {error}")
+            pairs.remove(pair)
+            failed[pair["pair"]] = error
+    if not pairs:
+        raise utils.UserError(f"no pair could be made: {'; '.join(set(failed.values()))}")
 
-    report(data, pairs, len(kept), stale, len(binaries), skipped, time.perf_counter() - began)
-    return SKIPPED if skipped else 0
+    n_binaries = len(binaries) + len(refused)
+    report(data, pairs, len(kept), stale, n_binaries, skipped, time.perf_counter() - began)
+    for file in without_imports(binaries, outputDir, skipped):
+        print(f"note: {utils.printable(file)} imports nothing; only strings join it with others")
+    for number, reason in failed.items():
+        print(f"skipped pair {number}: {utils.printable(reason)}", file=sys.stderr)
+    return SKIPPED if skipped or failed else 0
 
 
 def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
@@ -123,8 +150,7 @@ def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
     """
     if biname != Path(biname).name or biname in ("", ".", ".."):
         raise utils.UserError(f"--biname {biname!r} must be a file name, no path")
-    folders = sorted(Path(path).iterdir()) if Path(path).is_dir() else []
-    files = [folder / biname for folder in folders if (folder / biname).is_file()]
+    files = [file for file in _builds(path, biname) if _why_refused(file) is None]
     if not files:
         raise utils.UserError(
             f"no {biname} under {path}*/; to build the sample binaries run\n"
@@ -136,7 +162,36 @@ def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
     return [{"path": str(f), "build": f.parent.name, "sha256": utils.sha256_of(f)} for f in files]
 
 
-def analyse_all(binaries: list[dict[str, str]], output_dir: str, workers: int) -> dict[str, str]:
+def find_refused(path: str, biname: str) -> dict[str, str]:
+    """Return path -> reason for each ``path/<build>/<biname>`` that is no file one can read."""
+    reasons = {str(file): _why_refused(file) for file in _builds(path, biname)}
+    return {file: reason for file, reason in reasons.items() if reason is not None}
+
+
+def _builds(path: str, biname: str) -> list[Path]:
+    folders = sorted(Path(path).iterdir()) if os.path.isdir(path) else []
+    return [folder / biname for folder in folders if os.path.lexists(folder / biname)]
+
+
+def _why_refused(file: Path) -> str | None:
+    try:
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
+            return f"it is a {'directory' if stat.S_ISDIR(mode) else 'special file'}"
+        with file.open("rb") as content:
+            content.read(1)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return None
+
+
+def analyse_all(
+    binaries: list[dict[str, str]],
+    output_dir: str,
+    workers: int,
+    time_limit: float = time_limit,
+    memory_limit: float = memory_limit,
+) -> dict[str, str]:
     """Analyse what is not cached yet; return path -> reason for the binaries that failed."""
     by_content = {binary["sha256"]: binary for binary in binaries}
     missing = {
@@ -148,15 +203,35 @@ def analyse_all(binaries: list[dict[str, str]], output_dir: str, workers: int) -
     jobs = (
         (sha, (file, preprocessing.cache_file(output_dir, sha))) for sha, file in missing.items()
     )
-    for sha256, error in in_processes(analyse_one, jobs, len(missing), workers, "binaries"):
+    limits = (time_limit, memory_limit)
+    total = len(missing)
+    for sha256, error in in_processes(analyse_one, jobs, total, workers, "binaries", *limits):
         if error is not None:
             failed[sha256] = error
+    utils.remove_leftovers(output_dir)  # of workers that were stopped
     return {b["path"]: failed[b["sha256"]] for b in binaries if b["sha256"] in failed}
+
+
+def without_imports(binaries: list[dict[str, str]], output_dir: str, skipped: dict) -> list[str]:
+    """Return the paths of the binaries that import nothing, as static ones do."""
+    return [
+        binary["path"]
+        for binary in binaries
+        if binary["path"] not in skipped
+        and not preprocessing.count_imports(preprocessing.cache_file(output_dir, binary["sha256"]))
+    ]
 
 
 def analyse_one(file: str, cache_file: Path) -> None:
     """Analyse one binary into its cache file; runs in a worker."""
-    preprocessing.save(preprocessing.analyse(file), cache_file)
+    try:
+        with utils.temporary_folder(cache_file) as scratch:
+            analysis = preprocessing.analyse(file, scratch)
+    except utils.UserError:
+        raise
+    except Exception as error:  # a hostile file may fail anywhere; it costs itself only
+        raise utils.UserError(f"{file}: {type(error).__name__} in the analysis: {error}") from error
+    preprocessing.save(analysis, cache_file)
 
 
 def in_processes(
@@ -165,35 +240,95 @@ def in_processes(
     total: int,
     workers: int,
     what: str,
+    time_limit: float = time_limit,
+    memory_limit: float = memory_limit,
 ) -> Iterator[tuple[Any, str | None]]:
     """Run ``function(*arguments)`` for each (key, arguments); yield key and error text or None.
 
-    A worker that fails, dies or takes longer than TIME_LIMIT costs its own job only.
+    A worker that fails, dies, takes longer than ``time_limit`` seconds or holds more than
+    ``memory_limit`` GiB costs its own job only.
+
+    Raises
+    ------
+    DiskError
+        Nothing can be written any more, which is no job's fault.
     """
     if total == 0:
         return
     # Forked, so that workers need not import angr again, which takes seconds.
+    kind = {"context": get_context("fork"), "initializer": _end_with, "initargs": (os.getpid(),)}
     with (
-        ProcessPool(min(workers, total), context=get_context("fork")) as pool,
+        ProcessPool(min(workers, total), **kind) as pool,
+        _memory_watched(memory_limit) as too_large,
         tqdm(total=total, desc=what, unit=" " + what, disable=None) as bar,
     ):
         try:
-            futures = [(k, pool.schedule(function, a, timeout=TIME_LIMIT)) for k, a in jobs]
+            futures = [(k, pool.schedule(function, a, timeout=time_limit)) for k, a in jobs]
             for key, future in futures:
                 error = None
                 try:
                     future.result()
+                except utils.DiskError:
+                    raise
                 except utils.UserError as problem:
                     error = str(problem)
                 except TimeoutError:
-                    error = f"took longer than {TIME_LIMIT} seconds"
+                    error = f"took longer than {time_limit:g} seconds (--time_limit)"
                 except ProcessExpired as problem:
-                    error = f"the worker process died (exit code {problem.exitcode})"
+                    if problem.pid in too_large:
+                        error = f"took more than {memory_limit:g} GiB of memory (--memory_limit)"
+                    else:
+                        error = f"the worker process died ({_how_ended(problem.exitcode)})"
                 bar.update()
                 yield key, error
         except BaseException:
             pool.stop()
             raise
+
+
+def _end_with(parent: int) -> None:
+    """Let this worker end when its parent was killed, for nobody else would limit its time."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _how_ended(exitcode: int) -> str:
+    """Return "exit code 1", or the signal's name; SIGKILL is how the system frees memory."""
+    with suppress(ValueError):
+        return signal.Signals(-exitcode).name
+    return f"exit code {exitcode}"
+
+
+@contextmanager
+def _memory_watched(limit: float) -> Iterator[set[int]]:
+    """Kill child processes that hold more than ``limit`` GiB; yield the set of their numbers.
+
+    A limit of the kernel's (RLIMIT_AS) would make allocations fail, and a library that catches that
+    would give half a result.
+    """
+    killed: set[int] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            for child in active_children():
+                with suppress(psutil.Error):
+                    if psutil.Process(child.pid).memory_info().rss > limit * 2**30:
+                        killed.add(child.pid)
+                        child.kill()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def pair_description(
@@ -203,8 +338,11 @@ def pair_description(
     return {
         "format_version": FORMAT_VERSION,
         "pair": number,
-        "program": program,
-        "binaries": [first, second],
+        "program": utils.printable(program),
+        "binaries": [
+            {key: utils.printable(value) for key, value in binary.items()}
+            for binary in (first, second)
+        ],
         "analysis": preprocessing.analysis_settings(),
         "settings": settings,
         "seed": seed,
@@ -212,30 +350,40 @@ def pair_description(
 
 
 def remove_stale(data: str, pairs: list[dict[str, Any]]) -> int:
-    """Remove pair folders that do not belong to this run's pairs; return how many."""
-    wanted = {str(pair["pair"]) for pair in pairs}
+    """Remove pair folders that are not just what this run makes; return how many.
+
+    That is done before any is made, so that whenever a run is stopped, no corpus can mix pairs of
+    two settings.
+    """
+    wanted = {str(pair["pair"]): pair for pair in pairs}
     stale = [
         file.parent
         for file in Path(data).glob("*/pair.json")
-        if file.parent.name.isdecimal() and file.parent.name not in wanted
+        if (name := file.parent.name).isdecimal()
+        and not (name in wanted and is_written(data, wanted[name]))
     ]
     for folder in stale:
-        shutil.rmtree(folder)
+        utils.remove_folder(folder)
     return len(stale)
 
 
 def read_pair(data: str, number: int) -> dict[str, Any] | None:
-    """Return data/<number>/pair.json, or None where it is missing or unreadable."""
+    """Return data/<number>/pair.json, or None where it is missing or not what write_pair wrote."""
     try:
-        return json.loads((Path(data) / str(number) / "pair.json").read_text())
-    except (OSError, ValueError):
+        pair = json.loads((Path(data) / str(number) / "pair.json").read_text())
+        counts, builds = pair["counts"], pair["binaries"]
+        texts = [pair["program"], *(build[key] for build in builds for key in BUILD)]
+        numbers = [*(counts[key] for key in COUNTS), *counts["document_lengths"]]
+        sane = all(type(number) is int and 0 <= number < MOST for number in numbers)
+        return pair if sane and all(type(text) is str for text in texts) else None
+    except (OSError, ValueError, TypeError, LookupError):
         return None
 
 
 def is_written(data: str, pair: dict[str, Any]) -> bool:
     """Whether data/<n> holds just this pair, made with these settings."""
     written = read_pair(data, pair["pair"])
-    return isinstance(written, dict) and pair.items() <= written.items()
+    return written is not None and pair.items() <= written.items()
 
 
 @lru_cache(maxsize=64)
@@ -340,7 +488,7 @@ def report(data, pairs, kept, stale, binaries, skipped, seconds) -> None:
     if stale:
         print(f"removed {stale} pair folders of an earlier run that this one does not make")
     for file, reason in skipped.items():
-        print(f"skipped {file}: {reason}", file=sys.stderr)
+        print(f"skipped {utils.printable(file)}: {utils.printable(reason)}", file=sys.stderr)
     if len(pairs) < ENOUGH_PAIRS:
         print(
             f"{len(pairs)} pairs make a small corpus; {ENOUGH_PAIRS} or more are better, "

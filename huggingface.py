@@ -162,7 +162,7 @@ def write_folder(
     del state["decoder.weight"]  # tied to the embedding
     swap_next(state)
     weights = {hugging_face_name(key): value.contiguous() for key, value in state.items()}
-    # By way of bytes, because a full disk is no OSError in safetensors' own writer.
+    # By way of bytes, because a full disk is no OSError in the libraries' own writers.
     data = safetensors.torch.save(weights, metadata={"format": "pt"})
     (folder / "model.safetensors").write_bytes(data)
     config = BertConfig(
@@ -173,7 +173,8 @@ def write_folder(
         pretraining=pretraining,
     )
     write_json(folder / "config.json", dataclasses.asdict(config))
-    to_hugging_face(tokenizer).save(str(folder / "tokenizer.json"))
+    text = to_hugging_face(tokenizer).to_str(pretty=True)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     write_json(
         folder / "tokenizer_config.json",
         {

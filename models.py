@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import utils
 from attention import add_dropped, attention, dropout
 
+MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes
 Probability = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
@@ -37,7 +38,7 @@ class Config:
     """
 
     dim: pydantic.PositiveInt
-    n_layers: pydantic.PositiveInt
+    n_layers: Annotated[int, pydantic.Field(ge=1, le=1000)]
     n_heads: pydantic.PositiveInt
     dim_ff: pydantic.PositiveInt
     p_drop_hidden: Probability
@@ -51,6 +52,12 @@ class Config:
     def _heads_share_dim(self) -> "Config":
         if self.dim % self.n_heads:
             raise ValueError(f"'dim' {self.dim} is not divisible by 'n_heads' {self.n_heads}")
+        rows = (self.vocab_size or 0) + self.max_len + self.n_segments
+        numbers = self.dim * (rows + self.n_layers * (4 * self.dim + 2 * self.dim_ff))
+        if 4 * numbers > MEMORY:  # a file of sizes may come from anywhere
+            raise ValueError(
+                f"a model of these sizes has {numbers:.2g} weights, and this machine no room for it"
+            )
         return self
 
     @classmethod

@@ -11,8 +11,11 @@ import importlib.metadata
 import logging
 import os
 import re
+import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -101,13 +104,17 @@ class Analysis:
 # ---------------------------------------------------------------------------------- one binary
 
 
-def analyse(path: str | os.PathLike[str]) -> Analysis:
+def analyse(
+    path: str | os.PathLike[str], scratch: str | os.PathLike[str] | None = None
+) -> Analysis:
     """Recover and tidy the control-flow graph of the executable ``path``. It is never run.
 
     Parameters
     ----------
     path : path-like
         ELF, PE or Mach-O of any architecture that angr reads.
+    scratch : path-like
+        A folder for what angr has no room for in memory; None: the system's temporary folder.
 
     Raises
     ------
@@ -116,6 +123,10 @@ def analyse(path: str | os.PathLike[str]) -> Analysis:
     """
     import angr  # takes seconds to import, so only where it is used
     import cle
+    from angr.knowledge_plugins.rtdb import rtdb
+
+    # Else angr writes beside the binary. Version 10 reads the variable, 9 at its import only.
+    os.environ["RTDB_BASE"] = rtdb.RTDB_BASEDIR = str(scratch or tempfile.gettempdir())
 
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise utils.UserError(f"{path} is empty")
@@ -404,6 +415,28 @@ def save(analysis: Analysis, path: str | os.PathLike[str]) -> None:
         np.savez_compressed(file, **arrays)
 
 
+@contextmanager
+def _damage(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise utils.UserError(
+            f"the cached analysis {path} is damaged ({error}); delete it and run gendata.py again"
+        ) from error
+
+
+def count_imports(path: str | os.PathLike[str]) -> int:
+    """Return how many functions the binary imports whose analysis :func:`save` wrote.
+
+    Raises
+    ------
+    UserError
+        The file is damaged.
+    """
+    with _damage(path), np.load(path) as arrays:  # reads this one array only
+        return len(arrays["import_name_offsets"]) - 1
+
+
 def load(path: str | os.PathLike[str]) -> Analysis:
     """Read what :func:`save` wrote.
 
@@ -414,19 +447,14 @@ def load(path: str | os.PathLike[str]) -> Analysis:
     """
     bytes_fields = ("string", "instructions")
     values = {}
-    try:
-        with np.load(path) as arrays:
-            for field in dataclasses.fields(Analysis):
-                values[field.name] = arrays[field.name]
-                if f"{field.name}_offsets" in arrays:
-                    texts = _unpack(arrays[field.name], arrays[f"{field.name}_offsets"])
-                    if field.name not in bytes_fields:
-                        texts = [text.decode() for text in texts]
-                    values[field.name] = texts
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise utils.UserError(
-            f"the cached analysis {path} is damaged ({error}); delete it and run gendata.py again"
-        ) from error
+    with _damage(path), np.load(path) as arrays:
+        for field in dataclasses.fields(Analysis):
+            values[field.name] = arrays[field.name]
+            if f"{field.name}_offsets" in arrays:
+                texts = _unpack(arrays[field.name], arrays[f"{field.name}_offsets"])
+                if field.name not in bytes_fields:
+                    texts = [text.decode() for text in texts]
+                values[field.name] = texts
     return Analysis(**values)
 
 

@@ -481,6 +481,7 @@ def main(
     precision: train.Precision | None = None,
     compile: bool | None = None,
     resume: bool = True,
+    overwrite: bool = False,
     check: bool = False,
 ) -> None:
     """Pre-train a BERT on a corpus; `eval` and `predict` as first argument use a trained one.
@@ -499,9 +500,11 @@ def main(
             A.2). From max_len on, all examples have max_len.
         short_share: Share of the steps that have short examples.
         pretrain_file: A model_steps_<k>.pt of the same sizes and vocabulary to start from.
-        precision: float32 or bfloat16. Left out, bfloat16 where the device is quick at it.
+        precision: float32, bfloat16, or float16 (for GPUs without bfloat16). Left out, bfloat16
+            where the device is quick at it.
         compile: Let torch.compile make kernels for the model. Left out, on GPUs only.
-        resume: Go on with the training that save_dir holds; False replaces it.
+        resume: Go on with the training that save_dir holds; False starts anew.
+        overwrite: With --resume False, replace the training that save_dir holds.
         check: Fail unless the held-out loss ends below the unigram entropy of the held-out text.
     """
     cfg = train.Config.from_json(train_cfg)
@@ -518,6 +521,7 @@ def main(
     rank, world = train.start_processes(device)
     vocab_sha256 = utils.sha256_of(vocab)
     if rank == 0:
+        utils.remove_leftovers(save_dir, Path(data_file).parent)
         corpus = read_corpus(Path(data_file), tokenizer, vocab_sha256)
     if world > 1:
         dist.barrier()  # the others wait for the ids
@@ -561,7 +565,8 @@ def main(
         mask_prob=mask_prob,
     )
     settings = dataclasses.asdict(cfg) | dataclasses.asdict(info)
-    del settings["save_steps"], settings["data_file"], settings["accumulate"]  # these may change
+    for name in ("save_steps", "keep", "accumulate", "data_file"):  # these may change
+        del settings[name]
     settings |= {"precision": precision, "short_len": short_len, "short_share": short_share}
     settings |= {f"model_cfg {name}": value for name, value in settings.pop("model").items()}
 
@@ -585,7 +590,7 @@ def main(
     )
     measures = trainer.resume() if resume else None
     if rank == 0 and not resume:
-        trainer.forget()
+        trainer.forget(overwrite)
     if rank == 0 and measures is None:
         with utils.atomic_file(Path(save_dir, "vocab.txt"), "wb") as file:
             file.write(Path(vocab).read_bytes())
@@ -597,7 +602,7 @@ def main(
             f"until {turn}, then {rows} x {max_len}; {precision}{', compiled' if compile else ''}"
         )
     elif rank == 0:
-        print(f"{save_dir} holds this training, finished; --resume False does it again")
+        print(f"{save_dir} holds this training, finished; --resume False --overwrite does it again")
     if measures is None:
         measures = trainer.train()
     if rank == 0:

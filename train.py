@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import sys
 import time
@@ -28,14 +29,15 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 LOG_STEPS = 20  # losses are read from the device once per so many steps
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
+LEAST_SCALE = 1.0  # float16: below it, losses as they are overflow
 Batch = dict[str, np.ndarray]
 Losses = dict[str, Tensor]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
 class Config:
-    """How to train; all keys but ``accumulate`` are needed.
+    """How to train; all keys but ``accumulate`` and ``keep`` are needed.
 
     Attributes
     ----------
@@ -54,16 +56,19 @@ class Config:
         Share of the training, 0 to 1, over which the learning rate rises from 0.
     save_steps : int
         Evaluate and save once per so many steps, and at the end.
+    keep : int or None
+        How many ``model_steps_<k>.pt`` stay, the latest ones; None: all.
     """
 
-    seed: pydantic.NonNegativeInt
-    batch_size: pydantic.PositiveInt
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)]
+    batch_size: Annotated[int, pydantic.Field(ge=1, le=2**20)]
     lr: pydantic.PositiveFloat
     n_epochs: pydantic.PositiveInt
     warmup: Annotated[float, pydantic.Field(ge=0, le=1)]
     save_steps: pydantic.PositiveInt
     total_steps: pydantic.PositiveInt
     accumulate: pydantic.PositiveInt = 1
+    keep: pydantic.PositiveInt | None = None
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "Config":
@@ -127,8 +132,10 @@ class Trainer:
     device : torch.device
     settings : dict of str to number or str
         All that decides the result. A run is resumed only with the same settings.
-    precision : {"float32", "bfloat16"}
+    precision : {"float32", "bfloat16", "float16"}
         Of the products and of what is kept for the gradients; weights and their sums are float32.
+        In float16, whose range is small, losses are scaled up before and gradients down after; a
+        step whose gradients overflow is left out, and the scale is halved.
     compile : bool
         Let torch.compile fuse what ``get_losses`` does. That takes a minute before the first step.
     """
@@ -157,6 +164,8 @@ class Trainer:
         self.device = device
         self.settings = settings
         self.precision = precision
+        self.half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         self.step = 0
         self.rank, self.world = start_processes(device)
         if cfg.batch_size < self.world * cfg.accumulate:
@@ -178,42 +187,52 @@ class Trainer:
         if self.device.type == "cpu":
             utils.keep_freed_memory()
         model = nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
-        log = Log(self) if self.rank == 0 else None
         unread: list[Losses] = []
         tokens = 0  # of this process, since the last reading
         measures: dict[str, float] = {}
-        # torchrun ends its processes at different steps: only a lone process can save and stop.
-        signals = _deferred_signals() if self.world == 1 else nullcontext([])
-        with _out_of_memory(self.cfg.batch_size), signals as received:
-            while self.step < self.cfg.total_steps:
+        with (
+            _out_of_memory(self.cfg.batch_size),
+            utils.disk_errors(self.save_dir),
+            _deferred_signals(self.world) as received,
+        ):
+            log = Log(self) if self.rank == 0 else None
+            stopping = False
+            while self.step < self.cfg.total_steps and not stopping:
                 model.train()
                 torch.manual_seed(self._seed(self.step))
                 batch = self.get_batch(self.step, self.rank, self.world)
                 unread.append(self._gradients(model, batch))
                 tokens += batch["input_ids"].size
-                self.optimizer.step()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
                 self.step += 1
 
                 saving = self.step % self.cfg.save_steps == 0 or self.step == self.cfg.total_steps
-                if saving or received or self.step % LOG_STEPS == 0:
-                    means = self._read(unread)
+                # Several processes stop at the same step, so at one where they meet anyway.
+                stopping = bool(received) and self.world == 1
+                if saving or stopping or self.step % LOG_STEPS == 0:
+                    means, stopping = self._read(unread, bool(received))
                     if log:
                         log.steps(means, tokens * self.world)
                     unread, tokens = [], 0
+                if (saving or stopping) and log:
+                    self._check_weights()
                 if saving and log:
                     measures = self.evaluate(self.model.eval())
                     log.measures(measures)
                     self._save_model()
-                if (saving or received) and self.rank == 0:
+                if (saving or stopping) and log:
                     self._save_last(measures)
-                if received:
-                    print(f"stopped and saved at step {self.step}; the same command goes on")
-                    raise KeyboardInterrupt
-        if log:
-            log.close()
-        if self.world > 1:
-            dist.barrier()  # the others wait for the first one's last evaluation
-            dist.destroy_process_group()
+                    self._remove_old()
+            if log:
+                log.close()
+            if self.world > 1:
+                dist.barrier()  # the others wait for what the first one writes
+                dist.destroy_process_group()
+        if self.step < self.cfg.total_steps:
+            if log:
+                print(f"stopped and saved at step {self.step}; the same command goes on")
+            raise KeyboardInterrupt
         return measures
 
     def resume(self) -> dict[str, float] | None:
@@ -232,25 +251,40 @@ class Trainer:
         if not path.exists():
             return None
         last = checkpoint.load_pt(path)
-        if not isinstance(last, dict) or "settings" not in last:
+        if not isinstance(last, dict) or not isinstance(last.get("settings"), dict):
             raise utils.UserError(f"{path} is not what a training left; choose another save_dir")
         for name in {**last["settings"], **self.settings}:
             before, now = last["settings"].get(name), self.settings.get(name)
             if before != now:
                 raise utils.UserError(
-                    f"{self.save_dir} holds a training with {name} {before}, not {now}; "
-                    "choose another save_dir, or give --resume False to replace that training"
+                    f"{self.save_dir} holds a training with {name} {before}, not {now}; choose "
+                    "another save_dir, or give --resume False --overwrite to replace that training"
                 )
-        self.model.load_state_dict(last["model"])
-        self.optimizer.load_state_dict(last["optimizer"])
-        self.step = last["step"]
-        return last["measures"] if self.step == self.cfg.total_steps else None
+        try:
+            self.model.load_state_dict(last["model"])
+            self.optimizer.load_state_dict(last["optimizer"])
+            self.scaler.load_state_dict(last["scaler"])
+            self.step, measures = last["step"], last["measures"]
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise utils.UserError(f"{path} does not fit this training: {error}") from error
+        return measures if self.step == self.cfg.total_steps else None
 
-    def forget(self) -> None:
-        """Delete what an earlier training left in ``save_dir``."""
-        for path in [*self.save_dir.glob("model_steps_*.pt"), *self.save_dir.glob("runs/events.*")]:
+    def forget(self, overwrite: bool) -> None:
+        """Delete what an earlier training left in ``save_dir``.
+
+        Raises
+        ------
+        utils.UserError
+            There is an earlier training, and ``overwrite`` does not allow it.
+        """
+        earlier = [*self.save_dir.glob("last.pt"), *self.save_dir.glob("model_steps_*.pt")]
+        if earlier and not overwrite:
+            raise utils.UserError(
+                f"{self.save_dir} holds an earlier training ({earlier[0].name}); choose another "
+                "save_dir, or add --overwrite to replace that training"
+            )
+        for path in [*earlier, *self.save_dir.glob("runs/events.*")]:
             path.unlink()
-        (self.save_dir / "last.pt").unlink(missing_ok=True)
 
     def _seed(self, step: int) -> int:
         state = np.random.SeedSequence([self.cfg.seed, step, self.rank])
@@ -265,12 +299,11 @@ class Trainer:
             rows = self._rows(batch, share(len(batch["input_ids"]), part, parts))
             last = part == parts - 1
             alone = model.no_sync() if self.world > 1 and not last else nullcontext()
-            bfloat16 = self.precision == "bfloat16"
             with alone:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+                with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
                     losses = self.get_losses(model, rows)
                 # DistributedDataParallel averages over processes; ours are shares of one sum.
-                (sum(losses.values()) * self.world).backward()
+                self.scaler.scale(sum(losses.values()) * self.world).backward()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach()
         return sums
@@ -282,24 +315,60 @@ class Trainer:
             return rows
         return {name: x.pin_memory().to(self.device, non_blocking=True) for name, x in rows.items()}
 
-    def _read(self, unread: list[Losses]) -> dict[str, float]:
-        """Return each loss's mean over the steps since the last reading, checked to be finite."""
+    def _read(self, unread: list[Losses], received: bool) -> tuple[dict[str, float], bool]:
+        """Return each loss's mean over the steps since the last reading, and whether to stop.
+
+        All are checked to be finite, but those of steps that float16 leaves out. Several processes
+        stop if any has ``received`` a signal.
+        """
         table = torch.stack([torch.stack(list(losses.values())) for losses in unread])  # (N, L)
         if self.world > 1:
+            signals = table.new_full((1, table.shape[1]), float(received))
+            table = torch.cat([table, signals])
             dist.all_reduce(table)
+            table, received = table[:-1], bool(table[-1, 0] > 0)
         table = table.cpu()
-        bad = (~table.isfinite()).any(1).nonzero()
-        if len(bad):
-            step = self.step - len(unread) + int(bad[0]) + 1
-            raise utils.UserError(
-                f"the loss is not a finite number at step {step}; lower lr ({self.cfg.lr}) or "
-                f"raise warmup ({self.cfg.warmup})"
-            )
-        return dict(zip(unread[0], table.mean(0).tolist(), strict=True))
+        finite = table.isfinite().all(1)
+        if self.scaler.is_enabled():
+            if self.scaler.get_scale() < LEAST_SCALE:
+                raise self._not_finite("loss or a gradient", self.step)
+            table = table[finite]
+        elif not finite.all():
+            first = int((~finite).nonzero()[0])
+            raise self._not_finite("loss", self.step - len(unread) + first + 1)
+        return dict(zip(unread[0], table.mean(0).tolist(), strict=True)), received
+
+    def _check_weights(self) -> None:
+        """Nothing is saved that is not good: a step may break weights after its loss was finite."""
+        norms = torch.stack(torch._foreach_norm(list(self.model.parameters())))
+        if not norms.isfinite().all():
+            raise self._not_finite("model", self.step)
+
+    def _not_finite(self, what: str, step: int) -> utils.UserError:
+        saved = self._saved()
+        last = f"the last good model is {saved[-1]}" if saved else "no good model was saved before"
+        return utils.UserError(
+            f"the {what} is not finite at step {step}; {last}; lower lr ({self.cfg.lr}) or raise "
+            f"warmup ({self.cfg.warmup}), in another save_dir"
+        )
+
+    def _saved(self) -> list[Path]:
+        """Return the models in ``save_dir`` that are not later than this step, earliest first."""
+        steps = {
+            int(match[1]): path
+            for path in self.save_dir.glob("model_steps_*.pt")
+            if (match := re.fullmatch(r"model_steps_(\d+)\.pt", path.name))
+        }
+        return [steps[step] for step in sorted(steps) if step <= self.step]
 
     def _save_model(self) -> None:
         path = self.save_dir / f"model_steps_{self.step}.pt"
         checkpoint.save_pt(self.model.state_dict(), path)
+
+    def _remove_old(self) -> None:
+        if self.cfg.keep is not None:
+            for path in self._saved()[: -self.cfg.keep]:
+                path.unlink()
 
     def _save_last(self, measures: dict[str, float]) -> None:
         last = {
@@ -307,6 +376,7 @@ class Trainer:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "measures": measures,
         }
         checkpoint.save_pt(last, self.save_dir / "last.pt")
@@ -365,13 +435,21 @@ def _out_of_memory(batch_size: int) -> Iterator[None]:
 
 
 @contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
-    """Yield a list that Ctrl-C and SIGTERM are noted in, so that a step ends before they act."""
+def _deferred_signals(world: int) -> Iterator[list[int]]:
+    """Yield a list that Ctrl-C or SIGTERM is noted in, so that a step ends before it acts.
+
+    A second one ends a lone process at once. Several get both from torchrun, which passes on what
+    the terminal or Slurm has sent to all; it ends them after half a minute.
+    """
     received: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        if world == 1:
+            utils.default_signals()
+            os.write(2, b"stopping after this step; once more stops at once\n")  # print may not
+
+    before = {number: signal.signal(number, note) for number in utils.STOPPING}
     try:
         yield received
     finally:

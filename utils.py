@@ -4,15 +4,19 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import fcntl
 import functools
 import hashlib
 import inspect
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +38,17 @@ DISK_ERRORS = {
 }
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+STOPPING = (signal.SIGINT, signal.SIGTERM)  # what people and batch systems end a program with
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as tempfile names them
+
+
 class UserError(Exception):
     """A mistake that the user can mend. Its text is one sentence naming the file, value and fix."""
+
+
+class DiskError(UserError):
+    """The disk is full, or the like: whoever reads it stops, for nothing more can be written."""
 
 
 def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> None:
@@ -43,8 +56,14 @@ def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> No
 
     Arguments are checked against the type hints before anything runs. A :class:`UserError`
     becomes one line on stderr and exit code 1; an integer that the function returns is the exit
-    code. Every other exception is our own mistake and keeps its traceback.
+    code. Ctrl-C and SIGTERM end it with exit code 130; a second one ends the process at once.
+    Every other exception is our own mistake and keeps its traceback.
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    threading.excepthook = _report_of_thread
+    for number in STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's background jobs have it
+            signal.signal(number, _stop)
     arguments = sys.argv[1:]
     function, name = main, Path(sys.argv[0]).name
     if arguments and arguments[0] in commands:
@@ -62,6 +81,7 @@ def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> No
     checked = pydantic.validate_call(config={"coerce_numbers_to_str": True})(function)
     try:
         code = checked(*given[0], **given[1])
+        sys.stdout.flush()
     except pydantic.ValidationError as error:
         if error.title != function.__name__:
             raise
@@ -75,22 +95,62 @@ def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> No
         print(f"error: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr)
+        print(
+            "interrupted; what was finished is kept, and the same command goes on", file=sys.stderr
+        )
         code = 130
     except BrokenPipeError:  # the reader has seen enough: `python gendata.py show 0 | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:  # of a print into a file, or of a library that writes by itself
+        if error.errno not in FULL:
+            raise
+        print(
+            f"error: cannot write {error.filename or 'the output'}: {DISK_ERRORS[error.errno]}",
+            file=sys.stderr,
+        )
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     sys.exit(code or 0)
+
+
+def _report_of_thread(args: Any) -> None:
+    """Keep quiet of a full disk: TensorBoard's thread raises it again where its owner writes."""
+    if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in FULL):
+        threading.__excepthook__(args)
+
+
+def _stop(number: int, frame: Any) -> None:
+    default_signals()
+    raise KeyboardInterrupt
+
+
+def default_signals() -> None:
+    """Let the next Ctrl-C or SIGTERM end this process at once."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """Return a file's name as text of one line: what is not printable becomes ``\\n``, ``\\xff``.
+
+    A name may hold any bytes but "/" and NUL, and Python keeps those that are not UTF-8 as lone
+    surrogates, which no UTF-8 file can hold.
+    """
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a quota, a missing permission while writing ``path`` into a UserError."""
+    """Turn a full disk, a quota, a missing permission while writing ``path`` into a DiskError."""
     try:
         yield
     except OSError as error:
         if error.errno in DISK_ERRORS:
-            raise UserError(f"cannot write {path}: {DISK_ERRORS[error.errno]}") from error
+            raise DiskError(f"cannot write {path}: {DISK_ERRORS[error.errno]}") from error
         raise
 
 
@@ -107,7 +167,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
 
     Raises
     ------
-    UserError
+    DiskError
         Full disk, quota, file-size limit, no permission. Nothing is left behind.
     """
     path = Path(path)
@@ -117,6 +177,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
             with open(handle, mode, **encoding) as file:
+                _hold(handle)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -131,19 +192,69 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``path`` when the block ends without error."""
     path = Path(path)
+    with disk_errors(path), temporary_folder(path) as folder:
+        yield folder
+        folder.chmod(0o777 & ~_umask())
+        aside = _set_aside(path) if os.path.lexists(path) else None
+        folder.rename(path)
+        if aside is not None:
+            shutil.rmtree(aside)
+
+
+@contextmanager
+def temporary_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` and named like it; what is there in the end goes."""
+    path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        try:
-            yield folder
-            folder.chmod(0o777 & ~_umask())
-            if path.exists():  # out of the way first: a folder is never seen half-deleted
-                path.rename(folder.with_suffix(".old.tmp"))
-            folder.rename(path)
-            shutil.rmtree(folder.with_suffix(".old.tmp"), ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _hold(handle)
+        yield folder
+    finally:
+        os.close(handle)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, or a link to one, without ever leaving half of it under its name."""
+    shutil.rmtree(_set_aside(path))
+
+
+def _set_aside(path: Path) -> Path:
+    """Move ``path`` into a temporary folder, which `remove_leftovers` knows."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    path.rename(aside / path.name)
+    return aside
+
+
+def _hold(handle: int) -> None:
+    """Lock a temporary file or folder; the kernel unlocks it when this process ends, however."""
+    with contextlib.suppress(OSError):  # a file system without locks: see remove_leftovers
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_leftovers(*folders: str | os.PathLike[str]) -> None:
+    """Remove what killed runs left half-written in ``folders``: temporary files nobody holds.
+
+    What a running process writes is locked, and stays. So does everything on a file system that
+    knows no locks.
+    """
+    for folder in {Path(folder) for folder in folders}:
+        for path in folder.glob(".*.tmp"):
+            if not LEFTOVER.fullmatch(path.name) or path.is_symlink():
+                continue
+            with contextlib.suppress(OSError):
+                handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
+                finally:
+                    os.close(handle)
 
 
 def _umask() -> int:

@@ -135,7 +135,7 @@ def main(
         *(cfg, model, optim.optim4GPU(cfg, model), get_batch, pretrain.get_losses, clock),
         *(save_dir, device, {}, precision, device.type == "cuda"),
     )
-    trainer.forget()
+    trainer.forget(overwrite=True)
     trainer.train()
 
     goal = lineage.rows[-1][1:]

@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -348,7 +350,36 @@ def test_training_learns(trained):
     assert names == {*models_saved, "last.pt", "model.json", "runs", "vocab.txt"}
     code, out, _ = run(folder, *arguments)
     assert code == 0
-    assert "model_steps_228.pt is the end of this training; --resume False does it again" in out
+    assert (
+        "model_steps_228.pt is the end of this training; --resume False --overwrite does it again"
+        in out
+    )
+
+
+def test_killed_training_goes_on_to_the_same_model(trained):
+    folder, arguments, _ = trained
+    arguments = [*map(str, arguments), "--save_dir", "killed"]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "classify.py", *arguments], cwd=folder, stdout=subprocess.DEVNULL
+    )
+    while not (folder / "killed/last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (folder / "killed/model_steps_228.pt").exists()
+    code, out, err = run(folder, *arguments)
+    assert (code, err) == (0, "")
+    assert re.search("steps (100|200) to 228", out)
+    for name in ("model_steps_228.pt", "model.json", "vocab.txt"):
+        assert (folder / "killed" / name).read_bytes() == (folder / "out" / name).read_bytes()
+    # An earlier training is replaced only if told.
+    before = {path: path.stat().st_mtime_ns for path in (folder / "killed").iterdir()}
+    code, _, err = run(folder, *arguments, "--resume", "False")
+    assert code == 1
+    assert "killed holds an earlier training (last.pt); " in err
+    assert "--overwrite" in err
+    assert {path: path.stat().st_mtime_ns for path in (folder / "killed").iterdir()} == before
 
 
 def test_evaluation(trained):

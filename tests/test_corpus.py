@@ -1,10 +1,13 @@
 """corpus.py: ids on disk, and what is held out."""
 
 import hashlib
+import itertools
 import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import corpus as corpus_module
 from corpus import read_corpus, split_corpus
@@ -110,16 +113,52 @@ def test_no_corpus(tmp_path, tokenizer):
         read_corpus(tmp_path / "corpus.txt", tokenizer, "v")
 
 
-@pytest.mark.parametrize("change", ["text", "documents", "json", "list"])
-def test_description_that_disagrees(tmp_path, tokenizer, change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("text", "does not describe .*run python dataprocess"),
+        ("documents", "does not describe .*run python dataprocess"),
+        ("json", "is not JSON"),
+        ("list", "must hold one JSON object"),
+    ],
+)
+def test_description_that_disagrees(tmp_path, tokenizer, change, message):
     pairs = [("ls", "ab", 2 if change != "documents" else 3)]
     data_file = write(tmp_path, text_of(2), pairs)
     if change == "text":
         data_file.write_text(text_of(2).replace("imme", "reg8"))
     if change in ("json", "list"):
         data_file.with_suffix(".json").write_text({"json": "{", "list": "[]"}[change])
-    with pytest.raises(UserError, match=r"corpus\.json does not describe .*run python dataprocess"):
+    with pytest.raises(UserError, match=rf"corpus\.json {message}"):
         read_corpus(data_file, tokenizer, "v")
+
+
+words = st.lists(st.sampled_from(WORDS[:5]), min_size=1, max_size=5)
+documents = st.lists(st.lists(words, min_size=1, max_size=4), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(documents, st.integers(1, 60))
+def test_round_trip(tmp_path_factory, documents, block):
+    """corpus.txt -> ids -> tokens, in blocks of any size."""
+    folder = tmp_path_factory.mktemp("round")
+    (folder / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *WORDS]) + "\n")
+    tokenizer = CorpusTokenizer(folder / "vocab.txt")
+    lines = [[" ".join(sentence) for sentence in document] for document in documents]
+    text = "".join("".join(f"{line}\n" for line in document) + "\n" for document in lines)
+    (folder / "corpus.txt").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "BLOCK", block)
+        corpus = read_corpus(folder / "corpus.txt", tokenizer, "v")
+    names = list(tokenizer.vocab)
+    found = [
+        [
+            " ".join(names[t] for t in corpus.tokens[corpus.sentences[k] : corpus.sentences[k + 1]])
+            for k in range(start, end)
+        ]
+        for start, end in itertools.pairwise(corpus.documents.tolist())
+    ]
+    assert found == lines
 
 
 def all_pairs(builds):

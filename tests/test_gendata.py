@@ -2,13 +2,18 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from conftest import SOURCE, compile_c
 
+import dataprocess
 import gendata
 import preprocessing
 from utils import UserError
@@ -148,9 +153,9 @@ def test_second_run_keeps_and_completes(made, tmp_path):
     run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries")
     assert "8 of them already there" in run.stdout
     assert bytes_of(cwd / "data") == before
-    for file, time in times.items():
+    for file, before_it in times.items():
         if file.parent.name not in ("3", "5"):
-            assert file.stat().st_mtime_ns == time
+            assert file.stat().st_mtime_ns == before_it
 
 
 def test_other_settings_make_other_walks_and_stale_pairs_go(made, tmp_path):
@@ -170,6 +175,85 @@ def test_other_settings_make_other_walks_and_stale_pairs_go(made, tmp_path):
     run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries")
     assert "removed 9 pair folders" in run.stdout
     assert [f.name for f in (cwd / "data").iterdir()] == ["0"]
+
+
+def test_killed_run_leaves_whole_pairs_and_goes_on(made, tmp_path):
+    (tmp_path / "binaries").symlink_to(made[0] / "binaries")
+    command = [sys.executable, str(ROOT / "gendata.py"), "--biname", "shapes", "--path", "binaries"]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not list(tmp_path.glob("output/*.npz")):  # one analysis at least, others are under way
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    whole = bytes_of(made[0] / "output")
+    for file in (tmp_path / "output").glob("*.npz"):
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == whole[file.name]
+    gendata_py(tmp_path, "--biname", "shapes", "--path", "binaries")
+    assert bytes_of(tmp_path / "output") == whole
+    assert bytes_of(tmp_path / "data") == bytes_of(made[0] / "data")
+
+
+def test_a_new_build_costs_one_analysis(made, tmp_path):
+    shutil.copytree(made[0], tmp_path, dirs_exist_ok=True, symlinks=True)
+    (tmp_path / "binaries").unlink()
+    shutil.copytree(made[0] / "binaries", tmp_path / "binaries")
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "output").iterdir()}
+    compile_c(SOURCE, tmp_path / "binaries" / "O1a" / "shapes", "-Os")
+    gendata_py(tmp_path, "--biname", "shapes", "--path", "binaries")
+    after = {file: file.stat().st_mtime_ns for file in (tmp_path / "output").iterdir()}
+    assert len(after) == len(times) + 1
+    assert times.items() <= after.items()
+    assert len(list(tmp_path.glob("data/*/pair.json"))) == 15
+
+
+def test_a_run_that_is_stopped_mixes_no_settings(made, tmp_path, monkeypatch):
+    """All pairs of the former settings are gone before the first new one is made."""
+    shutil.copytree(made[0], tmp_path, dirs_exist_ok=True, symlinks=True)
+    (tmp_path / "data/99").symlink_to(made[0] / "data/0")  # a link is removed, not followed
+    (tmp_path / "data/mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = bytes_of(made[0])
+
+    def stopped(function, jobs, total, workers, what, *limits):
+        if what == "pairs":
+            raise KeyboardInterrupt
+        yield from ()
+
+    monkeypatch.setattr(gendata, "in_processes", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        gendata.main("shapes", "binaries", seed=1, workers=1)
+    assert os.listdir("data") == ["mine"]
+    assert bytes_of(made[0]) == before
+    with pytest.raises(UserError, match="no finished pair"):
+        dataprocess.main()
+
+
+write_pair = gendata.write_pair
+
+
+def write_pair_but_the_third(pair, *arguments):
+    if pair["pair"] == 3:
+        os._exit(1)
+    write_pair(pair, *arguments)
+
+
+def test_a_pair_that_fails_costs_itself_only(made, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data/3").mkdir(parents=True)
+    monkeypatch.chdir(made[0])
+
+    monkeypatch.setattr(gendata, "write_pair", write_pair_but_the_third)
+    code = gendata.main("shapes", "binaries", data=str(tmp_path / "data"), workers=1)
+    assert code == gendata.SKIPPED
+    assert "skipped pair 3: the worker process died (exit code 1)" in capsys.readouterr().err
+    expected = bytes_of(made[0] / "data")
+    assert bytes_of(tmp_path / "data") == {k: v for k, v in expected.items() if k[:2] != "3/"}
 
 
 def test_walks_of_a_pair_stay_when_its_number_moves(made, tmp_path):
@@ -229,22 +313,61 @@ def test_settings_out_of_range(tmp_path, flag):
     assert flag in run.stderr
 
 
-def test_a_worker_that_dies_or_hangs_costs_its_own_job(monkeypatch):
-    monkeypatch.setattr(gendata, "TIME_LIMIT", 1)
-    jobs = [("fine", (0,)), ("dies", (1,)), ("hangs", (2,)), ("fine too", (0,))]
-    errors = dict(gendata.in_processes(misbehave, iter(jobs), len(jobs), 2, "tests"))
-    assert errors["fine"] is errors["fine too"] is None
-    assert "died" in errors["dies"]
-    assert "longer than" in errors["hangs"]
+@pytest.mark.parametrize(
+    ("how", "limits", "error"),
+    [
+        ("exits", {}, "the worker process died (exit code 7)"),
+        ("crashes", {}, "the worker process died (SIGKILL)"),
+        ("hangs", {"time_limit": 2}, "took longer than 2 seconds (--time_limit)"),
+        ("eats", {"memory_limit": 1}, "took more than 1 GiB of memory (--memory_limit)"),
+    ],
+)
+def test_a_worker_that_misbehaves_costs_its_own_job(how, limits, error):
+    jobs = [(key, (key,)) for key in ("fine", how, "fine too")]
+    errors = dict(gendata.in_processes(misbehave, iter(jobs), len(jobs), 2, "tests", **limits))
+    assert errors == {"fine": None, how: error, "fine too": None}
 
 
 def misbehave(how):
-    import time
-
-    if how == 1:
+    if how == "exits":
         os._exit(7)
-    if how == 2:
-        time.sleep(60)
+    if how == "crashes":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "hangs":
+        time.sleep(600)
+    if how == "eats":
+        eaten = bytearray(b"x") * (5 * 2**28)
+        time.sleep(600 * len(eaten))
+
+
+ALONE = """
+import os, sys, time
+import gendata
+
+def job(file):
+    with open(file, "w") as out:
+        out.write(f"{os.getpid()}\\n")
+    time.sleep(60)
+
+jobs = ((file, (file,)) for file in sys.argv[1:])
+list(gendata.in_processes(job, jobs, 2, 2, "tests"))
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    files = [tmp_path / "a", tmp_path / "b"]
+    parent = subprocess.Popen([sys.executable, "-c", ALONE, *map(str, files)], cwd=ROOT)
+    while not all(file.exists() and file.read_text().endswith("\n") for file in files):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    workers = [int(file.read_text()) for file in files]
+    for _ in range(600):
+        if not any(psutil.pid_exists(worker) for worker in workers):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the workers go on")
 
 
 def test_show(made):

@@ -144,6 +144,28 @@ def test_clipping_bounds_the_norm_keeps_the_direction_and_spares_the_short(
         torch.testing.assert_close(p.grad / p.grad.norm(), g / norm)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=6),
+    st.floats(-10, 10),
+    st.floats(1e-6, 0.1),
+    st.floats(0, 0.1),
+    st.sampled_from([-1, 0.5, 1.0]),
+)
+def test_any_steps_equal_the_formula(grads, value, lr, decay, max_norm):
+    """A gradient after the other, of any size and sign, zeros among them."""
+    p = torch.nn.Parameter(torch.tensor([value, -value], dtype=torch.float64))
+    options = {"weight_decay_rate": decay, "max_grad_norm": max_norm}
+    optimizer = optim.BertAdam([p], lr=lr, **options)
+    q, m, v = p.detach().clone(), torch.zeros(2).double(), torch.zeros(2).double()
+    for grad in grads:
+        g = torch.tensor([grad, grad / 3], dtype=torch.float64)
+        p.grad = g.clone()
+        optimizer.step()
+        q, m, v = reference_step(q, g, m, v, lr, 0.9, 0.999, 1e-6, decay, max_norm)
+    torch.testing.assert_close(p.detach(), q, rtol=1e-9, atol=1e-12)
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     value=st.floats(-1e6, 1e6, width=32),

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import re
 import shutil
@@ -339,6 +340,54 @@ def test_merging_drops_no_block(first, second):
     assert len(merged.address) == first.blocks + second.blocks
     assert merged.binary.tolist() == [0] * first.blocks + [1] * second.blocks
     assert len(merged.offsets) == first.blocks + second.blocks + 1
+
+
+@st.composite
+def any_analysis(draw):
+    """An analysis with random tokens and edges."""
+    analysis = draw(sides)
+    dictionary = sorted(
+        draw(st.sets(st.sampled_from(["mov", "add", "reg8", "ptr", "je"]), min_size=1))
+    )
+    block = st.integers(0, analysis.blocks - 1)
+    token = st.integers(0, len(dictionary) - 1)
+    tokens = draw(
+        st.lists(
+            st.lists(token, min_size=1, max_size=4),
+            min_size=analysis.blocks,
+            max_size=analysis.blocks,
+        )
+    )
+    edges = sorted(draw(st.sets(st.tuples(block, block, st.integers(0, 2)), max_size=12)))
+    edges = np.array(edges, np.int64).reshape(-1, 3)
+    return dataclasses.replace(
+        analysis,
+        dictionary=dictionary,
+        tokens=np.array([t for inside in tokens for t in inside], np.int32),
+        offsets=np.cumsum([0, *map(len, tokens)], dtype=np.int64),
+        edges=edges[:, :2].astype(np.int32),
+        kind=edges[:, 2].astype(np.uint8),
+    )
+
+
+@given(any_analysis(), any_analysis())
+def test_merging_keeps_every_blocks_words_and_edges(first, second):
+    merged = preprocessing.merge(first, second)
+
+    def text(graph, block):
+        tokens = graph.tokens[graph.offsets[block] : graph.offsets[block + 1]]
+        return [graph.dictionary[t] for t in tokens]
+
+    blocks = [text(side, block) for side in (first, second) for block in range(side.blocks)]
+    assert [text(merged, block) for block in range(len(blocks))] == blocks
+    assert merged.dictionary == sorted({*first.dictionary, *second.dictionary})
+    edges = [(*edge, kind) for edge, kind in zip(merged.edges.tolist(), merged.kind, strict=True)]
+    expected = [
+        (*(block + shift for block in edge), kind)
+        for side, shift in ((first, 0), (second, first.blocks))
+        for edge, kind in zip(side.edges.tolist(), side.kind, strict=True)
+    ]
+    assert edges == expected
 
 
 def test_merging_real_builds(analyses):

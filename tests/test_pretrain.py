@@ -576,6 +576,14 @@ def test_short_examples_first(workplace, tmp_path, monkeypatch, capsys):
         (dict(mask_prob=0.2), "mask_prob 0.25, not 0.2"),
         (dict(model_cfg="other.json"), "model_cfg n_layers 2, not 3"),
         (dict(train_cfg="other_train.json"), r"lr 0\.003, not 0\.02"),
+        (dict(train_cfg="other_batch.json"), "batch_size 32, not 16"),
+        (
+            dict(data_file="other_corpus.txt"),
+            "out holds a training with corpus_sha256 [0-9a-f]+, not",
+        ),
+        (dict(vocab="other_vocab.txt"), "out holds a training with vocab_sha256 [0-9a-f]+, not"),
+        (dict(precision="float16"), "precision (bfloat16|float32), not float16"),
+        (dict(resume=False), r"out holds an earlier training \(last\.pt\); .*--overwrite"),
         (dict(max_len=33), r"max_len 33 is larger than the max_len 32 of config/bert_small\.json"),
         (dict(model_cfg="wrong_size.json"), r"wrong_size\.json has vocab_size 99, but .*15 tokens"),
         (dict(data_file="none.txt"), r"no corpus none\.txt"),
@@ -588,6 +596,11 @@ def test_settings_that_disagree(trained, monkeypatch, changes, message):
     (folder / "other.json").write_text(json.dumps(MODEL | {"n_layers": 3}))
     (folder / "wrong_size.json").write_text(json.dumps(MODEL | {"vocab_size": 99}))
     (folder / "other_train.json").write_text(json.dumps(TRAINING | {"lr": 0.02}))
+    (folder / "other_batch.json").write_text(json.dumps(TRAINING | {"batch_size": 16}))
+    corpus, vocab = folder / "data/corpus.txt", folder / "vocab/vocab.txt"
+    (folder / "other_corpus.txt").write_text(corpus.read_text() + "\nmov\npop\n")
+    *words, last, first = vocab.read_text().splitlines()
+    (folder / "other_vocab.txt").write_text("\n".join([*words, first, last]) + "\n")
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").iterdir()}
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=message):

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+import checkpoint
 import train
+import utils
 from optim import optim4GPU
 from utils import UserError
 
@@ -33,6 +35,7 @@ GOOD = dict(seed=1, batch_size=6, lr=0.01, n_epochs=2, warmup=0.1, save_steps=4,
         ({"warmup": -0.1}, r"'warmup' is -0\.1"),
         ({"save_steps": 0}, "'save_steps' is 0"),
         ({"total_steps": 1.5}, r"'total_steps' is 1\.5"),
+        ({"keep": 0}, "'keep' is 0"),
         ({"stuff": 1}, "unknown key 'stuff'"),
     ],
 )
@@ -52,7 +55,7 @@ def test_config_lacks_a_key(tmp_path, key):
 
 def test_config_in_the_repository():
     cfg = train.Config.from_json(Path(train.__file__).parent / "config/pretrain.json")
-    assert vars(cfg).keys() == GOOD.keys() | {"accumulate"}
+    assert vars(cfg).keys() == GOOD.keys() | {"accumulate", "keep"}
 
 
 class Line(nn.Module):
@@ -195,16 +198,34 @@ def test_broken_last(tmp_path, content):
         make_trainer(tmp_path).resume()
 
 
-def test_forget(tmp_path):
+@pytest.mark.parametrize("key", ["model", "optimizer", "scaler", "step", "measures"])
+def test_last_of_something_else(tmp_path, key):
+    make_trainer(tmp_path).train()
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    del last[key]
+    torch.save(last, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt does not fit this training"):
+        make_trainer(tmp_path).resume()
+
+
+def test_forget_must_be_told_to(tmp_path):
     trainer = make_trainer(tmp_path)
+    trainer.forget(overwrite=False)  # there is nothing yet
     trainer.train()
     (tmp_path / "mine.txt").write_text("stays")
-    trainer.forget()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"an earlier training \(last\.pt\); .*--overwrite"):
+        trainer.forget(overwrite=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    trainer.forget(overwrite=True)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("bad_step", [3, 4, 10])
-def test_loss_that_is_not_finite(tmp_path, bad_step):
+@pytest.mark.parametrize(
+    ("bad_step", "good"),
+    [(3, "no good model was saved before"), (4, "no good"), (6, "s_4.pt"), (10, "s_8.pt")],
+)
+def test_loss_that_is_not_finite(tmp_path, bad_step, good):
     calls = []
 
     def losses(model, batch):
@@ -212,12 +233,129 @@ def test_loss_that_is_not_finite(tmp_path, bad_step):
         values = get_losses(model, batch)
         return values | {"squared": values["squared"] * (math.inf if len(calls) == bad_step else 1)}
 
-    with pytest.raises(UserError, match=f"not a finite number at step {bad_step}; lower lr"):
+    message = f"the loss is not finite at step {bad_step}; .*{good}.*; lower lr"
+    with pytest.raises(UserError, match=message):
         make_trainer(tmp_path, losses=losses).train()
-    # No broken model was saved.
-    for path in tmp_path.glob("model_steps_*.pt"):
-        assert torch.load(path, weights_only=True)["fc.weight"].isfinite().all()
+    assert_only_good_models(tmp_path)
     assert not (tmp_path / f"model_steps_{bad_step}.pt").exists()
+
+
+def assert_only_good_models(save_dir):
+    for path in save_dir.glob("model_steps_*.pt"):
+        assert torch.load(path, weights_only=True)["fc.weight"].isfinite().all()
+
+
+def test_weights_that_break_after_a_finite_loss_are_not_saved(tmp_path):
+    trainer = make_trainer(tmp_path)
+    step = trainer.optimizer.step
+
+    def broken_at_eight():
+        step()
+        if trainer.step == 7:
+            trainer.model.fc.weight.data.fill_(math.nan)
+
+    trainer.optimizer.step = broken_at_eight
+    with pytest.raises(UserError, match=r"the model is not finite at step 8; .*model_steps_4\.pt"):
+        trainer.train()
+    assert_only_good_models(tmp_path)
+    again = make_trainer(tmp_path)
+    again.resume()
+    assert again.step == 4
+
+
+@pytest.mark.parametrize("keep", [None, 1, 2, 9])
+def test_keep(tmp_path, keep):
+    whole = make_trainer(tmp_path / "whole", keep=keep, save_steps=2)
+    whole.train()
+    steps = [2, 4, 6, 8, 10][-(keep or 9) :]
+    names = {f"model_steps_{step}.pt" for step in steps}
+    assert {path.name for path in (tmp_path / "whole").glob("model_*")} == names
+    broken = make_trainer(tmp_path / "broken", crash_at(7), save_steps=2)
+    with pytest.raises(Crash):
+        broken.train()
+    (tmp_path / "broken/model_steps_x.pt").write_text("not ours")
+    again = make_trainer(tmp_path / "broken", keep=keep, save_steps=2)  # may change on the way
+    assert again.resume() is None
+    again.train()
+    found = {path.name for path in (tmp_path / "broken").glob("model_*")}
+    assert found == names | {"model_steps_x.pt"}
+    assert torch.equal(weights(again), weights(whole))
+
+
+HALF = ("float16",)
+
+
+def overflow_at(*bad_steps):
+    """Losses whose gradients overflow at the given calls, as float16's do."""
+    calls = []
+
+    def losses(model, batch):
+        calls.append(0)
+        values = get_losses(model, batch)
+        bad = len(calls) in bad_steps
+        return {"squared": values["squared"].float() * (math.inf if bad else 1)}
+
+    return losses
+
+
+def make_half_trainer(save_dir, *arguments, **changes):
+    """One whose scale is so small at first that nothing overflows by itself."""
+    trainer = make_trainer(save_dir, *arguments, how=HALF, **changes)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2**8)
+    return trainer
+
+
+def test_float16_finds_a_scale(tmp_path):
+    trainer = make_trainer(tmp_path, how=HALF)
+    stepped = []
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (stepped.append(trainer.step + 1), step())
+    trainer.train()
+    left_out = 10 - len(stepped)
+    assert 0 < left_out < 6
+    assert stepped == list(range(left_out + 1, 11))
+    assert trainer.scaler.get_scale() == 2 ** (16 - left_out)
+
+
+def test_float16_leaves_out_steps_that_overflow(tmp_path):
+    plain = make_trainer(tmp_path / "plain", p_drop=0.0)
+    plain.train()
+    half = make_half_trainer(tmp_path / "half", p_drop=0.0)
+    half.train()
+    assert torch.allclose(weights(half), weights(plain), rtol=0.02, atol=1e-3)
+    assert not torch.equal(weights(half), weights(plain))
+
+    trainer = make_half_trainer(tmp_path / "bad", losses=overflow_at(3, 5))
+    stepped = []
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (stepped.append(trainer.step + 1), step())
+    trainer.train()
+    assert stepped == [1, 2, 4, 6, 7, 8, 9, 10]
+    assert trainer.scaler.get_scale() == 2**6
+    assert weights(trainer).isfinite().all()
+
+
+def test_float16_resumes_with_its_scale(tmp_path):
+    whole = make_half_trainer(tmp_path / "whole", losses=overflow_at(3, 7))
+    whole.train()
+    broken = make_half_trainer(tmp_path / "broken", crash_at(5), losses=overflow_at(3))
+    with pytest.raises(Crash):
+        broken.train()
+    again = make_trainer(tmp_path / "broken", losses=overflow_at(3), how=HALF)  # the 7th by now
+    again.resume()
+    assert (again.step, again.scaler.get_scale()) == (4, 2**7)
+    again.train()
+    assert again.scaler.get_scale() == whole.scaler.get_scale() == 2**6
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_float16_that_always_overflows_stops(tmp_path):
+    trainer = make_half_trainer(
+        tmp_path, losses=overflow_at(*range(5, 100)), total_steps=60, save_steps=4
+    )
+    with pytest.raises(UserError, match=r"loss or a gradient is not finite at step 16; .*_12\.pt"):
+        trainer.train()
+    assert_only_good_models(tmp_path)
 
 
 def test_out_of_memory_names_batch_size(tmp_path):
@@ -250,6 +388,118 @@ def test_interrupted_run_goes_on(tmp_path, number, capsys):
     assert torch.equal(weights(again), weights(whole))
 
 
+SECOND = """
+import signal, sys, time
+sys.path[:0] = {paths!r}
+from test_train import get_batch, make_trainer
+
+def batches(k):
+    if k == 5:
+        signal.raise_signal(signal.{name})
+        print("goes on", flush=True)
+        time.sleep(60)
+    return get_batch(k)
+
+make_trainer({save_dir!r}, batches).train()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_second_signal_quits_at_once(tmp_path, name):
+    paths = [str(Path(__file__).parent), str(Path(train.__file__).parent)]
+    code = SECOND.format(paths=paths, save_dir=str(tmp_path), name=name)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.stdout.readline() != "goes on\n":
+        assert process.poll() is None
+    process.send_signal(getattr(signal, name))
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == -getattr(signal, name)
+    assert error == "stopping after this step; once more stops at once\n"
+    again = make_trainer(tmp_path)
+    again.resume()
+    assert again.step == 4  # what was saved before is whole
+
+
+def equal(one, two):
+    """Assert that two checkpoints hold the same numbers, to the bit."""
+    assert type(one) is type(two)
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == two.dtype
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert list(one) == list(two)
+        for key in one:
+            equal(one[key], two[key])
+    elif isinstance(one, list):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            equal(a, b)
+    else:
+        assert one == two
+
+
+KILL = """
+import os, signal, sys
+sys.path[:0] = {paths!r}
+import test_train
+calls, real = 0, os.{function}
+
+def killing(*arguments):
+    global calls
+    calls += 1
+    if calls == {number} and {before}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(*arguments)
+    if calls == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.{function} = killing
+trainer = test_train.make_trainer({save_dir!r})
+trainer.resume()
+trainer.train()
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "before", "number"),
+    [
+        ("fsync", True, 2),  # last.pt of step 4 is not whole
+        ("replace", False, 2),  # it is, just now
+        ("replace", False, 3),  # the model of step 8 is saved, last.pt is of step 4
+        ("fsync", False, 4),
+    ],
+)
+def test_killed_while_saving(tmp_path, function, before, number):
+    """At step 4 and 8: the model is saved, then last.pt; killed before or after each is whole."""
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    save_dir = tmp_path / "killed"
+    code = KILL.format(
+        paths=[str(Path(__file__).parent), str(Path(train.__file__).parent)],
+        save_dir=str(save_dir),
+        function=function,
+        before=before,
+        number=number,
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert bool(list(save_dir.glob(".*.tmp"))) == (function == "fsync")
+    again = make_trainer(save_dir)
+    again.resume()
+    assert again.step == 4 * ((number - (function == "fsync")) // 2)
+    again.train()
+    assert torch.equal(weights(again), weights(whole))
+    utils.remove_leftovers(save_dir)
+    saved = {path.name for path in save_dir.glob("*.pt")}
+    assert saved == {path.name for path in (tmp_path / "whole").glob("*.pt")}
+    for name in saved - {"last.pt"}:  # its dicts' keys are other objects after loading
+        assert (save_dir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    equal(*(checkpoint.load_pt(folder / "last.pt") for folder in (save_dir, tmp_path / "whole")))
+    assert not list(save_dir.glob(".*"))
+
+
 def test_logs(tmp_path, capsys):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     losses = []
@@ -273,15 +523,22 @@ def test_logs(tmp_path, capsys):
 
 
 RANK = """
-import sys, torch
+import os, signal, sys, torch
 sys.path[:0] = {paths!r}
-from test_train import make_trainer
+from test_train import get_batch, make_trainer
 torch.set_num_threads(1)
-make_trainer({save_dir!r}, p_drop=0.0, {changes}).train()
+
+def stopped_at_five(k):
+    if k == 5 and os.environ["RANK"] == "1":
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+    return get_batch(k)
+
+make_trainer({save_dir!r}, {changes}).train()
 """
 
 
-def start_ranks(save_dir, n, port, changes=""):
+def start_ranks(save_dir, n, port, changes="p_drop=0.0"):
     paths = [str(Path(__file__).parent), str(Path(train.__file__).parent)]
     code = RANK.format(paths=paths, save_dir=str(save_dir), changes=changes)
     address = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -319,6 +576,21 @@ def test_two_processes_do_the_training_of_one(tmp_path, port):
     assert again.resume() is not None
 
 
+def test_two_processes_that_are_stopped_go_on(tmp_path, port):
+    """torchrun passes on a signal that the processes have already had themselves."""
+    changes = "stopped_at_five, p_drop=0.0, total_steps=30, save_steps=30"
+    for error, code in start_ranks(tmp_path / "two", 2, port, changes):
+        assert code == -signal.SIGINT  # as Python ends by KeyboardInterrupt
+        assert "Error" not in error
+    one = make_trainer(tmp_path / "one", p_drop=0.0, total_steps=30, save_steps=30)
+    one.train()
+    again = make_trainer(tmp_path / "two", p_drop=0.0, total_steps=30, save_steps=30)
+    assert again.resume() is None
+    assert again.step == train.LOG_STEPS
+    again.train()
+    assert torch.allclose(weights(again), weights(one), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("parts", [2, 3, 6])
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, parts):
     whole = make_trainer(tmp_path / "whole", p_drop=0.0)
@@ -330,7 +602,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, parts):
 def test_two_processes_that_accumulate(tmp_path, port):
     one = make_trainer(tmp_path / "one", p_drop=0.0)
     one.train()
-    for error, code in start_ranks(tmp_path / "two", 2, port, "accumulate=3"):
+    for error, code in start_ranks(tmp_path / "two", 2, port, "p_drop=0.0, accumulate=3"):
         assert code == 0, error
     state = torch.load(tmp_path / "two/model_steps_10.pt", weights_only=True)
     assert torch.allclose(state["fc.weight"], one.model.fc.weight, rtol=1e-5, atol=1e-6)

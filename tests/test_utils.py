@@ -1,6 +1,7 @@
 """Safe writing, checked settings and command lines, as a user meets them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Annotated
 
 import pydantic
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import utils
 from utils import UserError
@@ -120,7 +123,7 @@ def test_what_cannot_be_written_is_one_sentence():
 
 
 SCRIPT = """
-import sys
+import sys, threading
 from typing import Annotated
 from pydantic import Field
 import utils
@@ -129,12 +132,20 @@ def main(count: Annotated[int, Field(ge=1)] = 2, name: str = "x"):
     '''Do it.'''
     if name == "mistake":
         raise utils.UserError("the name is a mistake; give another")
+    if name == "thread":
+        for error in (OSError(28, "No space left on device"), ZeroDivisionError("seen")):
+            thread = threading.Thread(target=fail, args=(error,))
+            thread.start()
+            thread.join()
     if name == "bug":
         raise ZeroDivisionError("ours")
     if name == "stop":
         raise KeyboardInterrupt
     print(count, name)
     return 3 if name == "three" else None
+
+def fail(error):
+    raise error
 
 def other(flag: bool = False):
     print("other", flag)
@@ -151,7 +162,12 @@ utils.command_line(main, other=other)
         (["other", "--flag"], 0, "other True\n", ""),
         (["--name", "three"], 3, "2 three\n", ""),
         (["--name", "mistake"], 1, "", "error: the name is a mistake; give another\n"),
-        (["--name", "stop"], 130, "", "interrupted; what was finished is kept\n"),
+        (
+            ["--name", "stop"],
+            130,
+            "",
+            "interrupted; what was finished is kept, and the same command goes on\n",
+        ),
         (["--count", "0"], 1, "", "error: --count 0: Input should be greater than or equal to 1\n"),
     ],
 )
@@ -160,10 +176,117 @@ def test_command_line(arguments, code, out, err):
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
+WAITING = """
+import os, sys, time
+import utils
+
+def main(stubborn: bool = False):
+    try:
+        print("begins", flush=True)
+        time.sleep(60)
+    finally:
+        if stubborn:
+            print("cleans up", flush=True)
+            time.sleep(60)
+
+utils.command_line(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_stopped_from_outside(number, stubborn):
+    """Ctrl-C and SIGTERM let a program clean up; a second one does not wait for that."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, *["--stubborn"] * stubborn],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == "begins\n"
+    process.send_signal(number)
+    if stubborn:
+        assert process.stdout.readline() == "cleans up\n"
+        process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == (-number if stubborn else 130)
+    assert error == "" if stubborn else error.startswith("interrupted; ")
+
+
+def test_output_into_a_full_file(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write the output: the disk is full")
+    assert done.stderr.count("\n") == 1
+
+
+@given(st.binary(min_size=1, max_size=40))
+def test_printable_names_are_one_line_of_utf8(name):
+    text = utils.printable(os.fsdecode(name))
+    assert text.isprintable()
+    text.encode("utf-8")
+    if name.isascii() and name.decode().isprintable():
+        assert text == name.decode()
+
+
+WRITER = """
+import os, sys, time
+import utils
+
+folder = sys.argv[1]
+with utils.atomic_file(folder + "/file") as file, utils.atomic_folder(folder + "/folder") as new:
+    file.write("half")
+    file.flush()
+    (new / "inside").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_leftovers_of_killed_runs_go_and_those_of_running_ones_stay(tmp_path):
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+        )
+        assert process.stdout.readline() == b"writing\n"
+        return process
+
+    mine = [".mine", "mine.tmp", ".mine.tmp", ".mine.12345.tmp"]
+    for name in mine:
+        (tmp_path / name).write_text("a user's")
+    (tmp_path / ".link.abcdefgh.tmp").symlink_to(tmp_path)
+    mine.append(".link.abcdefgh.tmp")
+    running = start()
+    held = set(os.listdir(tmp_path))
+    assert len(held) == len(mine) + 2
+    killed = start()
+    killed.kill()
+    killed.communicate()
+    assert len(os.listdir(tmp_path)) == len(mine) + 4
+    utils.remove_leftovers(tmp_path, tmp_path, tmp_path / "none")
+    assert set(os.listdir(tmp_path)) == held
+    running.kill()
+    running.communicate()
+    utils.remove_leftovers(tmp_path)
+    assert set(os.listdir(tmp_path)) == set(mine)
+
+
 def test_command_line_keeps_the_traceback_of_our_own_mistakes():
     done = run_script(["--name", "bug"])
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_full_disk_is_not_told_by_a_thread_too():
+    done = run_script(["--name", "thread"])
+    assert done.returncode == 0
+    assert "No space" not in done.stderr
+    assert "ZeroDivisionError: seen" in done.stderr
 
 
 def test_command_line_refuses_an_unknown_flag_before_anything_runs():

@@ -1,0 +1,245 @@
+"""A disk that fills up in the middle: a clear error, nothing lost, and the same bytes afterwards.
+
+Root gets a real one, a small file system in memory; others a limit on the size of files.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import compile_c
+from test_hostile import SIZES, SMALL, TINY
+
+import checkpoint
+import classify
+import dataprocess
+import gendata
+import models
+import preprocessing
+import pretrain
+import samefunc
+import utils
+from tokenization import SPECIAL_TOKENS
+from utils import DiskError
+
+WORDS = ["mov", "push", "reg8", "imme", "call", "ptr"]
+TRAINING = dict(seed=1, batch_size=4, lr=0.01, n_epochs=9, warmup=0.1, save_steps=4, total_steps=12)
+
+
+class Disk:
+    """A folder whose size can be changed: a tmpfs, or else a limit on the size of each file."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+        self.mounted = os.geteuid() == 0 and shutil.which("mount") is not None
+        if self.mounted:
+            self.mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+
+    @contextlib.contextmanager
+    def with_room(self, more):
+        """Within the block, only ``more`` bytes can still be written here."""
+        if self.mounted:
+            stat = os.statvfs(self.folder)
+            used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+            self._resize(used + more)
+        else:
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (more // 4, hard))
+        try:
+            yield
+        finally:
+            if self.mounted:
+                self._resize(64 << 20)
+            else:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    def _resize(self, size):
+        pages = max(1, size // 4096)
+        options = f"remount,size={pages * 4096}"
+        subprocess.run(["mount", "-o", options, str(self.folder)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path, monkeypatch):
+    disk = Disk(tmp_path / "disk")
+    monkeypatch.chdir(disk.folder)
+    yield disk
+    monkeypatch.undo()
+    if disk.mounted:
+        subprocess.run(["umount", "-l", str(disk.folder)], check=True)
+
+
+def contents(folder):
+    """Bytes of all files but TensorBoard's, which hold times, and what resuming needs."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and "events." not in file.name and file.name != "last.pt"
+    }
+
+
+def fill_up(disk, main, reference, shares=(0.0, 0.3, 0.6, 0.9)):
+    """Run ``main`` with too little room, again and again, and then with enough.
+
+    What had its final name before stays; in the end all is as in the folder ``reference``, where
+    ``main`` ran undisturbed.
+    """
+    before = contents(disk.folder)
+    final = contents(reference)
+    new = sum(len(data) for name, data in final.items() if name not in before)
+    messages = []
+    for share in shares:
+        with disk.with_room(int(share * new)):
+            try:
+                main()
+            except DiskError as error:
+                messages.append(str(error))
+        now = contents(disk.folder)
+        assert not [name for name in now if name.split("/")[-1].startswith(".")]
+        assert now.items() <= final.items()
+        assert before.items() <= now.items()
+    assert messages
+    assert all("full" in message or "size limit" in message for message in messages)
+    assert "\n" not in "".join(messages)
+    main()
+    assert contents(disk.folder) == final
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory):
+    """Two builds of a small program and their analyses."""
+    folder = tmp_path_factory.mktemp("analysed")
+    for level in ("O0", "O2"):
+        file = compile_c(TINY, folder / "binaries" / level / "tiny", f"-{level}", *SMALL)
+        target = preprocessing.cache_file(folder / "output", utils.sha256_of(file))
+        preprocessing.save(preprocessing.analyse(file), target)
+    return folder
+
+
+def test_gendata(disk, analysed, tmp_path):
+    def main():
+        gendata.main("tiny", "../binaries", "../output", "data", workers=1)
+
+    for name in ("binaries", "output"):
+        shutil.copytree(analysed / name, tmp_path / name)
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    with contextlib.chdir(reference):
+        main()
+    fill_up(disk, main, reference)
+
+
+def test_cached_analysis(disk, analysed, tmp_path):
+    file = next((analysed / "output").iterdir())
+    analysis = preprocessing.load(file)
+
+    def main():
+        preprocessing.save(analysis, "output/analysis.npz")
+
+    (tmp_path / "reference/output").mkdir(parents=True)
+    shutil.copy(file, tmp_path / "reference/output/analysis.npz")
+    fill_up(disk, main, tmp_path / "reference")
+
+
+def test_a_full_disk_is_no_binarys_fault(disk, analysed):
+    """Not one line for each binary, but one error that stops all."""
+    jobs = ((i, (str(analysed / "binaries/O0/tiny"), Path("output", str(i)))) for i in range(3))
+    with disk.with_room(0), pytest.raises(DiskError):
+        list(gendata.in_processes(gendata.analyse_one, jobs, 3, 1, "tests"))
+
+
+def test_dataprocess(disk, analysed, tmp_path):
+    gendata.main("tiny", str(analysed / "binaries"), str(analysed / "output"), workers=1)
+    shutil.copytree(disk.folder, tmp_path / "reference")
+    with contextlib.chdir(tmp_path / "reference"):
+        dataprocess.main()
+    fill_up(disk, dataprocess.main, tmp_path / "reference")
+
+
+def make_training(folder):
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(WORDS, 8)) + "\n" * (1 + (i % 4 == 3)) for i in range(400)]
+    (folder / "data").mkdir(parents=True)
+    (folder / "data/corpus.txt").write_text("".join(lines))
+    (folder / "vocab.txt").write_text("".join(f"{t}\n" for t in [*SPECIAL_TOKENS, *WORDS]))
+    (folder / "train.json").write_text(json.dumps(TRAINING))
+    (folder / "model.json").write_text(json.dumps(SIZES))
+    pairs = [f"{rng.choice(['same', 'different'])}\t{line}\t{line}" for line in lines[:60]]
+    rows = "".join(row.replace("\n", "") + "\n" for row in pairs)
+    (folder / "pairs.tsv").write_text("label\ttext_a\ttext_b\n" + rows)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_pretrain(disk, tmp_path):
+    def main():
+        torch.manual_seed(99)  # nothing depends on it
+        pretrain.main("train.json", "model.json", vocab="vocab.txt", max_len=12, max_pred=3)
+
+    make_training(tmp_path / "reference")
+    make_training(disk.folder)
+    with contextlib.chdir(tmp_path / "reference"):
+        main()
+    fill_up(disk, main, tmp_path / "reference", shares=(0.0, 0.3, 0.5, 0.9))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("task", ["mrpc", "samefunc"])
+def test_classify(disk, tmp_path, task, monkeypatch):
+    monkeypatch.setattr(classify.Mrpc, "text_a", "text_a")
+    monkeypatch.setattr(classify.Mrpc, "text_b", "text_b")
+    monkeypatch.setattr(classify.Mrpc, "label", "label")
+    monkeypatch.setattr(classify.Mrpc, "labels", ("different", "same"))
+    start = {"model_cfg": "model.json", "vocab": "vocab.txt", "save_dir": "out", "max_len": 12}
+
+    def main():
+        classify.main(task, "train.json", data_file="pairs.tsv", **start)
+        model = "out/model_steps_12.pt"
+        classify.main(task, data_file="pairs.tsv", model_file=model, mode="eval")
+
+    make_training(tmp_path / "reference")
+    make_training(disk.folder)
+    with contextlib.chdir(tmp_path / "reference"):
+        main()
+    fill_up(disk, main, tmp_path / "reference", shares=(0.0, 0.3, 0.8))
+
+
+def test_samefunc(disk, tmp_path):
+    functions = [samefunc.Function("p", "b", f"f{i}", "mov reg8 " * i, 2 * i, 3) for i in range(99)]
+    rows = [("same", one, two) for one, two in itertools.pairwise(functions)]
+
+    def main():
+        with utils.atomic_folder("data/samefunc") as folder:
+            for split in ("train", "dev", "test"):
+                samefunc.write_tsv(folder / f"{split}.tsv", rows)
+
+    (tmp_path / "reference").mkdir()
+    with contextlib.chdir(tmp_path / "reference"):
+        main()
+    fill_up(disk, main, tmp_path / "reference")
+
+
+def test_export(disk, tmp_path):
+    make_training(tmp_path / "model")
+    sizes = models.Config(**SIZES, vocab_size=len(SPECIAL_TOKENS) + len(WORDS))
+    torch.manual_seed(0)
+    checkpoint.save_pt(models.BertModel4Pretrain(sizes).state_dict(), tmp_path / "model/model.pt")
+    given = {"model_cfg": "../model/model.json", "vocab": "../model/vocab.txt"}
+
+    def main():
+        if not Path("to").exists():
+            checkpoint.export_model("../model/model.pt", "to", **given)
+
+    (tmp_path / "reference").mkdir()
+    with contextlib.chdir(tmp_path / "reference"):
+        main()
+    fill_up(disk, main, tmp_path / "reference", shares=(0.0, 0.5, 0.8, 0.95))
