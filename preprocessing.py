@@ -404,8 +404,8 @@ def save(analysis: Analysis, path: str | os.PathLike[str]) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def load(path: str | os.PathLike[str]) -> Analysis:
-    """Read what :func:`save` wrote.
+def load(path: str | os.PathLike[str], for_display: bool = True) -> Analysis:
+    """Read what :func:`save` wrote; without ``for_display``, names and instructions stay empty.
 
     Raises
     ------
@@ -413,10 +413,12 @@ def load(path: str | os.PathLike[str]) -> Analysis:
         The file is damaged.
     """
     bytes_fields = ("string", "instructions")
-    values = {}
+    values = {} if for_display else {"function_name": [], "instructions": []}
     try:
         with np.load(path) as arrays:
             for field in dataclasses.fields(Analysis):
+                if field.name in values:
+                    continue
                 values[field.name] = arrays[field.name]
                 if f"{field.name}_offsets" in arrays:
                     texts = _unpack(arrays[field.name], arrays[f"{field.name}_offsets"])

@@ -13,6 +13,7 @@ import random
 import shutil
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,6 +145,19 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
+    """Yield the items in their order; from ``items``, up to ``count`` more are taken at any time.
+
+    So a bounded number of futures, which an iterator makes, is under way at once.
+    """
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _umask() -> int:
