@@ -417,9 +417,14 @@ def write_pair(pair: dict[str, Any], output_dir: str, data: str) -> None:
         "tokens": int(np.diff(merged.offsets)[blocks].sum()),
         "document_lengths": np.bincount(lengths).tolist(),
     }
-    with utils.atomic_folder(Path(data) / str(pair["pair"])) as folder:
-        deepwalk.save_walks(folder / "walks.npz", blocks, document)
-        (folder / "pair.json").write_text(json.dumps({**pair, "counts": counts}) + "\n")
+    try:
+        with utils.atomic_folder(Path(data) / str(pair["pair"])) as folder:
+            deepwalk.save_walks(folder / "walks.npz", blocks, document)
+            (folder / "pair.json").write_text(json.dumps({**pair, "counts": counts}) + "\n")
+    except OSError:
+        # On a cluster, a worker that was thought dead may have written the same pair just now.
+        if not is_written(data, pair):
+            raise
 
 
 def report(data, pairs, kept, stale, binaries, skipped, seconds) -> None:
