@@ -585,8 +585,7 @@ def test_memory_does_not_grow_with_the_number_of_pairs(inside):
         tracemalloc.stop()
         assert (inside / "corpus.txt").stat().st_size >= number * text / 2
     assert peaks[1] > text  # the measure sees texts
-    under_way = 2 * dataprocess.AHEAD + 2
-    assert peaks[2] < peaks[1] + 2 * under_way * text < 20 * text + peaks[1]
+    assert peaks[2] - peaks[1] < 20 * text  # some are under way at a time, but not all 41
 
 
 def test_seen_documents_take_disk_not_memory(tmp_path):
