@@ -15,7 +15,7 @@ from test_gendata import ROOT, bytes_of, gendata_py
 
 import gendata
 
-PATIENCE = 120  # seconds that anything here may take before the test fails
+PATIENCE = 400  # seconds that anything here may take before the test fails
 
 
 def wait_for(condition, what):
