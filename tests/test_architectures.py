@@ -131,7 +131,7 @@ def test_all_code_of_our_functions_is_there(target):
 
 
 def is_stub(rows, name: str) -> bool:
-    """Whether a call of ``name`` is one of the import: MinGW has some functions of the same name."""
+    """Whether ``name`` is the import, not a function of the same name, of which MinGW has some."""
     inside = [text for _, text in rows.get(name, []) if not re.search(r"\bnop", text)]
     return len(inside) <= 1
 
