@@ -35,6 +35,7 @@ def main(
     biname: str = "chroot",
     times: int | list[int] | tuple[int, ...] = (1, 10, 100),
     workers: int = 2,
+    outputDir: str = "output",
 ) -> None:
     """Print a row for each size.
 
@@ -43,25 +44,26 @@ def main(
         biname: The program.
         times: How often its pairs are made.
         workers: Processes.
+        outputDir: Analysed binaries, as for gendata.py; used and completed.
     """
     print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()},")
     print(f"{workers} workers on {os.cpu_count()} cores; memory: first process / largest worker\n")
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
         originals = gendata.find_binaries(path, biname)
-        gendata.analyse_all(originals, str(folder / "output"), workers)
+        gendata.analyse_all(originals, outputDir, workers)
         analyses = [
-            preprocessing.load(preprocessing.cache_file(folder / "output", b["sha256"]))
-            for b in originals
+            preprocessing.load(preprocessing.cache_file(outputDir, b["sha256"])) for b in originals
         ]
+        (folder / "output").mkdir()
         distinct = sum(analysis.code_blocks for analysis in analyses)
         print("      pairs  step           wall s   CPU s  memory MB   disk MB  tokens/s a core")
         for factor in [times] if isinstance(times, int) else times:
-            copies(folder, originals, factor)
+            copies(folder, originals, outputDir, factor)
             one_size(folder, workers, distinct)
 
 
-def copies(folder: Path, originals: list[dict[str, str]], factor: int) -> None:
+def copies(folder: Path, originals: list[dict[str, str]], output_dir: str, factor: int) -> None:
     """Make ``factor`` programs of the original builds, with their analyses."""
     for number in range(factor):
         for original in originals:
@@ -73,8 +75,8 @@ def copies(folder: Path, originals: list[dict[str, str]], factor: int) -> None:
             with copy.open("ab") as file:
                 file.write(f"copy {number}".encode())
             sha256 = gendata.utils.sha256_of(copy)
-            os.link(
-                preprocessing.cache_file(folder / "output", original["sha256"]),
+            shutil.copyfile(
+                preprocessing.cache_file(output_dir, original["sha256"]),
                 preprocessing.cache_file(folder / "output", sha256),
             )
 
