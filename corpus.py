@@ -1,16 +1,18 @@
 """The corpus as token ids: tokenised once, mapped from files, split into training and held out."""
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
 import signal
+import sys
 from array import array
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import pydantic
@@ -42,6 +44,8 @@ class Corpus:
     programs : list of str, builds : list of (str, str)
         Of each pair: the program's name, and the SHA-256 of both binaries. Empty for a corpus that
         dataprocess.py did not make; that counts as one pair.
+    splits : list of str
+        Of each pair: train, validation or test, as gendata.py split the programs.
     sha256 : str
         Of the text.
     """
@@ -53,6 +57,7 @@ class Corpus:
     programs: list[str]
     builds: list[tuple[str, str]]
     sha256: str
+    splits: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def bounds(self) -> np.ndarray:
@@ -92,7 +97,7 @@ def read_corpus(
     if not (folder / "tokens.bin").stat().st_size:
         raise UserError(f"the corpus {data_file} holds no text; make it: python dataprocess.py")
     documents = np.memmap(folder / "documents.bin", np.int64, "r")
-    programs, builds, sizes = _pairs(data_file, sha256, len(documents) - 1)
+    programs, builds, splits, sizes = _pairs(data_file, sha256, len(documents) - 1)
     return Corpus(
         tokens=np.memmap(folder / "tokens.bin", dtype, "r"),
         sentences=np.memmap(folder / "sentences.bin", np.int64, "r"),
@@ -101,6 +106,7 @@ def read_corpus(
         programs=programs,
         builds=builds,
         sha256=sha256,
+        splits=splits,
     )
 
 
@@ -182,6 +188,7 @@ class _Build:
 @pydantic.dataclasses.dataclass
 class _Pair:
     program: str
+    split: Literal["train", "validation", "test"]
     builds: list[_Build]
     documents: pydantic.NonNegativeInt
 
@@ -196,21 +203,22 @@ class _About:
 
 def _pairs(
     data_file: Path, sha256: str, n_documents: int
-) -> tuple[list[str], list[tuple[str, str]], list[int]]:
-    """Return program, builds and number of documents of each pair, from the .json of the corpus."""
+) -> tuple[list[str], list[tuple[str, str]], list[str], list[int]]:
+    """Return program, builds, split and size in documents of each pair, from the corpus's .json."""
     beside = data_file.with_suffix(".json")
     if not beside.exists():
-        return [], [], [n_documents]
+        return [], [], [], [n_documents]
     about = utils.read_config(_About, beside)
-    programs = [pair.program for pair in about.pairs]
-    builds = [tuple(build.sha256 for build in pair.builds) for pair in about.pairs]
+    programs = [sys.intern(pair.program) for pair in about.pairs]
+    builds = [tuple(sys.intern(build.sha256) for build in pair.builds) for pair in about.pairs]
+    splits = [sys.intern(pair.split) for pair in about.pairs]
     sizes = [pair.documents for pair in about.pairs]
     if about.corpus_sha256 != sha256 or sum(sizes) != n_documents:
         raise UserError(
             f"{beside} does not describe {data_file}, which was changed since; run "
             "python dataprocess.py again (or delete the .json, if the corpus is your own)"
         )
-    return programs, builds, sizes
+    return programs, builds, splits, sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,10 +238,11 @@ class Split:
 
 
 def split_corpus(corpus: Corpus) -> Split:
-    """Hold out a tenth of the programs; or a quarter of at least 8 builds; or a tenth of documents.
+    """Hold out the programs for validation; or a quarter of at least 8 builds; or a tenth of all.
 
-    The first of these rules that leaves pairs of segments on both sides is taken. The choice is
-    random, and the same for the same corpus.
+    The first of these rules that leaves pairs of segments on both sides is taken: programs as
+    gendata.py split them, else builds, else documents. Programs for the test are on neither side,
+    whatever the rule. The choice is random, and the same for the same corpus.
 
     Raises
     ------
@@ -241,15 +250,24 @@ def split_corpus(corpus: Corpus) -> Split:
         The corpus is too small for any split.
     """
     rng = np.random.default_rng(SPLIT_SEED)
-    programs = sorted(set(corpus.programs))
-    builds = sorted({build for pair in corpus.builds for build in pair})
+    of_pair = np.array(corpus.splits or ["train"] * (len(corpus.pairs) - 1))
+    may_read = of_pair != "test"
+    programs: dict[str, set[str]] = {"train": set(), "validation": set(), "test": set()}
+    for program, split in zip(corpus.programs, corpus.splits, strict=False):
+        programs[split].add(program)
+    readable = itertools.compress(corpus.builds, may_read)
+    builds = sorted({build for pair in readable for build in pair})
     n_documents = len(corpus.documents) - 1
     splits = []
-    if len(programs) > 1:
-        out = set(rng.permutation(programs)[: -(-len(programs) // 10)].tolist())
-        pairs = np.array([program in out for program in corpus.programs])
-        rule = f"by program: {', '.join(sorted(out))} held out of {len(programs)} programs"
-        splits.append((~pairs, pairs, rule))
+    if programs["validation"]:
+        count = {split: len(names) for split, names in programs.items()}
+        names = sorted(programs["validation"])
+        listed = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+        rule = (
+            f"by program: {count['validation']} held out ({listed}), {count['train']} trained on, "
+            f"{count['test']} left for a test"
+        )
+        splits.append((of_pair == "train", of_pair == "validation", rule))
     if len(builds) >= 8:
         out = set(rng.permutation(builds)[: round(len(builds) / 4)].tolist())
         inside = np.array([sum(build in out for build in pair) for pair in corpus.builds])
@@ -257,10 +275,11 @@ def split_corpus(corpus: Corpus) -> Split:
             f"by build: {len(out)} of {len(builds)} builds held out, {(inside == 2).sum()} pairs "
             f"inside them, {(inside == 1).sum()} mixed pairs dropped"
         )
-        splits.append((inside == 0, inside == 2, rule))
+        splits.append(((inside == 0) & may_read, (inside == 2) & may_read, rule))
     per_pair = np.diff(corpus.pairs)
     splits = [(np.repeat(a, per_pair), np.repeat(b, per_pair), rule) for a, b, rule in splits]
-    several = np.diff(corpus.documents) > 1  # others have no second segment
+    may_read = np.repeat(may_read, per_pair)
+    several = (np.diff(corpus.documents) > 1) & may_read  # others have no second segment
     useful = rng.permutation(np.flatnonzero(several))
     documents = np.zeros(n_documents, bool)
     documents[useful[: max(2, len(useful) // 10)]] = True
@@ -268,7 +287,7 @@ def split_corpus(corpus: Corpus) -> Split:
         f"by document: {documents.sum()} of {n_documents} held out; paths through the same code "
         "are on both sides, so these figures flatter the model"
     )
-    splits.append((~documents, documents, rule))
+    splits.append((~documents & may_read, documents, rule))
     for training, heldout, rule in splits:
         if min((several & training).sum(), (several & heldout).sum()) >= 2:
             return Split(training, heldout, rule)

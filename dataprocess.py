@@ -2,14 +2,16 @@
 
     python dataprocess.py
 
-Reads the pair folders of gendata.py in numeric order, one at a time, so that memory does not grow
-with the corpus, and writes three files that take their names together:
+Reads the pair folders of gendata.py in numeric order, and the analysed binaries that they refer to,
+in parallel, a few at a time, so that memory does not grow with the corpus. Writes three files that
+take their names together:
 
-- vocab/vocab.txt: [PAD] [UNK] [CLS] [SEP] [MASK], the corpus's tokens by falling frequency (ties by
-  code point), then every character of theirs, at the start of a word and inside it (``##c``).
-  So every token of the corpus is whole, and WordPiece can spell any other word in its alphabet.
 - data/corpus.txt: one sentence per line, tokens separated by one blank; a blank line ends a
-  document.
+  document. A document that stood in the corpus before is left out.
+- vocab/vocab.txt: [PAD] [UNK] [CLS] [SEP] [MASK], the corpus's tokens by falling frequency (ties by
+  code point), then every character of theirs, at the start of a word and inside it (``##c``);
+  `vocab_size` lines at most. So every token is whole, except the rarest where they are too many:
+  those, and any other word in this alphabet, WordPiece can spell.
 - data/corpus.json: the corpus's size and hash, and which documents come from which pair of
   builds: the first pair's documents stand first.
 
@@ -22,11 +24,18 @@ one that is damaged stops the run, for a corpus should not lack a pair without a
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import os
 import re
+import sqlite3
 import time
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -35,9 +44,12 @@ import numpy as np
 import pydantic
 from tqdm import tqdm
 
+import deepwalk
+import preprocessing
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import (
     UserError,
+    ahead,
     atomic_file,
     command_line,
     disk_errors,
@@ -48,12 +60,18 @@ from utils import (
 
 # Settings; each is a flag, too: python dataprocess.py --data other/
 data = "data"  # the pair folders that gendata.py made
+outputDir = "output/"  # the analysed binaries, as for gendata.py
 vocab_file = "vocab/vocab.txt"
 corpus_file = "data/corpus.txt"
+vocab_size = 32768  # lines of the vocabulary at most
+workers = os.cpu_count() or 1  # processes
 
-FORMAT_VERSION = 2  # of corpus.json
-PAIR_FILES = ("pair.json", "dictionary.txt", "blocks.npz", "walks.npz")  # those that are read here
-CHUNK = 16 << 20  # bytes of the corpus that are tokenized at once
+FORMAT_VERSION = 3  # of corpus.json
+PAIR_FILES = ("pair.json", "walks.npz")
+COUNTED = 2**20  # distinct tokens that are counted at a time
+AHEAD = 4  # pairs under way, for each worker
+
+Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 @pydantic.dataclasses.dataclass
@@ -66,40 +84,76 @@ class Build:
 
 
 @pydantic.dataclasses.dataclass
+class Counts:
+    """What this script needs of pair.json's counts."""
+
+    blocks: int
+
+
+@pydantic.dataclasses.dataclass
+class WalkSettings:
+    """What this script needs of gendata.py's settings."""
+
+    walk_length: Count
+
+
+@pydantic.dataclasses.dataclass
 class PairInfo:
     """What this script needs of pair.json; other keys are gendata.py's own."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     program: str
+    split: Literal["train", "validation", "test"]
     binaries: Annotated[list[Build], pydantic.Field(min_length=2, max_length=2)]
+    analyses: Annotated[list[str], pydantic.Field(min_length=2, max_length=2)]
+    settings: WalkSettings
+    counts: Counts
+
+
+@dataclasses.dataclass
+class BinaryText:
+    """An analysed binary, written as text once for all of its pairs.
+
+    ``texts`` are its blocks as bytes (B,), "" where a block has no tokens; block b has the tokens
+    ``words[t] for t in tokens[offsets[b]:offsets[b + 1]]``.
+    """
+
+    texts: np.ndarray
+    words: list[str]
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    def count(self, visits: np.ndarray) -> Counter[str]:
+        """Count the tokens of blocks visited so often; ``visits`` is int64 (B,)."""
+        often = np.repeat(visits, np.diff(self.offsets))
+        # bincount weighs in float64, which is exact up to 2^53 tokens.
+        counts = np.bincount(self.tokens, often, len(self.words)).astype(int).tolist()
+        return Counter({word: n for word, n in zip(self.words, counts, strict=True) if n})
 
 
 @dataclasses.dataclass
 class Pair:
     """One pair folder, read and checked.
 
-    ``tokens`` are line numbers of ``words``; block b is ``tokens[offsets[b]:offsets[b + 1]]``.
-    ``blocks`` are the visited blocks, cut into sentences by ``sentence`` (offsets into
-    ``blocks``), and those into documents by ``document`` (offsets into the sentences).
+    ``blocks`` are the visited blocks (n,), those of the second binary counted on from the first's;
+    document d is ``blocks[start[d]:start[d + 1]]``.
     """
 
     info: PairInfo
-    words: list[str]
-    tokens: np.ndarray
-    offsets: np.ndarray
+    binaries: list[BinaryText]
     blocks: np.ndarray
-    sentence: np.ndarray
-    document: np.ndarray
+    start: np.ndarray
 
 
 @dataclasses.dataclass
 class PairText:
     """A pair's part of the corpus and what is in it."""
 
+    info: PairInfo
+    sha256: str  # of the folder
     text: bytes
     counts: Counter[str]  # how often each token stands in the text
     sentences: int
-    documents: int
 
 
 def pair_folders(data: str | Path) -> tuple[list[Path], list[Path]]:
@@ -122,13 +176,14 @@ def hash_pair(folder: Path) -> str:
 
 
 def read_current(
-    about_file: Path, vocab_file: str, corpus_file: str, folders: list[Path]
+    about_file: Path, vocab_file: str, corpus_file: str, vocab_size: int, folders: list[Path]
 ) -> dict[str, Any] | None:
     """Return corpus.json's content, if all three files are what these pairs give, else None."""
     try:
         about = json.loads(about_file.read_text(encoding="utf-8"))
         is_current = (
             about["format_version"] == FORMAT_VERSION
+            and about["vocab_size"] == vocab_size
             and about["vocab_sha256"] == sha256_of(vocab_file)
             and about["corpus_sha256"] == sha256_of(corpus_file)
             and [(pair["pair"], pair["sha256"]) for pair in about["pairs"]]
@@ -166,152 +221,327 @@ def check_offsets(name: str, offsets: np.ndarray, size: int) -> None:
         raise ValueError(f"'{name}' falls")
 
 
-def read_pair(folder: Path) -> Pair:
-    """Read one pair folder.
+@lru_cache(maxsize=64)
+def read_binary(file: Path) -> BinaryText:
+    """Read an analysed binary and write its blocks as text.
 
     Raises
     ------
     UserError
-        A file is missing, damaged or of another format version, the arrays do not fit together,
-        or a token could forge a special token, a blank or a line.
+        The file is damaged, its arrays do not fit together, or a token could forge a special
+        token, a blank or a line.
+    """
+    analysis = preprocessing.load(file, for_display=False)
+    words, tokens, offsets = analysis.dictionary, analysis.tokens, analysis.offsets
+    try:
+        for word in words:
+            check_word(word)
+        if len(set(words)) < len(words):
+            raise ValueError("a word stands in its dictionary twice")
+        check_ids("tokens", tokens, len(words))
+        check_offsets("offsets", offsets, len(tokens))
+    except ValueError as error:
+        raise UserError(
+            f"{file} is damaged ({error}); delete it and run `python gendata.py` again"
+        ) from error
+    names = [words[i] for i in tokens.tolist()]
+    texts = np.empty(len(offsets) - 1, dtype=object)
+    texts[:] = [" ".join(names[a:b]).encode() for a, b in pairwise(offsets.tolist())]
+    return BinaryText(texts, words, tokens, offsets)
+
+
+def read_pair(folder: Path, output_dir: str) -> Pair:
+    """Read one pair folder and the two analyses that it refers to.
+
+    Raises
+    ------
+    UserError
+        A file is missing, damaged or of another format version, or the walks do not fit the
+        analyses.
     """
     remedy = f"delete {folder} and run `python gendata.py` again"
     try:
         info = read_config(PairInfo, folder / "pair.json")
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from error
-    file = folder / "dictionary.txt"
+    binaries = []
+    for name, build in zip(info.analyses, info.binaries, strict=True):
+        file = Path(output_dir) / Path(name).name
+        if not file.is_file():
+            raise UserError(
+                f"{file}, the analysis of {build.path} that {folder} refers to, is missing; "
+                "name gendata.py's outputDir with --outputDir, or run `python gendata.py` again"
+            )
+        binaries.append(read_binary(file))
+    file = folder / "walks.npz"
     try:
-        *words, rest = file.read_bytes().decode("utf-8").split("\n")
-        if rest:
-            raise ValueError("its last line has no end")
-        for word in words:
-            check_word(word)
-        file = folder / "blocks.npz"
-        with np.load(file) as arrays:
-            tokens, offsets = arrays["tokens"], arrays["offsets"]
-        check_ids("tokens", tokens, len(words))
-        check_offsets("offsets", offsets, len(tokens))
-        file = folder / "walks.npz"
-        with np.load(file) as arrays:
-            blocks, sentence, document = (arrays[k] for k in ("blocks", "sentence", "document"))
-        check_ids("blocks", blocks, len(offsets) - 1)
-        check_offsets("sentence", sentence, len(blocks))
-        check_offsets("document", document, len(sentence) - 1)
+        blocks, start = deepwalk.load_walks(file)
+        size = sum(len(binary.texts) for binary in binaries)
+        check_ids("step", blocks, size)
+        if size != info.counts.blocks:
+            raise ValueError(f"it is of {info.counts.blocks} blocks, but the analyses hold {size}")
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"{file} is damaged ({error}); {remedy}") from error
     except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         raise UserError(f"{file} is no whole .npz file ({error}); {remedy}") from error
-    return Pair(info, words, tokens, offsets, blocks, sentence, document)
+    return Pair(info, binaries, blocks, start)
 
 
-def render(pair: Pair) -> PairText:
-    """Write a pair's walks as text; blocks without tokens leave no trace in it."""
-    lengths = np.diff(pair.offsets)  # (blocks,) tokens of each block
-    seen = lengths[pair.blocks] > 0
-    blocks = pair.blocks[seen]  # (visits,)
-    sentence = np.repeat(np.arange(len(pair.sentence) - 1), np.diff(pair.sentence))[seen]
-    document = np.repeat(np.arange(len(pair.document) - 1), np.diff(pair.document))[sentence]
-    ends_sentence = np.diff(sentence, append=-1) != 0  # (visits,)
+def render(pair: Pair) -> tuple[list[bytes], np.ndarray]:
+    """Write a pair's walks as text; blocks without tokens leave no trace in it.
+
+    Returns
+    -------
+    documents : list of bytes
+        Sentences of ``walk_length`` blocks (the last may be shorter), a line each, and a blank
+        line. What no token is in is left out, be it a sentence or a document.
+    numbers : int64 (documents,)
+        Which of the pair's walks they are.
+    """
+    texts = np.concatenate([binary.texts for binary in pair.binaries])
+    lengths = np.diff(pair.start)
+    document = np.repeat(np.arange(len(lengths)), lengths)  # (visits,)
+    within = np.arange(len(document)) - pair.start[document]
+    sentence = within // pair.info.settings.walk_length  # of its document
+    seen = texts[pair.blocks] != b""
+    blocks, document, sentence = pair.blocks[seen], document[seen], sentence[seen]
     ends_document = np.diff(document, append=-1) != 0
+    ends_sentence = (np.diff(sentence, append=-1) != 0) | ends_document
 
-    # Each block is written once; the text is blocks and separators taken in turn.
-    names = [pair.words[i] for i in pair.tokens.tolist()]
-    texts = np.empty(len(lengths), dtype=object)
-    texts[:] = [" ".join(names[a:b]).encode() for a, b in pairwise(pair.offsets.tolist())]
+    # The text is blocks and separators taken in turn.
     separators = np.array([b" ", b"\n", b"\n\n"], dtype=object)
     parts = np.empty(2 * len(blocks), dtype=object)
     parts[0::2] = texts[blocks]
     parts[1::2] = separators[ends_sentence.astype(int) + ends_document]
+    parts = parts.tolist()
+    ends = 2 * np.flatnonzero(ends_document) + 2
+    documents = [b"".join(parts[a:b]) for a, b in pairwise([0, *ends.tolist()])]
+    return documents, document[ends_document]
 
-    visits = np.bincount(blocks, minlength=len(lengths))
-    # bincount weighs in float64, which is exact up to 2^53 tokens.
-    counted = np.bincount(pair.tokens, np.repeat(visits, lengths), len(pair.words)).astype(int)
-    counts: Counter[str] = Counter()
-    for word, count in zip(pair.words, counted.tolist(), strict=True):
-        if count:
-            counts[word] += count
-    return PairText(
-        b"".join(parts.tolist()), counts, int(ends_sentence.sum()), int(ends_document.sum())
+
+def hash_documents(folder: Path, output_dir: str) -> list[int]:
+    """Return a 64-bit hash of each of a pair's documents; runs in a worker."""
+    documents, _ = render(read_pair(folder, output_dir))
+    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in documents)
+    return np.frombuffer(digests, np.int64).tolist()
+
+
+def write_documents(folder: Path, output_dir: str, is_new: np.ndarray) -> PairText:
+    """Return the text of those of a pair's documents that are new; runs in a worker."""
+    pair = read_pair(folder, output_dir)
+    documents, numbers = render(pair)
+    text = b"".join(documents[d] for d in np.flatnonzero(is_new))
+    kept = np.zeros(len(pair.start) - 1, bool)
+    kept[numbers[is_new]] = True
+    first, second = pair.binaries
+    visits = np.bincount(
+        pair.blocks[np.repeat(kept, np.diff(pair.start))],
+        minlength=len(first.texts) + len(second.texts),
     )
+    counts = first.count(visits[: len(first.texts)])
+    counts.update(second.count(visits[len(first.texts) :]))
+    # Each line ends in one \n, and each document in one more.
+    sentences = text.count(b"\n") - int(is_new.sum())
+    return PairText(pair.info, hash_pair(folder), text, counts, sentences)
 
 
-def write_corpus(folders: list[Path], corpus: IO[bytes]) -> tuple[Counter[str], dict[str, Any]]:
-    """Write all pairs' texts to ``corpus``.
+class SeenDocuments:
+    """The hashes of all documents so far, in a temporary database: memory does not grow with them.
+
+    Two different documents have equal hashes with odds of 1 in 2^64, so among n documents one is
+    taken for another's copy with odds of n^2 / 2^65: 1 in 40,000 for 30 million (10 billion
+    tokens).
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        # SQLite deletes the file as soon as it is open, so that nothing is ever left behind.
+        os.environ["SQLITE_TMPDIR"] = str(folder)
+        self.database = sqlite3.connect("", isolation_level=None)
+        for line in ("PRAGMA journal_mode = OFF", "CREATE TABLE seen (hash INTEGER PRIMARY KEY)"):
+            self.database.execute(line)
+
+    def add(self, hashes: list[int]) -> np.ndarray:
+        """Remember the hashes; return whether each was new, bool (hashes,)."""
+        add = "INSERT OR IGNORE INTO seen VALUES (?)"
+        try:
+            self.database.execute("BEGIN")
+            new = [self.database.execute(add, (number,)).rowcount for number in hashes]
+            self.database.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise UserError(f"cannot write a temporary file in {self.folder}: {error}") from error
+        return np.array(new, bool)
+
+
+def forget_rarest(counts: Counter[str]) -> None:
+    """Where more than COUNTED tokens are counted, forget all but the most frequent half of it.
+
+    A forgotten token that comes again starts at 0, so that a count may be too small, by what was
+    forgotten, but memory is bounded. The same pairs in the same order give the same counts.
+    """
+    if len(counts) > COUNTED:
+        ordered = sorted(counts, key=lambda word: (-counts[word], word))
+        for word in ordered[COUNTED // 2 :]:
+            del counts[word]
+
+
+@dataclasses.dataclass
+class Vocabulary:
+    """What goes into the vocabulary: tokens with their counts, and the characters of all tokens."""
+
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)
+    alphabet: set[str] = dataclasses.field(default_factory=set)
+
+    def add(self, counts: Counter[str]) -> None:
+        self.counts.update(counts)
+        self.alphabet.update("".join(counts))
+        forget_rarest(self.counts)
+
+    def lines(self, size: int) -> list[str]:
+        """Return special tokens, tokens by falling frequency, word pieces: ``size`` at most.
+
+        Raises
+        ------
+        UserError
+            Not even the characters have room.
+        """
+        words = sorted(self.counts, key=lambda word: (-self.counts[word], word))
+        alphabet = sorted(self.alphabet)
+        inside = [f"##{char}" for char in alphabet]
+        room = size - len(SPECIAL_TOKENS) - len(inside) - len(alphabet)
+        if room < 0:
+            raise UserError(
+                f"--vocab_size {size} is too small for the {len(alphabet)} characters of the "
+                f"corpus; give {size - room} or more"
+            )
+        # A one-letter token is its own piece, so it takes no room twice.
+        whole: list[str] = []
+        for word in words:
+            if word in self.alphabet or room > 0:
+                whole.append(word)
+                room -= word not in self.alphabet
+        kept = set(whole)
+        return [*SPECIAL_TOKENS, *whole, *(c for c in alphabet if c not in kept), *inside]
+
+
+def pair_texts(
+    folders: list[Path], output_dir: str, workers: int, near: Path
+) -> Iterator[tuple[Path, PairText, int]]:
+    """Yield folder, text and number of repeated documents of each pair, in order, from a pool."""
+    # Forked: what is imported already need not be again, and no thread runs here yet.
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(workers, context)
+    seen = SeenDocuments(near)
+    try:
+        hashed = ((f, pool.submit(hash_documents, f, output_dir)) for f in folders)
+
+        def texts() -> Iterator[tuple[Path, Any, int]]:
+            for folder, future in ahead(hashed, AHEAD * workers):
+                is_new = seen.add(future.result())
+                text = pool.submit(write_documents, folder, output_dir, is_new)
+                yield folder, text, len(is_new) - int(is_new.sum())
+
+        for folder, future, repeated in ahead(texts(), AHEAD * workers):
+            yield folder, future.result(), repeated
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process died, perhaps for lack of memory; try fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def write_corpus(
+    texts: Iterator[tuple[Path, PairText, int]], corpus: IO[bytes], about: IO[str]
+) -> tuple[Vocabulary, dict[str, Any]]:
+    """Write all pairs' texts to ``corpus`` and, as corpus.json, what is in it to ``about``.
 
     Returns
     -------
-    counts : Counter
-        How often each token stands in the corpus.
-    about : dict
-        The content of corpus.json.
+    vocabulary : Vocabulary
+        Of the corpus.
+    facts : dict
+        What corpus.json says besides the pairs; it is left open for more.
     """
-    counts: Counter[str] = Counter()
+    vocabulary = Vocabulary()
     digest = hashlib.sha256()
-    size = sentences = 0
-    pairs = []
-    for folder in tqdm(folders, desc="pairs", unit="pair", disable=None):
-        pair = read_pair(folder)
-        sha256 = hash_pair(folder)
-        part = render(pair)
+    total: Counter[str] = Counter()
+    about.write('{\n "pairs": [')
+    for folder, part, repeated in texts:
         corpus.write(part.text)
         digest.update(part.text)
-        size += len(part.text)
-        counts.update(part.counts)
-        sentences += part.sentences
-        pairs.append(
-            {
-                "pair": int(folder.name),
-                "program": pair.info.program,
-                "builds": [dataclasses.asdict(build) for build in pair.info.binaries],
-                "documents": part.documents,
-                "sha256": sha256,
-            }
+        vocabulary.add(part.counts)
+        documents = part.text.count(b"\n\n")
+        entry = {
+            "pair": int(folder.name),
+            "program": part.info.program,
+            "split": part.info.split,
+            "builds": [dataclasses.asdict(build) for build in part.info.binaries],
+            "documents": documents,
+            "sha256": part.sha256,
+        }
+        # Written at once: the pairs of a large corpus would not fit into memory.
+        about.write(f"{',' if total['pairs'] else ''}\n  {json.dumps(entry)}")
+        total.update(
+            pairs=1,
+            documents=documents,
+            repeated=repeated,
+            sentences=part.sentences,
+            tokens=part.counts.total(),
+            bytes=len(part.text),
         )
-    about = {
+    about.write("\n ]")
+    facts = {
         "format_version": FORMAT_VERSION,
-        "corpus_bytes": size,
+        "corpus_bytes": total["bytes"],
         "corpus_sha256": digest.hexdigest(),
-        "documents": sum(pair["documents"] for pair in pairs),
-        "sentences": sentences,
-        "tokens": counts.total(),
-        "pairs": pairs,
+        "documents": total["documents"],
+        "repeated_documents": total["repeated"],
+        "sentences": total["sentences"],
+        "tokens": total["tokens"],
     }
-    return counts, about
+    return vocabulary, facts
 
 
-def make_vocab(counts: Counter[str]) -> list[str]:
-    """Return the vocabulary: special tokens, tokens by falling frequency, word pieces."""
-    words = sorted(counts, key=lambda word: (-counts[word], word))
-    alphabet = sorted(set("".join(words)))
-    # A one-letter token is its own piece; no token begins with "##".
-    pieces = [char for char in alphabet if char not in counts]
-    return [*SPECIAL_TOKENS, *words, *pieces, *(f"##{char}" for char in alphabet)]
+def count_pieces(vocab: list[str], counts: Counter[str]) -> tuple[int, int, int]:
+    """Return how many of the counted tokens are whole, how many ids all make, how many are [UNK].
+
+    Each distinct token goes through the tokenizer that reads the corpus.
+    """
+    tokenizer = CorpusTokenizer({token: number for number, token in enumerate(vocab)})
+    whole = pieces = unknown = 0
+    for word, count in counts.items():
+        ids = tokenizer.encode(word)
+        whole += count * (len(ids) == 1)
+        pieces += count * len(ids)
+        unknown += count * int((ids == tokenizer.vocab["[UNK]"]).sum())
+    return whole, pieces, unknown
 
 
-def count_unknown(vocab_file: str | Path, corpus_file: str | Path) -> tuple[int, int]:
-    """Read the corpus with the vocabulary; return how many tokens are [UNK], and of how many."""
-    tokenizer = CorpusTokenizer(vocab_file)
-    unknown = total = 0
-    with open(corpus_file, "rb") as corpus:
-        while lines := corpus.readlines(CHUNK):
-            ids, _ = tokenizer.encode_lines(lines)
-            unknown += int((ids == tokenizer.vocab["[UNK]"]).sum())
-            total += len(ids)
-    return unknown, total
-
-
-def main(data: str = data, vocab_file: str = vocab_file, corpus_file: str = corpus_file) -> None:
+def main(
+    data: str = data,
+    outputDir: str = outputDir,
+    vocab_file: str = vocab_file,
+    corpus_file: str = corpus_file,
+    vocab_size: Count = vocab_size,
+    workers: Count = workers,
+) -> None:
     """Make the vocabulary and the corpus of all pairs.
 
     Parameters
     ----------
     data : str
         The folder that gendata.py wrote: data/0, data/1, ...
+    outputDir : str
+        Where gendata.py keeps the analysed binaries.
     vocab_file : str
         The vocabulary to write, one token per line.
     corpus_file : str
         The corpus to write, one sentence per line; its facts go beside it, as .json.
+    vocab_size : int
+        Lines of the vocabulary at most; the rarest tokens are spelt by characters.
+    workers : int
+        Processes; any number of them gives the same files.
     """
     start = time.perf_counter()
     about_file = Path(corpus_file).with_suffix(".json")
@@ -326,7 +556,7 @@ def main(data: str = data, vocab_file: str = vocab_file, corpus_file: str = corp
     if not folders:
         raise UserError(f"{data} holds no finished pair; run `python gendata.py` first")
 
-    about = read_current(about_file, vocab_file, corpus_file, folders)
+    about = read_current(about_file, vocab_file, corpus_file, vocab_size, folders)
     if about:
         print(
             f"{corpus_file} and {vocab_file} are up to date: {len(folders):,} pairs, "
@@ -341,36 +571,38 @@ def main(data: str = data, vocab_file: str = vocab_file, corpus_file: str = corp
         atomic_file(vocab_file) as vocab_out,
         atomic_file(corpus_file, "wb") as corpus_out,
     ):
-        counts, about = write_corpus(folders, corpus_out)
+        texts = pair_texts(folders, outputDir, workers, Path(corpus_file).parent)
+        bar = tqdm(texts, total=len(folders), desc="pairs", unit="pair", disable=None)
+        vocabulary, facts = write_corpus(bar, corpus_out, about_out)
+        counts = vocabulary.counts
         if not counts:
             raise UserError(f"the pairs in {data} hold no walks; run `python gendata.py` again")
-        vocab = make_vocab(counts)
+        vocab = vocabulary.lines(vocab_size)
         lines = "".join(f"{token}\n" for token in vocab)
-        about["vocab_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
+        facts["vocab_size"] = vocab_size
+        facts["vocab_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
         with disk_errors(Path(vocab_file)):
             vocab_out.write(lines)
             vocab_out.flush()
         with disk_errors(about_file):
-            json.dump(about, about_out, indent=1)
-            about_out.write("\n")
+            about_out.write("," + json.dumps(facts, indent=1)[1:] + "\n")
             about_out.flush()
-    written = time.perf_counter()
+    seconds = time.perf_counter() - start
 
-    unknown, total = count_unknown(vocab_file, corpus_file)
-    read = time.perf_counter()
-    size = about["corpus_bytes"] / 1e6
-    pieces = len(vocab) - len(SPECIAL_TOKENS) - len(counts)
+    whole, pieces, unknown = count_pieces(vocab, counts)
+    size, total = facts["corpus_bytes"] / 1e6, counts.total()
+    documents, repeated = facts["documents"], facts["repeated_documents"]
     print(f"pairs       {len(folders):>12,}  ({len(incomplete)} incomplete ones skipped)")
-    print(f"documents   {about['documents']:>12,}")
-    print(f"sentences   {about['sentences']:>12,}")
-    print(f"tokens      {about['tokens']:>12,}")
-    print(f"vocabulary  {len(vocab):>12,}  ({len(counts):,} tokens of the corpus, {pieces} pieces)")
+    print(f"documents   {documents:>12,}  ({repeated:,} exact copies of others left out)")
+    print(f"sentences   {facts['sentences']:>12,}")
+    print(f"tokens      {facts['tokens']:>12,}")
+    print(f"vocabulary  {len(vocab):>12,}  (for {len(counts):,} different tokens of the corpus)")
+    print(f"whole       {whole / total:>12.4%}  ({pieces:,} ids stand for {total:,} tokens)")
     print(f"[UNK]       {unknown / total:>12.4%}  ({unknown:,} of {total:,} tokens)")
-    print(f"wrote {size:,.1f} MB in {written - start:.1f} s ({size / (written - start):.1f} MB/s),")
-    print(f"read them again in {read - written:.1f} s ({size / (read - written):.1f} MB/s)")
+    print(f"wrote {size:,.1f} MB in {seconds:.1f} s ({size / seconds:.1f} MB/s)")
     print("most common tokens:")
-    for token in vocab[len(SPECIAL_TOKENS) :][: min(20, len(counts))]:
-        print(f"  {counts[token]:>12,}  {counts[token] / total:6.2%}  {token}")
+    for token, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:20]:
+        print(f"  {count:>12,}  {count / total:6.2%}  {token}")
     print(f"{corpus_file}, {about_file} and {vocab_file} are ready; next: sh train.sh")
 
 

@@ -4,6 +4,7 @@ The path walk is plain loops over arrays, compiled by numba: it needs a call sta
 each path it knows what is still uncovered, so whole-array NumPy would walk more and read worse.
 """
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -248,6 +249,42 @@ def _cover(graph, order, block_count, num_walks, max_blocks, rng):
                     depth += 1
             start.append(start[-1] + size)
     return paths[: start[-1]].copy(), np.array(start)
+
+
+def save_walks(path: str | os.PathLike[str], blocks: np.ndarray, start: np.ndarray) -> None:
+    """Write walks as a compressed .npz: 1 byte a visited block or less, where 4 are in memory.
+
+    Parameters
+    ----------
+    path : path-like
+    blocks : int32 (n,), start : int64 (paths + 1,)
+        As :func:`control_flow_walks` returns them. ``step`` in the file is each block's distance to
+        the one before it, which is small or repeats; ``length`` is the blocks of each path.
+    """
+    step = np.diff(blocks, prepend=blocks.dtype.type(0))
+    small = len(step) == 0 or max(step.max(), -step.min()) < 2**15
+    np.savez_compressed(
+        path, step=step.astype(np.int16 if small else np.int32), length=np.diff(start).astype("i4")
+    )
+
+
+def load_walks(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Read what :func:`save_walks` wrote -> blocks int32 (n,), start int64 (paths + 1,).
+
+    Raises
+    ------
+    ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
+        The file is damaged.
+    """
+    with np.load(path) as arrays:
+        step, length = arrays["step"], arrays["length"]
+    for name, values in (("step", step), ("length", length)):
+        if values.ndim != 1 or values.dtype.kind != "i":
+            raise ValueError(f"'{name}' is no list of signed integers")
+    if length.min(initial=1) < 1 or length.sum() != len(step):
+        raise ValueError(f"'length' does not divide {len(step)} blocks into walks")
+    start = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
+    return np.cumsum(step, dtype=np.int32), start
 
 
 def deepwalk(

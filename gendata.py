@@ -1,20 +1,29 @@
 """Disassemble each binary, merge the control-flow graphs of each pair, walk them -> data/0, ...
 
-    python gendata.py            all pairs of the builds under `path`
-    python gendata.py show 0     the blocks of data/0, readable
+    python gendata.py                all pairs of the builds under `path`
+    python gendata.py --biname '*'   of all programs there
+    python gendata.py show 0         the blocks of data/0, readable
 
 Every folder of `path` that holds `biname` is one binary. Each is analysed once and cached in
 `outputDir`; each pair (i, j), i < j, becomes one folder of `data`, written whole or not at all.
+
+A pair's folder holds what is the pair's own: pair.json (which binaries, which analyses, counts) and
+walks.npz (block ids). Blocks, edges and tokens stand once per binary in `outputDir`, from which
+:func:`preprocessing.merge` gives the pair's graph again in milliseconds.
 """
 
+import fnmatch
+import hashlib
 import itertools
 import json
+import math
 import os
 import signal
 import stat
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -32,10 +41,13 @@ import deepwalk
 import preprocessing
 import utils
 
-biname = "chroot"  # the program to look for; several: ["chroot", "ls"]
+biname = "chroot"  # the program to look for; several: ["chroot", "ls"]; all: "*"
 path = "experiment_data/coreutils/binaries/"  # its builds: path/<build>/<biname>
 outputDir = "output/"  # analysed binaries, one file each
 data = "data"  # pairs: data/0, data/1, ...
+pairs = None  # pairs of each program at most; None: all
+validation = 0.1  # share of the programs that a training is measured on, not trained on
+test = 0.1  # share of the programs that no training reads
 num_walks = 2  # visits that each basic block gets at least
 walk_length = 16  # basic blocks per sentence
 sentences = 4  # sentences per document at most
@@ -44,15 +56,17 @@ workers = os.cpu_count() or 1  # processes
 time_limit = 600  # seconds that one binary, or one pair, may take
 memory_limit = min(8.0, psutil.virtual_memory().total / 2**30)  # GiB that it may take
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of a pair's folder
 BUILD = ("path", "build", "sha256")  # what pair.json says of a binary
 COUNTS = ("blocks", "edges", "merged", "walks", "documents", "documents_in_both", "tokens")
 MOST = 2**32  # of anything in a pair
 ENOUGH_PAIRS = 100
 SKIPPED = 3  # exit code: done, but some binaries were skipped
+AHEAD = 1000  # jobs that wait for a process: so many are in memory, not all
 
 Count = Annotated[int, Field(ge=1)]
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 def main(
@@ -60,6 +74,9 @@ def main(
     path: str = path,
     outputDir: str = outputDir,
     data: str = data,
+    pairs: Count | None = pairs,
+    validation: Share = validation,
+    test: Share = test,
     num_walks: Count = num_walks,
     walk_length: Count = walk_length,
     sentences: Count = sentences,
@@ -67,6 +84,7 @@ def main(
     workers: Count = workers,
     time_limit: Limit = time_limit,
     memory_limit: Limit = memory_limit,
+    cluster: str | None = None,
 ) -> int:
     """Turn all pairs of builds of a program into walks over their merged control-flow graphs.
 
@@ -75,14 +93,18 @@ def main(
     Parameters
     ----------
     biname : str or list of str
-        File name of the program, or of several: --biname chroot,ls. Only builds of the same program
-        are paired.
+        File name of the program, or of several: --biname chroot,ls, or a pattern: --biname '*'.
+        Only builds of the same program are paired.
     path : str
         Folder whose sub-folders each hold one build of the program.
     outputDir : str
         Where analysed binaries are cached.
     data : str
         Where the pairs go.
+    pairs : int
+        Pairs of each program at most, chosen at random such that all builds are used; else all.
+    validation, test : float
+        Shares of the programs that are held out: for validation, and for a last test.
     num_walks : int
         Every basic block that holds code is visited at least so often.
     walk_length : int
@@ -90,54 +112,92 @@ def main(
     sentences : int
         Sentences per document at most.
     seed : int
-        Of the walks; equal seeds give equal bytes, whatever the number of workers.
+        Of all that is random; equal seeds give equal bytes, whatever the number of workers.
     workers : int
         Processes.
     time_limit : float
         Seconds that one binary, or one pair, may take; what takes longer is skipped.
     memory_limit : float
         GiB of memory that it may take.
+    cluster : str
+        Address of a Dask scheduler, whose workers then do what else the processes here do.
     """
     began = time.perf_counter()
-    names = [biname] if isinstance(biname, str) else biname
-    programs = {name: find_binaries(path, name) for name in names}
+    if validation + test >= 1:
+        raise utils.UserError(
+            f"--validation {validation} and --test {test} leave no program to train on"
+        )
+    programs = find_programs(path, [biname] if isinstance(biname, str) else biname)
     binaries = list(itertools.chain.from_iterable(programs.values()))
     utils.remove_leftovers(outputDir, data)
-    refused = {file: why for name in names for file, why in find_refused(path, name).items()}
-    skipped = refused | analyse_all(binaries, outputDir, workers, time_limit, memory_limit)
+    refused = {file: why for name in programs for file, why in find_refused(path, name).items()}
+    limits = (time_limit, memory_limit)
+    skipped = refused | analyse_all(binaries, outputDir, workers, limits, cluster)
+    analysed = {
+        program: [build for build in builds if build["path"] not in skipped]
+        for program, builds in programs.items()
+    }
     settings = {"num_walks": num_walks, "walk_length": walk_length, "sentences": sentences}
-    pairs = [
-        pair_description(number, program, first, second, settings, seed)
-        for number, (program, first, second) in enumerate(
-            (program, *pair)
-            for program, builds in programs.items()
-            for pair in itertools.combinations(builds, 2)
-        )
-        if first["path"] not in skipped and second["path"] not in skipped
-    ]
-    if not pairs:
+
+    def descriptions() -> Iterator[dict[str, Any]]:
+        # Made anew whenever they are read: memory does not grow with the number of pairs.
+        return describe_pairs(analysed, pairs, (validation, test), settings, seed)
+
+    total = sum(1 for _ in descriptions())
+    if not total:
         reasons = "; ".join(skipped.values())
         raise utils.UserError(f"fewer than two binaries could be analysed: {reasons}")
-    stale = remove_stale(data, pairs)
-    kept = [pair for pair in pairs if is_written(data, pair)]
-    missing = [pair for pair in pairs if not is_written(data, pair)]
-    jobs = ((pair, (pair, outputDir, data)) for pair in missing)
+    stale = remove_stale(data, descriptions(), total)
+    missing = sum(not is_written(data, pair) for pair in descriptions())
+    jobs = (
+        (pair["pair"], (pair, outputDir, data))
+        for pair in descriptions()
+        if not is_written(data, pair)
+    )
     failed = {}
-    limits = (time_limit, memory_limit)
-    for pair, error in in_processes(write_pair, jobs, len(missing), workers, "pairs", *limits):
+    for number, error in run_all(write_pair, jobs, missing, workers, "pairs", limits, cluster):
         if error is not None:
-            pairs.remove(pair)
-            failed[pair["pair"]] = error
-    if not pairs:
+            failed[number] = error
+    if len(failed) == total:
         raise utils.UserError(f"no pair could be made: {'; '.join(set(failed.values()))}")
 
-    n_binaries = len(binaries) + len(refused)
-    report(data, pairs, len(kept), stale, n_binaries, skipped, time.perf_counter() - began)
+    made = (pair for pair in descriptions() if pair["pair"] not in failed)
+    n_binaries, seconds = len(binaries) + len(refused), time.perf_counter() - began
+    report(data, made, total - missing, stale, n_binaries, skipped, seconds)
     for file in without_imports(binaries, outputDir, skipped):
         print(f"note: {utils.printable(file)} imports nothing; only strings join it with others")
     for number, reason in failed.items():
         print(f"skipped pair {number}: {utils.printable(reason)}", file=sys.stderr)
     return SKIPPED if skipped or failed else 0
+
+
+def find_programs(path: str, names: list[str]) -> dict[str, list[dict[str, str]]]:
+    """Return program -> its builds, in the order of ``names``; those of a pattern sorted.
+
+    A program that a pattern finds in one build only is left out; one that is named must have two.
+    """
+    found: Counter[str] = Counter()
+    if any(is_pattern(name) for name in names):
+        folders = sorted(Path(path).iterdir()) if Path(path).is_dir() else []
+        files = (file for folder in folders if folder.is_dir() for file in folder.iterdir())
+        found.update(file.name for file in files if _why_refused(file) is None)
+    programs = {}
+    for name in names:
+        matching = [name]
+        if is_pattern(name):
+            matching = sorted(f for f, n in found.items() if n > 1 and fnmatch.fnmatchcase(f, name))
+            if not matching:
+                raise utils.UserError(
+                    f"no file under {path}*/ that two builds have matches --biname {name!r}"
+                )
+        for program in matching:
+            programs[program] = find_binaries(path, program)
+    return programs
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a --biname stands for several file names, as in a shell."""
+    return any(char in name for char in "*?[")
 
 
 def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
@@ -189,8 +249,8 @@ def analyse_all(
     binaries: list[dict[str, str]],
     output_dir: str,
     workers: int,
-    time_limit: float = time_limit,
-    memory_limit: float = memory_limit,
+    limits: tuple[float, float] = (time_limit, memory_limit),
+    cluster: str | None = None,
 ) -> dict[str, str]:
     """Analyse what is not cached yet; return path -> reason for the binaries that failed."""
     by_content = {binary["sha256"]: binary for binary in binaries}
@@ -203,9 +263,8 @@ def analyse_all(
     jobs = (
         (sha, (file, preprocessing.cache_file(output_dir, sha))) for sha, file in missing.items()
     )
-    limits = (time_limit, memory_limit)
     total = len(missing)
-    for sha256, error in in_processes(analyse_one, jobs, total, workers, "binaries", *limits):
+    for sha256, error in run_all(analyse_one, jobs, total, workers, "binaries", limits, cluster):
         if error is not None:
             failed[sha256] = error
     utils.remove_leftovers(output_dir)  # of workers that were stopped
@@ -234,6 +293,23 @@ def analyse_one(file: str, cache_file: Path) -> None:
     preprocessing.save(analysis, cache_file)
 
 
+def run_all(
+    function: Callable[..., None],
+    jobs: Iterator[tuple[Any, tuple]],
+    total: int,
+    workers: int,
+    what: str,
+    limits: tuple[float, float],
+    cluster: str | None,
+) -> Iterator[tuple[Any, str | None]]:
+    """Run a function of this file in processes, here or on a cluster; see :func:`in_processes`."""
+    if cluster is None:
+        return in_processes(function, jobs, total, workers, what, *limits)
+    from cluster import on_cluster  # an optional dependency
+
+    return on_cluster(cluster, function.__name__, jobs, total, what, limits)
+
+
 def in_processes(
     function: Callable[..., None],
     jobs: Iterator[tuple[Any, tuple]],
@@ -242,6 +318,7 @@ def in_processes(
     what: str,
     time_limit: float = time_limit,
     memory_limit: float = memory_limit,
+    start: str = "fork",
 ) -> Iterator[tuple[Any, str | None]]:
     """Run ``function(*arguments)`` for each (key, arguments); yield key and error text or None.
 
@@ -256,15 +333,15 @@ def in_processes(
     if total == 0:
         return
     # Forked, so that workers need not import angr again, which takes seconds.
-    kind = {"context": get_context("fork"), "initializer": _end_with, "initargs": (os.getpid(),)}
+    kind = {"context": get_context(start), "initializer": _end_with, "initargs": (os.getpid(),)}
     with (
         ProcessPool(min(workers, total), **kind) as pool,
         _memory_watched(memory_limit) as too_large,
         tqdm(total=total, desc=what, unit=" " + what, disable=None) as bar,
     ):
         try:
-            futures = [(k, pool.schedule(function, a, timeout=time_limit)) for k, a in jobs]
-            for key, future in futures:
+            futures = ((k, pool.schedule(function, a, timeout=time_limit)) for k, a in jobs)
+            for key, future in utils.ahead(futures, AHEAD):
                 error = None
                 try:
                     future.result()
@@ -290,8 +367,10 @@ def _end_with(parent: int) -> None:
     """Let this worker end when its parent was killed, for nobody else would limit its time."""
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        # Of a forked worker, the parent is what the system calls so; of others a process between.
+        with suppress(psutil.NoSuchProcess):
+            while psutil.Process(parent).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -331,36 +410,97 @@ def _memory_watched(limit: float) -> Iterator[set[int]]:
         watcher.join()
 
 
-def pair_description(
-    number: int, program: str, first: dict, second: dict, settings: dict, seed: int
-) -> dict[str, Any]:
-    """Return what pair.json says of a pair before it is walked; equal means: nothing to redo."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "pair": number,
-        "program": utils.printable(program),
-        "binaries": [
-            {key: utils.printable(value) for key, value in binary.items()}
-            for binary in (first, second)
-        ],
-        "analysis": preprocessing.analysis_settings(),
-        "settings": settings,
-        "seed": seed,
+def describe_pairs(
+    programs: dict[str, list[dict[str, str]]],
+    limit: int | None,
+    shares: tuple[float, float],
+    settings: dict[str, int],
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield what pair.json says of each pair before it is walked; equal means: nothing to redo."""
+    split = split_programs(list(programs), *shares, seed)
+    numbers = itertools.count()
+    for program, builds in programs.items():
+        for first, second in choose_pairs(len(builds), limit, [seed, *os.fsencode(program)]):
+            binaries = [builds[first], builds[second]]
+            yield {
+                "format_version": FORMAT_VERSION,
+                "pair": next(numbers),
+                "program": utils.printable(program),
+                "split": split[program],
+                "binaries": [
+                    {key: utils.printable(value) for key, value in binary.items()}
+                    for binary in binaries
+                ],
+                "analysis": preprocessing.analysis_settings(),
+                "analyses": [
+                    preprocessing.cache_file(".", binary["sha256"]).name for binary in binaries
+                ],
+                "settings": settings,
+                "seed": seed,
+            }
+
+
+def choose_pairs(builds: int, limit: int | None, seed: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield pairs (i, j), i < j < builds, sorted: all of them, or ``limit`` chosen at random.
+
+    The first ``builds / 2`` chosen ones join every build with another, those up to ``builds`` are
+    the rest of a ring through all builds, and all further ones are drawn uniformly.
+    """
+    total = math.comb(builds, 2)
+    if limit is None or limit >= total:
+        yield from itertools.combinations(range(builds), 2)
+        return
+    rng = np.random.default_rng(seed)
+    around = rng.permutation(builds).tolist()
+    ring = list(zip(around, around[1:] + around[:1], strict=True))
+    candidates = ring[::2] + ring[1::2]
+    for code in rng.choice(total, limit, replace=False).tolist():
+        high = (1 + math.isqrt(1 + 8 * code)) // 2  # pairs in the order (0,1) (0,2) (1,2) (0,3)
+        candidates.append((high, code - math.comb(high, 2)))
+    chosen: set[tuple[int, int]] = set()
+    for pair in candidates:
+        if len(chosen) < limit:
+            chosen.add((min(pair), max(pair)))
+    yield from sorted(chosen)
+
+
+def split_programs(
+    programs: list[str], validation: float, test: float, seed: int
+) -> dict[str, str]:
+    """Return program -> train, validation or test.
+
+    A hash of the program's name and the seed decides, so that a program stays where it is when
+    others join it. Only where few programs leave a split empty, one is moved there: of two programs
+    one is for validation, of three one is for the test.
+    """
+    hashes = {p: hashlib.sha256(os.fsencode(f"{seed} {p}")).digest() for p in programs}
+    place = {p: int.from_bytes(digest[:8]) / 2**64 for p, digest in hashes.items()}
+    split = {
+        p: "test" if place[p] < test else "validation" if place[p] < test + validation else "train"
+        for p in sorted(place, key=place.__getitem__)
     }
+    wanted = [("train", 1.0), ("validation", validation), ("test", test)]
+    for name, share in wanted[: len(split)]:
+        if share and name not in split.values():
+            (fullest, _), *_ = Counter(split.values()).most_common()
+            movable = [p for p in split if split[p] == fullest]
+            split[movable[-1 if name == "train" else 0]] = name
+    return split
 
 
-def remove_stale(data: str, pairs: list[dict[str, Any]]) -> int:
+def remove_stale(data: str, pairs: Iterator[dict[str, Any]], total: int) -> int:
     """Remove pair folders that are not just what this run makes; return how many.
 
     That is done before any is made, so that whenever a run is stopped, no corpus can mix pairs of
     two settings.
     """
-    wanted = {str(pair["pair"]): pair for pair in pairs}
-    stale = [
-        file.parent
-        for file in Path(data).glob("*/pair.json")
-        if (name := file.parent.name).isdecimal()
-        and not (name in wanted and is_written(data, wanted[name]))
+    here = [file.parent for file in Path(data).glob("*/pair.json") if file.parent.name.isdecimal()]
+    stale = [f for f in here if str(int(f.name)) != f.name or int(f.name) >= total]
+    stale += [
+        Path(data) / str(pair["pair"])
+        for pair in pairs
+        if (Path(data) / str(pair["pair"]) / "pair.json").exists() and not is_written(data, pair)
     ]
     for folder in stale:
         utils.remove_folder(folder)
@@ -387,13 +527,13 @@ def is_written(data: str, pair: dict[str, Any]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _analysis(output_dir: str, sha256: str) -> preprocessing.Analysis:
-    return preprocessing.load(preprocessing.cache_file(output_dir, sha256))
+def _analysis(output_dir: str, file: str) -> preprocessing.Analysis:
+    return preprocessing.load(Path(output_dir) / file, for_display=False)
 
 
 def write_pair(pair: dict[str, Any], output_dir: str, data: str) -> None:
     """Merge, walk and write one pair; runs in a worker."""
-    first, second = (_analysis(output_dir, binary["sha256"]) for binary in pair["binaries"])
+    first, second = (_analysis(output_dir, file) for file in pair["analyses"])
     merged = preprocessing.merge(first, second)
     graph = deepwalk.walk_graph(
         merged.edges, merged.kind, merged.merged, merged.function, merged.returns
@@ -408,93 +548,78 @@ def write_pair(pair: dict[str, Any], output_dir: str, data: str) -> None:
         settings["walk_length"] * settings["sentences"],
         [pair["seed"], *contents],
     )
-    sentence, document_in_sentences = cut(document, settings["walk_length"])
     lengths = np.diff(document)
     in_second = np.add.reduceat(merged.binary[blocks], document[:-1], dtype=np.int64)
     counts = {
         "blocks": len(merged.address),
         "edges": len(merged.edges),
         "merged": len(merged.merged),
-        "walks": len(sentence) - 1,
+        "visits": len(blocks),
+        "walks": int((-(-lengths // settings["walk_length"])).sum()),
         "documents": len(lengths),
         "documents_in_both": int(np.count_nonzero((in_second > 0) & (in_second < lengths))),
         "tokens": int(np.diff(merged.offsets)[blocks].sum()),
         "document_lengths": np.bincount(lengths).tolist(),
     }
-    with utils.atomic_folder(Path(data) / str(pair["pair"])) as folder:
-        (folder / "dictionary.txt").write_text("".join(f"{t}\n" for t in merged.dictionary))
-        np.savez(
-            folder / "blocks.npz",
-            tokens=merged.tokens,
-            offsets=merged.offsets,
-            address=merged.address,
-            function=merged.function,
-            binary=merged.binary,
-        )
-        np.savez(folder / "graph.npz", edges=merged.edges, kind=merged.kind, merged=merged.merged)
-        np.savez(
-            folder / "walks.npz",
-            blocks=blocks,
-            sentence=sentence,
-            document=document_in_sentences,
-        )
-        (folder / "pair.json").write_text(json.dumps({**pair, "counts": counts}, indent=1) + "\n")
-
-
-def cut(document: np.ndarray, walk_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut documents into sentences of ``walk_length`` blocks; the last one may be shorter.
-
-    Parameters
-    ----------
-    document : int64 (documents + 1,)
-        Offsets of the documents in blocks.
-
-    Returns
-    -------
-    sentence : int64 (sentences + 1,), in blocks
-    document : int64 (documents + 1,), in sentences
-    """
-    per_document = -(-np.diff(document) // walk_length)
-    in_sentences = np.concatenate([[0], np.cumsum(per_document)])
-    within = np.arange(in_sentences[-1]) - np.repeat(in_sentences[:-1], per_document)
-    starts = np.repeat(document[:-1], per_document) + within * walk_length
-    return np.append(starts, document[-1]), in_sentences
+    try:
+        with utils.atomic_folder(Path(data) / str(pair["pair"])) as folder:
+            deepwalk.save_walks(folder / "walks.npz", blocks, document)
+            (folder / "pair.json").write_text(json.dumps({**pair, "counts": counts}) + "\n")
+    except OSError:
+        # On a cluster, a worker that was thought dead may have written the same pair just now.
+        if not is_written(data, pair):
+            raise
 
 
 def report(data, pairs, kept, stale, binaries, skipped, seconds) -> None:
     """Print what was made, and what was skipped and why."""
-    total: dict[str, int] = {}
+    total: Counter[str] = Counter()
+    splits: dict[str, set[str]] = {}
     lengths = np.zeros(1, np.int64)
     for pair in pairs:
+        splits.setdefault(pair["split"], set()).add(pair["program"])
         counts = read_pair(data, pair["pair"])["counts"]
         here = np.array(counts.pop("document_lengths"), np.int64)
         lengths = np.pad(lengths, (0, max(0, len(here) - len(lengths))))
         lengths[: len(here)] += here
-        for key, value in counts.items():
-            total[key] = total.get(key, 0) + value
-    sizes = np.repeat(np.arange(len(lengths)), lengths)
-    quartiles = "/".join(f"{q:.0f}" for q in np.percentile(sizes, [25, 50, 75]))
-    by_block = np.median(np.repeat(sizes, sizes))
+        total.update(counts, pairs=1)
+    by_document, by_block = np.cumsum(lengths), np.cumsum(lengths * np.arange(len(lengths)))
+    quartiles = "/".join(
+        str(np.searchsorted(by_document, q * by_document[-1])) for q in (0.25, 0.5, 0.75)
+    )
+    middle = np.searchsorted(by_block, 0.5 * by_block[-1])
+    both = total["documents_in_both"] / total["documents"]
     print(f"binaries       {binaries}, {len(skipped)} skipped")
-    print(f"pairs          {len(pairs)} in {data}/, {kept} of them already there")
+    print(f"programs       {sum(map(len, splits.values()))}: " + in_words(splits))
+    print(f"pairs          {total['pairs']} in {data}/, {kept} of them already there")
     print(f"blocks         {total['blocks']:,} (each pair counts its own)")
     print(f"edges          {total['edges']:,}")
     print(f"merged blocks  {total['merged']:,}")
     print(f"walks          {total['walks']:,} in {total['documents']:,} documents")
-    print(f"blocks a document: quartiles {quartiles}; around the median block {by_block:.0f}")
-    print(f"documents with blocks of both binaries: {total['documents_in_both'] / len(sizes):.1%}")
+    print(f"blocks a document: quartiles {quartiles}; around the median block {middle}")
+    print(f"documents with blocks of both binaries: {both:.1%}")
     print(f"tokens         {total['tokens']:,}")
     print(f"seconds        {seconds:.1f}")
     if stale:
         print(f"removed {stale} pair folders of an earlier run that this one does not make")
     for file, reason in skipped.items():
         print(f"skipped {utils.printable(file)}: {utils.printable(reason)}", file=sys.stderr)
-    if len(pairs) < ENOUGH_PAIRS:
+    if total["pairs"] < ENOUGH_PAIRS:
         print(
-            f"{len(pairs)} pairs make a small corpus; {ENOUGH_PAIRS} or more are better, "
+            f"{total['pairs']} pairs make a small corpus; {ENOUGH_PAIRS} or more are better, "
             "such as four versions at four levels (120 pairs):\n"
             '    python experiment_data/build_coreutils.py --versions "8.32 9.1 9.7 9.10"'
         )
+
+
+def in_words(splits: dict[str, set[str]]) -> str:
+    """Say how many programs each split has, and which, where they are few."""
+    parts = []
+    for name in ("train", "validation", "test"):
+        programs = sorted(splits.get(name, ()))
+        named = f" ({', '.join(programs)})" if 0 < len(programs) <= 5 else ""
+        parts.append(f"{len(programs)} {name}{named}")
+    return ", ".join(parts)
 
 
 def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
@@ -505,44 +630,40 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
     pair : int
         The number of the folder in data.
     outputDir : str
-        Where the analysed binaries are cached; the instructions' text comes from there.
+        Where the analysed binaries are cached.
     data : str
         Where the pairs are.
     """
     description = read_pair(data, pair)
     if description is None:
         raise utils.UserError(f"no pair {data}/{pair}; `python gendata.py` makes it")
-    folder = Path(data) / str(pair)
-    words = (folder / "dictionary.txt").read_text().splitlines()
-    with np.load(folder / "blocks.npz") as blocks, np.load(folder / "graph.npz") as graph:
-        tokens, offsets, binary = blocks["tokens"], blocks["offsets"], blocks["binary"]
-        address, function = blocks["address"], blocks["function"]
-        edges, kind, merged = graph["edges"], graph["kind"], graph["merged"]
-    text, names = [], []
-    for build in description["binaries"]:
-        file = preprocessing.cache_file(outputDir, build["sha256"])
+    analyses = []
+    for build, name in zip(description["binaries"], description["analyses"], strict=True):
+        file = Path(outputDir) / name
         if not file.exists():
             raise utils.UserError(
                 f"{file}, the analysis of {build['path']}, is gone; run gendata.py"
             )
-        analysis = preprocessing.load(file)
-        text += analysis.instructions
-        names += analysis.function_name
-    partner = dict(merged.tolist()) | {b: a for a, b in merged.tolist()}
+        analyses.append(preprocessing.load(file))
+    merged = preprocessing.merge(*analyses)
+    words, tokens, offsets = merged.dictionary, merged.tokens, merged.offsets
+    text = [lines for analysis in analyses for lines in analysis.instructions]
+    names = [name for analysis in analyses for name in analysis.function_name]
+    partner = dict(merged.merged.tolist()) | {b: a for a, b in merged.merged.tolist()}
     out: dict[int, list[str]] = {}
-    for (source, target), how in zip(edges.tolist(), kind.tolist(), strict=True):
+    for (source, target), how in zip(merged.edges.tolist(), merged.kind.tolist(), strict=True):
         out.setdefault(source, []).append(f"{('', 'call ', 'over to ')[how]}{target}")
 
     builds = [build["build"] for build in description["binaries"]]
     counts = ", ".join(f"{n:,} {k}" for k, n in description["counts"].items() if isinstance(n, int))
     print(f"pair {pair}: {description['program']}, [0] {builds[0]}, [1] {builds[1]}\n{counts}")
-    for block in range(len(binary)):
-        where = f"0x{address[block]:x}" if text[block] else "import"
-        line = f"\nblock {block} [{binary[block]}] {where} in {names[function[block]]}"
+    for block, binary in enumerate(merged.binary.tolist()):
+        where = f"0x{merged.address[block]:x}" if text[block] else "import"
+        line = f"\nblock {block} [{binary}] {where} in {names[merged.function[block]]}"
         if block in out:
             line += f" -> {', '.join(out[block])}"
         if block in partner:
-            line += f"  = block {partner[block]} [{1 - binary[block]}]"
+            line += f"  = block {partner[block]} [{1 - binary}]"
         print(line)
         for instruction in text[block].decode().splitlines():
             print(f"    {instruction}")

@@ -25,7 +25,7 @@ import utils
 for _name in ("angr", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-VERSION = 1  # of the analysis below; a change of it makes cached analyses stale
+VERSION = 2  # of the analysis below; a change of it makes cached analyses stale
 JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
 
 MAX_STRING_WORDS = 16  # of a string literal that become tokens
@@ -37,6 +37,8 @@ PADDING_MNEMONICS = {"nop", "xchg", "lea", "mov", "hint", "endbr64", "endbr32", 
 TRAPS = {"hlt", "ud0", "ud1", "ud2", "udf", "int3", "brk", "bkpt"}
 CS_OP_REG, CS_OP_MEM = (1,), (3, 0x80)  # operand types, the same for all of capstone's CPUs
 CS_GRP_CALL, CS_GRP_INT = 2, 4
+MAX_LITERAL = 4096  # bytes of a string literal
+PRINTABLE = re.compile(rb"[\t-\r -~]+")
 SPECIAL_TOKENS = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
 
 
@@ -169,7 +171,7 @@ def _tidy(project, cfg, path) -> Analysis:
 
     code, imports, joined = {}, {}, set()
     for node in sorted(graph, key=lambda node: (node.addr, node.is_simprocedure)):
-        name = _import_name(project, functions, plt_names, node)
+        name = _import_name(project, graph, functions, plt_names, node)
         if name is not None:
             imports[node] = name
         elif node.is_simprocedure or node.is_syscall:
@@ -197,10 +199,13 @@ def _tidy(project, cfg, path) -> Analysis:
         if kind != STEP_OVER and target >= len(code) and source < len(code)
     }
     sentences, string_refs, text = [], set(), []
-    for block, instructions in enumerate(code.values()):
+    for block, (node, instructions) in enumerate(code.items()):
         words: list[str] = []
+        loaded = _made_addresses(project, node, instructions, literals)
         for instruction in instructions:
-            words += _tokens(project.arch, instruction, literals, pointed_at, block, string_refs)
+            words += _tokens(
+                project.arch, instruction, literals, pointed_at, loaded, block, string_refs
+            )
         if block in called_import and _ends_in_operand(instructions):
             words[-1] = clean_name(called_import[block])
         sentences.append(words)
@@ -246,18 +251,29 @@ def _tidy(project, cfg, path) -> Analysis:
     )
 
 
-def _import_name(project, functions, plt_names, node) -> str | None:
+def _import_name(project, graph, functions, plt_names, node) -> str | None:
     """Return the imported function that ``node`` stands for (stub or simulated), or None."""
     if node.is_simprocedure:
         symbolic = project.loader.find_object_containing(node.addr)
         if symbolic is not project.loader.extern_object or not node.name:
             return None  # angr's own helpers: unresolvable targets, path terminators
         return node.name
+    targets = list(graph.successors(node)) if _is_pe(project) else []
+    if len(targets) == 1 and targets[0].is_simprocedure and len(node.instruction_addrs) == 1:
+        # The stub of an import: one jump through the import table. (In an ELF file that is what
+        # -fno-plt makes of a function that only calls another.)
+        return _import_name(project, graph, functions, plt_names, targets[0])
     if node.addr in plt_names:
         return plt_names[node.addr]
     if functions.contains_addr(node.addr) and functions.get_by_addr(node.addr).is_plt:
         return functions.get_by_addr(node.addr).name or None
     return None
+
+
+def _is_pe(project) -> bool:
+    import cle
+
+    return isinstance(project.loader.main_object, cle.PE)
 
 
 def _in_plt(project, node) -> bool:
@@ -303,12 +319,80 @@ def _edges(graph, number, joined) -> set[tuple[int, int, int]]:
     return edges
 
 
-def _tokens(arch, instruction, literals, pointed_at, block, string_refs) -> list[str]:
+def _made_addresses(project, node, instructions, literals) -> dict[int, int]:
+    """Return instruction -> address of a string literal, in a block of 32-bit ARM.
+
+    ``movw r0, #1; movt r0, #2`` make an address of two halves. Or it stands in the pool behind the
+    function, from which ``ldr r0, [pc, #8]`` loads it, or the distance from the ``pc`` of a later
+    ``add r0, pc``. angr does not follow all of these. Literals that it does not know are added to
+    ``literals``.
+    """
+    found: dict[int, int] = {}
+    if not project.arch.name.startswith("ARM"):  # of 32 bits; the other is AARCH64
+        return found
+    ahead = 3 if node.thumb else 8  # pc is 4 or 8 bytes ahead, and angr's Thumb addresses are odd
+    loaded: dict[int, int | None] = {}  # register -> word
+    for instruction in instructions:
+        operands, pc = instruction.operands, instruction.address + ahead
+        registers = [operand.reg for operand in operands if operand.type in CS_OP_REG]
+        reads_pc = [instruction.reg_name(register) == "pc" for register in registers]
+        address = None
+        if instruction.mnemonic.startswith("ldr") and operands[-1].type in CS_OP_MEM:
+            where = operands[-1].mem
+            if where.base and not where.index and instruction.reg_name(where.base) == "pc":
+                address = _word(project, (pc & ~3) + where.disp)
+            loaded[registers[0]] = address
+        elif instruction.mnemonic == "add" and any(reads_pc) and len(registers) == len(operands):
+            sources = registers[1:] if len(registers) > 2 else registers
+            distance = [loaded.get(r) for r in sources if instruction.reg_name(r) != "pc"]
+            if distance and distance[0] is not None:
+                address = (pc + distance[0]) & 0xFFFFFFFF
+            loaded[registers[0]] = None
+        elif instruction.mnemonic == "movw":
+            loaded[registers[0]] = operands[1].imm
+        elif instruction.mnemonic == "movt":
+            low = loaded.get(registers[0])
+            address = None if low is None else operands[1].imm << 16 | low
+            loaded[registers[0]] = address
+        elif registers:
+            loaded[registers[0]] = None  # whatever it does, the word may be gone
+        if address is not None and address not in literals:
+            literal = _literal_at(project, address)
+            if literal is not None:
+                literals[address] = literal
+        if address in literals:
+            found[instruction.address] = address
+    return found
+
+
+def _word(project, address: int) -> int | None:
+    try:
+        return project.loader.memory.unpack_word(address)
+    except KeyError:  # not in the file
+        return None
+
+
+def _literal_at(project, address: int) -> bytes | None:
+    """Return the printable text at an address of constant data up to its NUL, or None."""
+    section = project.loader.find_section_containing(address)
+    if section is None or section.is_writable or section.is_executable:
+        return None
+    content = project.loader.memory.load(address, min(MAX_LITERAL, section.max_addr - address + 1))
+    literal, end, _ = content.partition(b"\0")
+    return literal if literal and end and PRINTABLE.fullmatch(literal) else None
+
+
+def _tokens(arch, instruction, literals, pointed_at, loaded, block, string_refs) -> list[str]:
     """Return the tokens of one instruction; note (block, literal) in ``string_refs``."""
     words = [instruction.mnemonic.replace(" ", "_")]
     operands = instruction.operands
     literal = pointed_at.get(instruction.address)
     for position, operand in enumerate(operands):
+        if position == len(operands) - 1 and instruction.address in loaded:
+            address = loaded[instruction.address]
+            words += ["str", *string_words(literals[address])]
+            string_refs.add((block, literals[address]))
+            continue
         if operand.type in CS_OP_REG:
             words.append(f"reg{_register_bytes(arch, instruction, operand)}")
             continue
@@ -419,7 +503,10 @@ def save(analysis: Analysis, path: str | os.PathLike[str]) -> None:
 def _damage(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        *(OSError, ValueError, TypeError, LookupError, EOFError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise utils.UserError(
             f"the cached analysis {path} is damaged ({error}); delete it and run gendata.py again"
         ) from error
@@ -437,8 +524,8 @@ def count_imports(path: str | os.PathLike[str]) -> int:
         return len(arrays["import_name_offsets"]) - 1
 
 
-def load(path: str | os.PathLike[str]) -> Analysis:
-    """Read what :func:`save` wrote.
+def load(path: str | os.PathLike[str], for_display: bool = True) -> Analysis:
+    """Read what :func:`save` wrote; without ``for_display``, names and instructions stay empty.
 
     Raises
     ------
@@ -446,9 +533,11 @@ def load(path: str | os.PathLike[str]) -> Analysis:
         The file is damaged.
     """
     bytes_fields = ("string", "instructions")
-    values = {}
+    values = {} if for_display else {"function_name": [], "instructions": []}
     with _damage(path), np.load(path) as arrays:
         for field in dataclasses.fields(Analysis):
+            if field.name in values:
+                continue
             values[field.name] = arrays[field.name]
             if f"{field.name}_offsets" in arrays:
                 texts = _unpack(arrays[field.name], arrays[f"{field.name}_offsets"])

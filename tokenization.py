@@ -216,6 +216,9 @@ class FullTokenizer:
         return convert_ids_to_tokens(self.inv_vocab, ids)
 
 
+MAX_WORDS = 2**20  # words whose pieces are remembered
+
+
 class _Words(dict):
     """``{word: ids of its pieces}``, filled as words come: a corpus has few distinct ones."""
 
@@ -226,8 +229,10 @@ class _Words(dict):
 
     def __missing__(self, word: str) -> tuple[int, ...]:
         pieces = self.wordpiece_tokenizer.pieces(word)
-        self[word] = tuple(convert_tokens_to_ids(self.vocab, pieces))
-        return self[word]
+        ids = tuple(convert_tokens_to_ids(self.vocab, pieces))
+        if len(self) < MAX_WORDS:
+            self[word] = ids
+        return ids
 
 
 class CorpusTokenizer:

@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -255,6 +256,19 @@ def remove_leftovers(*folders: str | os.PathLike[str]) -> None:
                         path.unlink()
                 finally:
                     os.close(handle)
+
+
+def ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
+    """Yield the items in their order; from ``items``, up to ``count`` more are taken at any time.
+
+    So a bounded number of futures, which an iterator makes, is under way at once.
+    """
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _umask() -> int:

@@ -57,8 +57,8 @@ def main(
     folder.mkdir(exist_ok=True)
     cfg = json.loads(Path("config/pretrain.json").read_text()) | {"total_steps": steps}
     utils.write_json(folder / "pretrain.json", cfg | {"n_epochs": steps})
-    binaries = ["--path", path, "--biname", biname, "--outputDir", f"{work}/output"]
-    made = ["--data", f"{work}/data"]
+    binaries = ["--path", path, "--biname", biname]
+    made = ["--data", f"{work}/data", "--outputDir", f"{work}/output"]
     text = ["--vocab_file", f"{work}/vocab.txt", "--corpus_file", f"{work}/corpus.txt"]
     settings = ["--train_cfg", f"{work}/pretrain.json", "--model_cfg", model_cfg]
     inputs = ["--data_file", f"{work}/corpus.txt", "--vocab", f"{work}/vocab.txt"]

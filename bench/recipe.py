@@ -77,10 +77,11 @@ def main(
     Path(work).mkdir(exist_ok=True)
     vocab, data_file = Path(work, "vocab.txt"), Path(work, "corpus.txt")
     for arguments in (
-        ["gendata.py", "--path", path, "--biname", biname, "--outputDir", f"{work}/output"],
+        ["gendata.py", "--path", path, "--biname", biname],
         ["dataprocess.py", "--vocab_file", vocab, "--corpus_file", data_file],
     ):
         command = [sys.executable, *map(str, arguments), "--data", f"{work}/data"]
+        command += ["--outputDir", f"{work}/output"]
         subprocess.run(command, check=True)
     tokenizer = CorpusTokenizer(vocab)
     corpus = read_corpus(data_file, tokenizer, utils.sha256_of(vocab))

@@ -111,7 +111,10 @@ def pretrain(
         *("gendata.py", "--path", path, "--biname", programs, "--num_walks", 1),
         *("--outputDir", folder / "output", "--data", data),
     )
-    script("dataprocess.py", "--data", data, "--vocab_file", vocab, "--corpus_file", corpus)
+    script(
+        *("dataprocess.py", "--data", data, "--outputDir", folder / "output"),
+        *("--vocab_file", vocab, "--corpus_file", corpus),
+    )
     common = ["--model_cfg", model_cfg, "--data_file", corpus, "--vocab", vocab]
     cfg = settings(folder / "short.json", "pretrain.json", total_steps=short)
     script("pretrain.py", "--train_cfg", cfg, *common, "--save_dir", folder / "short")

@@ -37,8 +37,9 @@ def write(folder, text, pairs=None):
                     "program": program,
                     "builds": [{"path": b, "build": b, "sha256": b} for b in builds],
                     "documents": documents,
+                    "split": split[0] if split else "train",
                 }
-                for number, (program, builds, documents) in enumerate(pairs)
+                for number, (program, builds, documents, *split) in enumerate(pairs)
             ],
         }
         data_file.with_suffix(".json").write_text(json.dumps(about))
@@ -120,10 +121,13 @@ def test_no_corpus(tmp_path, tokenizer):
         ("documents", "does not describe .*run python dataprocess"),
         ("json", "is not JSON"),
         ("list", "must hold one JSON object"),
+        ("split", r"'pairs\.0\.split' is \"training\""),
     ],
 )
 def test_description_that_disagrees(tmp_path, tokenizer, change, message):
     pairs = [("ls", "ab", 2 if change != "documents" else 3)]
+    if change == "split":
+        pairs = [("ls", "ab", 2, "training")]
     data_file = write(tmp_path, text_of(2), pairs)
     if change == "text":
         data_file.write_text(text_of(2).replace("imme", "reg8"))
@@ -169,26 +173,50 @@ def documents_of(corpus, pair):
     return slice(corpus.pairs[pair], corpus.pairs[pair + 1])
 
 
-@pytest.mark.parametrize(("n_programs", "n_out"), [(2, 1), (10, 1), (11, 2)])
-def test_split_by_program(tmp_path, tokenizer, n_programs, n_out):
-    # Each program has 8 builds' pairs, so that the rule for builds would hold as well.
+def programs(tmp_path, tokenizer, split):
+    # Each program has 4 builds' pairs, so that the rule for builds would hold as well.
     pairs = [
-        (f"p{n}", pair, 2)
-        for n in range(n_programs)
-        for pair in all_pairs([f"{n}/{b}" for b in "abcd"])
+        (name, pair, 2, where)
+        for name, where in split.items()
+        for pair in all_pairs([f"{name}/{b}" for b in "abcd"])
     ]
     data_file = write(tmp_path, text_of(2 * len(pairs)), pairs)
+    return pairs, read_corpus(data_file, tokenizer, "v")
+
+
+def test_split_by_program(tmp_path, tokenizer):
+    where = {"p": "train", "q": "validation", "r": "test", "s": "train"}
+    pairs, corpus = programs(tmp_path, tokenizer, where)
+    split = split_corpus(corpus)
+    for number, (_, _, _, part) in enumerate(pairs):
+        assert (split.training[documents_of(corpus, number)] == (part == "train")).all()
+        assert (split.heldout[documents_of(corpus, number)] == (part == "validation")).all()
+    assert split.rule == "by program: 1 held out (q), 2 trained on, 1 left for a test"
+
+
+def test_many_programs_are_not_all_named(tmp_path, tokenizer):
+    where = {f"p{n}": "train" if n > 20 else "validation" for n in range(30)}
+    _, corpus = programs(tmp_path, tokenizer, where)
+    rule = split_corpus(corpus).rule
+    assert rule.startswith("by program: 21 held out (p0, p1, p10, p11, p12 and others), 9 trained")
+
+
+@pytest.mark.parametrize("builds", [4, 8])
+def test_programs_for_the_test_are_never_read(tmp_path, tokenizer, builds):
+    """Not even where the validation programs are too small, so that another rule is taken."""
+    inside = all_pairs([f"b{n}" for n in range(builds)])
+    pairs = [("p", pair, 3, "train") for pair in inside]
+    pairs += [("t", pair, 3, "test") for pair in all_pairs([f"t{n}" for n in range(8)])]
+    pairs += [("q", ("x", "y"), 1, "validation")]
+    data_file = write(tmp_path, text_of(3 * len(pairs) - 2), pairs)
     corpus = read_corpus(data_file, tokenizer, "v")
     split = split_corpus(corpus)
-    out = set()
-    for number, (program, _, _) in enumerate(pairs):
-        held = split.heldout[documents_of(corpus, number)]
-        assert held.all() == held.any()
-        out |= {program} if held.all() else set()
-    assert len(out) == n_out
-    assert (split.heldout ^ split.training).all()
-    assert split.rule.startswith("by program")
-    assert all(program in split.rule for program in out)
+    assert split.rule.startswith("by build" if builds == 8 else "by document")
+    for number, (_, _, _, part) in enumerate(pairs):
+        if part == "test":
+            assert not (split.training | split.heldout)[documents_of(corpus, number)].any()
+    assert split.training.sum() >= 3
+    assert split.heldout.sum() >= 2
 
 
 @pytest.mark.parametrize(("n_builds", "n_out"), [(8, 2), (20, 5)])

@@ -292,3 +292,35 @@ def test_plain_deepwalk(seed):
                 assert reference.has_edge(here, there)
             else:
                 assert here < 0 or reference.out_degree(here) == 0
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+@given(st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5), max_size=5))
+def test_walks_are_read_as_they_were_written(tmp_path_factory, paths):
+    file = tmp_path_factory.mktemp("walks") / "walks.npz"
+    blocks = np.array([block for path in paths for block in path], np.int32)
+    start = np.cumsum([0] + [len(path) for path in paths])
+    deepwalk.save_walks(file, blocks, start)
+    read = deepwalk.load_walks(file)
+    assert read[0].dtype == np.int32
+    assert read[1].dtype == np.int64
+    assert read[0].tolist() == blocks.tolist()
+    assert read[1].tolist() == start.tolist()
+
+
+@pytest.mark.parametrize(
+    ("step", "length"),
+    [
+        ([1, 2, 3], [1, 1]),
+        ([1, 2, 3], [4, -1]),
+        ([1, 2, 3], [0, 3]),
+        ([1.0, 2.0], [2]),
+        ([[1, 2]], [2]),
+    ],
+)
+def test_walks_that_do_not_fit_are_refused(tmp_path, step, length):
+    np.savez(tmp_path / "walks.npz", step=np.array(step), length=np.array(length))
+    with pytest.raises(ValueError, match=r"'step'|'length'"):
+        deepwalk.load_walks(tmp_path / "walks.npz")

@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -6,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from conftest import SOURCE, compile_c
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dataprocess
+import deepwalk
 import gendata
 import preprocessing
 from utils import UserError
@@ -88,44 +93,28 @@ def test_programs_are_paired_with_themselves_only(builds, made, tmp_path):
 def test_files_are_as_designed(made):
     cwd, _ = made
     for folder in (cwd / "data").iterdir():
+        assert sorted(f.name for f in folder.iterdir()) == ["pair.json", "walks.npz"]
         pair = json.loads((folder / "pair.json").read_text())
-        words = (folder / "dictionary.txt").read_text().splitlines()
-        blocks, graph = np.load(folder / "blocks.npz"), np.load(folder / "graph.npz")
-        walks = np.load(folder / "walks.npz")
-        types = {name: str(blocks[name].dtype) for name in blocks}
-        assert types == {
-            "tokens": "int32",
-            "offsets": "int64",
-            "address": "uint64",
-            "function": "int32",
-            "binary": "uint8",
-        }
-        assert [str(graph[k].dtype) for k in ("edges", "kind", "merged")] == [
-            "int32",
-            "uint8",
-            "int32",
-        ]
-        assert [str(walks[k].dtype) for k in ("blocks", "sentence", "document")] == [
-            "int32",
-            "int64",
-            "int64",
-        ]
-        assert blocks["offsets"][-1] == len(blocks["tokens"])
-        assert blocks["tokens"].max() < len(words)
-        assert len(set(words)) == len(words)
-        assert walks["sentence"][-1] == len(walks["blocks"])
-        assert walks["document"][-1] == len(walks["sentence"]) - 1
-        lengths = np.diff(walks["sentence"])
-        assert lengths.max() <= 16
-        assert np.diff(walks["document"]).max() <= 4
-        # all sentences but a document's last are full
-        last = walks["document"][1:] - 1
-        assert (np.delete(lengths, last) == 16).all()
-        visits = np.bincount(walks["blocks"], minlength=len(blocks["binary"]))
-        code = blocks["address"] > 0
-        assert visits[code].min() >= 2
-        assert pair["counts"]["tokens"] == np.diff(blocks["offsets"])[walks["blocks"]].sum()
-        assert pair["counts"]["walks"] == len(lengths)
+        analyses = [preprocessing.load(cwd / "output" / name) for name in pair["analyses"]]
+        expected = [preprocessing.cache_file(".", b["sha256"]).name for b in pair["binaries"]]
+        assert pair["analyses"] == expected
+        with np.load(folder / "walks.npz") as walks:
+            assert {k: str(walks[k].dtype) for k in walks} == {"step": "int16", "length": "int32"}
+        blocks, start = deepwalk.load_walks(folder / "walks.npz")
+        assert start[-1] == len(blocks) == pair["counts"]["visits"]
+        lengths = np.diff(start)
+        assert 1 <= lengths.min() <= lengths.max() <= 64
+        merged = preprocessing.merge(*analyses)
+        visits = np.bincount(blocks, minlength=len(merged.binary))
+        assert visits[merged.has_code].min() >= 2
+        counts = pair["counts"]
+        assert counts["blocks"] == sum(analysis.blocks for analysis in analyses)
+        assert counts["tokens"] == np.diff(merged.offsets)[blocks].sum()
+        assert counts["walks"] == sum(-(-n // 16) for n in lengths.tolist())
+        assert counts["documents"] == len(lengths)
+        both = [len(set(merged.binary[p].tolist())) for p in np.split(blocks, start[1:-1])]
+        assert counts["documents_in_both"] == both.count(2) > 0
+        assert counts["document_lengths"] == np.bincount(lengths).tolist()
 
 
 def test_summary(made):
@@ -166,8 +155,7 @@ def test_other_settings_make_other_walks_and_stale_pairs_go(made, tmp_path):
     after = bytes_of(cwd / "data")
     assert before.keys() == after.keys()
     for name in after:
-        same = name.endswith(("dictionary.txt", "blocks.npz", "graph.npz"))
-        assert (before[name] == after[name]) == same, name
+        assert before[name] != after[name], name
 
     (cwd / "binaries").unlink()
     for build in ("O0", "O2"):
@@ -383,14 +371,176 @@ def test_show(made):
     assert gendata_py(cwd, "show", 99, check=False).returncode == 1
 
 
-def test_cutting_into_sentences():
-    sentence, document = gendata.cut(np.array([0, 5, 6, 10]), 2)
-    assert sentence.tolist() == [0, 2, 4, 5, 6, 8, 10]
-    assert document.tolist() == [0, 3, 4, 6]
-
-
 def test_cached_analyses_are_keyed_by_content_and_version(monkeypatch):
     one = preprocessing.cache_file("output", "a" * 64)
     assert one != preprocessing.cache_file("output", "b" * 64)
     monkeypatch.setattr(preprocessing, "analysis_settings", lambda: "another version")
     assert one != preprocessing.cache_file("output", "a" * 64)
+
+
+# ------------------------------------------------------------------------------ many programs
+
+
+def folder_of(programs: dict[str, str], builds: Path, folder: Path) -> Path:
+    """Make <build>/<program> for each letter of a program's builds; all have different contents."""
+    for program, letters in programs.items():
+        for letter in letters:
+            file = folder / "binaries" / letter / program
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # bytes behind the end of an ELF file belong to none of its parts
+            file.write_bytes(
+                (builds / "O1" / "shapes").read_bytes() + f"{program}{letter}".encode()
+            )
+    return folder
+
+
+def read_pairs(cwd: Path) -> list[dict]:
+    pairs = [json.loads(f.read_text()) for f in (cwd / "data").glob("*/pair.json")]
+    return sorted(pairs, key=lambda pair: pair["pair"])
+
+
+def fake_analyses(monkeypatch, cwd: Path, builds: Path) -> None:
+    """Let gendata.main find the same analysis for every content: analysing takes seconds."""
+    analysis = preprocessing.analyse(builds / "O1" / "shapes")
+
+    def analyse_all(binaries, output_dir, *_):
+        for binary in binaries:
+            preprocessing.save(analysis, preprocessing.cache_file(output_dir, binary["sha256"]))
+        return {}
+
+    monkeypatch.setattr(gendata, "analyse_all", analyse_all)
+    monkeypatch.chdir(cwd)
+
+
+def test_pattern_and_numbers_over_all_programs(builds, tmp_path, monkeypatch, capsys):
+    programs = {"sort": "abc", "ls": "abcd", "l1": "ab", "once": "d"}
+    folder_of(programs, builds, tmp_path)
+    fake_analyses(monkeypatch, tmp_path, builds)
+    assert gendata.main(biname="*", path="binaries", workers=2) == 0
+    pairs = read_pairs(tmp_path)
+    assert [p["pair"] for p in pairs] == list(range(1 + 6 + 3))
+    found = [(p["program"], *(b["build"] for b in p["binaries"])) for p in pairs]
+    expected = [
+        (program, *pair)
+        for program in ("l1", "ls", "sort")
+        for pair in itertools.combinations(programs[program], 2)
+    ]
+    assert found == expected
+    assert "programs       3: 1 train" in capsys.readouterr().out
+    gendata.main(biname="l*", path="binaries", workers=1)
+    assert {p["program"] for p in read_pairs(tmp_path)} == {"l1", "ls"}
+    assert "removed 3 pair folders" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--biname 'x\*'"):
+        gendata.main(biname="x*", path="binaries")
+    with pytest.raises(UserError, match="only one once"):
+        gendata.main(biname="once", path="binaries")
+
+
+def test_limited_pairs_stay_and_use_all_builds(builds, tmp_path, monkeypatch):
+    folder_of({"ls": "abcdefg", "cp": "abc"}, builds, tmp_path)
+    fake_analyses(monkeypatch, tmp_path, builds)
+    gendata.main(biname=["ls", "cp"], path="binaries", pairs=5, workers=2)
+    pairs = read_pairs(tmp_path)
+    assert [p["program"] for p in pairs] == ["ls"] * 5 + ["cp"] * 3
+    used = {b["build"] for p in pairs if p["program"] == "ls" for b in p["binaries"]}
+    assert used == set("abcdefg")
+    before = bytes_of(tmp_path / "data")
+    gendata.main(biname=["ls", "cp"], path="binaries", pairs=5, workers=1)
+    assert bytes_of(tmp_path / "data") == before
+    gendata.main(biname=["ls", "cp"], path="binaries", pairs=5, workers=1, seed=1)
+    others = [[b["build"] for b in p["binaries"]] for p in read_pairs(tmp_path)]
+    assert others != [[b["build"] for b in p["binaries"]] for p in pairs]
+
+
+@given(st.integers(2, 40), st.integers(1, 900), st.integers(0, 5))
+def test_chosen_pairs(builds, limit, seed):
+    everything = list(itertools.combinations(range(builds), 2))
+    chosen = list(gendata.choose_pairs(builds, limit, [seed]))
+    assert chosen == sorted(set(chosen))
+    assert set(chosen) <= set(everything)
+    assert len(chosen) == min(limit, len(everything))
+    assert chosen == list(gendata.choose_pairs(builds, limit, [seed]))
+    used = Counter(build for pair in chosen for build in pair)
+    if limit >= -(-builds // 2):
+        assert len(used) == builds
+    if limit >= builds and builds > 2:
+        assert min(used.values()) >= 2
+    assert list(gendata.choose_pairs(builds, None, [seed])) == everything
+
+
+def test_every_pair_may_be_chosen():
+    drawn = Counter(p for seed in range(400) for p in gendata.choose_pairs(9, 18, [seed]))
+    assert len(drawn) == 36
+    assert min(drawn.values()) > 100  # 200 expected of each; a ninth of that is ten deviations
+
+
+def test_drawing_pairs_of_many_builds_needs_no_list_of_all():
+    chosen = list(gendata.choose_pairs(1_000_000, 20, [0]))
+    assert len(set(chosen)) == 20
+    assert all(0 <= a < b < 1_000_000 for a, b in chosen)
+
+
+names = st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=1, max_size=30, unique=True)
+
+
+@given(names, st.integers(0, 99))
+@settings(max_examples=200)
+def test_split_has_all_parts_where_there_are_enough_programs(programs, seed):
+    split = gendata.split_programs(programs, 0.1, 0.1, seed)
+    assert set(split) == set(programs)
+    wanted = {"train", "validation", "test"}
+    assert set(split.values()) == (wanted if len(programs) >= 3 else set(split.values()))
+    assert set(split.values()) == {1: {"train"}, 2: {"train", "validation"}}.get(
+        len(programs), wanted
+    )
+    assert split == gendata.split_programs(programs[::-1], 0.1, 0.1, seed)
+    without = gendata.split_programs(programs, 0.0, 0.0, seed)
+    assert set(without.values()) == {"train"}
+
+
+def test_split_stays_when_programs_join_and_has_the_shares_asked_for():
+    programs = [f"program{n}" for n in range(4000)]
+    few = gendata.split_programs(programs[:500], 0.1, 0.2, 0)
+    split = gendata.split_programs(programs, 0.1, 0.2, 0)
+    assert all(split[program] == where for program, where in few.items())
+    counts = Counter(split.values())
+    assert abs(counts["validation"] - 400) < 100  # five standard deviations
+    assert abs(counts["test"] - 800) < 130
+    assert split != gendata.split_programs(programs, 0.1, 0.2, 1)
+
+
+def test_split_is_written_and_shares_are_checked(builds, tmp_path, monkeypatch):
+    folder_of(dict.fromkeys("pqrst", "ab"), builds, tmp_path)
+    fake_analyses(monkeypatch, tmp_path, builds)
+    gendata.main(biname="?", path="binaries", workers=1, validation=0.3, test=0.3)
+    written = {p["program"]: p["split"] for p in read_pairs(tmp_path)}
+    assert written == gendata.split_programs(list("pqrst"), 0.3, 0.3, 0)
+    with pytest.raises(UserError, match="leave no program to train on"):
+        gendata.main(biname="?", path="binaries", validation=0.5, test=0.5)
+
+
+def test_pairs_are_never_all_in_memory(monkeypatch):
+    """Jobs are taken from their iterator no faster than they are done."""
+    monkeypatch.setattr(gendata, "AHEAD", 5)
+    taken = 0
+
+    def jobs():
+        nonlocal taken
+        for number in range(50):
+            taken += 1
+            yield number, (0,)
+
+    for done, (number, error) in enumerate(gendata.in_processes(misbehave, jobs(), 50, 2, "t")):
+        assert (number, error) == (done, None)
+        assert taken <= done + 1 + 5
+    assert taken == 50
+
+
+def test_a_second_writer_of_the_same_pair_does_no_harm(made, tmp_path):
+    cwd = tmp_path
+    shutil.copytree(made[0], cwd, dirs_exist_ok=True, symlinks=True)
+    before = bytes_of(cwd / "data")
+    pair = read_pairs(cwd)[2]
+    pair.pop("counts")
+    gendata.write_pair(pair, str(cwd / "output"), str(cwd / "data"))
+    assert bytes_of(cwd / "data") == before

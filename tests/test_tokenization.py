@@ -1,5 +1,6 @@
 """Google BERT's tokenizer against the Rust library and a plain reading; the corpus's tokenizer."""
 
+import itertools
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+import tokenization
 from tokenization import (
     SPECIAL_TOKENS,
     BasicTokenizer,
@@ -400,3 +402,14 @@ def test_imports_neither_side():
     code = "import sys, tokenization; print({'torch', 'angr', 'tensorflow'} & set(sys.modules))"
     result = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
     assert result == "set()\n"
+
+
+def test_words_are_remembered_up_to_a_bound(monkeypatch):
+    monkeypatch.setattr(tokenization, "MAX_WORDS", 20)
+    vocab = {token: n for n, token in enumerate([*SPECIAL_TOKENS, "a", "b", "##a", "##b"])}
+    tokenizer = CorpusTokenizer(vocab)
+    words = ["".join(letters) for letters in itertools.product("ab", repeat=5)]
+    expected = [[letters[0], *(f"##{c}" for c in letters[1:])] for letters in words]
+    for _ in range(2):
+        assert [tokenizer.tokenize(word) for word in words] == expected
+    assert len(tokenizer._words) == 20

@@ -1,0 +1,109 @@
+"""The same jobs on many machines: a Dask scheduler gives them to its workers.
+
+    dask scheduler                          # on one machine
+    PYTHONPATH=. DASK_DISTRIBUTED__WORKER__DAEMON=False dask worker tcp://HOST:8786 --nthreads 2
+                                            # on each, in this project's folder
+    python gendata.py --cluster tcp://HOST:8786
+
+A job runs on a worker's machine just as it would here: in a process of its own, under the same
+limits. A worker that dies costs time only: the scheduler gives its jobs to others. The machines
+share a file system, on which all paths mean the same.
+"""
+
+import itertools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+import preprocessing
+import utils
+
+try:
+    import distributed
+except ImportError as error:
+    raise utils.UserError(
+        "--cluster needs Dask: pip install -r requirements-cluster.txt"
+    ) from error
+
+AHEAD = 4  # batches under way, for each thread of a worker
+LARGEST_BATCH = 64  # jobs that a worker is given at a time
+
+
+def on_cluster(
+    address: str,
+    function: str,
+    jobs: Iterator[tuple[Any, tuple]],
+    total: int,
+    what: str,
+    limits: tuple[float, float],
+) -> Iterator[tuple[Any, str | None]]:
+    """Run a function of gendata.py for each (key, arguments); yield key and error text or None.
+
+    Raises
+    ------
+    UserError
+        No scheduler answers, it has no workers, or they cannot run this project.
+    """
+    if total == 0:
+        return
+    try:
+        client = distributed.Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise utils.UserError(f"no Dask scheduler answers at --cluster {address}") from error
+    with client, tqdm(total=total, desc=what, unit=" " + what, disable=None) as bar:
+        threads = sum(client.nthreads().values())
+        if not threads:
+            raise utils.UserError(f"the scheduler at {address} has no workers; start some first")
+        size = max(1, min(LARGEST_BATCH, total // (8 * threads)))
+        here = os.getcwd(), preprocessing.analysis_settings(), limits
+        futures = (
+            ([key for key, _ in batch], client.submit(
+                run_batch, function, [arguments for _, arguments in batch], *here, pure=False
+            ))
+            for batch in batches(jobs, size)
+        )  # fmt: skip
+        for keys, future in utils.ahead(futures, AHEAD * threads):
+            try:
+                errors = future.result()
+            except distributed.KilledWorker:
+                errors = ["the workers that had it died, one after the other"] * len(keys)
+            except ImportError as error:
+                raise utils.UserError(
+                    f"the workers of {address} cannot import this project ({error}); start them in "
+                    "its folder and its environment: PYTHONPATH=. dask worker ..."
+                ) from error
+            bar.update(len(keys))
+            yield from zip(keys, errors, strict=True)
+
+
+def batches(jobs: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Yield the jobs in lists of ``size``; the last may be shorter."""
+    while batch := list(itertools.islice(jobs, size)):
+        yield batch
+
+
+def run_batch(
+    function: str, arguments: list[tuple], folder: str, settings: str, limits: tuple[float, float]
+) -> list[str | None]:
+    """Run some jobs one after the other in a child process; runs in a worker of the cluster."""
+    import gendata
+
+    os.chdir(folder)
+    if preprocessing.analysis_settings() != settings:
+        raise utils.UserError(
+            f"a worker has {preprocessing.analysis_settings()}, but here it is {settings}; install "
+            "the same requirements everywhere"
+        )
+    if multiprocessing.current_process().daemon:
+        raise utils.UserError(
+            "the cluster's workers may not start processes; start them with "
+            "DASK_DISTRIBUTED__WORKER__DAEMON=False in the environment"
+        )
+    # Not forked: a worker has threads, and a copy of a process with threads may hang.
+    multiprocessing.set_forkserver_preload(["gendata", "angr"])
+    jobs = enumerate(arguments), len(arguments), 1, "jobs"
+    done = gendata.in_processes(getattr(gendata, function), *jobs, *limits, start="forkserver")
+    return [error for _, error in done]

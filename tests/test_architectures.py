@@ -1,0 +1,232 @@
+"""Other processors and formats through the whole pipeline, against objdump of their toolchains.
+
+Cross-compilers are in Debian: gcc-aarch64-linux-gnu, gcc-arm-linux-gnueabihf,
+gcc-mingw-w64-x86-64 (with libc6-dev-arm64-cross and libc6-dev-armhf-cross).
+"""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import SOURCE
+from test_gendata import gendata_py
+
+import dataprocess
+import preprocessing
+from preprocessing import CALL
+
+TARGETS = {  # name: (toolchain, flags)
+    "aarch64-O0": ("aarch64-linux-gnu", ["-O0"]),
+    "aarch64-O2-nopie": ("aarch64-linux-gnu", ["-O2", "-fno-pie", "-no-pie"]),
+    "thumb-O1": ("arm-linux-gnueabihf", ["-O1"]),
+    "thumb-O2-nopie": ("arm-linux-gnueabihf", ["-O2", "-fno-pie", "-no-pie"]),
+    "arm-O1": ("arm-linux-gnueabihf", ["-O1", "-marm"]),
+    "windows-O0": ("x86_64-w64-mingw32", ["-O0"]),
+    "windows-O2": ("x86_64-w64-mingw32", ["-O2"]),
+}
+LITERALS = {
+    "str try help for more information",
+    "str usage shapes option file with a very long explanation",
+    "str virtual memory exhausted",
+    "str the area is d and the first kind mask d",
+}
+SAME_EVERYWHERE = {
+    "ldr",
+    "str",
+    "cmp",
+    "mul",
+    "add",
+    "sub",
+    "bl",
+    "blx",
+    "bx",
+    "lea",
+    "push",
+    "ret",
+}
+OURS = ("area", "usage", "kind", "copy", "compare", "main")
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory):
+    """A folder of <target>/shapes, of all targets whose compilers are here."""
+    folder = tmp_path_factory.mktemp("foreign")
+    for name, (tools, flags) in TARGETS.items():
+        if shutil.which(f"{tools}-gcc"):
+            target = folder / name / "shapes"
+            target.parent.mkdir()
+            target.with_suffix(".c").write_text(SOURCE)
+            source = target.with_suffix(".c")
+            subprocess.run([f"{tools}-gcc", "-g", *flags, "-o", target, source], check=True)
+            source.unlink()
+            if target.with_suffix(".exe").exists():
+                target.with_suffix(".exe").rename(target)
+    return folder
+
+
+@pytest.fixture(params=TARGETS)
+def target(request, foreign, cached):
+    """A target's name, its file and its analysis; skipped where its compiler is missing."""
+    tools, _ = TARGETS[request.param]
+    file = foreign / request.param / "shapes"
+    if not file.exists():
+        pytest.skip(f"no {tools}-gcc; on Debian and Ubuntu: apt install gcc-... (see the file)")
+    if request.param not in cached:
+        cached[request.param] = preprocessing.analyse(file)
+    return request.param, file, cached[request.param]
+
+
+@pytest.fixture(scope="session")
+def cached():
+    return {}
+
+
+def words(analysis, block):
+    a, b = analysis.offsets[block : block + 2]
+    return [analysis.dictionary[t] for t in analysis.tokens[a:b]]
+
+
+def listing(file, tools) -> dict[str, list[tuple[int, str]]]:
+    command = [f"{tools}-objdump", "-d", "-w", "--no-show-raw-insn", str(file)]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, list[tuple[int, str]]] = {}
+    inside = None
+    for line in run.stdout.splitlines():
+        if head := re.match(r"[0-9a-f]+ <(.+)>:$", line):
+            inside = found.setdefault(head[1], [])
+        elif (row := re.match(r" *([0-9a-f]+):\t(.*)$", line)) and inside is not None:
+            inside.append((int(row[1], 16), row[2].strip()))
+    return found
+
+
+def test_all_code_of_our_functions_is_there(target):
+    """Each instruction that objdump lists, padding and data aside, is ours at its address."""
+    import angr
+
+    name, file, analysis = target
+    project = angr.Project(str(file), auto_load_libs=False)
+    shift = project.loader.main_object.mapped_base - project.loader.main_object.linked_base
+    ours: dict[int, str] = {}
+    for block in range(analysis.code_blocks):
+        text = analysis.instructions[block].decode().splitlines()
+        address = int(analysis.address[block])
+        starts = project.factory.block(address, num_inst=len(text)).instruction_addrs
+        ours |= {
+            (a & ~1 if "thumb" in name else a) - shift: t for a, t in zip(starts, text, strict=True)
+        }
+    for function in OURS:
+        rows = listing(file, TARGETS[name][0])[function]
+        code = [
+            (a, text) for a, text in rows if not re.match(r"\.(word|short|byte)|.*\bnop|xchg", text)
+        ]
+        assert len(code) >= 3
+        for address, text in code:
+            assert address in ours, f"{function}: {address:x} {text}"
+            mnemonic = text.split()[0].split(".")[0]
+            if mnemonic in SAME_EVERYWHERE:
+                assert ours[address].split()[0].split(".")[0] == mnemonic, (ours[address], text)
+
+
+def is_stub(rows, name: str) -> bool:
+    """Whether ``name`` is the import, not a function of the same name, of which MinGW has some."""
+    inside = [text for _, text in rows.get(name, []) if not re.search(r"\bnop", text)]
+    return len(inside) <= 1
+
+
+def test_calls_become_names_of_imports(target):
+    name, file, analysis = target
+    rows = listing(file, TARGETS[name][0])
+    called = {}
+    for function in OURS:
+        for _, text in rows[function]:
+            call = re.match(r"(?:bl|blx|call|callq)\s+[^<]*<(\w+)(?:@plt)?>$", text)
+            if call and call[1] in analysis.import_name and is_stub(rows, call[1]):
+                called.setdefault(call[1], []).append(function)
+    assert {"malloc", "qsort", "free"} <= set(called)  # others may be jumped to at -O2
+    assert len(set(analysis.import_name)) == len(analysis.import_name)
+    calls = analysis.edges[analysis.kind == CALL]
+    for imported, where in called.items():
+        node = analysis.code_blocks + analysis.import_name.index(imported)
+        callers = [b for b in calls[calls[:, 1] == node][:, 0].tolist()]
+        found = [analysis.function_name[analysis.function[b]] for b in callers]
+        assert sorted(f for f in found if f in OURS) == sorted(where), imported
+        for block in callers:
+            assert words(analysis, block)[-1] == imported
+
+
+def test_strings_become_words(target):
+    name, _, analysis = target
+    text = {b: " ".join(words(analysis, b)) for b in range(analysis.code_blocks)}
+    for literal in LITERALS:
+        found = [b for b in text if literal in text[b]]
+        assert found, literal
+        assert set(found) <= set(analysis.string_block.tolist())
+        if "windows" not in name:  # MinGW makes a copy of printf for its one format
+            assert len(found) == 1
+            assert analysis.function_name[analysis.function[found[0]]] in OURS
+
+
+def test_the_switch_is_resolved(target):
+    _, _, analysis = target
+    inside = [
+        b
+        for b in range(analysis.code_blocks)
+        if analysis.function_name[analysis.function[b]] == "kind"
+    ]
+    entry = min(inside)
+    out: dict[int, list[int]] = {}
+    for (a, b), kind in zip(analysis.edges.tolist(), analysis.kind.tolist(), strict=True):
+        if kind != CALL:
+            out.setdefault(a, []).append(b)
+    reached, ahead = {entry}, [entry]
+    while ahead:
+        for block in out.get(ahead.pop(), []):
+            if block not in reached:
+                reached.add(block)
+                ahead.append(block)
+    assert reached >= set(inside)
+
+
+def test_registers_have_their_width(target):
+    name, _, analysis = target
+    everything = set(analysis.dictionary)
+    if name.startswith(("arm", "thumb")):
+        assert "reg4" in everything
+        assert not {"reg1", "reg2"} & everything
+    else:
+        assert {"reg4", "reg8"} <= everything
+
+
+def test_pairs_across_architectures_merge_at_imports_and_strings(builds, foreign, tmp_path):
+    """x86-64, AArch64, ARM and Windows through gendata.py and dataprocess.py."""
+    shutil.copytree(builds / "O2", tmp_path / "binaries" / "O2")
+    for name in ("aarch64-O0", "thumb-O1", "windows-O2"):
+        if not (foreign / name).exists():
+            pytest.skip(f"no {TARGETS[name][0]}-gcc")
+        shutil.copytree(foreign / name, tmp_path / "binaries" / name)
+    gendata_py(tmp_path, "--biname", "shapes", "--path", "binaries", "--workers", 2)
+    pairs = [json.loads(f.read_text()) for f in (tmp_path / "data").glob("*/pair.json")]
+    assert len(pairs) == 6
+    for pair in pairs:
+        first, second = (preprocessing.load(tmp_path / "output" / f) for f in pair["analyses"])
+        merged = preprocessing.merge(first, second)
+        at = [
+            " ".join(merged.dictionary[t] for t in merged.tokens[slice(*merged.offsets[a : a + 2])])
+            for a in merged.merged[:, 0].tolist()
+        ]
+        assert {"malloc", "free", "qsort", "strlen", "strcpy"} <= set(at)
+        for literal in LITERALS:
+            assert any(literal in text for text in at), (pair["binaries"], literal)
+        assert pair["counts"]["documents_in_both"] > 0
+    dataprocess.main(
+        *(str(tmp_path / name) for name in ("data", "output", "vocab.txt", "data/corpus.txt")),
+        workers=1,
+    )
+    vocabulary = (tmp_path / "vocab.txt").read_text().splitlines()
+    assert {"adrp", "lea", "malloc", "reg8"} <= set(vocabulary)
+    about = json.loads((tmp_path / "data/corpus.json").read_text())
+    assert min(pair["documents"] for pair in about["pairs"]) > 10
+    assert np.all([pair["split"] == "train" for pair in about["pairs"]])

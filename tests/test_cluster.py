@@ -1,0 +1,145 @@
+"""gendata.py on a real Dask scheduler with two workers, of which one is killed on the way."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_gendata import ROOT, bytes_of, gendata_py
+
+import gendata
+
+PATIENCE = 400  # seconds that anything here may take before the test fails
+
+
+def wait_for(condition, what):
+    end = time.monotonic() + PATIENCE
+    while not (result := condition()):
+        assert time.monotonic() < end, f"waited {PATIENCE} s for {what}"
+        time.sleep(0.02)
+    return result
+
+
+def children(pid: int) -> list[int]:
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(p) for task in tasks for p in (task / "children").read_text().split()]
+    except OSError:
+        return []
+
+
+def worker_of(nanny: subprocess.Popen) -> int | None:
+    """The worker process that a nanny watches; its other child is multiprocessing's tracker."""
+    for pid in children(nanny.pid):
+        if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():
+            return pid
+    return None
+
+
+@contextmanager
+def cluster(folder: Path, workers: int, **environment: str):
+    """A scheduler and workers as processes of their own; yields the address and the nannies."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    file = folder / "scheduler.json"
+    started = []
+
+    def start(part, *arguments):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{part}", "--host", "127.0.0.1"]
+        command += ["--no-dashboard", "--scheduler-file", str(file), *arguments]
+        with (folder / f"{len(started)}.log").open("w") as log:
+            process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        started.append(process)
+        return process
+
+    try:
+        start("scheduler", "--port", "0")
+        wait_for(file.exists, "the scheduler")
+        spill = ["--nthreads", "1", "--local-directory", str(folder)]
+        nannies = [start("worker", *spill) for _ in range(workers)]
+        for number in range(workers):
+            log = folder / f"{number + 1}.log"
+            wait_for(lambda log=log: "Registered to" in log.read_text(), "a worker")
+        yield json.loads(file.read_text())["address"], nannies
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in started:
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def test_a_worker_is_killed_and_the_bytes_are_those_of_a_local_run(builds, tmp_path):
+    for build in ("O0", "O1", "O1-stripped", "O2"):
+        shutil.copytree(builds / build, tmp_path / "binaries" / build)
+    (tmp_path / "binaries" / "broken").mkdir()
+    (tmp_path / "binaries" / "broken" / "shapes").write_bytes(b"no program at all")
+    arguments = ["--biname", "shapes", "--path", "binaries"]
+    local = ["--outputDir", "local/output", "--data", "local/data", "--workers", 2]
+    on_cluster = ["--outputDir", "far/output", "--data", "far/data", "--cluster"]
+    run = gendata_py(tmp_path, *arguments, *local, check=False)
+    assert run.returncode == gendata.SKIPPED, run.stderr
+
+    (tmp_path / "dask").mkdir()
+    with cluster(tmp_path / "dask", 2, DASK_DISTRIBUTED__WORKER__DAEMON="False") as (
+        address,
+        nannies,
+    ):
+        command = [sys.executable, str(ROOT / "gendata.py"), *arguments, *on_cluster, address]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        wait_for(lambda: list(tmp_path.glob("far/output/*.npz")), "the first analysis")
+        assert process.poll() is None
+        victim = worker_of(nannies[0])
+        os.kill(victim, signal.SIGKILL)
+        out, err = process.communicate(timeout=PATIENCE)
+        again = wait_for(lambda: worker_of(nannies[0]), "the worker to come back")
+        assert again != victim
+    assert process.returncode == gendata.SKIPPED, err
+    assert "Traceback" not in err
+    assert "binaries/broken/shapes" in err
+    assert "pairs          6 in far/data/" in out
+    assert bytes_of(tmp_path / "far") == bytes_of(tmp_path / "local")
+
+
+def test_no_scheduler_and_no_workers(builds, tmp_path):
+    (tmp_path / "binaries").symlink_to(builds)
+    arguments = ["--biname", "shapes", "--path", "binaries", "--cluster"]
+    run = gendata_py(tmp_path, *arguments, "tcp://127.0.0.1:1", check=False)
+    assert run.returncode == 1
+    assert "no Dask scheduler answers at --cluster tcp://127.0.0.1:1" in run.stderr
+    (tmp_path / "dask").mkdir()
+    with cluster(tmp_path / "dask", 0) as (address, _):
+        run = gendata_py(tmp_path, *arguments, address, check=False)
+    assert run.returncode == 1
+    assert "has no workers" in run.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "remedy"),
+    [
+        ({"PYTHONPATH": ""}, "PYTHONPATH=."),
+        ({"DASK_DISTRIBUTED__WORKER__DAEMON": "True"}, "DASK_DISTRIBUTED__WORKER__DAEMON=False"),
+    ],
+)
+def test_workers_that_were_started_wrongly(builds, tmp_path, environment, remedy):
+    (tmp_path / "binaries").symlink_to(builds)
+    (tmp_path / "dask").mkdir()
+    with cluster(tmp_path / "dask", 1, **environment) as (address, _):
+        arguments = ["--biname", "shapes", "--path", "binaries", "--cluster", address]
+        run = gendata_py(tmp_path, *arguments, check=False)
+    assert run.returncode == 1
+    assert remedy in run.stderr
+    assert not list(tmp_path.glob("output/*"))
