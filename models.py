@@ -111,15 +111,12 @@ class Embeddings(nn.Module):
         self.norm = LayerNorm(cfg.dim)
         self.p_drop = cfg.p_drop_hidden
 
-    def forward(self, x: Tensor, seg: Tensor, first: Tensor | None = None) -> Tensor:
-        """(B, S), (B, S), (B,) -> (B, S, D)"""
+    def forward(self, x: Tensor, seg: Tensor) -> Tensor:
+        """(B, S), (B, S) -> (B, S, D)"""
         length, longest = x.size(1), self.pos_embed.num_embeddings
         if length > longest:
             raise ValueError(f"a sequence of {length} tokens is longer than max_len {longest}")
-        if first is None:
-            position = self.pos_embed.weight[:length]  # (S, D), the same for the whole batch
-        else:
-            position = self.pos_embed(first[:, None] + torch.arange(length, device=x.device))
+        position = self.pos_embed.weight[:length]  # (S, D), the same for the whole batch
         h = self.norm(self.tok_embed(x) + position + self.seg_embed(seg))
         return dropout(h, self.p_drop if self.training else 0.0)
 
@@ -191,9 +188,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.apply(functools.partial(init_weights, std=cfg.init_std))
 
-    def forward(
-        self, x: Tensor, seg: Tensor, mask: Tensor | None = None, first: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, seg: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode a batch of token sequences.
 
         Parameters
@@ -202,8 +197,6 @@ class Transformer(nn.Module):
             Token ids and segment ids.
         mask : (B, S), optional
             1 for tokens, 0 for padding. Without padding leave it out: attention is faster then.
-        first : int64 (B,), optional
-            The position of each sequence's first token; 0, if left out.
 
         Returns
         -------
@@ -217,7 +210,7 @@ class Transformer(nn.Module):
         """
         if mask is not None:
             mask = mask[:, None, None, :].bool()  # (B, 1, 1, S): every head, every query
-        h = self.embed(x, seg, first)
+        h = self.embed(x, seg)
         if torch.is_autocast_enabled(h.device.type):  # the blocks' inputs and sums, too
             h = h.to(torch.get_autocast_dtype(h.device.type))
         for block in self.blocks:
@@ -242,18 +235,13 @@ class BertModel4Pretrain(nn.Module):
             init_weights(head, cfg.init_std)
 
     def forward(
-        self,
-        input_ids: Tensor,
-        segment_ids: Tensor,
-        input_mask: Tensor | None,
-        masked_pos: Tensor,
-        first_pos: Tensor | None = None,
+        self, input_ids: Tensor, segment_ids: Tensor, input_mask: Tensor | None, masked_pos: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Score the tokens at the masked positions, and the two answers to "is B next?".
 
         Parameters
         ----------
-        input_ids, segment_ids, input_mask, first_pos
+        input_ids, segment_ids, input_mask
             As in `Transformer.forward`.
         masked_pos : int64 (B, P)
             Positions to predict; the head is computed there only.
@@ -263,7 +251,7 @@ class BertModel4Pretrain(nn.Module):
         logits_lm : float (B, P, V)
         logits_clsf : float (B, 2)
         """
-        h = self.transformer(input_ids, segment_ids, input_mask, first_pos)  # (B, S, D)
+        h = self.transformer(input_ids, segment_ids, input_mask)  # (B, S, D)
         logits_clsf = self.classifier(torch.tanh(self.fc(h[:, 0])))
         at = masked_pos[:, :, None].expand(-1, -1, h.size(-1))  # (B, P) -> (B, P, D)
         h_masked = self.norm(F.gelu(self.linear(h.gather(1, at))))

@@ -184,26 +184,10 @@ class Preprocess4Pretrain:
     mask_prob : float
         Share of the tokens of A and B that are to be predicted, at least one. Of these 80 % become
         [MASK], 10 % a random token, and 10 % stay. Special tokens are never chosen, never drawn.
-    positions : int, optional
-        If more than ``max_len``: each sequence is put at a random place of so many positions, so
-        that short sequences train the embeddings of later positions, too.
-
-    References
-    ----------
-    Kiyono et al., "SHAPE: Shifted Absolute Position Embedding for Transformers", 2021,
-    https://arxiv.org/abs/2109.05644
     """
 
-    def __init__(
-        self,
-        vocab: dict[str, int],
-        max_len: int,
-        max_pred: int,
-        mask_prob: float,
-        positions: int = 0,
-    ) -> None:
+    def __init__(self, vocab: dict[str, int], max_len: int, max_pred: int, mask_prob: float):
         self.max_len, self.max_pred, self.mask_prob = max_len, max_pred, mask_prob
-        self.shifts = max(1, positions - max_len + 1)
         names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
         self.pad, _, self.cls, self.sep, self.mask = special = [vocab[name] for name in names]
         self.is_special = np.zeros(len(vocab), bool)
@@ -234,8 +218,7 @@ class Preprocess4Pretrain:
             ``masked_pos``, ``masked_ids`` : int64 (N, P), positions and true tokens, 0 where there
             are less than P. ``masked_weights`` : float32 (N, P), 1 / (tokens to mask in the whole
             batch), or 0. ``is_next`` : int64 (N,). ``is_next_weights`` : float32 (N,), 1 / B.
-            ``is_hard`` : bool (N,). ``first_pos`` : int64 (N,), each row's first position; left out
-            where all are 0.
+            ``is_hard`` : bool (N,).
         """
         length = pairs["a_len"] + pairs["b_len"]  # (B,)
         n_pred = np.maximum(np.rint(length * self.mask_prob).astype(np.int64), 1)
@@ -265,8 +248,6 @@ class Preprocess4Pretrain:
         }
         if (a + b + 3 < self.max_len).any():
             batch["input_mask"] = (at < a + b + 3).astype(np.int64)
-        if self.shifts > 1:
-            batch["first_pos"] = (draws[:, -1] * self.shifts).astype(np.int64)
         return batch
 
     @property
@@ -275,8 +256,8 @@ class Preprocess4Pretrain:
         return min(self.max_pred, self.max_len)
 
     def draws(self, key: list[int], start: int, end: int) -> np.ndarray:
-        """Return the random numbers in [0, 1) of rows ``start`` to ``end``: (rows, S + 2 P + 1)."""
-        each = self.max_len + 2 * self.width + 1
+        """Return the random numbers in [0, 1) of rows ``start`` to ``end``: (rows, S + 2 P)."""
+        each = self.max_len + 2 * self.width
         generator = np.random.PCG64(key)
         generator.advance(start * each)  # a number is one step of this generator
         return np.random.Generator(generator).random((end - start, each))
@@ -290,8 +271,7 @@ class Preprocess4Pretrain:
         """
         may = may & ~self.is_special[ids]
         n_pred = np.minimum(n_pred, may.sum(1))[:, None]  # (N, 1)
-        ends = np.cumsum([self.max_len, self.width, self.width])
-        order, chance, which, _ = np.split(draws, ends, axis=1)
+        order, chance, which = np.split(draws, [self.max_len, self.max_len + self.width], axis=1)
         rank = np.argsort(np.where(may, order, 2.0), axis=1)[:, : self.width]
         chosen = np.arange(self.width) < n_pred  # (N, P)
         position = np.where(chosen, rank, 0)
@@ -364,9 +344,9 @@ def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
 
 
 def _forward(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    names = ("input_ids", "segment_ids", "input_mask", "masked_pos")
-    shifted = (batch["first_pos"],) if "first_pos" in batch else ()
-    return model(*map(batch.get, names), *shifted)
+    return model(
+        batch["input_ids"], batch["segment_ids"], batch.get("input_mask"), batch["masked_pos"]
+    )
 
 
 class Evaluation:
@@ -534,11 +514,10 @@ def main(
 
     def stage(length: int, rows: int) -> tuple[SentPairDataLoader, Evaluation]:
         n_pred = max(1, max_pred * length // max_len)
-        how = tokenizer.vocab, length, n_pred, mask_prob
+        preprocess = Preprocess4Pretrain(tokenizer.vocab, length, n_pred, mask_prob)
         sampler = SentPairSampler(corpus, split.training, length)
-        preprocess = Preprocess4Pretrain(*how, positions=max_len)
         loader = SentPairDataLoader(sampler, preprocess, n_tokens, rows, cfg.seed)
-        return loader, Evaluation(corpus, split.heldout, Preprocess4Pretrain(*how), device)
+        return loader, Evaluation(corpus, split.heldout, preprocess, device)
 
     short, short_evaluation = stage(short_len, cfg.batch_size)
     cfg = cfg.with_epochs(len(short))
@@ -551,7 +530,7 @@ def main(
         return (short if step < turn else long).batch(step, rank, world)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        # Before the turn, tokens far apart have never met.
+        # Before the turn, longer examples have positions that were never trained.
         return (short_evaluation if trainer.step <= turn else long_evaluation)(model)
 
     info = checkpoint.ModelInfo(

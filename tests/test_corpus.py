@@ -133,7 +133,7 @@ def test_description_that_disagrees(tmp_path, tokenizer, change, message):
         data_file.write_text(text_of(2).replace("imme", "reg8"))
     if change in ("json", "list"):
         data_file.with_suffix(".json").write_text({"json": "{", "list": "[]"}[change])
-    with pytest.raises(UserError, match=rf"corpus\.json {message}"):
+    with pytest.raises(UserError, match=rf"corpus\.json:? {message}"):
         read_corpus(data_file, tokenizer, "v")
 
 

@@ -322,20 +322,6 @@ def test_batch_is_a_function_of_seed_and_step():
     assert (one.batch(5)["input_ids"] != other.batch(5)["input_ids"]).any()
 
 
-def test_shifted_examples_are_the_same_examples_elsewhere():
-    loader, plain = make_loader(batch_size=500), make_loader(batch_size=500).batch(0)
-    how = loader.preprocess
-    loader.preprocess = Preprocess4Pretrain(VOCAB, how.max_len, how.max_pred, how.mask_prob, 30)
-    batch = loader.batch(0)
-    assert batch.keys() - plain.keys() == {"first_pos"}
-    assert all((batch[name] == array).all() for name, array in plain.items())
-    assert set(batch["first_pos"]) == set(range(30 - 24 + 1))
-    share = np.bincount(batch["first_pos"]) / 500
-    assert share == pytest.approx(1 / 7, abs=0.06)
-    rank = loader.batch(0, 1, 3)
-    assert (rank["first_pos"] == batch["first_pos"][train.share(500, 1, 3)]).all()
-
-
 @pytest.mark.parametrize("world", [2, 3, 8, 11])
 def test_processes_read_their_share_of_the_batch(world):
     loader, whole = make_loader(), make_loader().batch(5)
