@@ -41,6 +41,7 @@ DISK_ERRORS = {
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STOPPING = (signal.SIGINT, signal.SIGTERM)  # what people and batch systems end a program with
+FAULTS = 8  # of a settings file that are named
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as tempfile names them
 
 
@@ -334,7 +335,8 @@ def read_config(cls: type, path: str | os.PathLike[str]) -> Any:
             else:
                 at = f"'{key}' is {json.dumps(problem['input'])}: " if key else ""
                 reasons.append(at + problem["msg"].removeprefix("Value error, "))
-        raise UserError(f"{path}: " + "; ".join(reasons)) from error
+        more = f"; and {len(reasons) - FAULTS} more" if len(reasons) > FAULTS else ""
+        raise UserError(f"{path}: " + "; ".join(reasons[:FAULTS]) + more) from error
 
 
 def set_seed(seed: int) -> None:
