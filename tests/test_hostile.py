@@ -116,7 +116,7 @@ def snapshot(folder):
     }
 
 
-def script(name, cwd, *arguments, timeout=300):
+def script(name, cwd, *arguments, timeout=1800):
     done = subprocess.run(
         [sys.executable, str(ROOT / name), *arguments],
         cwd=cwd,
