@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import classify
 import corpus
 import dataprocess
 import gendata
+import huggingface
 import models
 import preprocessing
 import pretrain
@@ -116,7 +118,7 @@ def snapshot(folder):
     }
 
 
-def script(name, cwd, *arguments, timeout=300):
+def script(name, cwd, *arguments, timeout=1800):
     done = subprocess.run(
         [sys.executable, str(ROOT / name), *arguments],
         cwd=cwd,
@@ -453,10 +455,10 @@ def test_tokenizer_of_a_hugging_face_folder(pretrained, tmp_path, name):
     file = tmp_path / "theirs" / name
     if name == "tokenizer_config.json":
         (file.parent / "tokenizer.json").unlink()
-    for path, text in variants(json.loads(file.read_text())):
+    for path, text in itertools.islice(variants(json.loads(file.read_text())), 0, None, 3):
         file.write_text(text)
         try:
-            classify.read_start(str(file.parent), None, None, classify.Mrpc)
+            huggingface.read_vocab(file.parent, 8)
         except UserError as error:
             assert "\n" not in str(error), path  # noqa: PT017
 
