@@ -16,7 +16,7 @@ from test_gendata import ROOT, bytes_of, gendata_py
 import gendata
 from utils import UserError
 
-PATIENCE = 400  # seconds that anything here may take before the test fails
+PATIENCE = 900  # seconds that anything here may take before the test fails
 
 
 def wait_for(condition, what):
