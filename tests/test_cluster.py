@@ -14,8 +14,9 @@ import pytest
 from test_gendata import ROOT, bytes_of, gendata_py
 
 import gendata
+from utils import UserError
 
-PATIENCE = 400  # seconds that anything here may take before the test fails
+PATIENCE = 900  # seconds that anything here may take before the test fails
 
 
 def wait_for(condition, what):
@@ -143,3 +144,10 @@ def test_workers_that_were_started_wrongly(builds, tmp_path, environment, remedy
     assert run.returncode == 1
     assert remedy in run.stderr
     assert not list(tmp_path.glob("output/*"))
+
+
+def test_without_dask_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.delitem(sys.modules, "cluster", raising=False)
+    with pytest.raises(UserError, match=r"pip install -r requirements-cluster\.txt"):
+        gendata.run_all(gendata.analyse_one, iter([]), 0, 1, "binaries", "tcp://127.0.0.1:1")
