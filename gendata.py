@@ -511,10 +511,11 @@ def read_pair(data: str, number: int) -> dict[str, Any] | None:
     """Return data/<number>/pair.json, or None where it is missing or not what write_pair wrote."""
     try:
         pair = json.loads((Path(data) / str(number) / "pair.json").read_text())
-        counts, builds = pair["counts"], pair["binaries"]
-        texts = [pair["program"], *(build[key] for build in builds for key in BUILD)]
+        counts, builds, files = pair["counts"], pair["binaries"], pair["analyses"]
+        texts = [pair["program"], *files, *(build[key] for build in builds for key in BUILD)]
         numbers = [*(counts[key] for key in COUNTS), *counts["document_lengths"]]
-        sane = all(type(number) is int and 0 <= number < MOST for number in numbers)
+        sane = len(builds) == len(files) == 2 and type(counts["document_lengths"]) is list
+        sane &= all(type(number) is int and 0 <= number < MOST for number in numbers)
         return pair if sane and all(type(text) is str for text in texts) else None
     except (OSError, ValueError, TypeError, LookupError):
         return None
@@ -639,8 +640,8 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
         raise utils.UserError(f"no pair {data}/{pair}; `python gendata.py` makes it")
     analyses = []
     for build, name in zip(description["binaries"], description["analyses"], strict=True):
-        file = Path(outputDir) / name
-        if not file.exists():
+        file = Path(outputDir) / Path(name).name  # nothing outside of that folder
+        if not file.is_file():
             raise utils.UserError(
                 f"{file}, the analysis of {build['path']}, is gone; run gendata.py"
             )

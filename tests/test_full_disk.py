@@ -159,11 +159,14 @@ def test_a_full_disk_is_no_binarys_fault(disk, analysed):
 
 
 def test_dataprocess(disk, analysed, tmp_path):
+    def main():
+        dataprocess.main(outputDir=str(analysed / "output"), workers=1)
+
     gendata.main("tiny", str(analysed / "binaries"), str(analysed / "output"), workers=1)
     shutil.copytree(disk.folder, tmp_path / "reference")
     with contextlib.chdir(tmp_path / "reference"):
-        dataprocess.main()
-    fill_up(disk, dataprocess.main, tmp_path / "reference")
+        main()
+    fill_up(disk, main, tmp_path / "reference")
 
 
 def make_training(folder):

@@ -280,7 +280,7 @@ def test_mutants(odd, tmp_path):
         files[str(i)] = file
     before = snapshot(tmp_path / "binaries")
     jobs = ((key, (str(file), tmp_path / "output" / key)) for key, file in files.items())
-    limits = {"time_limit": 60, "memory_limit": 2}
+    limits = {"time_limit": 20, "memory_limit": 2}  # some run into it
     errors = dict(
         gendata.in_processes(gendata.analyse_one, jobs, len(files), 2, "mutants", **limits)
     )
@@ -292,7 +292,8 @@ def test_mutants(odd, tmp_path):
     assert {file.name for file in (tmp_path / "output").iterdir()} == good
     assert 20 < len(good) < N_MUTANTS  # both ways out are taken
     for key, error in errors.items():
-        assert error is None or (files[key].parent.name in error or "worker" in error), error
+        reasons = (str(files[key]), "the worker process died", "took longer", "took more than")
+        assert error is None or any(reason in error for reason in reasons), error
     for key in good:
         check(preprocessing.load(tmp_path / "output" / key))
 
@@ -441,10 +442,9 @@ def test_config_of_a_hugging_face_folder(pretrained, tmp_path):
     file = tmp_path / "theirs/config.json"
 
     def read():
-        start = classify.read_start(str(file.parent), None, None, classify.Mrpc)
-        models.Transformer(start.sizes)
-        shutil.rmtree(tmp_path / "ours", ignore_errors=True)
-        checkpoint.import_model(str(file.parent), str(tmp_path / "ours"))
+        classify.read_start(str(file.parent), None, None, classify.Mrpc)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.import_model(str(file.parent), folder + "/ours")
 
     assert_checked(file, read)
 
@@ -490,7 +490,7 @@ def test_description_of_a_pair(odd, tmp_path, capsys):
         for number, read in enumerate(
             [
                 lambda: gendata.show(0, str(odd[0] / "output"), str(tmp_path / "data")),
-                lambda: dataprocess.read_pair(file.parent),
+                lambda: dataprocess.read_pair(file.parent, str(odd[0] / "output")),
                 lambda: gendata.report(str(tmp_path / "data"), [wanted], 0, 0, 2, {}, 1.0),
             ]
         ):
