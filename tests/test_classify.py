@@ -356,7 +356,7 @@ def test_training_learns(trained):
     )
 
 
-def test_killed_training_goes_on_to_the_same_model(trained):
+def test_killed_training_goes_on_to_the_same_model(trained, monkeypatch, capsys):
     folder, arguments, _ = trained
     arguments = [*map(str, arguments), "--save_dir", "killed"]
     process = subprocess.Popen(
@@ -368,17 +368,17 @@ def test_killed_training_goes_on_to_the_same_model(trained):
     process.kill()
     process.wait()
     assert not (folder / "killed/model_steps_228.pt").exists()
-    code, out, err = run(folder, *arguments)
-    assert (code, err) == (0, "")
-    assert re.search("steps (100|200) to 228", out)
+    monkeypatch.chdir(folder)
+    names = [name.removeprefix("--") for name in arguments[::2]]
+    given = dict(zip(names, arguments[1::2], strict=True))
+    classify.main(**given)
+    assert re.search("steps (100|200) to 228", capsys.readouterr().out)
     for name in ("model_steps_228.pt", "model.json", "vocab.txt"):
         assert (folder / "killed" / name).read_bytes() == (folder / "out" / name).read_bytes()
     # An earlier training is replaced only if told.
     before = {path: path.stat().st_mtime_ns for path in (folder / "killed").iterdir()}
-    code, _, err = run(folder, *arguments, "--resume", "False")
-    assert code == 1
-    assert "killed holds an earlier training (last.pt); " in err
-    assert "--overwrite" in err
+    with pytest.raises(UserError, match=r"killed holds an earlier training \(last\.pt\); .*--over"):
+        classify.main(**given, resume=False)
     assert {path: path.stat().st_mtime_ns for path in (folder / "killed").iterdir()} == before
 
 

@@ -393,7 +393,7 @@ import signal, sys, time
 sys.path[:0] = {paths!r}
 from test_train import get_batch, make_trainer
 
-def batches(k):
+def batches(k, *_):
     if k == 5:
         signal.raise_signal(signal.{name})
         print("goes on", flush=True)
@@ -528,11 +528,11 @@ sys.path[:0] = {paths!r}
 from test_train import get_batch, make_trainer
 torch.set_num_threads(1)
 
-def stopped_at_five(k):
+def stopped_at_five(k, rank, world):
     if k == 5 and os.environ["RANK"] == "1":
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
-    return get_batch(k)
+    return get_batch(k, rank, world)
 
 make_trainer({save_dir!r}, {changes}).train()
 """
