@@ -1,8 +1,8 @@
 """The same jobs on many machines: a Dask scheduler gives them to its workers.
 
-    dask scheduler                          # on one machine
-    PYTHONPATH=. DASK_DISTRIBUTED__WORKER__DAEMON=False dask worker tcp://HOST:8786 --nthreads 2
-                                            # on each, in this project's folder
+    export PYTHONPATH=. DASK_DISTRIBUTED__WORKER__DAEMON=False   # in this project's folder
+    dask scheduler                                # on one machine
+    dask worker tcp://HOST:8786 --nthreads 2      # on each
     python gendata.py --cluster tcp://HOST:8786
 
 A job runs on a worker's machine just as it would here: in a process of its own, under the same
@@ -70,10 +70,13 @@ def on_cluster(
                 errors = future.result()
             except distributed.KilledWorker:
                 errors = ["the workers that had it died, one after the other"] * len(keys)
-            except ImportError as error:
+            except (ImportError, RuntimeError) as error:
+                missing = error.__cause__ if isinstance(error, RuntimeError) else error
+                if not isinstance(missing, ImportError):
+                    raise
                 raise utils.UserError(
-                    f"the workers of {address} cannot import this project ({error}); start them in "
-                    "its folder and its environment: PYTHONPATH=. dask worker ..."
+                    f"the scheduler or the workers of {address} cannot import this project "
+                    f"({missing}); start them in its folder and environment, with PYTHONPATH=."
                 ) from error
             bar.update(len(keys))
             yield from zip(keys, errors, strict=True)

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,8 @@ def main(
             return time.perf_counter() - began
 
         cold = run()
+        # of the largest process of that run, which is one that ran angr
+        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         warm = float(np.median([run() for _ in range(warm_runs)]))
         counts = [
             json.loads(f.read_text())["counts"] for f in Path(folder, "data").glob("*/pair.json")
@@ -78,6 +81,7 @@ def main(
     print(f"  warm              {warm:7.1f} s   {tokens / warm / 1e6:.1f} million tokens/s")
     print(f"  angr alone        {alone / workers:7.1f} s   cold is {cold * workers / alone:.2f} x")
     print(f"  each pair anew    {alone * (len(binaries) - 1):7.1f} s   in one process")
+    print(f"  memory            {memory / 1e6:7.0f} MB  of the largest process")
     print(f"  bytes a pair      {size / len(counts):9,.0f}")
     print(f"  blocks a document, quartiles {np.percentile(lengths, [25, 50, 75])}")
 
