@@ -35,7 +35,7 @@ from features import Code
 from similarity import Candidates, Network
 
 path = "experiment_data/packages/binaries/"  # builds: path/<build>/<program>
-held_out = ["ed", "patch", "xargs"]  # programs that are only measured
+held_out = ["ed", "xargs"]  # programs that are only measured
 train_cfg = "config/contrast.json"
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 to = "model/diff.safetensors"
@@ -137,16 +137,9 @@ def main(
         raise utils.UserError(f"{path} holds no program in two builds that is not held out")
     networks = {"function": train_likeness(train, cfg)}
     networks["structure"] = train_structure(train, networks["function"], cfg)
-    programs = sorted({pair.program for pair in train})
-    card = {
-        "what": "networks of diff.py: likeness of functions, likeness and surroundings",
-        "programs": " ".join(programs),
-        "pairs_of_builds": str(len(train)),
-        "settings": str(dataclasses.asdict(cfg)),
-        "analysis": preprocessing.analysis_settings(),
-    }
+    card = describe(train, cfg)
     similarity.write_networks(networks, to, card)
-    print(f"trained on {len(train)} pairs of builds of {len(programs)} programs")
+    print(f"trained on {card['pairs of builds']} pairs of builds of: {card['programs']}")
     for name, part in (("trained on", train), ("held out", [p for p in pairs if p not in train])):
         if part:
             alone, around = measure(part, networks)
@@ -156,6 +149,17 @@ def main(
     for file, reason in skipped.items():
         print(f"skipped {file}: {reason}")
     return gendata.SKIPPED if skipped else 0
+
+
+def describe(train: list[Pair], cfg: Config) -> dict[str, str]:
+    """Return the model's card: what it was trained on, and how."""
+    return {
+        "what": "networks of diff.py: likeness of functions, likeness and surroundings",
+        "programs": " ".join(sorted({pair.program for pair in train})),
+        "pairs of builds": str(len(train)),
+        "settings": str(dataclasses.asdict(cfg)),
+        "analysis": preprocessing.analysis_settings(),
+    }
 
 
 def find_builds(

@@ -193,30 +193,29 @@ def hashed(bags: list[Counter]) -> scipy.sparse.csr_matrix:
     return found
 
 
-def weigh(
-    first: scipy.sparse.csr_matrix, second: scipy.sparse.csr_matrix, lengths: bool = True
-) -> tuple[scipy.sparse.csr_matrix, scipy.sparse.csr_matrix]:
-    """Weigh two binaries' words by TF-IDF, both binaries' rows being the documents.
+def weigh(*counts: scipy.sparse.csr_matrix, lengths: bool = True) -> list[scipy.sparse.csr_matrix]:
+    """Weigh words by TF-IDF, the rows of all matrices together being the documents.
 
     Parameters
     ----------
+    counts : csr (n_i, words)
     lengths : bool
         Give each row length 1.
 
     Returns
     -------
-    csr float32
+    list of csr float32
         (1 + ln count) * idf, the smoothed idf of scikit-learn.
     """
-    n = first.shape[0] + second.shape[0]
-    found = sum(np.bincount(m.indices, minlength=m.shape[1]) for m in (first, second))
+    n = sum(m.shape[0] for m in counts)
+    found = sum(np.bincount(m.indices, minlength=m.shape[1]) for m in counts)
     idf = (np.log((1 + n) / (1 + found)) + 1).astype(np.float32)
-    both = []
-    for m in (first, second):
+    weighed = []
+    for m in counts:
         m = m.copy()
         m.data = (1 + np.log(m.data)) * idf[m.indices]
-        both.append(normalise(m) if lengths else m)
-    return both[0], both[1]
+        weighed.append(normalise(m) if lengths else m)
+    return weighed
 
 
 def normalise(m: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:

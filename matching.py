@@ -20,7 +20,7 @@ from similarity import Candidates, Network
 
 ROUNDS = 3  # in which matches speak for their neighbours
 LIKELY = 0.02  # share from which on a pair speaks
-FUNCTION_THRESHOLD = 0.3
+FUNCTION_THRESHOLD = 0.1
 BESIDE = (1, 6)  # functions to each side that are a function's near and wide surroundings
 EVIDENCE = 10 + len(BESIDE)
 
@@ -31,7 +31,7 @@ NEIGHBOURS = 0.5  # of the matches before and behind a block, against its own li
 PLACE = 0.1  # of where in the function it lies
 BLOCK_ROUNDS = 3
 SHARPNESS = 12.0
-BLOCK_THRESHOLD = 0.35
+BLOCK_THRESHOLD = 0.2
 INLINED_THRESHOLD = 0.6
 
 
