@@ -12,6 +12,9 @@ right ones are found? Functions that the disassembler misses count as not found.
 right if both blocks come from a common line of the source; to be found is each block of the old
 binary whose lines occur in the new one. Between versions a line is named by its distance from the
 beginning of its function, and only functions of equal length count.
+
+The peers match by their cosines alone, one to one, and are given the threshold that is best for
+them on the very pairs that are measured.
 """
 
 import datetime
@@ -52,6 +55,7 @@ KINDS = {
     "5.93-8.30 at O2": [("5.93-O2", "8.30-O2")],
     "5.93-O0 to 8.30-O3": [("5.93-O0", "8.30-O3")],
 }
+PEER_THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of a cosine
 PEERS = {"TF-IDF, tokens": ("code",), "TF-IDF, tokens + names": ("code", "words")}
 
 Names = str | tuple[str, ...] | list[str]
@@ -150,7 +154,7 @@ def seen_names(places: list[str]) -> set[str]:
 def measure(kind: str, pairs: list, networks: dict, known: set[str]) -> None:
     """Print the rows of one kind of pairs."""
     ranks: dict[str, list[float]] = defaultdict(list)
-    counts: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(3))
+    counts: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros((1, 3)))
     unseen: list[bool] = []
     for first, second in pairs:
         both = sorted(first.functions.keys() & second.functions.keys())
@@ -158,29 +162,29 @@ def measure(kind: str, pairs: list, networks: dict, known: set[str]) -> None:
         scores = {peer: peer_scores(first, second, groups) for peer, groups in PEERS.items()}
         scores["likeness (ours)"] = likeness(first.code, second.code, networks)
         matched = matching.match_functions(first.code, second.code, networks)
-        results = {peer: assign(scores[peer], first, second) for peer in PEERS}
-        results["structure (ours)"] = matched
+        results = {peer: assign(scores[peer]) for peer in PEERS} | {"structure (ours)": [matched]}
         for row, score in scores.items():
             ranks[row] += rank(score, first, second, both)
         lines = source_lines(first, second, kind)
         for row, found in results.items():
-            counts[row, "all"] += judge(found, first, second, set())
-            counts[row, "unseen"] += judge(found, first, second, known)
-            blocks = matching.match_blocks(first.code, second.code, found)
+            for part, left_out in (("all", set()), ("unseen", known)):
+                judged = [judge(matches, first, second, left_out) for matches in found]
+                counts[row, part] = counts[row, part] + np.array(judged)
+        peer = list(PEERS)[-1]
+        for row, blocks in (
+            (peer, plain_blocks(first, second, results[peer][0])),
+            ("structure (ours)", matching.match_blocks(first.code, second.code, matched)),
+        ):
             counts[row, "blocks"] += judge_blocks(blocks, *lines)
-        peer = f"{list(PEERS)[1]}, blocks within"
-        counts[peer, "blocks"] += judge_blocks(
-            plain_blocks(first, second, results[list(PEERS)[1]]), *lines
-        )
     new = np.array(unseen)
     print(f"\n{kind}: {len(new)} functions, {int(new.sum())} of them unseen")
     for row, values in ranks.items():
         r = np.array(values)
         cells = [f"{(r[part] == 1).mean():.3f} {(1 / r[part]).mean():.3f}" for part in (r > 0, new)]
         print(f"  retrieval  {row:38} recall@1, MRR: all {cells[0]}   unseen {cells[1]}")
-    for (row, part), (right, said, true) in counts.items():
-        p, r = right / max(said, 1), right / max(true, 1)
-        f1 = 2 * p * r / max(p + r, 1e-9)
+    for (row, part), judged in counts.items():
+        p, r = judged[:, 0] / np.maximum(judged[:, 1:], 1).T
+        f1, p, r = max(zip(2 * p * r / np.maximum(p + r, 1e-9), p, r, strict=True))
         print(f"  matching   {row:38} {part:7} precision {p:.3f} recall {r:.3f} F1 {f1:.3f}")
     sys.stdout.flush()
 
@@ -287,11 +291,17 @@ def peer_scores(first: Build, second: Build, groups: tuple[str, ...]) -> np.ndar
     return (a @ b.T).toarray()
 
 
-def assign(score: np.ndarray, first: Build, second: Build) -> Matches:
-    """Match one to one by the highest sum of cosines, as a peer without structure can."""
+def assign(score: np.ndarray) -> list[Matches]:
+    """Match one to one by the highest sum of cosines, as a peer without structure can.
+
+    Returns
+    -------
+    list of Matches
+        For each of PEER_THRESHOLDS; the tables show the one with the best F1.
+    """
     a, b = linear_sum_assignment(score, maximize=True)
-    kept = score[a, b] > 0.3
-    return Matches(a[kept], b[kept], score[a, b][kept])
+    found = score[a, b]
+    return [Matches(a[found > t], b[found > t], found[found > t]) for t in PEER_THRESHOLDS]
 
 
 def plain_blocks(first: Build, second: Build, functions: Matches) -> Matches:
