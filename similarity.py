@@ -28,6 +28,7 @@ SAME = [(group, group) for group in features.GROUPS]
 # One compiler inlined what the other calls.
 INLINED = [("name near", "name"), ("name", "name near"), ("number near", "number")]
 INLINED += [("number", "number near"), ("name far", "name near"), ("name near", "name far")]
+NETWORKS = ("function", "structure")  # what a model holds: likeness; likeness and surroundings
 MEASURES = len(SAME) + len(INLINED) + 10
 
 
@@ -199,12 +200,13 @@ def read_networks(path: str | os.PathLike[str] = DEFAULT) -> dict[str, Network]:
     """
     try:
         arrays = safetensors.numpy.load_file(path)
-        names = sorted({key.split(".")[0] for key in arrays})
         fields = [field.name for field in dataclasses.fields(Network)]
-        networks = {n: Network(**{f: arrays[f"{n}.{f}"] for f in fields}) for n in names}
+        networks = {n: Network(**{f: arrays[f"{n}.{f}"] for f in fields}) for n in NETWORKS}
+        if networks["function"].w1.shape[1:] != (MEASURES,):
+            raise KeyError(f"it measures other things than the {MEASURES} of today")
     except OSError as error:
         raise utils.UserError(f"cannot read the model {path}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError) as error:
         raise utils.UserError(
             f"{path} is no model that contrast.py wrote ({error}); leave --model_file out to use "
             "the one that comes with this repository"
