@@ -90,6 +90,8 @@ def read_code(analysis: preprocessing.Analysis) -> Code:
         "number up": up @ _ones(numbers),
     }
     words["size"] = _sizes(blocks, words, calls)
+    for matrix in words.values():  # sums of floats depend on the order
+        matrix.sort_indices()
     return Code(analysis, blocks, calls, block_words, words)
 
 

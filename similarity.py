@@ -111,7 +111,6 @@ def _unique_rows(
     numbers: dict[tuple, int] = {}
     found = []
     for m in (first, second):
-        m.sort_indices()
         rows = [
             (m.indices[s:e].tobytes(), m.data[s:e].tobytes())
             for s, e in zip(m.indptr[:-1], m.indptr[1:], strict=True)
