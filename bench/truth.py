@@ -1,0 +1,166 @@
+"""What bench/diff.py compares with: symbol tables and DWARF line tables of unstripped builds.
+
+Only the bench reads these; what is compared are stripped copies.
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+from elftools.elf.elffile import ELFFile
+
+import preprocessing
+import samefunc
+import utils
+
+PIE_BASE = 0x400000  # where angr maps position-independent executables
+# Copies that the compiler specialises stand for the function; split-off parts do not.
+COPY = re.compile(r"\.(isra|constprop)\.\d+")
+
+
+@dataclasses.dataclass
+class Truth:
+    """What symbols and debug information say of one build.
+
+    Attributes
+    ----------
+    name : dict of int to str
+        Address -> name of the source function. Names that occur twice, parts that the compiler
+        splits off (foo.part.0, foo.cold) and the C runtime's start-up code are left out.
+    end : dict of int to int
+        Address -> end of the function.
+    line : list of (int, str, int)
+        Address, file, line; sorted by address; line 0 ends a sequence.
+    start : list of (str, int, str)
+        File, line, name of each function's declaration.
+    """
+
+    name: dict[int, str]
+    end: dict[int, int]
+    line: list[tuple[int, str, int]]
+    start: list[tuple[str, int, str]]
+
+
+def stripped_copy(binary: Path, copy: Path) -> Path:
+    """Make a copy without symbols and debug information, unless it is there; return its path."""
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["strip", "--strip-all", "-o", str(copy), str(binary)], check=True)
+    return copy
+
+
+def read_truth(binary: Path, cache: Path) -> Truth:
+    """Read a build's symbols and debug information; ``cache`` is a folder."""
+    file = cache / f"{utils.sha256_of(binary)}.json"
+    if not file.exists():
+        with binary.open("rb") as stream:
+            elf = ELFFile(stream)
+            base = PIE_BASE if elf.header.e_type == "ET_DYN" else 0
+            found = {"symbols": _symbols(elf, base), **_debug(elf, base)}
+        utils.write_json(file, found)
+    found = json.loads(file.read_text())
+    names: dict[int, str] = {}
+    ends = {}
+    for address, size, name in found["symbols"]:
+        names[address] = COPY.sub("", name)
+        ends[address] = address + size
+    times = Counter(names.values())
+    return Truth(
+        name={
+            a: n
+            for a, n in names.items()
+            if times[n] == 1 and "." not in n and n not in samefunc.STARTUP
+        },
+        end=ends,
+        line=[tuple(entry) for entry in found["line"]],
+        start=[tuple(entry) for entry in found["start"]],
+    )
+
+
+def _symbols(elf: ELFFile, base: int) -> list[tuple[int, int, str]]:
+    table = elf.get_section_by_name(".symtab")
+    return sorted(
+        {
+            symbol["st_value"] + base: (symbol["st_value"] + base, symbol["st_size"], symbol.name)
+            for symbol in table.iter_symbols()
+            if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_size"]
+        }.values()
+    )
+
+
+def _debug(elf: ELFFile, base: int) -> dict[str, list]:
+    lines, starts = [], []
+    if not elf.has_dwarf_info():
+        return {"line": lines, "start": starts}
+    dwarf = elf.get_dwarf_info()
+    for unit in dwarf.iter_CUs():
+        program = dwarf.line_program_for_CU(unit)
+        if program is None:
+            continue
+        first = 0 if program.header.version >= 5 else 1
+        files = [entry.name.decode("utf-8", "replace") for entry in program.header.file_entry]
+        files = [Path(name).name for name in files]
+        for entry in program.get_entries():
+            if (state := entry.state) is not None:
+                line = 0 if state.end_sequence else state.line
+                lines.append((state.address + base, files[state.file - first], line))
+        for die in unit.get_top_DIE().iter_children():
+            where = die.attributes
+            if die.tag == "DW_TAG_subprogram" and {"DW_AT_decl_line", "DW_AT_name"} <= where.keys():
+                name = where["DW_AT_name"].value.decode("utf-8", "replace")
+                file = files[where["DW_AT_decl_file"].value - first]
+                starts.append((file, where["DW_AT_decl_line"].value, name))
+    return {"line": sorted(lines), "start": sorted(set(starts))}
+
+
+def block_counts(truth: Truth, analysis: preprocessing.Analysis) -> dict[int, int]:
+    """Return how many of the analysis's blocks lie in each named function."""
+    address = np.sort(analysis.address[: analysis.code_blocks].astype(np.int64))
+    return {
+        a: int(np.searchsorted(address, truth.end[a]) - np.searchsorted(address, a))
+        for a in truth.name
+    }
+
+
+def block_lines(
+    truth: Truth, analysis: preprocessing.Analysis, relative: bool
+) -> list[set[tuple[str, int]]]:
+    """Return the source lines of each code block.
+
+    Parameters
+    ----------
+    relative : bool
+        Name a line by its function and its distance from the function's first line, not by its
+        file and number: these differ between versions.
+
+    Returns
+    -------
+    list of set of (str, int)
+    """
+    address = analysis.address[: analysis.code_blocks].astype(np.int64)
+    ends = np.append(np.sort(address)[1:], np.iinfo(np.int64).max)
+    end = ends[np.searchsorted(np.sort(address), address)]
+    where = np.array([a for a, _, _ in truth.line], np.int64)
+    starts = defaultdict(list)
+    for file, line, name in truth.start:
+        starts[file].append((line, name))
+
+    def key(file: str, line: int) -> tuple[str, int] | None:
+        if not relative:
+            return file, line
+        before = [start for start in starts[file] if start[0] <= line]
+        return (before[-1][1], line - before[-1][0]) if before else None
+
+    keys = {(f, n): key(f, n) for _, f, n in set(truth.line) if n}
+    found = []
+    for a, b in zip(address.tolist(), end.tolist(), strict=True):
+        low = max(0, np.searchsorted(where, a, side="right") - 1)
+        low = int(np.searchsorted(where, where[low])) if len(where) else 0
+        high = int(np.searchsorted(where, b))
+        lines = {keys.get(entry[1:]) for entry in truth.line[low:high] if entry[2]}
+        found.append(lines - {None})
+    return found

@@ -1,0 +1,322 @@
+"""Which functions and basic blocks of two binaries correspond, and what changed.
+
+    python diff.py OLD NEW
+    python diff.py OLD NEW --html report.html --json diff.json --csv diff.csv
+
+Symbols are used to show names, never to match. Neither binary is executed.
+"""
+
+import csv as csv_module
+import dataclasses
+import io
+import itertools
+import re
+import time
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+import features
+import gendata
+import matching
+import preprocessing
+import report
+import similarity
+import utils
+from features import Code
+from matching import Matches
+
+outputDir = "output/"  # analysed binaries, shared with gendata.py
+workers = 2  # processes
+
+STATUS = ("changed", "only in old", "only in new", "identical")
+CHANGED, ONLY_OLD, ONLY_NEW, IDENTICAL = range(4)
+PIE_BASE = 0x400000  # where angr maps ELF files that may lie anywhere
+
+# The same text is Python for Ghidra and for IDA but for these lines.
+NAMING = {
+    "ghidra": """\
+from ghidra.program.model.symbol import SourceType
+for place, name in NAMES:
+    at = currentProgram.getImageBase().add(place) if RELATIVE else toAddr(place)
+    createLabel(at, name, True, SourceType.ANALYSIS)
+""",
+    "ida": """\
+import ida_name
+import idaapi
+for place, name in NAMES:
+    at = idaapi.get_imagebase() + place if RELATIVE else place
+    ida_name.set_name(at, name, ida_name.SN_NOCHECK | ida_name.SN_FORCE)
+""",
+}
+
+
+@dataclasses.dataclass
+class Diff:
+    """What corresponds in two binaries.
+
+    Attributes
+    ----------
+    functions : list of dict
+        ``status`` (index into STATUS), ``sides`` (function of OLD and of NEW, -1 for none),
+        ``score`` and ``change``, both 0..1: the share of both functions' blocks that have no
+        identical partner. Changed ones come first, the most changed at the top.
+    blocks : Matches
+        Code blocks of OLD and NEW.
+    same : bool (n,)
+        Which of the matched blocks are the same code.
+    """
+
+    functions: list[dict[str, Any]]
+    blocks: Matches
+    same: np.ndarray
+
+
+def main(
+    old: str,
+    new: str,
+    model_file: str = str(similarity.DEFAULT),
+    html: str | None = None,
+    json: str | None = None,
+    csv: str | None = None,
+    anchors: str | None = None,
+    ghidra: str | None = None,
+    ida: str | None = None,
+    top: Annotated[int, Field(ge=0)] = 10,
+    outputDir: str = outputDir,
+    workers: PositiveInt = workers,
+) -> None:
+    """Compare two binaries: which functions and blocks correspond, and what changed.
+
+    Parameters
+    ----------
+    old, new : str
+        Executables that angr reads (ELF, PE, Mach-O).
+    model_file : str
+        Networks that contrast.py wrote. Default: those that come with this repository.
+    html : str
+        Write a page with both control-flow graphs of every function here.
+    json, csv : str
+        Write all matches here; CSV holds functions only.
+    anchors : str
+        File of known pairs of functions, one a line: their addresses in old and new, such as
+        0x401000 0x401230. What follows a # is a comment.
+    ghidra, ida : str
+        Write a Python script here that gives the functions of new their names in old.
+    top : int
+        How many changed functions are printed.
+    outputDir : str
+        Where analysed binaries are cached.
+    workers : int
+        Processes.
+    """
+    began = time.perf_counter()
+    networks = similarity.read_networks(model_file)
+    codes = read_binaries((old, new), outputDir, workers)
+    known = read_anchors(anchors, codes) if anchors else None
+    diff = compare(*codes, networks, known)
+    if html:
+        pairs = zip(diff.blocks.a.tolist(), diff.blocks.b.tolist(), diff.same.tolist(), strict=True)
+        page = report.page((old, new), codes, diff.functions, [list(pair) for pair in pairs])
+        write(html, page)
+    if json:
+        utils.write_json(json, as_json((old, new), codes, diff))
+    if csv:
+        write(csv, as_csv(codes, diff))
+    for tool, file in (("ghidra", ghidra), ("ida", ida)):
+        if file:
+            write(file, naming_script(tool, new, codes, diff))
+    summary((old, new), codes, diff, top, time.perf_counter() - began)
+
+
+def write(path: str, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with utils.atomic_file(path) as file:
+        file.write(text)
+
+
+def read_binaries(paths: tuple[str, ...], output_dir: str, workers: int) -> tuple[Code, ...]:
+    """Analyse binaries, or take their analyses from the cache.
+
+    Raises
+    ------
+    UserError
+        One cannot be analysed.
+    """
+    binaries = [{"path": path, "sha256": utils.sha256_of(path)} for path in paths]
+    failed = gendata.analyse_all(binaries, output_dir, workers)
+    if failed:
+        raise utils.UserError("; ".join(f"{path}: {why}" for path, why in failed.items()))
+    files = [preprocessing.cache_file(output_dir, binary["sha256"]) for binary in binaries]
+    return tuple(features.read_code(preprocessing.load(file)) for file in files)
+
+
+def read_anchors(path: str, codes: tuple[Code, ...]) -> np.ndarray:
+    """Read known pairs of functions: int64 (k, 2), functions of OLD and NEW.
+
+    Raises
+    ------
+    UserError
+        A line that is no pair, an address that is no function's start, a function named twice.
+    """
+    starts = [
+        {a: f for f, a in enumerate(c.analysis.function_address[: c.functions].tolist())}
+        for c in codes
+    ]
+    pairs = []
+    for number, line in enumerate(utils.read_text(path, "list of anchors").splitlines(), 1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 2 or not all(re.fullmatch("0[xX][0-9a-fA-F]+", word) for word in words):
+            raise utils.UserError(
+                f"{path}, line {number}: {line.strip()!r} is no pair of addresses like 0x401000 "
+                "0x401230"
+            )
+        for word, known, which in zip(words, starts, ("old", "new"), strict=True):
+            if int(word, 16) not in known:
+                raise utils.UserError(
+                    f"{path}, line {number}: no function of the {which} binary begins at {word}"
+                )
+        pairs.append([known[int(word, 16)] for word, known in zip(words, starts, strict=True)])
+    found = np.array(pairs, np.int64).reshape(-1, 2)
+    for column in found.T:
+        if len(np.unique(column)) < len(column):
+            raise utils.UserError(f"{path}: a function stands in two pairs; each has one partner")
+    return found
+
+
+def compare(
+    first: Code,
+    second: Code,
+    networks: dict[str, similarity.Network],
+    anchors: np.ndarray | None = None,
+) -> Diff:
+    """Match two binaries and say what changed; parameters are those of `match_functions`."""
+    functions = matching.match_functions(first, second, networks, anchors)
+    blocks = matching.match_blocks(first, second, functions)
+    forms = features.normal_forms(first), features.normal_forms(second)
+    same = np.array(
+        [forms[0][a] == forms[1][b] for a, b in zip(blocks.a, blocks.b, strict=True)], bool
+    )
+    function = [code.analysis.function for code in (first, second)]
+    unchanged: dict[tuple[int, int], int] = {}
+    for a, b in zip(function[0][blocks.a[same]], function[1][blocks.b[same]], strict=True):
+        unchanged[int(a), int(b)] = unchanged.get((int(a), int(b)), 0) + 1
+    rows = []
+    for a, b, score in zip(functions.a, functions.b, functions.score, strict=True):
+        pair = int(a), int(b)
+        total = len(first.blocks[a]) + len(second.blocks[b])
+        change = 1 - 2 * unchanged.get(pair, 0) / total
+        status = CHANGED if change else IDENTICAL
+        rows.append(
+            {"status": status, "sides": pair, "score": round(float(score), 4), "change": change}
+        )
+    for f in sorted(set(range(first.functions)) - set(functions.a.tolist())):
+        rows.append({"status": ONLY_OLD, "sides": (f, -1), "score": 0.0, "change": 1.0})
+    for f in sorted(set(range(second.functions)) - set(functions.b.tolist())):
+        rows.append({"status": ONLY_NEW, "sides": (-1, f), "score": 0.0, "change": 1.0})
+    rows.sort(key=lambda row: (row["status"], -row["change"], row["sides"]))
+    return Diff(rows, blocks, same)
+
+
+def describe(code: Code, f: int) -> dict[str, Any] | None:
+    """Return address, name and number of blocks of a function; None for -1."""
+    if f < 0:
+        return None
+    analysis = code.analysis
+    address = f"0x{int(analysis.function_address[f]):x}"
+    return {"address": address, "name": analysis.function_name[f], "blocks": len(code.blocks[f])}
+
+
+def as_json(paths: tuple[str, str], codes: tuple[Code, ...], diff: Diff) -> dict[str, Any]:
+    """Return all matches as a JSON object; addresses are texts, as JSON's numbers may be short."""
+    rows = [
+        {
+            "status": STATUS[row["status"]],
+            "score": row["score"],
+            "change": round(row["change"], 4),
+            "old": describe(codes[0], row["sides"][0]),
+            "new": describe(codes[1], row["sides"][1]),
+        }
+        for row in diff.functions
+    ]
+    address = [code.analysis.address for code in codes]
+    blocks = [
+        [
+            f"0x{int(address[0][a]):x}",
+            f"0x{int(address[1][b]):x}",
+            round(float(score), 4),
+            bool(same),
+        ]
+        for a, b, score, same in zip(
+            diff.blocks.a, diff.blocks.b, diff.blocks.score, diff.same, strict=True
+        )
+    ]
+    return {
+        "format": 1,
+        "old": paths[0],
+        "new": paths[1],
+        "functions": rows,
+        "blocks": {"columns": ["old", "new", "score", "identical"], "rows": blocks},
+    }
+
+
+def as_csv(codes: tuple[Code, ...], diff: Diff) -> str:
+    """Return the functions as CSV. No name can become a spreadsheet's formula."""
+    out = io.StringIO()
+    writer = csv_module.writer(out, lineterminator="\n")
+    sides = [f"{side} {what}" for side in ("old", "new") for what in ("address", "name", "blocks")]
+    writer.writerow(["status", "score", "change", *sides])
+    for row in diff.functions:
+        cells: list[Any] = [STATUS[row["status"]], row["score"], f"{row['change']:.4f}"]
+        for code, f in zip(codes, row["sides"], strict=True):
+            about = describe(code, f) or {"address": "", "name": "", "blocks": ""}
+            if about["name"].startswith(("=", "+", "-", "@", "\t", "\r")):
+                about["name"] = "'" + about["name"]
+            cells += about.values()
+        writer.writerow(cells)
+    return out.getvalue()
+
+
+def naming_script(tool: str, new: str, codes: tuple[Code, ...], diff: Diff) -> str:
+    """Return a script that names NEW's functions by their partners' symbols in OLD."""
+    with open(new, "rb") as file:
+        head = file.read(18)
+    relative = head[:4] == b"\x7fELF" and 3 in (head[16], head[17])  # ET_DYN, either byte order
+    names = []
+    for row in diff.functions:
+        a, b = row["sides"]
+        if a >= 0 and b >= 0 and not re.match("sub_[0-9a-f]+$", codes[0].analysis.function_name[a]):
+            address = int(codes[1].analysis.function_address[b])
+            name = re.sub("[^A-Za-z0-9_.$]", "_", codes[0].analysis.function_name[a])[:200]
+            names.append((address - PIE_BASE * relative, name))
+    lines = "".join(f"    (0x{place:x}, {name!r}),\n" for place, name in sorted(names))
+    return f"RELATIVE = {relative}\nNAMES = [\n{lines}]\n{NAMING[tool]}"
+
+
+def summary(
+    paths: tuple[str, str], codes: tuple[Code, ...], diff: Diff, top: int, seconds: float
+) -> None:
+    """Print what was found, and the most changed functions."""
+    for which, path, code in zip(("old", "new"), paths, codes, strict=True):
+        print(
+            f"{which}  {path}: {code.functions:,} functions, {code.analysis.code_blocks:,} blocks"
+        )
+    for status, name in enumerate(STATUS):
+        print(f"{sum(row['status'] == status for row in diff.functions):6,} functions {name}")
+    n = len(diff.blocks.a)
+    print(f"{n:6,} blocks matched, {int(diff.same.sum()):,} of them identical")
+    changed = [row for row in diff.functions if row["status"] == CHANGED]
+    if changed and top:
+        print("most changed (share of blocks without an identical partner, score of the match):")
+    for row in itertools.islice(changed, top):
+        a, b = (describe(c, f) for c, f in zip(codes, row["sides"], strict=True))
+        place = f"{a['address']} {a['name']} -> {b['address']} {b['name']}"
+        print(f"{max(row['change'], 0.01):6.0%}  {row['score']:.2f}  {place}")
+    print(f"{seconds:.1f} seconds")
+
+
+if __name__ == "__main__":
+    utils.command_line(main)

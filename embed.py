@@ -1,0 +1,175 @@
+"""Vectors of the functions of many binaries, to search and to cluster.
+
+    python embed.py BINARY... --to embeddings.npz --plot map.png
+    python embed.py search --file embeddings.npz --function 0x401230
+
+A vector holds, of each group of a function's words (`features.GROUPS`), the TF-IDF weights by a
+random projection, so that the product of two vectors is near to the mean of the groups' cosines.
+The weights follow from all binaries given: vectors of one run are compared, not those of several.
+"""
+
+import os
+import zipfile
+from typing import Annotated
+
+import numpy as np
+import scipy.sparse
+from pydantic import Field, PositiveInt
+from sklearn.random_projection import SparseRandomProjection
+
+import diff
+import features
+import utils
+from features import Code
+
+outputDir = "output/"  # analysed binaries, shared with gendata.py
+workers = os.cpu_count() or 1  # processes
+dimensions = 512  # of a vector
+seed = 0  # of the projection and of the map
+
+LEGEND = 20  # binaries that a map's legend can name
+
+
+def main(
+    *binaries: str,
+    to: str = "embeddings.npz",
+    plot: str | None = None,
+    dimensions: PositiveInt = dimensions,
+    seed: Annotated[int, Field(ge=0)] = seed,
+    outputDir: str = outputDir,
+    workers: PositiveInt = workers,
+) -> None:
+    """Write a vector for each function of some binaries.
+
+    Parameters
+    ----------
+    binaries : str
+        Executables that angr reads.
+    to : str
+        The npz to write: file, address, name, vector, a row for each function.
+    plot : str
+        Draw a map of the functions in two dimensions here (.png, .svg, .pdf).
+    dimensions : int
+        Of a vector.
+    seed : int
+        Of the projection and of the map.
+    outputDir : str
+        Where analysed binaries are cached.
+    workers : int
+        Processes.
+    """
+    if not binaries:
+        raise utils.UserError("give at least one binary: python embed.py BINARY...")
+    codes = diff.read_binaries(binaries, outputDir, workers)
+    vectors = embed(codes, dimensions, seed)
+    starts = [code.analysis.function_address[: code.functions] for code in codes]
+    names = [name for code in codes for name in code.analysis.function_name[: code.functions]]
+    file = np.repeat(np.array(binaries), [code.functions for code in codes])
+    with utils.atomic_file(to, "wb") as out:
+        np.savez_compressed(
+            out, file=file, address=np.concatenate(starts), name=np.array(names), vector=vectors
+        )
+    print(f"{to}: {len(vectors):,} functions of {len(binaries)} binaries, {dimensions} dimensions")
+    if plot:
+        draw_map(vectors, file, plot, seed)
+        print(plot)
+
+
+def embed(codes: tuple[Code, ...], dimensions: int, seed: int) -> np.ndarray:
+    """Return the functions' vectors, one binary after the other.
+
+    Returns
+    -------
+    float32 (F, dimensions)
+        Of length 1.
+
+    References
+    ----------
+    Li, Hastie and Church, "Very Sparse Random Projections", KDD 2006
+    """
+    groups = [features.weigh(*(code.words[g] for code in codes)) for g in features.GROUPS]
+    words = scipy.sparse.vstack(
+        [scipy.sparse.hstack(rows) for rows in zip(*groups, strict=True)], "csr"
+    )
+    projection = SparseRandomProjection(dimensions, random_state=seed, dense_output=True)
+    vectors = projection.fit_transform(words)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(length, 1e-9)).astype(np.float32)
+
+
+def draw_map(vectors: np.ndarray, file: np.ndarray, path: str, seed: int) -> None:
+    """Draw the vectors in two dimensions, near ones near, a colour for each binary."""
+    import matplotlib
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    place = PCA(min(50, *vectors.shape), random_state=seed).fit_transform(vectors)
+    if len(vectors) > 10:
+        perplexity = min(30, (len(vectors) - 1) / 3)
+        place = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(place)
+    figure, axes = pyplot.subplots(figsize=(10, 10))
+    files = list(dict.fromkeys(file.tolist()))
+    colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(files)))
+    for name, colour in zip(files, colours, strict=True):
+        x, y = place[file == name, :2].T
+        label = name.replace("$", r"\$") if len(files) <= LEGEND else None
+        axes.scatter(x, y, s=12, color=colour, label=label, alpha=0.7, linewidths=0)
+    axes.set_axis_off()
+    if len(files) <= LEGEND:
+        axes.legend(loc="upper right", fontsize="small")
+    kind = os.path.splitext(path)[1][1:] or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise utils.UserError(f"--plot {path}: no picture ends in .{kind}; use .png, .svg or .pdf")
+    with utils.atomic_file(path, "wb") as out:
+        figure.savefig(out, format=kind, bbox_inches="tight", dpi=150)
+    pyplot.close(figure)
+
+
+def search(
+    function: str,
+    file: str = "embeddings.npz",
+    binary: str | None = None,
+    top: PositiveInt = 10,
+) -> None:
+    """Print the functions most like one, in all binaries of an npz.
+
+    Parameters
+    ----------
+    function : str
+        Its address, such as 0x401230, or its name.
+    file : str
+        What embed.py wrote.
+    binary : str
+        The binary that it is in, where several have a function of that address or name.
+    top : int
+        How many are printed.
+    """
+    try:
+        with np.load(file) as arrays:
+            files, address, names, vector = (
+                arrays[key] for key in ("file", "address", "name", "vector")
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise utils.UserError(f"{file} is nothing that embed.py wrote ({error})") from error
+    start = np.array([f"0x{a:x}" for a in address.tolist()])
+    asked = (start == function.lower()) | (names == function)
+    if binary is not None:
+        asked &= files == binary
+    found = np.flatnonzero(asked)
+    if len(found) != 1:
+        where = ", ".join(sorted(set(files[found].tolist()))) or "none"
+        raise utils.UserError(
+            f"{len(found)} functions in {file} are called {function} or begin there (in: {where}); "
+            "name one by its address, and its binary with --binary"
+        )
+    score = vector @ vector[found[0]]
+    order = [i for i in np.argsort(-score, kind="stable").tolist() if i != found[0]]
+    for i in order[:top]:
+        print(f"{score[i]:6.3f}  {files[i]}  {start[i]}  {names[i]}")
+
+
+if __name__ == "__main__":
+    utils.command_line(main, search=search)

@@ -1,0 +1,259 @@
+"""One analysed binary -> what its functions and basic blocks are compared by.
+
+Each block and each function is a bag of words in several kinds: mnemonics with their operands'
+classes, numbers, offsets of structures' fields, names (string literals and imports). As a compiler
+inlines, a function also has the words of what it calls, and of its callers. No symbol is looked at.
+"""
+
+import dataclasses
+import functools
+import re
+import zlib
+from collections import Counter, defaultdict
+
+import numpy as np
+import scipy.sparse
+
+import preprocessing
+
+DIMENSIONS = 1 << 18  # words are hashed; of one binary's words few collide
+IMAGE = 1 << 24  # a number less than this behind the first function may be an address
+
+# Operands as capstone writes them: qword ptr [rbx + rax*8 + 0x38], 0x2f
+MEMORY = re.compile(rb"\[(\w+)(?: \+ \w+(?:\*\d)?)? ([+-]) (0x[0-9a-f]+|\d+)\]")
+NUMBER = re.compile(rb"(?<![\w*#])#?(-?0x[0-9a-f]+|-?\d+)\b(?!\])")
+# Offsets from these are places in a stack frame or in the image, which no two builds share.
+FRAME = {b"rsp", b"rbp", b"esp", b"ebp", b"sp", b"fp", b"rip", b"eip", b"pc"}
+
+KINDS = ("token", "gram", "number", "field", "name")  # of a block's words
+# Of a function: its own words; `near`, with those of the functions called; `far`, with those that
+# these call; `up`, of the callers.
+GROUPS = (*KINDS, "size", "name near", "name far", "name up", "number near", "number up")
+
+
+@dataclasses.dataclass
+class Code:
+    """What the comparison needs of one binary with F functions that hold code and B code blocks.
+
+    Attributes
+    ----------
+    analysis : preprocessing.Analysis
+    blocks : list of int arrays
+        Of each function, by address.
+    calls : csr float32 (F, F)
+        1 where a function calls or jumps into another, or takes its address.
+    block_words : dict of str to csr float32 (B, DIMENSIONS)
+        Kind of word -> how often each block has each.
+    words : dict of str to csr float32 (F, DIMENSIONS)
+        Group -> how often each function has each.
+    """
+
+    analysis: preprocessing.Analysis
+    blocks: list[np.ndarray]
+    calls: scipy.sparse.csr_matrix
+    block_words: dict[str, scipy.sparse.csr_matrix]
+    words: dict[str, scipy.sparse.csr_matrix]
+
+    @property
+    def functions(self) -> int:
+        """Number of functions that hold code; imports come behind them in the analysis."""
+        return len(self.blocks)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of blocks of each function, int64 (F,)."""
+        return np.array([len(inside) for inside in self.blocks], np.int64)
+
+
+def read_code(analysis: preprocessing.Analysis) -> Code:
+    """Extract the features of an analysed binary."""
+    n_functions = len(analysis.function_address) - len(analysis.import_name)
+    function = analysis.function[: analysis.code_blocks]
+    order = np.argsort(function, kind="stable")
+    blocks = np.split(order, np.searchsorted(function[order], np.arange(1, n_functions)))
+    calls = _calls(analysis, n_functions)
+    block_words = _block_words(analysis)
+    inside = scipy.sparse.csr_matrix(
+        (np.ones(len(function), np.float32), (function, np.arange(len(function)))),
+        (n_functions, len(function)),
+    )
+    words = {kind: inside @ block_words[kind] for kind in KINDS}
+    near = (calls + scipy.sparse.identity(n_functions, np.float32, "csr")).tocsr()
+    far = _ones(near @ near)
+    up = calls.T.tocsr()
+    numbers = words["number"] + words["field"]
+    words |= {
+        "name near": near @ _ones(words["name"]),
+        "name far": far @ _ones(words["name"]),
+        "name up": up @ _ones(words["name"]),
+        "number near": near @ _ones(numbers),
+        "number up": up @ _ones(numbers),
+    }
+    words["size"] = _sizes(blocks, words, calls)
+    for matrix in words.values():  # sums of floats depend on the order
+        matrix.sort_indices()
+    return Code(analysis, blocks, calls, block_words, words)
+
+
+def _ones(matrix: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
+    matrix = matrix.copy()
+    matrix.data[:] = 1
+    return matrix
+
+
+def _calls(analysis: preprocessing.Analysis, n_functions: int) -> scipy.sparse.csr_matrix:
+    n_code = analysis.code_blocks
+    source, target = analysis.edges.T
+    used = (analysis.kind != preprocessing.STEP_OVER) & (source < n_code) & (target < n_code)
+    ends = (analysis.function[block[used]].tolist() for block in (source, target))
+    pairs = {*zip(*ends, strict=True)}
+    entries = {a: f for f, a in enumerate(analysis.function_address[:n_functions].tolist())}
+    for block in range(n_code):
+        for number in re.findall(rb", 0x([0-9a-f]+)$", analysis.instructions[block], re.MULTILINE):
+            if (taken := entries.get(int(number, 16))) is not None:
+                pairs.add((int(analysis.function[block]), taken))
+    between = np.array(sorted((a, b) for a, b in pairs if a != b), np.int64).reshape(-1, 2)
+    ones = np.ones(len(between), np.float32)
+    return scipy.sparse.csr_matrix((ones, tuple(between.T)), (n_functions, n_functions))
+
+
+def _block_words(analysis: preprocessing.Analysis) -> dict[str, scipy.sparse.csr_matrix]:
+    n_code = analysis.code_blocks
+    first = int(analysis.function_address[0])
+    words: dict[str, list[Counter]] = {kind: [] for kind in KINDS}
+    for text in analysis.instructions[:n_code]:
+        bag: dict[str, Counter] = {kind: Counter() for kind in KINDS}
+        mnemonics = []
+        for line in text.split(b"\n"):
+            mnemonic, token, fields, numbers = _read_instruction(line)
+            mnemonics.append(mnemonic)
+            bag["token"].update((mnemonic, token))
+            bag["field"].update(fields)
+            bag["number"].update(n & 0xFFFFFFFF for n in numbers if not 0 <= n - first < IMAGE)
+        for n in (2, 3):
+            bag["gram"].update(zip(*(mnemonics[i:] for i in range(n)), strict=False))
+        for kind in KINDS:
+            words[kind].append(bag[kind])
+    for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
+        text = literal.replace(b"\0", b"")
+        words["name"][block].update([text, *preprocessing.string_words(text)])
+    kinds = analysis.kind.tolist()
+    for (source, target), kind in zip(analysis.edges.tolist(), kinds, strict=True):
+        if source < n_code <= target and kind != preprocessing.STEP_OVER:
+            words["name"][source][("import", analysis.import_name[target - n_code])] += 1
+    return {kind: hashed(bags) for kind, bags in words.items()}
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _read_instruction(line: bytes) -> tuple[str, str, list[str], list[int]]:
+    """Return mnemonic, mnemonic with operands' classes, fields' offsets, numbers."""
+    mnemonic, _, operands = line.decode("ascii", "replace").partition(" ")
+    text = line[len(mnemonic) + 1 :]
+    classes = "".join(
+        "m" if "[" in operand else "n" if re.match(r"#?-?\d", operand) else "r"
+        for operand in operands.split(", ")
+        if operand
+    )
+    fields = [
+        sign.decode() + number.decode()
+        for base, sign, number in MEMORY.findall(text)
+        if base not in FRAME and int(number, 0) < IMAGE
+    ]
+    branch = mnemonic.startswith(("call", "j", "b"))
+    numbers = [] if branch else [int(number, 0) for number in NUMBER.findall(text)]
+    return mnemonic, f"{mnemonic} {classes}", fields, numbers
+
+
+def _sizes(
+    blocks: list[np.ndarray],
+    words: dict[str, scipy.sparse.csr_matrix],
+    calls: scipy.sparse.csr_matrix,
+) -> scipy.sparse.csr_matrix:
+    """Sizes and degrees as words, such as "at least 2 ** (5 / 2) blocks"."""
+    measures = {
+        "blocks": [len(inside) for inside in blocks],
+        "instructions": np.asarray(words["token"].sum(1)).ravel(),
+        "names": np.diff(words["name"].indptr),
+        "calls": np.diff(calls.indptr),
+        "callers": np.diff(calls.T.tocsr().indptr),
+    }
+    bags = [Counter() for _ in blocks]
+    for what, values in measures.items():
+        for bag, value in zip(bags, values, strict=True):
+            bag.update((what, step) for step in range(int(2 * np.log2(value + 1)) + 1))
+    return hashed(bags)
+
+
+def hashed(bags: list[Counter]) -> scipy.sparse.csr_matrix:
+    """Return the words' counts in n bags, csr float32 (n, DIMENSIONS)."""
+    column = functools.cache(lambda word: zlib.crc32(repr(word).encode()) % DIMENSIONS)
+    columns = [column(word) for bag in bags for word in bag]
+    counts = np.array([count for bag in bags for count in bag.values()], np.float32)
+    offsets = np.cumsum([0] + [len(bag) for bag in bags])
+    found = scipy.sparse.csr_matrix((counts, columns, offsets), (len(bags), DIMENSIONS))
+    found.sum_duplicates()
+    return found
+
+
+def weigh(*counts: scipy.sparse.csr_matrix, lengths: bool = True) -> list[scipy.sparse.csr_matrix]:
+    """Weigh words by TF-IDF, the rows of all matrices together being the documents.
+
+    Parameters
+    ----------
+    counts : csr (n_i, words)
+    lengths : bool
+        Give each row length 1.
+
+    Returns
+    -------
+    list of csr float32
+        (1 + ln count) * idf, the smoothed idf of scikit-learn.
+    """
+    n = sum(m.shape[0] for m in counts)
+    found = sum(np.bincount(m.indices, minlength=m.shape[1]) for m in counts)
+    idf = (np.log((1 + n) / (1 + found)) + 1).astype(np.float32)
+    weighed = []
+    for m in counts:
+        m = m.copy()
+        m.data = (1 + np.log(m.data)) * idf[m.indices]
+        weighed.append(normalise(m) if lengths else m)
+    return weighed
+
+
+def normalise(m: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
+    """Give each row length 1; empty rows stay empty."""
+    rows = np.repeat(np.arange(m.shape[0]), np.diff(m.indptr))
+    length = np.sqrt(np.bincount(rows, m.data**2, m.shape[0]))
+    data = m.data / np.maximum(length, 1e-9)[rows].astype(np.float32)
+    return scipy.sparse.csr_matrix((data, m.indices, m.indptr), m.shape)
+
+
+def normal_forms(code: Code) -> list[tuple]:
+    """Return of each code block what is left of it when addresses are taken away.
+
+    Two blocks are the same code if these are equal: instructions without targets of branches and
+    places in the image, string literals, imports.
+    """
+    analysis = code.analysis
+    first = int(analysis.function_address[0])
+    texts = defaultdict(list)
+    for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
+        texts[block].append(literal)
+    names = defaultdict(list)
+    for source, target in analysis.edges.tolist():
+        if source < analysis.code_blocks <= target:
+            names[source].append(analysis.import_name[target - analysis.code_blocks])
+    form = functools.cache(lambda line: _without_addresses(line, first))
+    return [
+        (*(form(line) for line in text.split(b"\n")), *texts[block], *names[block])
+        for block, text in enumerate(analysis.instructions[: analysis.code_blocks])
+    ]
+
+
+def _without_addresses(line: bytes, first: int) -> bytes:
+    if re.match(rb"(call|j\w+|bl?)\b [^ ]*$", line) and b"[" not in line:
+        return line.partition(b" ")[0]
+    line = re.sub(rb"\b(rip|eip) [+-] (0x[0-9a-f]+|\d+)", rb"\1", line)
+    return re.sub(
+        rb"0x[0-9a-f]+", lambda m: b"@" if 0 <= int(m[0], 16) - first < IMAGE else m[0], line
+    )

@@ -1,0 +1,266 @@
+"""Which function and which block of one binary is which of the other, one to one.
+
+Functions first: likeness alone, then rounds in which the matches found so far speak for what they
+call, what calls them, and what lies beside them. Then the blocks of matched functions, the same way
+over the control-flow graph; and last the blocks of functions that a compiler inlined elsewhere.
+"""
+
+import dataclasses
+
+import numpy as np
+import scipy.sparse
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse.csgraph import connected_components
+
+import features
+import preprocessing
+import similarity
+from features import Code
+from similarity import Candidates, Network
+
+ROUNDS = 3  # in which matches speak for their neighbours
+LIKELY = 0.02  # share from which on a pair speaks
+FUNCTION_THRESHOLD = 0.1
+BESIDE = (1, 6)  # functions to each side that are a function's near and wide surroundings
+EVIDENCE = 10 + len(BESIDE)
+
+# How much each kind of word says about a block.
+BLOCK_WEIGHTS = {"token": 1.0, "gram": 0.5, "number": 1.0, "field": 1.0, "name": 2.0}
+CALL_WEIGHT = 2.0  # of a call of a matched function
+NEIGHBOURS = 0.5  # of the matches before and behind a block, against its own likeness
+PLACE = 0.1  # of where in the function it lies
+BLOCK_ROUNDS = 3
+SHARPNESS = 12.0
+BLOCK_THRESHOLD = 0.2
+INLINED_THRESHOLD = 0.6
+
+
+@dataclasses.dataclass
+class Matches:
+    """Pairs, sorted by a: a, b int64 (n,), score float32 (n,) in 0..1."""
+
+    a: np.ndarray
+    b: np.ndarray
+    score: np.ndarray
+
+
+# ------------------------------------------------------------------------------------ functions
+
+
+def match_functions(
+    first: Code,
+    second: Code,
+    networks: dict[str, Network],
+    anchors: np.ndarray | None = None,
+    threshold: float = FUNCTION_THRESHOLD,
+) -> Matches:
+    """Match the functions of two binaries.
+
+    Parameters
+    ----------
+    networks : dict
+        "function" scores likeness, "structure" likeness and surroundings.
+    anchors : int (k, 2), optional
+        Pairs that are known; each function at most once.
+    threshold : float
+        Pairs with a lower score are not matched.
+    """
+    candidates = similarity.find_candidates(first, second, anchors)
+    anchored = anchored_pairs(candidates, anchors)
+    likeness = with_anchors(networks["function"](candidates.measures), candidates, anchored)
+    surroundings = Surroundings(first, second)
+    logit = likeness
+    for _ in range(ROUNDS):
+        evidence = surroundings.evidence(candidates, likeness, logit)
+        logit = with_anchors(networks["structure"](evidence), candidates, anchored)
+    share_a, share_b = similarity.softmax_both_ways(candidates, logit)
+    return assign(candidates, np.sqrt(share_a * share_b), threshold)
+
+
+def anchored_pairs(candidates: Candidates, anchors: np.ndarray | None) -> np.ndarray:
+    """Return which candidates are known pairs, bool (n,)."""
+    keys = candidates.a * candidates.shape[1] + candidates.b
+    if anchors is None or not len(anchors):
+        return np.zeros(len(keys), bool)
+    return np.isin(keys, anchors[:, 0] * candidates.shape[1] + anchors[:, 1])
+
+
+def with_anchors(logit: np.ndarray, candidates: Candidates, anchored: np.ndarray) -> np.ndarray:
+    """Make known pairs certain, and impossible what contradicts them."""
+    a, b = candidates.a[anchored], candidates.b[anchored]
+    against = (np.isin(candidates.a, a) | np.isin(candidates.b, b)) & ~anchored
+    return np.where(anchored, 30, np.where(against, -30, logit)).astype(np.float32)
+
+
+class Surroundings:
+    """Calls and order of the functions of two binaries, and what matches say through them."""
+
+    def __init__(self, first: Code, second: Code) -> None:
+        self.calls = [_rare_first(code.calls) for code in (first, second)]
+        self.callers = [_rare_first(code.calls.T.tocsr()) for code in (first, second)]
+        self.beside = [
+            [_beside(code.functions, reach) for code in (first, second)] for reach in BESIDE
+        ]
+
+    def evidence(
+        self, candidates: Candidates, likeness: np.ndarray, logit: np.ndarray
+    ) -> np.ndarray:
+        """Return what speaks for each candidate, float32 (n, EVIDENCE)."""
+        a, b, shape = candidates.a, candidates.b, candidates.shape
+        share_a, share_b = similarity.softmax_both_ways(candidates, logit)
+        share = np.sqrt(share_a * share_b)
+        likely = share > LIKELY
+        pairs = scipy.sparse.csr_matrix((share[likely], (a[likely], b[likely])), shape)
+        columns = [likeness, logit, np.log(share_a + 1e-4), np.log(share_b + 1e-4)]
+        for x, y in (self.calls, self.callers):
+            spread = (x @ pairs @ y.T).tocsr()
+            columns.append(np.asarray(spread[a, b]).ravel())
+            degree_x, degree_y = np.diff(x.indptr)[a], np.diff(y.indptr)[b]
+            columns += [
+                (degree_x > 0) & (degree_y > 0),
+                np.abs(np.log1p(degree_x) - np.log1p(degree_y)),
+            ]
+        for x, y in self.beside:
+            spread = (x @ pairs @ y.T).tocsr()
+            columns.append(np.asarray(spread[a, b]).ravel())
+        return np.stack(columns, 1).astype(np.float32)
+
+
+def _rare_first(relation: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
+    """Weigh what few have more, each row to length 1: shared rare callees say more."""
+    n = relation.shape[0]
+    had = np.bincount(relation.indices, minlength=n)
+    m = relation.copy()
+    m.data = np.log((1 + n) / (1 + had))[m.indices].astype(np.float32)
+    rows = np.repeat(np.arange(n), np.diff(m.indptr))
+    length = np.sqrt(np.bincount(rows, m.data**2, n))
+    m.data /= np.maximum(length, 1e-6)[rows].astype(np.float32)
+    return m
+
+
+def _beside(n: int, reach: int) -> scipy.sparse.csr_matrix:
+    """Functions up to ``reach`` places away, in the order of their addresses."""
+    steps = [d for d in range(-reach, reach + 1) if d and abs(d) < n]
+    band = scipy.sparse.diags([np.ones(n - abs(d)) for d in steps], steps, (n, n), "csr")
+    return (band / np.sqrt(max(len(steps), 1))).astype(np.float32)
+
+
+def assign(candidates: Candidates, score: np.ndarray, threshold: float) -> Matches:
+    """Choose pairs, one to one, with the highest sum of scores above the threshold."""
+    kept = np.flatnonzero(score >= threshold)
+    a, b, score = candidates.a[kept], candidates.b[kept], score[kept]
+    n, m = candidates.shape
+    graph = scipy.sparse.coo_matrix((np.ones(len(a)), (a, b + n)), (n + m, n + m))
+    _, component = connected_components(graph, directed=False)
+    order = np.argsort(component[a], kind="stable")
+    chosen = []
+    for part in np.split(order, np.flatnonzero(np.diff(component[a][order])) + 1):
+        rows, i = np.unique(a[part], return_inverse=True)
+        columns, j = np.unique(b[part], return_inverse=True)
+        weight = np.zeros((len(rows), len(columns)), np.float32)
+        weight[i, j] = score[part]
+        number = np.full(weight.shape, -1)
+        number[i, j] = part
+        found = number[linear_sum_assignment(weight, maximize=True)]
+        chosen.append(found[found >= 0])
+    chosen = np.sort(np.concatenate([*chosen, np.empty(0, np.int64)]).astype(np.int64))
+    return Matches(a[chosen], b[chosen], score[chosen])
+
+
+# --------------------------------------------------------------------------------------- blocks
+
+
+def match_blocks(first: Code, second: Code, functions: Matches) -> Matches:
+    """Match the code blocks of two binaries whose functions are matched.
+
+    Blocks of functions without a partner may match where a compiler inlined the function: in the
+    partners of its callers.
+    """
+    words = _weighed_blocks(first, second, functions)
+    edges = [_flow(code.analysis) for code in (first, second)]
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for f, g in zip(functions.a.tolist(), functions.b.tolist(), strict=True):
+        a, b = first.blocks[f], second.blocks[g]
+        found.append(_match(a, b, words, edges, BLOCK_THRESHOLD))
+    partner = dict(zip(functions.a.tolist(), functions.b.tolist(), strict=True))
+    back = {b: a for a, b in partner.items()}
+    for here, there, to, swapped in ((first, second, partner, False), (second, first, back, True)):
+        side = 1 if swapped else 0
+        taken = {int(b) for pair in found for b in pair[1 - side]}
+        callers = here.calls.T.tocsr()
+        for f in range(here.functions):
+            if f in to:
+                continue
+            hosts = sorted({to[c] for c in callers[f].indices.tolist() if c in to})
+            free = [b for host in hosts for b in there.blocks[host].tolist() if b not in taken]
+            if not free:
+                continue
+            inside = here.blocks[f]
+            a, b = (np.array(free), inside) if swapped else (inside, np.array(free))
+            match = _match(a, b, words, edges, INLINED_THRESHOLD)
+            taken |= set(match[1 - side].tolist())
+            found.append(match)
+    columns = [np.concatenate([part[i] for part in found] or [np.empty(0)]) for i in range(3)]
+    order = np.argsort(columns[0], kind="stable")
+    a, b, score = (column[order] for column in columns)
+    return Matches(a.astype(np.int64), b.astype(np.int64), score.astype(np.float32))
+
+
+def _weighed_blocks(first: Code, second: Code, functions: Matches) -> list[scipy.sparse.csr_matrix]:
+    """Rows of length 1 for the blocks of both: their words, and the matched functions they call."""
+    parts: list[list] = [[], []]
+    calls = []
+    for code, matched in ((first, functions.a), (second, functions.b)):
+        number = np.full(code.functions, -1)
+        number[matched] = np.arange(len(matched))
+        analysis = code.analysis
+        source, target = analysis.edges[analysis.kind == preprocessing.CALL].T
+        inside = (source < analysis.code_blocks) & (target < analysis.code_blocks)
+        source, called = source[inside], number[analysis.function[target[inside]]]
+        source, called = source[called >= 0], called[called >= 0]
+        ones = np.ones(len(called), np.float32)
+        shape = analysis.code_blocks, max(len(matched), 1)
+        calls.append(scipy.sparse.csr_matrix((ones, (source, called)), shape))
+    weights = {**BLOCK_WEIGHTS, "call": CALL_WEIGHT}
+    words = [
+        {**code.block_words, "call": c} for code, c in zip((first, second), calls, strict=True)
+    ]
+    for kind, weight in weights.items():
+        pair = features.weigh(words[0][kind], words[1][kind], lengths=False)
+        for side in (0, 1):
+            parts[side].append(pair[side] * weight)
+    return [features.normalise(scipy.sparse.hstack(part, "csr")) for part in parts]
+
+
+def _flow(analysis: preprocessing.Analysis) -> scipy.sparse.csr_matrix:
+    """Edges inside functions, csr float32 (B, B): jumps, fall-throughs, steps over calls."""
+    n = analysis.code_blocks
+    source, target = analysis.edges[analysis.kind != preprocessing.CALL].T
+    inside = (source < n) & (target < n)
+    inside[inside] = analysis.function[source[inside]] == analysis.function[target[inside]]
+    ones = np.ones(np.count_nonzero(inside), np.float32)
+    return scipy.sparse.csr_matrix((ones, (source[inside], target[inside])), (n, n))
+
+
+def _match(a, b, words, edges, threshold) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Match the blocks a of the first binary with the blocks b of the second."""
+    own = (words[0][a] @ words[1][b].T).toarray()
+    place = np.abs(np.linspace(0, 1, len(a))[:, None] - np.linspace(0, 1, len(b)))
+    own = own - PLACE * place
+    flow = [edges[0][a][:, a], edges[1][b][:, b]]
+    score = own
+    for _ in range(BLOCK_ROUNDS):
+        e = np.exp(SHARPNESS * (score - score.max(initial=0)))
+        share = np.sqrt(
+            e / np.maximum(e.sum(1, keepdims=True), 1e-9) * (e / np.maximum(e.sum(0), 1e-9))
+        )
+        around = np.zeros_like(own)
+        degree = np.zeros_like(own)
+        for x, y in (flow, [m.T.tocsr() for m in flow]):
+            around += x @ (y @ share.T).T
+            degree += np.sqrt(np.outer(x.sum(1), y.sum(1)))
+        score = (own + NEIGHBOURS * around / np.maximum(degree, 1)) / (1 + NEIGHBOURS)
+    i, j = linear_sum_assignment(score, maximize=True)
+    kept = score[i, j] >= threshold
+    i, j = i[kept], j[kept]
+    return a[i], b[j], np.clip(score[i, j], 0, 1)

@@ -1,0 +1,226 @@
+"""How alike two binaries' functions are: candidates, measures of each pair, and learned scores.
+
+The measures are cosines of TF-IDF weighed words, one for each group of words, and sizes. A small
+network makes one score of them. It never sees a word, so it cannot learn a library by heart: what
+it learned on some programs holds for others.
+"""
+
+import dataclasses
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import scipy.sparse
+
+import features
+import utils
+from features import Code
+
+DEFAULT = Path(__file__).resolve().parent / "model" / "diff.safetensors"
+
+CANDIDATES = 80  # of each function in the other binary; all others are never looked at
+COMMON = 0.25  # words that a larger share of functions has are not looked up for candidates
+
+SAME = [(group, group) for group in features.GROUPS]
+# One compiler inlined what the other calls.
+INLINED = [("name near", "name"), ("name", "name near"), ("number near", "number")]
+INLINED += [("number", "number near"), ("name far", "name near"), ("name near", "name far")]
+NETWORKS = ("function", "structure")  # what a model holds: likeness; likeness and surroundings
+MEASURES = len(SAME) + len(INLINED) + 10
+
+
+@dataclasses.dataclass
+class Candidates:
+    """Pairs of functions that may match, n of them, sorted by (a, b).
+
+    Attributes
+    ----------
+    a, b : int64 (n,)
+        Function of the first and of the second binary.
+    shape : (int, int)
+        How many functions each binary has.
+    measures : float32 (n, MEASURES)
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    shape: tuple[int, int]
+    measures: np.ndarray
+
+
+@dataclasses.dataclass
+class Network:
+    """A perceptron with one hidden layer, K inputs and one output.
+
+    Attributes
+    ----------
+    mean, scale : float32 (K,)
+        Inputs are shifted and divided by these.
+    w1 : float32 (H, K), b1 : float32 (H,), w2 : float32 (H,), b2 : float32 ()
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    w1: np.ndarray
+    b1: np.ndarray
+    w2: np.ndarray
+    b2: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """float32 (n, K) -> (n,)"""
+        hidden = ((x - self.mean) / self.scale) @ self.w1.T + self.b1
+        return np.maximum(hidden, 0) @ self.w2 + self.b2
+
+
+def find_candidates(first: Code, second: Code, anchors: np.ndarray | None = None) -> Candidates:
+    """Find the pairs of functions that are worth a closer look, and measure them.
+
+    Parameters
+    ----------
+    anchors : int (k, 2), optional
+        Pairs of functions that are candidates in any case.
+    """
+    weighed = {
+        pair: features.weigh(first.words[pair[0]], second.words[pair[1]]) for pair in SAME + INLINED
+    }
+    groups = [weighed[pair] for pair in SAME]
+    a, b = (scipy.sparse.hstack([pair[side] for pair in groups], "csr") for side in (0, 1))
+    rows, columns = _nearest(a, b)
+    if anchors is not None and len(anchors):
+        rows, columns = np.append(rows, anchors[:, 0]), np.append(columns, anchors[:, 1])
+    shape = first.functions, second.functions
+    keys = np.unique(rows.astype(np.int64) * shape[1] + columns)
+    rows, columns = np.divmod(keys, shape[1])
+    measures = [_products(a, b, rows, columns) for a, b in weighed.values()]
+    size_a, size_b = _sizes(first), _sizes(second)
+    for x, y in zip(size_a.T, size_b.T, strict=True):
+        measures += [np.abs(x[rows] - y[columns]), np.minimum(x[rows], y[columns])]
+    for group in ("token", "name"):
+        x, y = _unique_rows(first.words[group], second.words[group])
+        measures.append((x[rows] == y[columns]) & (x[rows] >= 0))
+    return Candidates(rows, columns, shape, np.stack(measures, 1).astype(np.float32))
+
+
+def _unique_rows(
+    first: scipy.sparse.csr_matrix, second: scipy.sparse.csr_matrix
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number each row's content; -1 where it is empty or not the only one in its binary."""
+    numbers: dict[tuple, int] = {}
+    found = []
+    for m in (first, second):
+        rows = [
+            (m.indices[s:e].tobytes(), m.data[s:e].tobytes())
+            for s, e in zip(m.indptr[:-1], m.indptr[1:], strict=True)
+        ]
+        times = Counter(rows)
+        found.append(
+            np.array(
+                [
+                    numbers.setdefault(r, len(numbers)) if r[0] and times[r] == 1 else -1
+                    for r in rows
+                ],
+                np.int64,
+            )
+        )
+    return found[0], found[1]
+
+
+def _products(a, b, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Products of rows of ``a`` and ``b``; ``rows`` is sorted.
+
+    All products of a few rows are quicker than those asked for by themselves.
+    """
+    b = b.T.tocsr()
+    found = np.empty(len(rows), np.float32)
+    for start in range(0, a.shape[0], 512):
+        part = slice(*np.searchsorted(rows, [start, start + 512]))
+        found[part] = (a[start : start + 512] @ b).toarray()[rows[part] - start, columns[part]]
+    return found
+
+
+def _sizes(code: Code) -> np.ndarray:
+    """Logarithms of blocks, tokens, names, and callers: float64 (F, 4)."""
+    words = [np.asarray(code.words[group].sum(1)).ravel() for group in ("token", "name")]
+    callers = np.diff(code.calls.T.tocsr().indptr)
+    return np.log1p(np.stack([code.sizes, *words, callers], 1))
+
+
+def _nearest(a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix) -> tuple:
+    """Return (rows, columns) of the CANDIDATES best products of each row and of each column.
+
+    Words that many rows have are left out, which keeps the cost of the product near to linear.
+    """
+    used, column = np.unique(np.concatenate([a.indices, b.indices]), return_inverse=True)
+    rare = np.bincount(column) <= max(8, COMMON * min(a.shape[0] + b.shape[0], 2000))
+    shortened = []
+    for m, columns in ((a, column[: a.nnz]), (b, column[a.nnz :])):
+        data = m.data * rare[columns]
+        m = scipy.sparse.csr_matrix((data, columns, m.indptr), (m.shape[0], len(used)))
+        m.eliminate_zeros()
+        shortened.append(m)
+    a, b = shortened
+    rows, columns = [], []
+    for x, y, out in ((a, b, (rows, columns)), (b, a, (columns, rows))):
+        y = y.T.tocsr()
+        for start in range(0, x.shape[0], 256):
+            block = (x[start : start + 256] @ y).toarray()
+            k = min(CANDIDATES, block.shape[1])
+            best = np.argpartition(-block, k - 1, axis=1)[:, :k]
+            out[0].append(np.repeat(np.arange(start, start + len(block)), k))
+            out[1].append(best.ravel())
+    return np.concatenate(rows), np.concatenate(columns)
+
+
+def softmax_both_ways(candidates: Candidates, logit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each pair's share among the candidates of its first, and of its second function.
+
+    That there is no match is a candidate, too, with logit 0.
+    """
+    shares = []
+    for index, n in zip((candidates.a, candidates.b), candidates.shape, strict=True):
+        highest = np.zeros(n, np.float32)
+        np.maximum.at(highest, index, logit)
+        e = np.exp(logit - highest[index])
+        total = np.bincount(index, e, n) + np.exp(-highest)
+        shares.append((e / total[index]).astype(np.float32))
+    return shares[0], shares[1]
+
+
+def read_networks(path: str | os.PathLike[str] = DEFAULT) -> dict[str, Network]:
+    """Read what contrast.py wrote.
+
+    Raises
+    ------
+    utils.UserError
+        No such file, or none of contrast.py's.
+    """
+    try:
+        arrays = safetensors.numpy.load_file(path)
+        fields = [field.name for field in dataclasses.fields(Network)]
+        networks = {n: Network(**{f: arrays[f"{n}.{f}"] for f in fields}) for n in NETWORKS}
+        if networks["function"].w1.shape[1:] != (MEASURES,):
+            raise KeyError(f"it measures other things than the {MEASURES} of today")
+    except OSError as error:
+        raise utils.UserError(f"cannot read the model {path}: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise utils.UserError(
+            f"{path} is no model that contrast.py wrote ({error}); leave --model_file out to use "
+            "the one that comes with this repository"
+        ) from error
+    return networks
+
+
+def write_networks(
+    networks: dict[str, Network], path: str | os.PathLike[str], card: dict[str, str]
+) -> None:
+    """Write networks as safetensors, with ``card`` as its metadata."""
+    arrays = {
+        f"{name}.{field.name}": np.ascontiguousarray(getattr(network, field.name), np.float32)
+        for name, network in networks.items()
+        for field in dataclasses.fields(Network)
+    }
+    with utils.atomic_file(path, "wb") as file:
+        file.write(safetensors.numpy.save(arrays, metadata=card))

@@ -1,0 +1,321 @@
+"""diff.py and what it stands on: features, candidates, matching, the page and the scripts."""
+
+import ast
+import csv
+import dataclasses
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+from conftest import SOURCE, compile_c
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from sklearn.feature_extraction.text import TfidfTransformer
+
+import diff
+import features
+import matching
+import preprocessing
+import report
+import similarity
+from similarity import Candidates
+from utils import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+PATCHED = SOURCE.replace("sum / 2;", "sum > 100000 ? 7 * sum : sum / 2 - 1234;")
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return similarity.read_networks()
+
+
+@pytest.fixture(scope="module")
+def codes(analyses):
+    return {build: features.read_code(analysis) for build, analysis in analyses.items()}
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory):
+    binary = compile_c(PATCHED, tmp_path_factory.mktemp("patched") / "shapes", "-O1")
+    return features.read_code(preprocessing.analyse(binary))
+
+
+def names_of(code, functions):
+    return [code.analysis.function_name[f] for f in functions]
+
+
+def test_a_stripped_copy_is_identical(codes, networks):
+    first, second = codes["O1"], codes["O1-stripped"]
+    found = diff.compare(first, second, networks)
+    start = [code.analysis.function_address for code in (first, second)]
+    for row in found.functions:
+        if row["status"] == diff.IDENTICAL:
+            assert start[0][row["sides"][0]] == start[1][row["sides"][1]]
+    assert {"main", "area", "kind", "copy", "usage"} <= {
+        first.analysis.function_name[row["sides"][0]]
+        for row in found.functions
+        if row["status"] == diff.IDENTICAL
+    }
+    address = [code.analysis.address for code in (first, second)]
+    at = address[0][found.blocks.a] == address[1][found.blocks.b]
+    assert at.mean() > 0.95
+    assert found.same[at].all()
+
+
+def test_the_patched_function_is_the_changed_one(codes, patched, networks):
+    found = diff.compare(codes["O1"], patched, networks)
+    rows = [row for row in found.functions if row["status"] == diff.CHANGED]
+    assert names_of(codes["O1"], [row["sides"][0] for row in rows]) == ["area"]
+    assert names_of(patched, [row["sides"][1] for row in rows]) == ["area"]
+    assert found.functions[0] == rows[0], "changed ones come first"
+    assert 0 < rows[0]["change"] < 1
+
+
+def test_names_are_not_looked_at(codes, networks):
+    first, second = codes["O0"], codes["O2"]
+    renamed = dataclasses.replace(
+        second,
+        analysis=dataclasses.replace(
+            second.analysis,
+            function_name=[f"f{i}" for i in range(len(second.analysis.function_name))],
+        ),
+    )
+    one, other = (matching.match_functions(first, code, networks) for code in (second, renamed))
+    for field in ("a", "b", "score"):
+        assert np.array_equal(getattr(one, field), getattr(other, field))
+
+
+@pytest.mark.parametrize(("old", "new"), [("O0", "O1"), ("O0", "O2"), ("O1", "O3-noplt")])
+def test_optimised_functions_are_found_one_to_one(codes, networks, old, new):
+    first, second = codes[old], codes[new]
+    functions = matching.match_functions(first, second, networks)
+    blocks = matching.match_blocks(first, second, functions)
+    for found in (functions, blocks):
+        assert len(set(found.a.tolist())) == len(found.a)
+        assert len(set(found.b.tolist())) == len(found.b)
+        assert ((found.score >= 0) & (found.score <= 1)).all()
+    pairs = set(zip(names_of(first, functions.a), names_of(second, functions.b), strict=True))
+    assert {(name, name) for name in ("main", "kind", "copy", "usage")} <= pairs
+
+
+def test_blocks_match_inside_matched_functions_or_where_they_were_inlined(codes, networks):
+    first, second = codes["O0"], codes["O2"]
+    functions = matching.match_functions(first, second, networks)
+    blocks = matching.match_blocks(first, second, functions)
+    partner = dict(zip(functions.a.tolist(), functions.b.tolist(), strict=True))
+    back = {b: a for a, b in partner.items()}
+    for a, b in zip(blocks.a, blocks.b, strict=True):
+        f, g = int(first.analysis.function[a]), int(second.analysis.function[b])
+        assert partner.get(f) == g or f not in partner or g not in back
+
+
+def test_anchors_hold(codes, networks):
+    first, second = codes["O0"], codes["O1"]
+    f = first.analysis.function_name.index("area")
+    g = second.analysis.function_name.index("kind")
+    found = matching.match_functions(first, second, networks, np.array([[f, g]]))
+    pairs = dict(zip(found.a.tolist(), found.b.tolist(), strict=True))
+    assert pairs[f] == g
+    assert found.score[found.a == f] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("0x1", "line 1: '0x1' is no pair"),
+        ("# known\n\n12 0x13", "line 3: '12 0x13' is no pair"),
+        ("0x1 0x2", "no function of the old binary begins at 0x1"),
+        ("{main} 0x2", "no function of the new binary begins at 0x2"),
+        ("{main} {main}\n{main} {area}", "a function stands in two pairs"),
+    ],
+)
+def test_anchors_that_cannot_be(codes, tmp_path, text, reason):
+    code = codes["O0"]
+    at = {n: hex(a) for n, a in zip(*(code.analysis.function_name, code.analysis.function_address))}  # noqa: B905
+    (tmp_path / "anchors").write_text(text.format(main=at["main"], area=at["area"]))
+    with pytest.raises(UserError, match=re.escape(reason)):
+        diff.read_anchors(str(tmp_path / "anchors"), (code, code))
+
+
+# ------------------------------------------------------------------------- what is written
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<!--<script>",
+    "=cmd|' /C calc'!A0",
+    '");os.system("',
+]
+
+
+@pytest.fixture
+def hostile(codes, networks):
+    """Two builds whose symbols are attacks, and their diff."""
+    renamed = []
+    for build in ("O0", "O1"):
+        analysis = codes[build].analysis
+        names = list(itertools.islice(itertools.cycle(HOSTILE), len(analysis.function_name)))
+        analysis = dataclasses.replace(analysis, function_name=names)
+        renamed.append(dataclasses.replace(codes[build], analysis=analysis))
+    return tuple(renamed), diff.compare(*renamed, networks)
+
+
+def test_no_name_ends_the_page_s_data(hostile):
+    codes, found = hostile
+    page = report.page(("</title><b>", "b"), codes, found.functions, [])
+    template = report.TEMPLATE.read_text()
+    for tag in ("<script", "</script", "<b", "<!--"):
+        assert page.count(tag) == template.count(tag)
+    text = re.search('<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
+    data = json.loads(text)
+    assert data["sides"][0]["functions"][0]["name"] == HOSTILE[0]
+    assert data["paths"] == ["</title><b>", "b"]
+
+
+def test_page_needs_no_network_and_makes_no_markup():
+    template = report.TEMPLATE.read_text()
+    assert "default-src 'none'" in template
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", template
+    )
+    assert set(re.findall(r"https?://[^\"' ]+", template)) == {"http://www.w3.org/2000/svg"}
+
+
+@pytest.mark.parametrize("tool", ["ghidra", "ida"])
+def test_naming_scripts_hold_names_as_data(hostile, builds, tool):
+    codes, found = hostile
+    script = diff.naming_script(tool, str(builds / "O1" / "shapes"), codes, found)
+    tree = ast.parse(script)
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+    }
+    assert values["NAMES"]
+    assert all(re.fullmatch("[A-Za-z0-9_.$]*", name) for _, name in values["NAMES"])
+    # a position-independent executable's places count from its beginning
+    header = (builds / "O1" / "shapes").read_bytes()[16]
+    assert values["RELATIVE"] == (header == 3)
+    starts = set(codes[1].analysis.function_address.tolist())
+    base = diff.PIE_BASE if values["RELATIVE"] else 0
+    assert {place + base for place, _ in values["NAMES"]} <= starts
+
+
+def test_no_cell_is_a_formula(hostile):
+    codes, found = hostile
+    rows = list(csv.DictReader(diff.as_csv(codes, found).splitlines()))
+    assert len(rows) == len(found.functions)
+    names = {row["old name"] for row in rows}
+    assert any("cmd" in name for name in names)
+    assert not any(name.startswith("=") for name in names)
+
+
+def test_command_line(builds, tmp_path):
+    run = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "diff.py")),
+            *(str(builds / "O1" / "shapes"), str(builds / "O1-stripped" / "shapes")),
+            *("--html", "r.html", "--json", "r.json", "--csv", "r.csv", "--ghidra", "g.py"),
+            *("--ida", "i.py", "--workers", "1"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    written = json.loads((tmp_path / "r.json").read_text())
+    statuses = Counter(row["status"] for row in written["functions"])
+    for name in diff.STATUS:
+        assert re.search(rf"^ *{statuses[name]} functions {name}$", run.stdout, re.M)
+    assert statuses["identical"] > 5
+    assert sum(1 for _ in (tmp_path / "r.csv").open()) == 1 + len(written["functions"])
+    assert all((tmp_path / file).stat().st_size for file in ("r.html", "g.py", "i.py"))
+
+
+@pytest.mark.parametrize("which", ["missing", "text"])
+def test_mistakes_are_one_sentence(builds, tmp_path, which):
+    (tmp_path / "text").write_text("no program")
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "diff.py"), str(builds / "O1" / "shapes"), which],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: ")
+    assert which in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_no_model(tmp_path, content):
+    (tmp_path / "m").write_bytes(content)
+    with pytest.raises(UserError, match=r"no model that contrast\.py wrote"):
+        similarity.read_networks(tmp_path / "m")
+
+
+# ---------------------------------------------------------------------------------- the parts
+
+bags = st.lists(st.dictionaries(st.integers(0, 12), st.integers(1, 5)), min_size=1, max_size=6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(bags, bags)
+def test_weights_are_scikit_learns(one, other):
+    first, second = (
+        features.hashed([Counter(b) for b in one]),
+        features.hashed([Counter(b) for b in other]),
+    )
+    a, b = features.weigh(first, second)
+    expected = TfidfTransformer(sublinear_tf=True).fit_transform(
+        scipy.sparse.vstack([first, second])
+    )
+    assert abs(scipy.sparse.vstack([a, b]) - expected).max() < 1e-5
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.randoms(use_true_random=False))
+def test_assignment_is_the_best(n, m, random):
+    a, b = np.divmod(np.arange(n * m), m)
+    score = np.array([random.random() for _ in a], np.float32)
+    candidates = Candidates(a, b, (n, m), np.empty((n * m, 0), np.float32))
+    found = matching.assign(candidates, score, 0.4)
+    cut = np.where(score >= 0.4, score, 0).reshape(n, m)
+    best = cut[linear_sum_assignment(cut, maximize=True)].sum()
+    assert found.score.sum() == pytest.approx(best, abs=1e-5)
+    assert len(set(found.a.tolist())) == len(found.a) == len(set(found.b.tolist()))
+
+
+def test_measures_are_cosines(codes):
+    first, second = codes["O0"], codes["O2"]
+    found = similarity.find_candidates(first, second)
+    assert found.measures.shape == (len(found.a), similarity.MEASURES)
+    for column, (one, other) in enumerate(similarity.SAME + similarity.INLINED):
+        a, b = features.weigh(first.words[one], second.words[other])
+        expected = (a @ b.T).toarray()[found.a, found.b]
+        assert np.allclose(found.measures[:, column], expected, atol=1e-5)
+
+
+def test_words_say_what_classes_drop():
+    line = features._read_instruction
+    assert line(b"cmp dword ptr [rbx + 0x38], 0x2f") == ("cmp", "cmp mn", ["+0x38"], [0x2F])
+    assert line(b"mov eax, dword ptr [rbp - 0x14]") == ("mov", "mov rm", [], [])
+    assert line(b"lea rax, [rdi + rcx*4 + 8]")[2] == ["+8"]
+    assert line(b"jmp 0x401000")[3] == []
+    assert line(b"ret") == ("ret", "ret ", [], [])
+
+
+def test_addresses_are_no_difference():
+    plain = features._without_addresses
+    assert plain(b"jne 0x401234", 0x401000) == b"jne"
+    assert plain(b"lea rdi, [rip + 0x2f31]", 0x401000) == b"lea rdi, [rip]"
+    assert plain(b"mov edi, 0x409010", 0x401000) == b"mov edi, @"
+    assert plain(b"mov edi, 0x10", 0x401000) == b"mov edi, 0x10"

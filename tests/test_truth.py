@@ -1,0 +1,70 @@
+"""bench/truth.py against nm and addr2line."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import features
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+import truth
+
+
+@pytest.fixture(scope="module")
+def of_o0(builds, tmp_path_factory):
+    return truth.read_truth(builds / "O0" / "shapes", tmp_path_factory.mktemp("cache"))
+
+
+def output(*command):
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"no {command[0]} (binutils)")
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_names_are_those_of_nm(builds, of_o0):
+    lines = output("nm", str(builds / "O0" / "shapes")).splitlines()
+    parts = [line.split() for line in lines if len(line.split()) == 3]  # undefined ones have two
+    symbols = {name: int(address, 16) for address, kind, name in parts if kind in "tT"}
+    base = truth.PIE_BASE if min(symbols.values()) < truth.PIE_BASE else 0
+    named = {name: address - base for address, name in of_o0.name.items()}
+    assert {"main", "area", "usage", "kind", "copy", "compare"} <= named.keys()
+    assert all(symbols[name] == address for name, address in named.items())
+    assert "_start" not in named
+
+
+def test_lines_are_those_of_addr2line(builds, of_o0, analyses):
+    analysis = analyses["O0"]
+    lines = truth.block_lines(of_o0, analysis, relative=False)
+    code = features.read_code(analysis)
+    area = analysis.function_name.index("area")
+    base = truth.PIE_BASE if min(of_o0.name) >= truth.PIE_BASE else 0
+    binary = str(builds / "O0" / "shapes")
+    if output("readelf", "-h", binary).count("EXEC (Executable file)"):
+        base = 0
+    for block in code.blocks[area].tolist():
+        where = output("addr2line", "-e", binary, hex(int(analysis.address[block]) - base))
+        file, line = where.split()[0].rsplit("/", 1)[-1].split(":")
+        assert (file, int(line)) in lines[block]
+
+
+def test_relative_lines_count_from_the_function(of_o0, analyses):
+    analysis = analyses["O0"]
+    lines = truth.block_lines(of_o0, analysis, relative=True)
+    code = features.read_code(analysis)
+    for name in ("area", "kind", "main"):
+        inside = code.blocks[analysis.function_name.index(name)]
+        found = set().union(*(lines[block] for block in inside))
+        assert {function for function, _ in found} == {name}
+        assert min(line for _, line in found) == 0
+
+
+def test_blocks_are_counted_by_address(of_o0, analyses):
+    analysis = analyses["O0"]
+    code = features.read_code(analysis)
+    counts = truth.block_counts(of_o0, analysis)
+    for address, name in of_o0.name.items():
+        f = analysis.function_name.index(name)
+        assert counts[address] == len(code.blocks[f])
