@@ -10,8 +10,8 @@ model_cfg=${model_cfg:-}  # empty: config/bert_tiny.json without a GPU, bert_sma
 data_file=${data_file:-data/corpus.txt}
 vocab=${vocab:-vocab/vocab.txt}
 save_dir=${save_dir:-out}
-max_len=${max_len:-512}      # of the last steps' examples
-max_pred=${max_pred:-128}
+max_len=${max_len:-64}       # of the last steps' examples; above short_len, they need many steps
+max_pred=${max_pred:-16}
 mask_prob=${mask_prob:-0.25}
 short_len=${short_len:-64}    # of the others
 

@@ -32,9 +32,8 @@ from tokenization import CorpusTokenizer
 
 LINEAGE = {"lr": 1e-4, "warmup": 0.1}
 LINEAGE_BATCH = 32
-# How examples are made: max_len, max_pred, mask_prob. The first two are train.sh's.
-SHORT, LONG, THEIRS = (64, 16, 0.25), (512, 128, 0.25), (512, 20, 0.15)
-SHORT_SHARE = 0.9  # of our steps
+# How examples are made: max_len, max_pred, mask_prob. The first is train.sh's.
+OURS, THEIRS = (64, 16, 0.25), (512, 20, 0.15)
 MEASURED = (64, 10, 0.15), (512, 77, 0.15)
 MODEL = "config/bert_tiny.json"
 EXAMPLES = 1024  # that a model is measured on
@@ -124,12 +123,7 @@ def main(
     model = models.BertModel4Pretrain(sizes)
     save_dir = Path(work, "out")
     clock = Clock(evaluations)
-    short, long = loader_of(SHORT, cfg.batch_size), loader_of(LONG, cfg.batch_size // 8)
-    turn = SHORT_SHARE * cfg.total_steps
-
-    def get_batch(step: int, rank: int, world: int) -> train.Batch:
-        return (short if step < turn else long).batch(step, rank, world)
-
+    get_batch = loader_of(OURS, cfg.batch_size).batch
     cfg = train.Config(**{**vars(cfg), "save_steps": math.ceil(cfg.total_steps / 12)})
     precision = train.best_precision(device)
     trainer = train.Trainer(

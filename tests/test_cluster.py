@@ -150,4 +150,6 @@ def test_without_dask_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.delitem(sys.modules, "cluster", raising=False)
     with pytest.raises(UserError, match=r"pip install -r requirements-cluster\.txt"):
-        gendata.run_all(gendata.analyse_one, iter([]), 0, 1, "binaries", "tcp://127.0.0.1:1")
+        gendata.run_all(
+            gendata.analyse_one, iter([]), 0, 1, "binaries", (60, 1), "tcp://127.0.0.1:1"
+        )
