@@ -65,10 +65,17 @@ def main(
     starts = [code.analysis.function_address[: code.functions] for code in codes]
     names = [name for code in codes for name in code.analysis.function_name[: code.functions]]
     file = np.repeat(np.array(binaries), [code.functions for code in codes])
-    with utils.atomic_file(to, "wb") as out:
-        np.savez_compressed(
-            out, file=file, address=np.concatenate(starts), name=np.array(names), vector=vectors
-        )
+    columns = {
+        "file": file,
+        "address": np.concatenate(starts),
+        "name": np.array(names),
+        "vector": vectors,
+    }
+    # An .npz as NumPy writes it, whose own function cannot take an array that is called "file".
+    with utils.atomic_file(to, "wb") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as npz:
+        for key, column in columns.items():
+            with npz.open(f"{key}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, column, allow_pickle=False)
     print(f"{to}: {len(vectors):,} functions of {len(binaries)} binaries, {dimensions} dimensions")
     if plot:
         draw_map(vectors, file, plot, seed)
