@@ -140,7 +140,8 @@ def main(
     card = describe(train, cfg)
     similarity.write_networks(networks, to, card)
     print(f"trained on {card['pairs of builds']} pairs of builds of: {card['programs']}")
-    for name, part in (("trained on", train), ("held out", [p for p in pairs if p not in train])):
+    rest = [pair for pair in pairs if pair.program in others]
+    for name, part in (("trained on", train), ("held out", rest)):
         if part:
             alone, around = measure(part, networks)
             print(

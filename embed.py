@@ -92,13 +92,16 @@ def embed(codes: tuple[Code, ...], dimensions: int, seed: int) -> np.ndarray:
 
     References
     ----------
-    Li, Hastie and Church, "Very Sparse Random Projections", KDD 2006
+    Achlioptas, "Database-friendly random projections", 2003: entries of -1, 0 and 1. Sparser ones
+    would be too rough for functions of few words.
     """
     groups = [features.weigh(*(code.words[g] for code in codes)) for g in features.GROUPS]
     words = scipy.sparse.vstack(
         [scipy.sparse.hstack(rows) for rows in zip(*groups, strict=True)], "csr"
     )
-    projection = SparseRandomProjection(dimensions, random_state=seed, dense_output=True)
+    projection = SparseRandomProjection(
+        dimensions, density=1 / 3, random_state=seed, dense_output=True
+    )
     vectors = projection.fit_transform(words)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.maximum(length, 1e-9)).astype(np.float32)

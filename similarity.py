@@ -6,6 +6,7 @@ it learned on some programs holds for others.
 """
 
 import dataclasses
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -216,11 +217,14 @@ def read_networks(path: str | os.PathLike[str] = DEFAULT) -> dict[str, Network]:
 def write_networks(
     networks: dict[str, Network], path: str | os.PathLike[str], card: dict[str, str]
 ) -> None:
-    """Write networks as safetensors, with ``card`` as its metadata."""
+    """Write networks as safetensors, with ``card`` as JSON in its metadata.
+
+    One text, for safetensors writes several in any order, and equal trainings give equal bytes.
+    """
     arrays = {
         f"{name}.{field.name}": np.ascontiguousarray(getattr(network, field.name), np.float32)
         for name, network in networks.items()
         for field in dataclasses.fields(Network)
     }
     with utils.atomic_file(path, "wb") as file:
-        file.write(safetensors.numpy.save(arrays, metadata=card))
+        file.write(safetensors.numpy.save(arrays, metadata={"card": json.dumps(card)}))

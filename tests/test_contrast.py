@@ -92,7 +92,7 @@ def test_training_writes_networks_and_their_card(trained):
     networks = similarity.read_networks(folder / "a.safetensors")
     assert networks.keys() == {"function", "structure"}
     with safe_open(folder / "a.safetensors", "numpy") as file:
-        assert file.metadata()["programs"] == "shapes"
+        assert json.loads(file.metadata()["card"])["programs"] == "shapes"
 
 
 def test_training_is_deterministic(trained):

@@ -56,10 +56,14 @@ def names_of(code, functions):
 def test_a_stripped_copy_is_identical(codes, networks):
     first, second = codes["O1"], codes["O1-stripped"]
     found = diff.compare(first, second, networks)
-    start = [code.analysis.function_address for code in (first, second)]
+    # A function's own address may be that of the padding before it, where no symbol says better.
+    begin = [
+        {f: code.analysis.address[code.analysis.function == f].min() for f in range(code.functions)}
+        for code in (first, second)
+    ]
     for row in found.functions:
         if row["status"] == diff.IDENTICAL:
-            assert start[0][row["sides"][0]] == start[1][row["sides"][1]]
+            assert begin[0][row["sides"][0]] == begin[1][row["sides"][1]]
     assert {"main", "area", "kind", "copy", "usage"} <= {
         first.analysis.function_name[row["sides"][0]]
         for row in found.functions
