@@ -99,6 +99,7 @@ def embed(codes: tuple[Code, ...], dimensions: int, seed: int) -> np.ndarray:
     words = scipy.sparse.vstack(
         [scipy.sparse.hstack(rows) for rows in zip(*groups, strict=True)], "csr"
     )
+    words = words[:, np.unique(words.indices)]  # of all that a hash can say, what is there
     projection = SparseRandomProjection(
         dimensions, density=1 / 3, random_state=seed, dense_output=True
     )
