@@ -64,11 +64,12 @@ def test_a_stripped_copy_is_identical(codes, networks):
     for row in found.functions:
         if row["status"] == diff.IDENTICAL:
             assert begin[0][row["sides"][0]] == begin[1][row["sides"][1]]
-    assert {"main", "area", "kind", "copy", "usage"} <= {
-        first.analysis.function_name[row["sides"][0]]
-        for row in found.functions
-        if row["status"] == diff.IDENTICAL
-    }
+    names = {first.analysis.function_name[row["sides"][0]]: row for row in found.functions}
+    for name in ("area", "kind", "copy", "usage", "compare"):
+        assert names[name]["status"] == diff.IDENTICAL
+    # Without symbols, angr takes what the linker puts behind main for a part of it.
+    assert begin[0][names["main"]["sides"][0]] == begin[1][names["main"]["sides"][1]]
+    assert names["main"]["change"] < 0.1
     address = [code.analysis.address for code in (first, second)]
     at = address[0][found.blocks.a] == address[1][found.blocks.b]
     assert at.mean() > 0.95
