@@ -22,7 +22,7 @@ import numpy as np
 
 import utils
 
-for _name in ("angr", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
+for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 VERSION = 2  # of the analysis below; a change of it makes cached analyses stale
