@@ -577,8 +577,9 @@ def main(
         print(
             f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}; "
             f"{split.training.sum():,} documents with {n_tokens:,} tokens; "
-            f"steps {trainer.step} to {cfg.total_steps}: {cfg.batch_size} x {short_len} tokens "
-            f"until {turn}, then {rows} x {max_len}; {precision}{', compiled' if compile else ''}"
+            f"steps {trainer.step} to {cfg.total_steps}"
+            f"{f' of {cfg.batch_size} x {short_len} tokens until {turn}, then' if turn else ''}"
+            f" of {rows} x {max_len} tokens, in {precision}{', compiled' if compile else ''}"
         )
     elif rank == 0:
         print(f"{save_dir} holds this training, finished; --resume False --overwrite does it again")
