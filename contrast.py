@@ -204,9 +204,7 @@ def source_names(code: Code) -> list[str]:
     names = []
     for name in code.analysis.function_name[: code.functions]:
         name = re.sub(r"\.(isra|constprop)\.\d+", "", name)
-        sure = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and not re.match(
-            "sub_[0-9a-f]+$", name
-        )
+        sure = samefunc.is_symbol(name) and "." not in name
         names.append(name if sure and name not in samefunc.STARTUP else "")
     times = Counter(names)
     return [name if times[name] == 1 else "" for name in names]

@@ -8,9 +8,8 @@ import os
 import signal
 import sys
 from array import array
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import IO, Literal
 
@@ -159,13 +158,9 @@ def _encoded(
     context = multiprocessing.get_context("spawn")  # a copy of a process with threads may hang
     pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer,))
     try:
-        waiting: deque[Future] = deque()
-        for lines in blocks:
-            waiting.append(pool.submit(_encode, lines))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        futures = (pool.submit(_encode, lines) for lines in blocks)
+        for future in utils.ahead(futures, 2 * workers):
+            yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 

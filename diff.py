@@ -12,6 +12,7 @@ import io
 import itertools
 import re
 import time
+from collections import Counter
 from typing import Annotated, Any
 
 import numpy as np
@@ -201,14 +202,13 @@ def compare(
         [forms[0][a] == forms[1][b] for a, b in zip(blocks.a, blocks.b, strict=True)], bool
     )
     function = [code.analysis.function for code in (first, second)]
-    unchanged: dict[tuple[int, int], int] = {}
-    for a, b in zip(function[0][blocks.a[same]], function[1][blocks.b[same]], strict=True):
-        unchanged[int(a), int(b)] = unchanged.get((int(a), int(b)), 0) + 1
+    sides = function[0][blocks.a[same]].tolist(), function[1][blocks.b[same]].tolist()
+    unchanged = Counter(zip(*sides, strict=True))
     rows = []
     for a, b, score in zip(functions.a, functions.b, functions.score, strict=True):
         pair = int(a), int(b)
         total = len(first.blocks[a]) + len(second.blocks[b])
-        change = 1 - 2 * unchanged.get(pair, 0) / total
+        change = 1 - 2 * unchanged[pair] / total
         status = CHANGED if change else IDENTICAL
         rows.append(
             {"status": status, "sides": pair, "score": round(float(score), 4), "change": change}

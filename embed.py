@@ -163,7 +163,7 @@ def search(
             files, address, names, vector = (
                 arrays[key] for key in ("file", "address", "name", "vector")
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except utils.NPZ_ERRORS as error:
         raise utils.UserError(f"{file} is nothing that embed.py wrote ({error})") from error
     start = np.array([f"0x{a:x}" for a in address.tolist()])
     asked = (start == function.lower()) | (names == function)

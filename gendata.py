@@ -148,11 +148,12 @@ def main(
         reasons = "; ".join(skipped.values())
         raise utils.UserError(f"fewer than two binaries could be analysed: {reasons}")
     stale = remove_stale(data, descriptions(), total)
-    missing = sum(not is_written(data, pair) for pair in descriptions())
+    # What is left there is just what this run makes.
+    missing = sum(not pair_file(data, pair["pair"]).exists() for pair in descriptions())
     jobs = (
         (pair["pair"], (pair, outputDir, data))
         for pair in descriptions()
-        if not is_written(data, pair)
+        if not pair_file(data, pair["pair"]).exists()
     )
     failed = {}
     for number, error in run_all(write_pair, jobs, missing, workers, "pairs", limits, cluster):
@@ -498,19 +499,24 @@ def remove_stale(data: str, pairs: Iterator[dict[str, Any]], total: int) -> int:
     here = [file.parent for file in Path(data).glob("*/pair.json") if file.parent.name.isdecimal()]
     stale = [f for f in here if str(int(f.name)) != f.name or int(f.name) >= total]
     stale += [
-        Path(data) / str(pair["pair"])
+        pair_file(data, pair["pair"]).parent
         for pair in pairs
-        if (Path(data) / str(pair["pair"]) / "pair.json").exists() and not is_written(data, pair)
+        if pair_file(data, pair["pair"]).exists() and not is_written(data, pair)
     ]
     for folder in stale:
         utils.remove_folder(folder)
     return len(stale)
 
 
+def pair_file(data: str, number: int) -> Path:
+    """Return where a pair is described: data/<number>/pair.json."""
+    return Path(data) / str(number) / "pair.json"
+
+
 def read_pair(data: str, number: int) -> dict[str, Any] | None:
     """Return data/<number>/pair.json, or None where it is missing or not what write_pair wrote."""
     try:
-        pair = json.loads((Path(data) / str(number) / "pair.json").read_text())
+        pair = json.loads(pair_file(data, number).read_text())
         counts, builds, files = pair["counts"], pair["binaries"], pair["analyses"]
         texts = [pair["program"], *files, *(build[key] for build in builds for key in BUILD)]
         numbers = [*(counts[key] for key in COUNTS), *counts["document_lengths"]]

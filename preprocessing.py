@@ -12,8 +12,6 @@ import logging
 import os
 import re
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -503,10 +501,7 @@ def save(analysis: Analysis, path: str | os.PathLike[str]) -> None:
 def _damage(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
-    except (
-        *(OSError, ValueError, TypeError, LookupError, EOFError),
-        *(zipfile.BadZipFile, zlib.error),
-    ) as error:
+    except utils.NPZ_ERRORS as error:
         raise utils.UserError(
             f"the cached analysis {path} is damaged ({error}); delete it and run gendata.py again"
         ) from error

@@ -521,10 +521,13 @@ def main(
 
     short, short_evaluation = stage(short_len, cfg.batch_size)
     cfg = cfg.with_epochs(len(short))
-    # As many tokens a step in longer examples, but one for each process and part at least.
-    rows = max(cfg.batch_size * short_len // max_len, min(cfg.batch_size, world * cfg.accumulate))
-    long, long_evaluation = stage(max_len, rows)
-    turn = round(short_share * cfg.total_steps) if short_len < max_len else 0
+    turn, rows, long, long_evaluation = 0, cfg.batch_size, short, short_evaluation
+    if short_len < max_len:
+        turn = round(short_share * cfg.total_steps)
+        # As many tokens a step in longer examples, but one for each process and part at least.
+        at_least = min(cfg.batch_size, world * cfg.accumulate)
+        rows = max(cfg.batch_size * short_len // max_len, at_least)
+        long, long_evaluation = stage(max_len, rows)
 
     def get_batch(step: int, rank: int, world: int) -> train.Batch:
         return (short if step < turn else long).batch(step, rank, world)

@@ -143,8 +143,7 @@ def read_functions(binary: dict[str, str], program: str, output_dir: str) -> lis
     found = []
     for number, inside in blocks.items():
         name = analysis.function_name[number]
-        # Other names are angr's own, or none that a C compiler gives.
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name) or re.match("sub_[0-9a-f]+$", name):
+        if not is_symbol(name):
             continue
         ranges = ((analysis.offsets[b], analysis.offsets[b + 1]) for b in inside)
         tokens = [word for start, end in ranges for word in words[start:end]]
@@ -153,6 +152,12 @@ def read_functions(binary: dict[str, str], program: str, output_dir: str) -> lis
         )
         found.append(function)
     return found
+
+
+def is_symbol(name: str) -> bool:
+    """Whether a C compiler gives such a name; others are angr's own."""
+    named_by_c = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name) is not None
+    return named_by_c and not re.match("sub_[0-9a-f]+$", name)
 
 
 def choose(functions: list[Function], used: set[str], min_blocks: int) -> list[Function]:

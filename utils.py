@@ -17,6 +17,8 @@ import signal
 import sys
 import tempfile
 import threading
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +43,9 @@ DISK_ERRORS = {
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STOPPING = (signal.SIGINT, signal.SIGTERM)  # what people and batch systems end a program with
+# What reading a broken .npz ends in; RuntimeError where its zip file says that it is encrypted.
+NPZ_ERRORS = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError)
+NPZ_ERRORS += (zipfile.BadZipFile, zlib.error)
 FAULTS = 8  # of a settings file that are named
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as tempfile names them
 
