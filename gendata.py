@@ -261,6 +261,8 @@ def analyse_all(
         if not preprocessing.cache_file(output_dir, sha256).exists()
     }
     failed = {}
+    if missing and cluster is None:
+        import angr  # noqa: F401 - once, and not in each worker, which is a copy of this process
     jobs = (
         (sha, (file, preprocessing.cache_file(output_dir, sha))) for sha, file in missing.items()
     )
@@ -333,7 +335,7 @@ def in_processes(
     """
     if total == 0:
         return
-    # Forked, so that workers need not import angr again, which takes seconds.
+    # Forked, so that workers need not import anything again, angr above all.
     kind = {"context": get_context(start), "initializer": _end_with, "initargs": (os.getpid(),)}
     with (
         ProcessPool(min(workers, total), **kind) as pool,

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import os
 import re
 import shutil
@@ -195,6 +196,21 @@ def test_stripping_changes_names_only(analyses):
     assert full.dictionary == bare.dictionary
     assert np.array_equal(full.tokens, bare.tokens)
     assert full.function_name != bare.function_name
+
+
+def test_analysis_is_the_same_when_angr_keeps_its_graph_on_disk(analyses, builds, monkeypatch):
+    import angr
+    from angr.knowledge_plugins.cfg import CFGModel
+
+    for what in ("cfg_node", "cfg_edge"):
+        monkeypatch.setattr(angr.Project, f"get_{what}_cache_limit", lambda _: 10)
+    small = functools.partialmethod(CFGModel.__init__, db_batch_size=10, edge_db_batch_size=10)
+    monkeypatch.setattr(CFGModel, "__init__", small)
+    spilt, whole = preprocessing.analyse(builds / "O1" / "shapes"), analyses["O1"]
+    assert (whole.edges[:, 0] == whole.edges[:, 1]).any()  # a block that loops to itself
+    assert np.array_equal(spilt.edges, whole.edges)
+    assert np.array_equal(spilt.tokens, whole.tokens)
+    assert np.array_equal(spilt.function, whole.function)
 
 
 def test_saving_and_loading_gives_the_same(analyses, tmp_path):
