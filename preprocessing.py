@@ -37,6 +37,8 @@ TRAPS = {"hlt", "ud0", "ud1", "ud2", "udf", "int3", "brk", "bkpt"}
 CS_OP_REG, CS_OP_MEM = (1,), (3, 0x80)  # operand types, the same for all of capstone's CPUs
 CS_GRP_CALL, CS_GRP_INT = 2, 4
 MAX_LITERAL = 4096  # bytes of a string literal
+# Above these angr moves parts to disk, which is slower: a graph of so many takes two gigabytes.
+IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000}
 PRINTABLE = re.compile(rb"[\t-\r -~]+")
 SPECIAL_TOKENS = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
 
@@ -133,7 +135,7 @@ def analyse(
         raise utils.UserError(f"{path} is empty")
     no_executable = utils.UserError(f"{path} is no executable that angr reads (ELF, PE, Mach-O)")
     try:
-        project = angr.Project(str(path), auto_load_libs=False)
+        project = angr.Project(str(path), auto_load_libs=False, cache_limits=IN_MEMORY)
     except cle.CLECompatibilityError as error:
         raise no_executable from error
     except OSError as error:

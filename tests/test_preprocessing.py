@@ -202,9 +202,8 @@ def test_analysis_is_the_same_when_angr_keeps_its_graph_on_disk(analyses, builds
     import angr
     from angr.knowledge_plugins.cfg import CFGModel
 
-    for what in ("cfg_node", "cfg_edge"):
-        monkeypatch.setattr(angr.Project, f"get_{what}_cache_limit", lambda _: 10)
-    small = functools.partialmethod(CFGModel.__init__, db_batch_size=10, edge_db_batch_size=10)
+    monkeypatch.setattr(angr.Project, "get_cfg_node_cache_limit", lambda _: 10)
+    small = functools.partialmethod(CFGModel.__init__, db_batch_size=10)
     monkeypatch.setattr(CFGModel, "__init__", small)
     spilt, whole = preprocessing.analyse(builds / "O1" / "shapes"), analyses["O1"]
     assert (whole.edges[:, 0] == whole.edges[:, 1]).any()  # a block that loops to itself
