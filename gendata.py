@@ -262,7 +262,8 @@ def analyse_all(
     }
     failed = {}
     if missing and cluster is None:
-        import angr  # noqa: F401 - once, and not in each worker, which is a copy of this process
+        with preprocessing.rare_collections():
+            import angr  # noqa: F401 - once, not in each worker, which is a copy of this process
     jobs = (
         (sha, (file, preprocessing.cache_file(output_dir, sha))) for sha, file in missing.items()
     )

@@ -4,9 +4,10 @@
 
 Cold: nothing cached. Warm: analyses cached, data/ deleted, every pair written anew. "angr alone"
 is one CFGFast of each distinct binary, one after the other, divided by the workers; "at once" is
-the same in so many processes at once, each slower where they share caches and memory. angr's import, which takes seconds, counts in the cold run only. All take turns, for machines that
-are shared become quicker and slower; medians are printed. "Each pair anew" is what analysing
-both binaries again for every pair would cost, as DeepBinDiff's scripts do: angr's time times
+the same in so many processes at once, each slower where they share caches and memory. angr's
+import, which takes seconds, counts in the cold run only. All take turns, for machines that are
+shared become quicker and slower; medians are printed. "Each pair anew" is what analysing both
+binaries again for every pair would cost, as DeepBinDiff's scripts do: angr's time times
 (binaries - 1), in one process.
 """
 
