@@ -256,8 +256,7 @@ def split_corpus(corpus: Corpus) -> Split:
     splits = []
     if programs["validation"]:
         count = {split: len(names) for split, names in programs.items()}
-        names = sorted(programs["validation"])
-        listed = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+        listed = _few(sorted(programs["validation"]))
         rule = (
             f"by program: {count['validation']} held out ({listed}), {count['train']} trained on, "
             f"{count['test']} left for a test"
@@ -290,6 +289,29 @@ def split_corpus(corpus: Corpus) -> Split:
         f"the corpus has {several.sum()} documents of two or more sentences, but training and "
         "evaluation need at least two each; a blank line ends a document"
     )
+
+
+def split_test(corpus: Corpus) -> tuple[np.ndarray, str]:
+    """Return which documents are of programs for the test, bool (documents,), and a line on them.
+
+    Raises
+    ------
+    UserError
+        There are none.
+    """
+    of_test = np.array([split == "test" for split in corpus.splits], bool)
+    names = sorted({p for p, test in zip(corpus.programs, of_test, strict=False) if test})
+    if not names:
+        raise UserError(
+            "the corpus has no programs for a test; gendata.py leaves some out of three programs "
+            "or more (--biname '*', --test)"
+        )
+    documents = np.repeat(of_test, np.diff(corpus.pairs))
+    return documents, f"for the test: {_few(names)}"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
 
 
 def _has(folder: Path, key: dict[str, str | int]) -> bool:

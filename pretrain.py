@@ -21,7 +21,7 @@ import checkpoint
 import models
 import train
 import utils
-from corpus import Corpus, read_corpus, split_corpus
+from corpus import Corpus, read_corpus, split_corpus, split_test
 from models import BertModel4Pretrain
 from optim import optim4GPU
 from tokenization import CorpusTokenizer
@@ -455,8 +455,6 @@ def main(
     max_len: Length = 64,
     max_pred: PositiveInt = 16,
     mask_prob: Share = 0.25,
-    short_len: Length = 64,
-    short_share: Share = 0.9,
     pretrain_file: str | None = None,
     precision: train.Precision | None = None,
     compile: bool | None = None,
@@ -475,10 +473,6 @@ def main(
         max_len: Most tokens per example, special ones included.
         max_pred: Most masked tokens of an example of max_len; of a shorter one in proportion.
         mask_prob: Share of the tokens to mask.
-        short_len: Tokens per example of the first steps, batch_size of them. The last steps have as
-            many tokens in longer examples: the model learns sooner from short ones (BERT, appendix
-            A.2). From max_len on, all examples have max_len.
-        short_share: Share of the steps that have short examples.
         pretrain_file: A model_steps_<k>.pt of the same sizes and vocabulary to start from.
         precision: float32, bfloat16, or float16 (for GPUs without bfloat16). Left out, bfloat16
             where the device is quick at it.
@@ -510,31 +504,10 @@ def main(
 
     split = split_corpus(corpus)
     n_tokens = int(np.diff(corpus.bounds)[split.training].sum())
-    short_len = min(short_len, max_len)
-
-    def stage(length: int, rows: int) -> tuple[SentPairDataLoader, Evaluation]:
-        n_pred = max(1, max_pred * length // max_len)
-        preprocess = Preprocess4Pretrain(tokenizer.vocab, length, n_pred, mask_prob)
-        sampler = SentPairSampler(corpus, split.training, length)
-        loader = SentPairDataLoader(sampler, preprocess, n_tokens, rows, cfg.seed)
-        return loader, Evaluation(corpus, split.heldout, preprocess, device)
-
-    short, short_evaluation = stage(short_len, cfg.batch_size)
-    cfg = cfg.with_epochs(len(short))
-    turn, rows, long, long_evaluation = 0, cfg.batch_size, short, short_evaluation
-    if short_len < max_len:
-        turn = round(short_share * cfg.total_steps)
-        # As many tokens a step in longer examples, but one for each process and part at least.
-        at_least = min(cfg.batch_size, world * cfg.accumulate)
-        rows = max(cfg.batch_size * short_len // max_len, at_least)
-        long, long_evaluation = stage(max_len, rows)
-
-    def get_batch(step: int, rank: int, world: int) -> train.Batch:
-        return (short if step < turn else long).batch(step, rank, world)
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        # Before the turn, longer examples have positions that were never trained.
-        return (short_evaluation if trainer.step <= turn else long_evaluation)(model)
+    preprocess = Preprocess4Pretrain(tokenizer.vocab, max_len, max_pred, mask_prob)
+    sampler = SentPairSampler(corpus, split.training, max_len)
+    loader = SentPairDataLoader(sampler, preprocess, n_tokens, cfg.batch_size, cfg.seed)
+    cfg = cfg.with_epochs(len(loader))
 
     info = checkpoint.ModelInfo(
         model=sizes,
@@ -549,7 +522,7 @@ def main(
     settings = dataclasses.asdict(cfg) | dataclasses.asdict(info)
     for name in ("save_steps", "keep", "accumulate", "data_file"):  # these may change
         del settings[name]
-    settings |= {"precision": precision, "short_len": short_len, "short_share": short_share}
+    settings["precision"] = precision
     settings |= {f"model_cfg {name}": value for name, value in settings.pop("model").items()}
 
     utils.set_seed(cfg.seed)
@@ -561,9 +534,9 @@ def main(
         cfg,
         model,
         optim4GPU(cfg, model),
-        get_batch,
+        loader.batch,
         get_losses,
-        evaluate,
+        Evaluation(corpus, split.heldout, preprocess, device),
         save_dir,
         device,
         settings,
@@ -581,8 +554,8 @@ def main(
             f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}; "
             f"{split.training.sum():,} documents with {n_tokens:,} tokens; "
             f"steps {trainer.step} to {cfg.total_steps}"
-            f"{f' of {cfg.batch_size} x {short_len} tokens until {turn}, then' if turn else ''}"
-            f" of {rows} x {max_len} tokens, in {precision}{', compiled' if compile else ''}"
+            f" of {cfg.batch_size} x {max_len} tokens, in {precision}"
+            f"{', compiled' if compile else ''}"
         )
     elif rank == 0:
         print(f"{save_dir} holds this training, finished; --resume False --overwrite does it again")
@@ -598,19 +571,24 @@ def main(
         report(measures, split.rule, check)
 
 
-def evaluate(model_file: str, data_file: str | None = None, check: bool = False) -> None:
+def evaluate(
+    model_file: str, data_file: str | None = None, test: bool = False, check: bool = False
+) -> None:
     """Print what a saved model makes of held-out text.
 
     Args:
         model_file: A model_steps_<k>.pt, with model.json and vocab.txt beside it.
         data_file: The corpus; left out, the one of the training. Of another corpus than that of
             the training, every document is used.
+        test: Use the programs that gendata.py left for a last test, not those for validation.
         check: Fail unless the loss is below the unigram entropy of the held-out text.
     """
     device = utils.get_device()
     model, info, tokenizer = checkpoint.load_pretrained(model_file)
     corpus = read_corpus(Path(data_file or info.data_file), tokenizer, info.vocab_sha256)
-    if corpus.sha256 == info.corpus_sha256:
+    if test:
+        heldout, rule = split_test(corpus)
+    elif corpus.sha256 == info.corpus_sha256:
         split = split_corpus(corpus)
         heldout, rule = split.heldout, split.rule
     else:

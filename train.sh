@@ -10,10 +10,9 @@ model_cfg=${model_cfg:-}  # empty: config/bert_tiny.json without a GPU, bert_sma
 data_file=${data_file:-data/corpus.txt}
 vocab=${vocab:-vocab/vocab.txt}
 save_dir=${save_dir:-out}
-max_len=${max_len:-64}       # of the last steps' examples; above short_len, they need many steps
+max_len=${max_len:-64}
 max_pred=${max_pred:-16}
 mask_prob=${mask_prob:-0.25}
-short_len=${short_len:-64}    # of the others
 
 python=${python:-python}
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())') || {
@@ -27,7 +26,7 @@ fi
 set -- pretrain.py \
     --train_cfg "$train_cfg" --model_cfg "$model_cfg" --data_file "$data_file" --vocab "$vocab" \
     --save_dir "$save_dir" --max_len "$max_len" --max_pred "$max_pred" --mask_prob "$mask_prob" \
-    --short_len "$short_len" "$@"
+    "$@"
 if [ "$gpus" -gt 1 ]; then
     set -- -m torch.distributed.run --standalone --nproc_per_node="$gpus" "$@"
 fi

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import corpus as corpus_module
-from corpus import read_corpus, split_corpus
+from corpus import read_corpus, split_corpus, split_test
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import UserError
 
@@ -217,6 +217,18 @@ def test_programs_for_the_test_are_never_read(tmp_path, tokenizer, builds):
             assert not (split.training | split.heldout)[documents_of(corpus, number)].any()
     assert split.training.sum() >= 3
     assert split.heldout.sum() >= 2
+    left, rule = split_test(corpus)
+    assert rule == "for the test: t"
+    for number, (_, _, _, part) in enumerate(pairs):
+        assert set(left[documents_of(corpus, number)]) == {part == "test"}
+
+
+def test_no_programs_for_a_test(tmp_path, tokenizer):
+    pairs = [("chroot", pair, 3, "train") for pair in all_pairs("abcd")]
+    for described in (pairs, None):
+        corpus = read_corpus(write(tmp_path, text_of(18), described), tokenizer, "v")
+        with pytest.raises(UserError, match="the corpus has no programs for a test"):
+            split_test(corpus)
 
 
 @pytest.mark.parametrize(("n_builds", "n_out"), [(8, 2), (20, 5)])

@@ -1,6 +1,7 @@
 """pretrain.py: sampling, masking, evaluating, and the whole way from a corpus to a model."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -504,6 +505,22 @@ def test_eval_says_what_the_training_said(trained, monkeypatch, capsys):
     assert "every document" in capsys.readouterr().out
 
 
+def test_eval_on_the_programs_left_for_a_test(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained[0])
+    text = "mov ptr je\nptr call mov\n\n" * 6
+    Path("programs.txt").write_text(text)
+    pairs = [
+        dict(program=program, split=split, documents=3, builds=[dict(sha256="a"), dict(sha256="b")])
+        for program, split in (("p", "train"), ("t", "test"))
+    ]
+    about = dict(corpus_sha256=hashlib.sha256(text.encode()).hexdigest(), pairs=pairs)
+    Path("programs.json").write_text(json.dumps(about))
+    pretrain.evaluate(MODEL_FILE, data_file="programs.txt", test=True)
+    assert capsys.readouterr().out.startswith("held out for the test: t\n  masked tokens: loss ")
+    with pytest.raises(UserError, match="has no programs for a test"):
+        pretrain.evaluate(MODEL_FILE, test=True)
+
+
 def test_predict(trained, monkeypatch, capsys):
     line = "cmp cmp [MASK] cmp cmp cmp [MASK] cmp cmp cmp"
     monkeypatch.chdir(trained[0])
@@ -531,28 +548,6 @@ def test_finished_training_is_not_done_again(trained, monkeypatch, capsys):
     assert "finished" in again
     assert again.endswith(out[out.index("held out ") :])
     assert Path(MODEL_FILE).stat().st_mtime_ns == before
-
-
-def test_short_examples_first(workplace, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(workplace)
-    cfg = TRAINING | {"total_steps": 20, "save_steps": 10, "batch_size": 8}
-    (tmp_path / "cfg.json").write_text(json.dumps(cfg))
-    shapes = []
-
-    def spied(model, batch):
-        shapes.append((*batch["input_ids"].shape, batch["masked_pos"].shape[1]))
-        return get_losses(model, batch)
-
-    monkeypatch.setattr(pretrain, "get_losses", spied)
-    pretrain.main(
-        **{"train_cfg": str(tmp_path / "cfg.json"), "save_dir": str(tmp_path / "out")},
-        **{"max_len": 32, "max_pred": 8, "short_len": 12, "short_share": 0.75},
-    )
-    # A step has as many tokens in longer examples, and as many of a hundred are masked.
-    assert shapes == [(8, 12, 3)] * 15 + [(3, 32, 8)] * 5
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
-    assert [line.rsplit(" ", 1)[1] for line in lines] == ["12", "32"]  # measured at that length
-    assert json.loads((tmp_path / "out/model.json").read_text())["max_len"] == 32
 
 
 @pytest.mark.parametrize(
