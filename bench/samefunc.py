@@ -109,6 +109,7 @@ def pretrain(
     data, corpus, vocab = folder / "data", folder / "corpus.txt", folder / "vocab.txt"
     script(
         *("gendata.py", "--path", path, "--biname", programs, "--num_walks", 1),
+        *("--validation", 0, "--test", 0),  # else one of two programs would be held out
         *("--outputDir", folder / "output", "--data", data),
     )
     script(
