@@ -56,7 +56,7 @@ def main(
         work: Where bench/samefunc.py has made pairs and models.
         pretrain_file: The model; left out, bench/samefunc.py's last one of short texts.
         max_len: Tokens of a window, as in pre-training.
-        pairs: How many labelled pairs are learned from.
+        pairs: How many labelled pairs are learned from; the most are the same with each seed.
         tests: Pairs of cp and of sort that are measured, at most.
         seeds: How often pairs, and random weights, are drawn.
         threads: Of PyTorch.
