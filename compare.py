@@ -33,6 +33,8 @@ class ComparisonData:
     tokenizer : CorpusTokenizer or FullTokenizer
     max_len : int
         Most tokens of a window, special ones included.
+    windows : int
+        How many windows of a text are read.
 
     Attributes
     ----------
@@ -50,6 +52,7 @@ class ComparisonData:
         label: np.ndarray | None,
         tokenizer: CorpusTokenizer | FullTokenizer,
         max_len: int,
+        windows: int = WINDOWS,
     ) -> None:
         self.pad, self.cls, self.sep = (tokenizer.vocab[t] for t in ("[PAD]", "[CLS]", "[SEP]"))
         self.label = label
@@ -62,7 +65,7 @@ class ComparisonData:
             if text not in numbers:
                 numbers[text] = len(self.texts)
                 ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
-                self.texts.append(np.array(ids[: WINDOWS * self.room], np.int64))
+                self.texts.append(np.array(ids[: windows * self.room], np.int64))
             return numbers[text]
 
         self.rows = np.array([(number(a), number(b)) for a, b in pairs]).reshape(-1, 2)

@@ -20,18 +20,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import scipy.sparse
 import torch
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from bags import VECTORIZERS, Bags
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import MaxAbsScaler
 
 import classify
 import utils
 
 REGULARISATION = (0.01, 0.1, 1.0)  # scikit-learn's C
-# Tokens of no string and no import: what a bag of normalised instructions holds.
-PLAIN = r"(?u)\S+"
 
 
 def main(
@@ -70,10 +66,7 @@ def main(
         *("--to", folder / "pairs"),
     )
     pairs = {s: read(folder / "pairs" / f"{s}.tsv") for s in ("train", "dev", "test")}
-    table = {
-        "logistic regression, bag of tokens": linear(CountVectorizer, pairs),
-        "logistic regression, TF-IDF": linear(TfidfVectorizer, pairs),
-    }
+    table = {f"logistic regression, {kind}": linear(kind, pairs) for kind in VECTORIZERS}
     for name, start in (
         ("BERT from random weights", ["--model_cfg", model_cfg, "--vocab", folder / "vocab.txt"]),
         ("BERT from our pre-training", ["--pretrain_file", pretrained]),
@@ -109,6 +102,7 @@ def pretrain(
     data, corpus, vocab = folder / "data", folder / "corpus.txt", folder / "vocab.txt"
     script(
         *("gendata.py", "--path", path, "--biname", programs, "--num_walks", 1),
+        *("--validation", 0, "--test", 0),  # else one of two programs would be held out
         *("--outputDir", folder / "output", "--data", data),
     )
     script(
@@ -150,33 +144,15 @@ def read(file: Path) -> classify.Examples:
     return classify.read_examples(classify.Samefunc, file, labelled=True)
 
 
-def linear(vectorizer: type, pairs: dict[str, classify.Examples]) -> list[dict]:
+def linear(kind: str, pairs: dict[str, classify.Examples]) -> list[dict]:
     """Measure logistic regression on what two functions have each and in common."""
-    words = (
-        vectorizer(token_pattern=PLAIN, lowercase=False, min_df=5, sublinear_tf=True)
-        if (vectorizer is TfidfVectorizer)
-        else vectorizer(token_pattern=PLAIN, lowercase=False, min_df=5)
-    )
-    train = pairs["train"]
-    words.fit(train.text_a + train.text_b)
-
-    def features(examples: classify.Examples) -> scipy.sparse.csr_matrix:
-        a, b = words.transform(examples.text_a), words.transform(examples.text_b)
-        norms = [np.sqrt(x.multiply(x).sum(1)) for x in (a, b)]
-        cosine = np.asarray(a.multiply(b).sum(1)) / np.maximum(np.multiply(*norms), 1e-9)
-        sums = [np.log1p(x.sum(1)) for x in (a, b)]
-        return scipy.sparse.hstack(
-            [cosine, *sums, abs(sums[0] - sums[1]), abs(a - b), a.minimum(b)]
-        ).tocsr()
-
-    scaler = MaxAbsScaler()
-    known = scaler.fit_transform(features(train))
-    asked = {split: scaler.transform(features(pairs[split])) for split in ("dev", "test")}
+    words = Bags(kind, pairs["train"])
+    x = {split: words.features(examples) for split, examples in pairs.items()}
     best: dict[str, dict[str, float]] = {}
     for c in REGULARISATION:
-        model = LogisticRegression(C=c, max_iter=2000).fit(known, train.label)
-        for split, x in asked.items():
-            found = classify.measure(model.predict_proba(x), pairs[split].label)
+        model = LogisticRegression(C=c, max_iter=2000).fit(x["train"], pairs["train"].label)
+        for split in ("dev", "test"):
+            found = classify.measure(model.predict_proba(x[split]), pairs[split].label)
             if split not in best or found["roc_auc"] > best[split]["roc_auc"]:
                 best[split] = found
     return [best]
