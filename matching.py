@@ -16,7 +16,7 @@ import features
 import preprocessing
 import similarity
 from features import Code
-from similarity import Candidates, Network
+from similarity import Candidates, Model
 
 ROUNDS = 3  # in which matches speak for their neighbours
 LIKELY = 0.02  # share from which on a pair speaks
@@ -50,7 +50,7 @@ class Matches:
 def match_functions(
     first: Code,
     second: Code,
-    networks: dict[str, Network],
+    model: Model,
     anchors: np.ndarray | None = None,
     threshold: float = FUNCTION_THRESHOLD,
 ) -> Matches:
@@ -58,21 +58,20 @@ def match_functions(
 
     Parameters
     ----------
-    networks : dict
-        "function" scores likeness, "structure" likeness and surroundings.
+    model : Model
     anchors : int (k, 2), optional
         Pairs that are known; each function at most once.
     threshold : float
         Pairs with a lower score are not matched.
     """
-    candidates = similarity.find_candidates(first, second, anchors)
+    candidates = similarity.find_candidates(first, second, model.encoder, anchors)
     anchored = anchored_pairs(candidates, anchors)
-    likeness = with_anchors(networks["function"](candidates.measures), candidates, anchored)
+    likeness = with_anchors(model.function(candidates.measures), candidates, anchored)
     surroundings = Surroundings(first, second)
     logit = likeness
     for _ in range(ROUNDS):
         evidence = surroundings.evidence(candidates, likeness, logit)
-        logit = with_anchors(networks["structure"](evidence), candidates, anchored)
+        logit = with_anchors(model.structure(evidence), candidates, anchored)
     share_a, share_b = similarity.softmax_both_ways(candidates, logit)
     return assign(candidates, np.sqrt(share_a * share_b), threshold)
 

@@ -110,7 +110,7 @@ def main(
     programs, kinds, seen = (
         [x] if isinstance(x, str) else list(x) for x in (programs, kinds, seen)
     )
-    networks = similarity.read_networks(model_file)
+    model = similarity.read_model(model_file)
     known = seen_names(seen)
     where = {
         (build, program): find(Path(path), build, program)
@@ -128,7 +128,7 @@ def main(
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
     for kind in kinds:
         pairs = [(builds[a, p], builds[b, p]) for a, b in KINDS[kind] for p in programs]
-        measure(kind, pairs, networks, known)
+        measure(kind, pairs, model, known)
 
 
 def find(path: Path, build: str, program: str) -> Path:
@@ -151,7 +151,7 @@ def seen_names(places: list[str]) -> set[str]:
     return names
 
 
-def measure(kind: str, pairs: list, networks: dict, known: set[str]) -> None:
+def measure(kind: str, pairs: list, model: similarity.Model, known: set[str]) -> None:
     """Print the rows of one kind of pairs."""
     ranks: dict[str, list[float]] = defaultdict(list)
     counts: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros((1, 3)))
@@ -160,8 +160,8 @@ def measure(kind: str, pairs: list, networks: dict, known: set[str]) -> None:
         both = sorted(first.functions.keys() & second.functions.keys())
         unseen += [name not in known for name in both]
         scores = {peer: peer_scores(first, second, groups) for peer, groups in PEERS.items()}
-        scores["likeness (ours)"] = likeness(first.code, second.code, networks)
-        matched = matching.match_functions(first.code, second.code, networks)
+        scores["likeness (ours)"] = likeness(first.code, second.code, model)
+        matched = matching.match_functions(first.code, second.code, model)
         results = {peer: assign(scores[peer]) for peer in PEERS} | {"structure (ours)": [matched]}
         for row, score in scores.items():
             ranks[row] += rank(score, first, second, both)
@@ -324,11 +324,11 @@ def plain_blocks(first: Build, second: Build, functions: Matches) -> Matches:
 # ---------------------------------------------------------------------------------------- ours
 
 
-def likeness(first: Code, second: Code, networks: dict) -> np.ndarray:
+def likeness(first: Code, second: Code, model: similarity.Model) -> np.ndarray:
     """Scores of all pairs of functions; those that are no candidates are last."""
-    candidates = similarity.find_candidates(first, second)
+    candidates = similarity.find_candidates(first, second, model.encoder)
     score = np.full(candidates.shape, -np.inf, np.float32)
-    score[candidates.a, candidates.b] = networks["function"](candidates.measures)
+    score[candidates.a, candidates.b] = model.function(candidates.measures)
     return score
 
 
