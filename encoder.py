@@ -62,7 +62,7 @@ def known_words(code: Code, words: np.ndarray, idf: np.ndarray) -> scipy.sparse.
         column = words[low:high] - OFFSET[group]
         place = np.minimum(np.searchsorted(column, m.indices), len(column) - 1)
         weight = (1 + np.log(m.data)) * idf[low:high][place] * (column[place] == m.indices)
-        part = scipy.sparse.csr_matrix((weight, place, m.indptr), (m.shape[0], high - low))
+        part = scipy.sparse.csr_matrix((weight, place, m.indptr.copy()), (m.shape[0], high - low))
         part.eliminate_zeros()
         parts.append(features.normalise(part))
     if not parts:

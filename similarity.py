@@ -195,7 +195,7 @@ def _rare(a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix) -> list:
     shortened = []
     for m, columns in ((a, column[: a.nnz]), (b, column[a.nnz :])):
         data = m.data * rare[columns]
-        m = scipy.sparse.csr_matrix((data, columns, m.indptr), (m.shape[0], len(used)))
+        m = scipy.sparse.csr_matrix((data, columns, m.indptr.copy()), (m.shape[0], len(used)))
         m.eliminate_zeros()
         shortened.append(m)
     return shortened

@@ -140,23 +140,30 @@ def main(
     )
     model = similarity.read_model(model_file)
     known = seen_names(seen)
+    builds = read_builds(Path(path), programs, kinds, Path(work), workers)
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
+    for kind in kinds:
+        pairs = [(builds[a, p], builds[b, p]) for a, b in KINDS[kind] for p in programs]
+        measure(kind, pairs, model, known, bindiff)
+
+
+def read_builds(
+    path: Path, programs: list[str], kinds: list[str], work: Path, workers: int
+) -> dict[tuple[str, str], Build]:
+    """Strip, analyse and read what the kinds of pairs need: (build, program) -> Build."""
     where = {
-        (build, program): find(Path(path), build, program)
+        (build, program): find(path, build, program)
         for kind in kinds
         for pair in KINDS[kind]
         for build in pair
         for program in programs
     }
-    copies = [stripped(binary, Path(work)) for binary in where.values()]
+    copies = [stripped(binary, work) for binary in where.values()]
     binaries = [{"path": str(copy), "sha256": utils.sha256_of(copy)} for copy in copies]
-    failed = gendata.analyse_all(binaries, str(Path(work) / "output"), workers)
+    failed = gendata.analyse_all(binaries, str(work / "output"), workers)
     if failed:
         raise utils.UserError(str(failed))
-    builds = {key: Build(binary, Path(work)) for key, binary in tqdm(where.items(), disable=None)}
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
-    for kind in kinds:
-        pairs = [(builds[a, p], builds[b, p]) for a, b in KINDS[kind] for p in programs]
-        measure(kind, pairs, model, known, bindiff)
+    return {key: Build(binary, work) for key, binary in tqdm(where.items(), disable=None)}
 
 
 def find(path: Path, build: str, program: str) -> Path:
@@ -420,7 +427,11 @@ def plain_blocks(first: Build, second: Build, functions: Matches) -> Matches:
 
 def likeness(first: Code, second: Code, model: similarity.Model) -> np.ndarray:
     """Scores of all pairs of functions; those that are no candidates are last."""
-    candidates = similarity.find_candidates(first, second, model.encoder)
+    return spread(similarity.find_candidates(first, second, model.encoder), model)
+
+
+def spread(candidates: similarity.Candidates, model: similarity.Model) -> np.ndarray:
+    """Scores of candidates as a matrix of all pairs."""
     score = np.full(candidates.shape, -np.inf, np.float32)
     score[candidates.a, candidates.b] = model.function(candidates.measures)
     return score

@@ -123,6 +123,18 @@ def test_blocks_match_inside_matched_functions_or_where_they_were_inlined(codes,
         assert partner.get(f) == g or f not in partner or g not in back
 
 
+def test_identical_blocks_match_where_no_function_does(codes):
+    """Each at most once, and only blocks that are the only ones of their kind."""
+    first, second = codes["O1"], codes["O1-stripped"]
+    nothing = matching.Matches(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32)))
+    blocks = matching.match_blocks(first, second, nothing)
+    forms = features.normal_forms(first), features.normal_forms(second)
+    assert len(blocks.a) > 10
+    for a, b in zip(blocks.a, blocks.b, strict=True):
+        assert forms[0][a] == forms[1][b]
+        assert forms[0].count(forms[0][a]) == forms[1].count(forms[1][b]) == 1
+
+
 def test_anchors_hold(codes, model):
     first, second = codes["O0"], codes["O1"]
     f = first.analysis.function_name.index("area")
