@@ -139,7 +139,7 @@ def main(
     Parameters
     ----------
     path : str or list of str
-        Folders whose sub-folders each hold one build of some programs, with symbols.
+        Folders whose sub-folders each hold one build of some programs, with symbols: DIR1,DIR2.
     held_out : str or list of str
         Programs that are measured and not trained on: --held_out ed,patch.
     train_cfg : str
@@ -152,7 +152,7 @@ def main(
         Processes.
     """
     cfg = utils.read_config(Config, train_cfg)
-    paths = [path] if isinstance(path, str) else list(path)
+    paths = path.split(",") if isinstance(path, str) else list(path)
     builds, skipped = find_builds(paths, outputDir, workers)
     others = {held_out} if isinstance(held_out, str) else set(held_out)
     codes = {

@@ -78,7 +78,8 @@ def main(
         workers: Processes that analyse.
     """
     train, programs, seen, kinds, held_out = (
-        [x] if isinstance(x, str) else list(x) for x in (train, programs, seen, kinds, held_out)
+        x.split(",") if isinstance(x, str) else list(x)
+        for x in (train, programs, seen, kinds, held_out)
     )
     cfg = utils.read_config(contrast.Config, train_cfg)
     found, _ = contrast.find_builds(train, str(Path(work) / "output"), workers)

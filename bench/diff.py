@@ -136,7 +136,7 @@ def main(
         bindiff: Seconds that angr's BinDiff may take for each pair; 0: it is not run.
     """
     programs, kinds, seen = (
-        [x] if isinstance(x, str) else list(x) for x in (programs, kinds, seen)
+        x.split(",") if isinstance(x, str) else list(x) for x in (programs, kinds, seen)
     )
     model = similarity.read_model(model_file)
     known = seen_names(seen)

@@ -126,7 +126,7 @@ def trained(builds, tmp_path_factory):
     for to in ("a.safetensors", "b.safetensors"):
         arguments = [
             "--path",
-            builds,
+            f"{builds},{builds}",  # the same builds again count once
             "--held_out",
             "nothing",
             "--train_cfg",
