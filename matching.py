@@ -21,7 +21,7 @@ from similarity import Candidates, Model
 
 ROUNDS = 3  # in which matches speak for their neighbours
 LIKELY = 0.02  # share from which on a pair speaks
-FUNCTION_THRESHOLD = 0.1
+FUNCTION_THRESHOLD = 0.15
 BESIDE = (1, 6)  # functions to each side that are a function's near and wide surroundings
 EVIDENCE = 10 + len(BESIDE)
 
@@ -267,7 +267,15 @@ def _weighed_blocks(first: Code, second: Code, functions: Matches) -> list[scipy
         pair = features.weigh(words[0][kind], words[1][kind], lengths=False)
         for side in (0, 1):
             parts[side].append(pair[side] * weight)
-    return [features.normalise(scipy.sparse.hstack(part, "csr")) for part in parts]
+    rows = [features.normalise(scipy.sparse.hstack(part, "csr")) for part in parts]
+    # Of all columns that a hash can say, those that are there: products cost by their number.
+    used = np.unique(np.concatenate([m.indices for m in rows]))
+    return [
+        scipy.sparse.csr_matrix(
+            (m.data, np.searchsorted(used, m.indices), m.indptr), (m.shape[0], len(used))
+        )
+        for m in rows
+    ]
 
 
 def _flow(analysis: preprocessing.Analysis) -> scipy.sparse.csr_matrix:

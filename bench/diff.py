@@ -78,8 +78,7 @@ import json, logging, sys
 import angr
 logging.disable(logging.ERROR)
 old, new = (angr.Project(file, auto_load_libs=False) for file in sys.argv[1:])
-cfgs = [project.analyses.CFGFast(normalize=True) for project in (old, new)]
-found = old.analyses.BinDiff(new, cfg_a=cfgs[0], cfg_b=cfgs[1])
+found = old.analyses.BinDiff(new)
 print(json.dumps(sorted([int(a), int(b)] for a, b in found.function_matches)))
 """
 

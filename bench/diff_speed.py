@@ -56,21 +56,30 @@ def main(
     print(f"{datetime.date.today()}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cold", "warm"):
-            began = time.perf_counter()
+            began, before = time.perf_counter(), processor_seconds()
             command = [sys.executable, str(ROOT / "diff.py"), old, new]
             options = ["--outputDir", folder, "--workers", str(workers), "--top", "0"]
             subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
             # The largest process so far: after the first run, which also analyses.
             memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
             seconds = time.perf_counter() - began
-            print(f"{name}: {seconds:.1f} s, {memory:.0f} MB in the largest process")
+            used = processor_seconds() - before
+            print(
+                f"{name}: {seconds:.1f} s, {used:.1f} CPU s, {memory:.0f} MB at most in a process"
+            )
     if more:
         sides = [
             programs(Path(more) / build, outputDir, workers) for build in (old_build, new_build)
         ]
         both = sorted(sides[0].keys() & sides[1].keys())
-        both.sort(key=lambda name: -sides[0][name].code_blocks)
+        both.sort(key=lambda name: sides[0][name].code_blocks)
         grow([[side[name] for name in both] for side in sides])
+
+
+def processor_seconds() -> float:
+    """Return what ended child processes have taken of the processors."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def programs(folder: Path, output_dir: str, workers: int) -> dict[str, Analysis]:
@@ -86,26 +95,22 @@ def programs(folder: Path, output_dir: str, workers: int) -> dict[str, Analysis]
 
 
 def grow(sides: list[list[Analysis]]) -> None:
-    """Print what each step takes on 1, 2, 4 and 8 parts, each as large as the first program."""
+    """Print what each step takes on an eighth, a quarter, half and all of the programs' blocks."""
     model = similarity.read_model()
-    unit = sides[0][0].code_blocks
-    print("programs  blocks of both  words  candidates  functions  blocks  (seconds)")
-    for times in (1, 2, 4, 8):
-        sizes = np.cumsum([analysis.code_blocks for analysis in sides[0]])
-        count = int(np.argmin(np.abs(sizes - times * unit))) + 1
-        if sizes[count - 1] < 0.7 * times * unit:
-            print(f"{times}x: too few programs")
-            continue
+    sizes = np.cumsum([analysis.code_blocks for analysis in sides[0]])
+    print("programs  blocks of both  words  candidates  functions  blocks  (CPU seconds)")
+    for share in (1 / 8, 1 / 4, 1 / 2, 1):
+        count = int(np.argmin(np.abs(sizes - share * sizes[-1]))) + 1
         joined = [join(side[:count]) for side in sides]
-        moments = [time.perf_counter()]
+        moments = [time.process_time()]
         codes = [features.read_code(analysis) for analysis in joined]
-        moments.append(time.perf_counter())
+        moments.append(time.process_time())
         similarity.find_candidates(*codes, model.encoder)
-        moments.append(time.perf_counter())
+        moments.append(time.process_time())
         functions = matching.match_functions(*codes, model)
-        moments.append(time.perf_counter())
+        moments.append(time.process_time())
         matching.match_blocks(*codes, functions)
-        moments.append(time.perf_counter())
+        moments.append(time.process_time())
         words, candidates, all_functions, blocks = np.diff(moments)
         total = sum(code.analysis.code_blocks for code in codes)
         print(
