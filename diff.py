@@ -197,7 +197,7 @@ def compare(
     """Match two binaries and say what changed; parameters are those of `match_functions`."""
     functions = matching.match_functions(first, second, model, anchors)
     blocks = matching.match_blocks(first, second, functions)
-    forms = features.normal_forms(first), features.normal_forms(second)
+    forms = first.forms, second.forms
     same = np.array(
         [forms[0][a] == forms[1][b] for a, b in zip(blocks.a, blocks.b, strict=True)], bool
     )

@@ -226,7 +226,7 @@ def _left_over(
     """Match identical blocks, each the only one in its binary, where a function has no partner."""
     sides = []
     for side, code in enumerate((first, second)):
-        forms = features.normal_forms(code)
+        forms = code.forms
         times = Counter(forms)
         taken = {int(block) for part in found for block in part[side]}
         sides.append(
