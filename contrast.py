@@ -4,9 +4,14 @@
     python contrast.py                        # -> model/diff.safetensors
 
 Two functions of two builds of a program are the same where their symbols have one name; symbols are
-used for nothing else. Contrastive: each function shall find its partner among the functions most
-like it in the other build, or that it has none there (symmetric InfoNCE; the negatives are hard by
-choice of the candidates).
+used for nothing else. All is contrastive (symmetric InfoNCE): an encoder learns to place functions
+of one name near each other, also those of different programs (they share libraries); and networks
+learn to find each function's partner among the functions most like it in the other build, or that
+it has none there.
+
+The encoder knows by heart what it was trained on. So that the networks learn how far to trust it on
+other programs, the programs are dealt into parts, and the networks see the pairs of each part by an
+encoder that was trained on the other parts only. The one that is written was trained on all.
 """
 
 import dataclasses
@@ -24,6 +29,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import encoder
 import features
 import gendata
 import matching
@@ -31,8 +37,9 @@ import preprocessing
 import samefunc
 import similarity
 import utils
+from encoder import Encoder
 from features import Code
-from similarity import Candidates, Network
+from similarity import Candidates, Model, Network
 
 path = "experiment_data/packages/binaries/"  # builds: path/<build>/<program>
 held_out = ["ed", "xargs"]  # programs that are only measured
@@ -45,6 +52,12 @@ SMALL = 0.3  # weight in the loss of functions with fewer than MIN_BLOCKS blocks
 MIN_BLOCKS = 3
 UNKNOWN, NONE = -2, -1  # instead of a partner's candidate
 PASSES = 2  # over which the structure network meets its own matches
+PARTS = 3  # in which the programs are dealt
+WORDS_LEFT_OUT = 0.3  # of a function's words, at random, each time the encoder meets it
+NEGATIVES = 64  # functions without a partner, beside those of a batch
+FEW = 8  # two programs that share fewer names teach the encoder nothing
+SHARPNESS = 14.0  # of the encoder's cosines in its loss
+NO_SOURCE = {"main", "usage"}  # names that say nothing across programs
 
 Names = str | list[str]
 
@@ -62,7 +75,15 @@ class Config:
     lr, weight_decay : float
         Of AdamW; the learning rate goes up and down once.
     n_epochs : int
-        Passes over all pairs, of each training.
+        Passes over all pairs, of each training of a network.
+    pairs : int
+        Pairs of builds of each program at most, chosen at random.
+    words, dimensions : int
+        Size of the encoder.
+    encoder_steps, encoder_batch : int
+        How long it is trained, and on how many pairs of functions at once.
+    encoder_lr : float
+        Of Adam; goes up and down once.
     """
 
     seed: pydantic.NonNegativeInt
@@ -70,6 +91,12 @@ class Config:
     lr: PositiveFloat
     weight_decay: pydantic.NonNegativeFloat
     n_epochs: PositiveInt
+    pairs: PositiveInt
+    words: PositiveInt
+    dimensions: PositiveInt
+    encoder_steps: PositiveInt
+    encoder_batch: PositiveInt
+    encoder_lr: PositiveFloat
 
 
 @dataclasses.dataclass
@@ -98,7 +125,7 @@ class Pair:
 
 
 def main(
-    path: str = path,
+    path: Names = path,
     held_out: Names = held_out,
     train_cfg: str = train_cfg,
     outputDir: str = outputDir,
@@ -111,8 +138,8 @@ def main(
 
     Parameters
     ----------
-    path : str
-        Folder whose sub-folders each hold one build of some programs, with symbols.
+    path : str or list of str
+        Folders whose sub-folders each hold one build of some programs, with symbols: DIR1,DIR2.
     held_out : str or list of str
         Programs that are measured and not trained on: --held_out ed,patch.
     train_cfg : str
@@ -125,25 +152,30 @@ def main(
         Processes.
     """
     cfg = utils.read_config(Config, train_cfg)
-    builds, skipped = find_builds(path, outputDir, workers)
+    paths = path.split(",") if isinstance(path, str) else list(path)
+    builds, skipped = find_builds(paths, outputDir, workers)
     others = {held_out} if isinstance(held_out, str) else set(held_out)
-    pairs = [
-        pair
-        for program, analyses in tqdm(builds.items(), desc="programs", disable=None)
-        for pair in pairs_of(program, analyses)
-    ]
-    train = [pair for pair in pairs if pair.program not in others]
-    if not train:
-        raise utils.UserError(f"{path} holds no program in two builds that is not held out")
-    networks = {"function": train_likeness(train, cfg)}
-    networks["structure"] = train_structure(train, networks["function"], cfg)
-    card = describe(train, cfg)
-    similarity.write_networks(networks, to, card)
+    codes = {
+        program: [features.read_code(analysis) for analysis in analyses]
+        for program, analyses in tqdm(builds.items(), desc="features", disable=None)
+    }
+    known = {program: c for program, c in codes.items() if program not in others}
+    if not known:
+        raise utils.UserError(f"{', '.join(paths)}: no program in two builds that is not held out")
+    train = cross_fitted(known, cfg)
+    model = train_model(train, train_encoder(known, cfg, "encoder"), cfg)
+    card = describe(known, train, cfg)
+    similarity.write_model(model, to, card)
     print(f"trained on {card['pairs of builds']} pairs of builds of: {card['programs']}")
-    rest = [pair for pair in pairs if pair.program in others]
+    rest = [
+        pair
+        for program, c in codes.items()
+        if program in others
+        for pair in pairs_of(program, c, model.encoder, cfg)
+    ]
     for name, part in (("trained on", train), ("held out", rest)):
         if part:
-            alone, around = measure(part, networks)
+            alone, around = measure(part, model)
             print(
                 f"{name:10}  partner found by likeness {alone:.1%}, with surroundings {around:.1%}"
             )
@@ -152,11 +184,31 @@ def main(
     return gendata.SKIPPED if skipped else 0
 
 
-def describe(train: list[Pair], cfg: Config) -> dict[str, str]:
+def cross_fitted(programs: dict[str, list[Code]], cfg: Config) -> list[Pair]:
+    """Return the pairs of all programs, measured by encoders that did not meet the program."""
+    names = sorted(programs)
+    pairs = []
+    for part in range(min(PARTS, len(names))):
+        inside = names[part::PARTS]
+        # Of one program alone, its encoder must do.
+        rest = {p: codes for p, codes in programs.items() if p not in inside} or programs
+        fitted = train_encoder(rest, cfg, f"encoder without part {part + 1} of {PARTS}")
+        for program in tqdm(inside, desc="pairs", disable=None):
+            pairs += pairs_of(program, programs[program], fitted, cfg)
+    return pairs
+
+
+def train_model(pairs: list[Pair], fitted: Encoder, cfg: Config) -> Model:
+    """Train the networks; ``fitted`` is the encoder that goes with them."""
+    likeness = train_likeness(pairs, cfg)
+    return Model(fitted, likeness, train_structure(pairs, likeness, cfg))
+
+
+def describe(programs: dict[str, list[Code]], train: list[Pair], cfg: Config) -> dict[str, str]:
     """Return the model's card: what it was trained on, and how."""
     return {
-        "what": "networks of diff.py: likeness of functions, likeness and surroundings",
-        "programs": " ".join(sorted({pair.program for pair in train})),
+        "what": "diff.py: an encoder of functions; networks of likeness, and of surroundings",
+        "programs": " ".join(f"{name} ({len(programs[name])} builds)" for name in sorted(programs)),
         "pairs of builds": str(len(train)),
         "settings": str(dataclasses.asdict(cfg)),
         "analysis": preprocessing.analysis_settings(),
@@ -164,9 +216,11 @@ def describe(train: list[Pair], cfg: Config) -> dict[str, str]:
 
 
 def find_builds(
-    path: str, output_dir: str, workers: int
+    paths: list[str], output_dir: str, workers: int
 ) -> tuple[dict[str, list[preprocessing.Analysis]], dict[str, str]]:
-    """Analyse all programs under ``path`` that are there in two builds or more.
+    """Analyse all programs under ``paths`` that are there in two builds or more.
+
+    Equal files count once: two releases may hold one version.
 
     Returns
     -------
@@ -175,12 +229,14 @@ def find_builds(
     dict
         File -> why it was skipped.
     """
-    files = sorted(f for f in Path(path).glob("*/*") if f.is_file())
+    files = [f for path in paths for f in sorted(Path(path).glob("*/*")) if f.is_file()]
     if not files:
         raise utils.UserError(
-            f"no builds under {path}; `python experiment_data/build_packages.py` makes some"
+            f"no builds under {', '.join(paths)}; `python experiment_data/build_packages.py` makes "
+            "some"
         )
     binaries = [{"path": str(f), "sha256": utils.sha256_of(f), "program": f.name} for f in files]
+    binaries = list({(binary["program"], binary["sha256"]): binary for binary in binaries}.values())
     times = Counter(binary["program"] for binary in binaries)
     binaries = [binary for binary in binaries if times[binary["program"]] > 1]
     skipped = gendata.analyse_all(binaries, output_dir, workers)
@@ -192,11 +248,13 @@ def find_builds(
     return builds, skipped
 
 
-def pairs_of(program: str, analyses: list[preprocessing.Analysis]) -> list[Pair]:
-    """Return all pairs of a program's builds, every second one turned round."""
-    codes = [features.read_code(analysis) for analysis in analyses]
-    pairs = list(itertools.combinations(codes, 2))
-    return [make_pair(program, *(pair if i % 2 else pair[::-1])) for i, pair in enumerate(pairs)]
+def pairs_of(program: str, codes: list[Code], fitted: Encoder, cfg: Config) -> list[Pair]:
+    """Return pairs of a program's builds, every second one turned round."""
+    rng = np.random.default_rng(cfg.seed)
+    both = list(itertools.combinations(codes, 2))
+    chosen = sorted(rng.permutation(len(both))[: cfg.pairs].tolist())
+    pairs = [both[i] if n % 2 else both[i][::-1] for n, i in enumerate(chosen)]
+    return [make_pair(program, *pair, fitted) for pair in pairs]
 
 
 def source_names(code: Code) -> list[str]:
@@ -210,9 +268,9 @@ def source_names(code: Code) -> list[str]:
     return [name if times[name] == 1 else "" for name in names]
 
 
-def make_pair(program: str, first: Code, second: Code) -> Pair:
+def make_pair(program: str, first: Code, second: Code, fitted: Encoder) -> Pair:
     """Find the candidates of two builds and which of them are true."""
-    candidates = similarity.find_candidates(first, second)
+    candidates = similarity.find_candidates(first, second, fitted)
     names = source_names(first), source_names(second)
     number = {pair: i for i, pair in enumerate(zip(candidates.a, candidates.b, strict=True))}
     partners = []
@@ -235,7 +293,87 @@ def make_pair(program: str, first: Code, second: Code) -> Pair:
     return Pair(program, candidates, matching.Surroundings(first, second), *partners, *weights)
 
 
-# ------------------------------------------------------------------------------------- training
+# -------------------------------------------------------------------------------------- encoder
+
+
+class Learner:
+    """One build as the encoder meets it: weights of known words, and functions by name."""
+
+    def __init__(self, code: Code, words: np.ndarray, idf: np.ndarray) -> None:
+        self.rows = encoder.known_words(code, words, idf)
+        self.where = {name: f for f, name in enumerate(source_names(code)) if name}
+        self.weight = np.where(code.sizes < MIN_BLOCKS, SMALL, 1).astype(np.float32)
+
+    def encode(self, functions: np.ndarray, table: Tensor, rng: np.random.Generator) -> Tensor:
+        """Encode functions with some of their words left out, float (n, D) of length 1."""
+        rows = self.rows[functions]
+        kept = (rng.random(rows.nnz) > WORDS_LEFT_OUT).astype(np.float32)
+        indices = torch.from_numpy(rows.indices.astype(np.int64))
+        offsets = torch.from_numpy(rows.indptr[:-1].astype(np.int64))
+        weights = torch.from_numpy(rows.data * kept)
+        vectors = F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=weights)
+        return F.normalize(vectors, dim=1)
+
+
+def train_encoder(programs: dict[str, list[Code]], cfg: Config, what: str) -> Encoder:
+    """Train an encoder on pairs of builds, half of them of different programs.
+
+    Each function of a batch shall be nearer to its partner than to the other functions of the
+    partner's build, and the other way round.
+    """
+    utils.set_seed(cfg.seed)
+    rng = np.random.default_rng(cfg.seed)
+    words, idf = encoder.choose_words(list(programs.values()), cfg.words)
+    if not len(words):
+        return Encoder(words, idf, np.zeros((0, cfg.dimensions), np.float16))
+    builds = {p: [Learner(code, words, idf) for code in programs[p]] for p in sorted(programs)}
+    table = (torch.randn(len(words), cfg.dimensions) / cfg.dimensions**0.5).requires_grad_()
+    optimizer = torch.optim.Adam([table], cfg.encoder_lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, cfg.encoder_lr, total_steps=cfg.encoder_steps
+    )
+    for step in tqdm(range(cfg.encoder_steps), desc=what, disable=None):
+        first, second, shared = choose_builds(builds, step % 2 == 1, rng)
+        shared = rng.permutation(shared)[: cfg.encoder_batch]
+        sides = []
+        for build in (first, second):
+            inside = np.array([build.where[name] for name in shared])
+            others = np.setdiff1d(list(build.where.values()), inside)
+            others = rng.permutation(others)[:NEGATIVES]
+            sides.append((inside, build.encode(np.append(inside, others), table, rng)))
+        (a, x), (b, y) = sides
+        n = len(a)
+        target = torch.arange(n)
+        weight = torch.from_numpy(np.minimum(first.weight[a], second.weight[b]))
+        loss = sum(
+            (F.cross_entropy(SHARPNESS * u[:n] @ v.T, target, reduction="none") * weight).sum()
+            for u, v in ((x, y), (y, x))
+        )
+        optimizer.zero_grad()
+        (loss / weight.sum()).backward()
+        optimizer.step()
+        schedule.step()
+    return Encoder(words, idf, table.detach().numpy().astype(np.float16))
+
+
+def choose_builds(
+    builds: dict[str, list[Learner]], across: bool, rng: np.random.Generator
+) -> tuple[Learner, Learner, list[str]]:
+    """Choose two builds, of one program or ``across`` two, and return the names they share."""
+    names = list(builds)
+    if across and len(names) > 1:
+        for _ in range(20):
+            p, q = (names[i] for i in rng.choice(len(names), 2, replace=False))
+            pair = [builds[x][rng.integers(len(builds[x]))] for x in (p, q)]
+            shared = sorted((pair[0].where.keys() & pair[1].where.keys()) - NO_SOURCE)
+            if len(shared) >= FEW:
+                return pair[0], pair[1], shared
+    p = names[rng.integers(len(names))]
+    first, second = (builds[p][i] for i in rng.choice(len(builds[p]), 2, replace=False))
+    return first, second, sorted(first.where.keys() & second.where.keys())
+
+
+# ------------------------------------------------------------------------------------- networks
 
 
 class Perceptron(nn.Module):
@@ -350,14 +488,14 @@ def train_structure(pairs: list[Pair], likeness: Network, cfg: Config) -> Networ
     return network
 
 
-def measure(pairs: list[Pair], networks: dict[str, Network]) -> tuple[float, float]:
+def measure(pairs: list[Pair], model: Model) -> tuple[float, float]:
     """Return the share of functions with a partner, of MIN_BLOCKS or more, that find it first."""
     right: list[list[np.ndarray]] = [[], []]
     for pair in pairs:
-        alone = logit = networks["function"](pair.candidates.measures)
+        alone = logit = model.function(pair.candidates.measures)
         for _ in range(matching.ROUNDS):
             evidence = pair.surroundings.evidence(pair.candidates, alone, logit)
-            logit = networks["structure"](evidence)
+            logit = model.structure(evidence)
         asked = np.flatnonzero((pair.partner_a >= 0) & (pair.weight_a == 1))
         for found, score in zip(right, (alone, logit), strict=True):
             best = np.full(len(pair.partner_a), -np.inf, np.float32)

@@ -95,7 +95,7 @@ def main(
     old, new : str
         Executables that angr reads (ELF, PE, Mach-O).
     model_file : str
-        Networks that contrast.py wrote. Default: those that come with this repository.
+        Model that contrast.py wrote. Default: the one that comes with this repository.
     html : str
         Write a page with both control-flow graphs of every function here.
     json, csv : str
@@ -113,10 +113,10 @@ def main(
         Processes.
     """
     began = time.perf_counter()
-    networks = similarity.read_networks(model_file)
+    model = similarity.read_model(model_file)
     codes = read_binaries((old, new), outputDir, workers)
     known = read_anchors(anchors, codes) if anchors else None
-    diff = compare(*codes, networks, known)
+    diff = compare(*codes, model, known)
     if html:
         pairs = zip(diff.blocks.a.tolist(), diff.blocks.b.tolist(), diff.same.tolist(), strict=True)
         page = report.page((old, new), codes, diff.functions, [list(pair) for pair in pairs])
@@ -191,13 +191,13 @@ def read_anchors(path: str, codes: tuple[Code, ...]) -> np.ndarray:
 def compare(
     first: Code,
     second: Code,
-    networks: dict[str, similarity.Network],
+    model: similarity.Model,
     anchors: np.ndarray | None = None,
 ) -> Diff:
     """Match two binaries and say what changed; parameters are those of `match_functions`."""
-    functions = matching.match_functions(first, second, networks, anchors)
+    functions = matching.match_functions(first, second, model, anchors)
     blocks = matching.match_blocks(first, second, functions)
-    forms = features.normal_forms(first), features.normal_forms(second)
+    forms = first.forms, second.forms
     same = np.array(
         [forms[0][a] == forms[1][b] for a, b in zip(blocks.a, blocks.b, strict=True)], bool
     )

@@ -64,6 +64,11 @@ class Code:
         """Number of blocks of each function, int64 (F,)."""
         return np.array([len(inside) for inside in self.blocks], np.int64)
 
+    @functools.cached_property
+    def forms(self) -> list[tuple]:
+        """What is left of each block without its addresses, see `normal_forms`."""
+        return normal_forms(self)
+
 
 def read_code(analysis: preprocessing.Analysis) -> Code:
     """Extract the features of an analysed binary."""

@@ -6,6 +6,7 @@ over the control-flow graph; and last the blocks of functions that a compiler in
 """
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import scipy.sparse
@@ -16,11 +17,11 @@ import features
 import preprocessing
 import similarity
 from features import Code
-from similarity import Candidates, Network
+from similarity import Candidates, Model
 
 ROUNDS = 3  # in which matches speak for their neighbours
 LIKELY = 0.02  # share from which on a pair speaks
-FUNCTION_THRESHOLD = 0.1
+FUNCTION_THRESHOLD = 0.15
 BESIDE = (1, 6)  # functions to each side that are a function's near and wide surroundings
 EVIDENCE = 10 + len(BESIDE)
 
@@ -33,6 +34,7 @@ BLOCK_ROUNDS = 3
 SHARPNESS = 12.0
 BLOCK_THRESHOLD = 0.2
 INLINED_THRESHOLD = 0.6
+IDENTICAL_SIZE = 4  # instructions, literals and imports that make a block hardly a coincidence
 
 
 @dataclasses.dataclass
@@ -50,7 +52,7 @@ class Matches:
 def match_functions(
     first: Code,
     second: Code,
-    networks: dict[str, Network],
+    model: Model,
     anchors: np.ndarray | None = None,
     threshold: float = FUNCTION_THRESHOLD,
 ) -> Matches:
@@ -58,21 +60,31 @@ def match_functions(
 
     Parameters
     ----------
-    networks : dict
-        "function" scores likeness, "structure" likeness and surroundings.
+    model : Model
     anchors : int (k, 2), optional
         Pairs that are known; each function at most once.
     threshold : float
         Pairs with a lower score are not matched.
     """
-    candidates = similarity.find_candidates(first, second, anchors)
+    candidates = similarity.find_candidates(first, second, model.encoder, anchors)
     anchored = anchored_pairs(candidates, anchors)
-    likeness = with_anchors(networks["function"](candidates.measures), candidates, anchored)
-    surroundings = Surroundings(first, second)
+    return match_candidates(candidates, Surroundings(first, second), model, anchored, threshold)
+
+
+def match_candidates(
+    candidates: Candidates,
+    surroundings: "Surroundings",
+    model: Model,
+    anchored: np.ndarray,
+    threshold: float = FUNCTION_THRESHOLD,
+    rounds: int = ROUNDS,
+) -> Matches:
+    """Score candidates, of which some are known to be true, and choose pairs one to one."""
+    likeness = with_anchors(model.function(candidates.measures), candidates, anchored)
     logit = likeness
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         evidence = surroundings.evidence(candidates, likeness, logit)
-        logit = with_anchors(networks["structure"](evidence), candidates, anchored)
+        logit = with_anchors(model.structure(evidence), candidates, anchored)
     share_a, share_b = similarity.softmax_both_ways(candidates, logit)
     return assign(candidates, np.sqrt(share_a * share_b), threshold)
 
@@ -174,7 +186,8 @@ def match_blocks(first: Code, second: Code, functions: Matches) -> Matches:
     """Match the code blocks of two binaries whose functions are matched.
 
     Blocks of functions without a partner may match where a compiler inlined the function: in the
-    partners of its callers.
+    partners of its callers. What is left there matches if it is the same code, and the only
+    such block.
     """
     words = _weighed_blocks(first, second, functions)
     edges = [_flow(code.analysis) for code in (first, second)]
@@ -200,10 +213,35 @@ def match_blocks(first: Code, second: Code, functions: Matches) -> Matches:
             match = _match(a, b, words, edges, INLINED_THRESHOLD)
             taken |= set(match[1 - side].tolist())
             found.append(match)
-    columns = [np.concatenate([part[i] for part in found] or [np.empty(0)]) for i in range(3)]
+    found.append(_left_over(first, second, functions, found))
+    columns = [np.concatenate([part[i] for part in found]) for i in range(3)]
     order = np.argsort(columns[0], kind="stable")
     a, b, score = (column[order] for column in columns)
     return Matches(a.astype(np.int64), b.astype(np.int64), score.astype(np.float32))
+
+
+def _left_over(
+    first: Code, second: Code, functions: Matches, found: list
+) -> tuple[np.ndarray, ...]:
+    """Match identical blocks, each the only one in its binary, where a function has no partner."""
+    sides = []
+    for side, code in enumerate((first, second)):
+        forms = code.forms
+        times = Counter(forms)
+        taken = {int(block) for part in found for block in part[side]}
+        sides.append(
+            {
+                form: block
+                for block, form in enumerate(forms)
+                if times[form] == 1 and len(form) >= IDENTICAL_SIZE and block not in taken
+            }
+        )
+    pairs = [(block, sides[1][form]) for form, block in sides[0].items() if form in sides[1]]
+    a, b = np.array(pairs, np.int64).reshape(-1, 2).T
+    matched = np.isin(first.analysis.function[a], functions.a)
+    free = ~matched | ~np.isin(second.analysis.function[b], functions.b)
+    a, b = a[free], b[free]
+    return a, b, np.ones(len(a), np.float32)
 
 
 def _weighed_blocks(first: Code, second: Code, functions: Matches) -> list[scipy.sparse.csr_matrix]:
@@ -229,7 +267,15 @@ def _weighed_blocks(first: Code, second: Code, functions: Matches) -> list[scipy
         pair = features.weigh(words[0][kind], words[1][kind], lengths=False)
         for side in (0, 1):
             parts[side].append(pair[side] * weight)
-    return [features.normalise(scipy.sparse.hstack(part, "csr")) for part in parts]
+    rows = [features.normalise(scipy.sparse.hstack(part, "csr")) for part in parts]
+    # Of all columns that a hash can say, those that are there: products cost by their number.
+    used = np.unique(np.concatenate([m.indices for m in rows]))
+    return [
+        scipy.sparse.csr_matrix(
+            (m.data, np.searchsorted(used, m.indices), m.indptr), (m.shape[0], len(used))
+        )
+        for m in rows
+    ]
 
 
 def _flow(analysis: preprocessing.Analysis) -> scipy.sparse.csr_matrix:

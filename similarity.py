@@ -1,8 +1,9 @@
 """How alike two binaries' functions are: candidates, measures of each pair, and learned scores.
 
-The measures are cosines of TF-IDF weighed words, one for each group of words, and sizes. A small
-network makes one score of them. It never sees a word, so it cannot learn a library by heart: what
-it learned on some programs holds for others.
+The measures are cosines of TF-IDF weighed words, one for each group of words, sizes, and what an
+encoder says that remembers the libraries of its training programs. A small network makes one score
+of them. It never sees a word, and it learned on programs that the encoder had not met: so it trusts
+the encoder as far as it holds for others.
 """
 
 import dataclasses
@@ -18,19 +19,23 @@ import scipy.sparse
 
 import features
 import utils
+from encoder import Encoder
 from features import Code
 
 DEFAULT = Path(__file__).resolve().parent / "model" / "diff.safetensors"
 
 CANDIDATES = 80  # of each function in the other binary; all others are never looked at
+ENCODED = 20  # and so many that the encoder finds near
 COMMON = 0.25  # words that a larger share of functions has are not looked up for candidates
 
 SAME = [(group, group) for group in features.GROUPS]
 # One compiler inlined what the other calls.
 INLINED = [("name near", "name"), ("name", "name near"), ("number near", "number")]
 INLINED += [("number", "number near"), ("name far", "name near"), ("name near", "name far")]
-NETWORKS = ("function", "structure")  # what a model holds: likeness; likeness and surroundings
-MEASURES = len(SAME) + len(INLINED) + 10
+OF_ENCODER = (
+    5  # measures: cosine, its distance from each function's best, both functions' known words
+)
+MEASURES = len(SAME) + len(INLINED) + 10 + OF_ENCODER
 
 
 @dataclasses.dataclass
@@ -76,7 +81,27 @@ class Network:
         return np.maximum(hidden, 0) @ self.w2 + self.b2
 
 
-def find_candidates(first: Code, second: Code, anchors: np.ndarray | None = None) -> Candidates:
+@dataclasses.dataclass
+class Model:
+    """What contrast.py trains.
+
+    Attributes
+    ----------
+    encoder : Encoder
+    function : Network
+        Scores the likeness of two functions.
+    structure : Network
+        Scores their likeness and what their surroundings say.
+    """
+
+    encoder: Encoder
+    function: Network
+    structure: Network
+
+
+def find_candidates(
+    first: Code, second: Code, encoder: Encoder, anchors: np.ndarray | None = None
+) -> Candidates:
     """Find the pairs of functions that are worth a closer look, and measure them.
 
     Parameters
@@ -89,11 +114,12 @@ def find_candidates(first: Code, second: Code, anchors: np.ndarray | None = None
     }
     groups = [weighed[pair] for pair in SAME]
     a, b = (scipy.sparse.hstack([pair[side] for pair in groups], "csr") for side in (0, 1))
-    rows, columns = _nearest(a, b)
+    encoded = [encoder(code) for code in (first, second)]
+    found = [_nearest(*_rare(a, b), CANDIDATES), _nearest(encoded[0][0], encoded[1][0], ENCODED)]
     if anchors is not None and len(anchors):
-        rows, columns = np.append(rows, anchors[:, 0]), np.append(columns, anchors[:, 1])
+        found.append((anchors[:, 0], anchors[:, 1]))
     shape = first.functions, second.functions
-    keys = np.unique(rows.astype(np.int64) * shape[1] + columns)
+    keys = np.unique(np.concatenate([x.astype(np.int64) * shape[1] + y for x, y in found]))
     rows, columns = np.divmod(keys, shape[1])
     measures = [_products(a, b, rows, columns) for a, b in weighed.values()]
     size_a, size_b = _sizes(first), _sizes(second)
@@ -102,7 +128,20 @@ def find_candidates(first: Code, second: Code, anchors: np.ndarray | None = None
     for group in ("token", "name"):
         x, y = _unique_rows(first.words[group], second.words[group])
         measures.append((x[rows] == y[columns]) & (x[rows] >= 0))
+    measures += _of_encoder(encoded, rows, columns, shape)
     return Candidates(rows, columns, shape, np.stack(measures, 1).astype(np.float32))
+
+
+def _of_encoder(encoded, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> list:
+    """Cosine, how far it is below the best of each function, and the share of known words."""
+    (x, known_x), (y, known_y) = encoded
+    cosine = np.einsum("nd,nd->n", x[rows], y[columns])
+    measures = [cosine]
+    for index, n in zip((rows, columns), shape, strict=True):
+        best = np.full(n, -1, np.float32)
+        np.maximum.at(best, index, cosine)
+        measures.append(best[index] - cosine)
+    return [*measures, known_x[rows], known_y[columns]]
 
 
 def _unique_rows(
@@ -149,28 +188,30 @@ def _sizes(code: Code) -> np.ndarray:
     return np.log1p(np.stack([code.sizes, *words, callers], 1))
 
 
-def _nearest(a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix) -> tuple:
-    """Return (rows, columns) of the CANDIDATES best products of each row and of each column.
-
-    Words that many rows have are left out, which keeps the cost of the product near to linear.
-    """
+def _rare(a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix) -> list:
+    """Leave out the words that many rows have: so products cost near to linear."""
     used, column = np.unique(np.concatenate([a.indices, b.indices]), return_inverse=True)
     rare = np.bincount(column) <= max(8, COMMON * min(a.shape[0] + b.shape[0], 2000))
     shortened = []
     for m, columns in ((a, column[: a.nnz]), (b, column[a.nnz :])):
         data = m.data * rare[columns]
-        m = scipy.sparse.csr_matrix((data, columns, m.indptr), (m.shape[0], len(used)))
+        m = scipy.sparse.csr_matrix((data, columns, m.indptr.copy()), (m.shape[0], len(used)))
         m.eliminate_zeros()
         shortened.append(m)
-    a, b = shortened
+    return shortened
+
+
+def _nearest(a, b, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (rows, columns) of the k best products of each row of a and of each row of b."""
     rows, columns = [], []
     for x, y, out in ((a, b, (rows, columns)), (b, a, (columns, rows))):
-        y = y.T.tocsr()
+        y = y.T.tocsr() if scipy.sparse.issparse(y) else y.T
+        count = min(k, y.shape[1])
         for start in range(0, x.shape[0], 256):
-            block = (x[start : start + 256] @ y).toarray()
-            k = min(CANDIDATES, block.shape[1])
-            best = np.argpartition(-block, k - 1, axis=1)[:, :k]
-            out[0].append(np.repeat(np.arange(start, start + len(block)), k))
+            block = x[start : start + 256] @ y
+            block = block.toarray() if scipy.sparse.issparse(block) else block
+            best = np.argpartition(-block, count - 1, axis=1)[:, :count]
+            out[0].append(np.repeat(np.arange(start, start + len(block)), count))
             out[1].append(best.ravel())
     return np.concatenate(rows), np.concatenate(columns)
 
@@ -190,7 +231,10 @@ def softmax_both_ways(candidates: Candidates, logit: np.ndarray) -> tuple[np.nda
     return shares[0], shares[1]
 
 
-def read_networks(path: str | os.PathLike[str] = DEFAULT) -> dict[str, Network]:
+PARTS = {"encoder": Encoder, "function": Network, "structure": Network}
+
+
+def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:
     """Read what contrast.py wrote.
 
     Raises
@@ -200,10 +244,17 @@ def read_networks(path: str | os.PathLike[str] = DEFAULT) -> dict[str, Network]:
     """
     try:
         arrays = safetensors.numpy.load_file(path)
-        fields = [field.name for field in dataclasses.fields(Network)]
-        networks = {n: Network(**{f: arrays[f"{n}.{f}"] for f in fields}) for n in NETWORKS}
-        if networks["function"].w1.shape[1:] != (MEASURES,):
+        model = Model(
+            **{
+                name: kind(**{f.name: arrays[f"{name}.{f.name}"] for f in dataclasses.fields(kind)})
+                for name, kind in PARTS.items()
+            }
+        )
+        if model.function.w1.shape[1:] != (MEASURES,):
             raise KeyError(f"it measures other things than the {MEASURES} of today")
+        shapes = {len(model.encoder.words), len(model.encoder.idf), len(model.encoder.table)}
+        if len(shapes) > 1 or model.encoder.table.ndim != 2:
+            raise KeyError("its encoder is no table of words")
     except OSError as error:
         raise utils.UserError(f"cannot read the model {path}: {error.strerror or error}") from error
     except (safetensors.SafetensorError, KeyError) as error:
@@ -211,20 +262,18 @@ def read_networks(path: str | os.PathLike[str] = DEFAULT) -> dict[str, Network]:
             f"{path} is no model that contrast.py wrote ({error}); leave --model_file out to use "
             "the one that comes with this repository"
         ) from error
-    return networks
+    return model
 
 
-def write_networks(
-    networks: dict[str, Network], path: str | os.PathLike[str], card: dict[str, str]
-) -> None:
-    """Write networks as safetensors, with ``card`` as JSON in its metadata.
+def write_model(model: Model, path: str | os.PathLike[str], card: dict[str, str]) -> None:
+    """Write a model as safetensors, with ``card`` as JSON in its metadata.
 
     One text, for safetensors writes several in any order, and equal trainings give equal bytes.
     """
     arrays = {
-        f"{name}.{field.name}": np.ascontiguousarray(getattr(network, field.name), np.float32)
-        for name, network in networks.items()
-        for field in dataclasses.fields(Network)
+        f"{name}.{field.name}": np.ascontiguousarray(getattr(getattr(model, name), field.name))
+        for name, kind in PARTS.items()
+        for field in dataclasses.fields(kind)
     }
     with utils.atomic_file(path, "wb") as file:
         file.write(safetensors.numpy.save(arrays, metadata={"card": json.dumps(card)}))

@@ -13,13 +13,20 @@ right if both blocks come from a common line of the source; to be found is each 
 binary whose lines occur in the new one. Between versions a line is named by its distance from the
 beginning of its function, and only functions of equal length count.
 
+Functions are renamed between versions, and no symbol says so: matching is also given without the
+pairs of which neither name occurs in the other binary ("sure").
+
 The peers match by their cosines alone, one to one, and are given the threshold that is best for
-them on the very pairs that are measured.
+them on the very pairs that are measured. word2vec, with gensim, stands for DeepBinDiff's features
+of blocks: vectors of tokens, learned from the two binaries, averaged with their TF-IDF weights.
+angr's own BinDiff is run where `--bindiff SECONDS` gives it time, so many for each pair.
 """
 
 import datetime
+import json
 import os
 import re
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -53,10 +60,27 @@ KINDS = {
     "O1-O3": [("8.30-O1", "8.30-O3")],
     "O2-O3": [("8.30-O2", "8.30-O3")],
     "5.93-8.30 at O2": [("5.93-O2", "8.30-O2")],
+    "neighbours at O2": [
+        ("5.93-O2", "6.4-O2"),
+        ("6.4-O2", "7.6-O2"),
+        ("7.6-O2", "8.1-O2"),
+        ("8.1-O2", "8.30-O2"),
+    ],
     "5.93-O0 to 8.30-O3": [("5.93-O0", "8.30-O3")],
 }
 PEER_THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of a cosine
 PEERS = {"TF-IDF, tokens": ("code",), "TF-IDF, tokens + names": ("code", "words")}
+WORD2VEC = "word2vec, TF-IDF weights"
+OURS = "structure (ours)"
+# angr's analysis in a process of its own: it may take hours, or fail.
+BINDIFF = """
+import json, logging, sys
+import angr
+logging.disable(logging.ERROR)
+old, new = (angr.Project(file, auto_load_libs=False) for file in sys.argv[1:])
+found = old.analyses.BinDiff(new)
+print(json.dumps(sorted([int(a), int(b)] for a, b in found.function_matches)))
+"""
 
 Names = str | tuple[str, ...] | list[str]
 
@@ -68,6 +92,7 @@ class Build:
         copy = stripped(binary, work)
         file = preprocessing.cache_file(work / "output", utils.sha256_of(copy))
         analysis = preprocessing.load(file)
+        self.file = copy
         self.code = features.read_code(analysis)
         self.truth: Truth = truth.read_truth(binary, work / "truth")
         self.peer_words = peer_words(self.code)
@@ -95,6 +120,7 @@ def main(
     model_file: str = str(similarity.DEFAULT),
     work: str = "out-diff",
     workers: int = 2,
+    bindiff: int = 0,
 ) -> None:
     """Print the tables.
 
@@ -106,29 +132,37 @@ def main(
         model_file: What contrast.py wrote.
         work: Where stripped copies and analyses are kept.
         workers: Processes that analyse.
+        bindiff: Seconds that angr's BinDiff may take for each pair; 0: it is not run.
     """
     programs, kinds, seen = (
-        [x] if isinstance(x, str) else list(x) for x in (programs, kinds, seen)
+        x.split(",") if isinstance(x, str) else list(x) for x in (programs, kinds, seen)
     )
-    networks = similarity.read_networks(model_file)
+    model = similarity.read_model(model_file)
     known = seen_names(seen)
+    builds = read_builds(Path(path), programs, kinds, Path(work), workers)
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
+    for kind in kinds:
+        pairs = [(builds[a, p], builds[b, p]) for a, b in KINDS[kind] for p in programs]
+        measure(kind, pairs, model, known, bindiff)
+
+
+def read_builds(
+    path: Path, programs: list[str], kinds: list[str], work: Path, workers: int
+) -> dict[tuple[str, str], Build]:
+    """Strip, analyse and read what the kinds of pairs need: (build, program) -> Build."""
     where = {
-        (build, program): find(Path(path), build, program)
+        (build, program): find(path, build, program)
         for kind in kinds
         for pair in KINDS[kind]
         for build in pair
         for program in programs
     }
-    copies = [stripped(binary, Path(work)) for binary in where.values()]
+    copies = [stripped(binary, work) for binary in where.values()]
     binaries = [{"path": str(copy), "sha256": utils.sha256_of(copy)} for copy in copies]
-    failed = gendata.analyse_all(binaries, str(Path(work) / "output"), workers)
+    failed = gendata.analyse_all(binaries, str(work / "output"), workers)
     if failed:
         raise utils.UserError(str(failed))
-    builds = {key: Build(binary, Path(work)) for key, binary in tqdm(where.items(), disable=None)}
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
-    for kind in kinds:
-        pairs = [(builds[a, p], builds[b, p]) for a, b in KINDS[kind] for p in programs]
-        measure(kind, pairs, networks, known)
+    return {key: Build(binary, work) for key, binary in tqdm(where.items(), disable=None)}
 
 
 def find(path: Path, build: str, program: str) -> Path:
@@ -151,7 +185,7 @@ def seen_names(places: list[str]) -> set[str]:
     return names
 
 
-def measure(kind: str, pairs: list, networks: dict, known: set[str]) -> None:
+def measure(kind: str, pairs: list, model: similarity.Model, known: set[str], bindiff: int) -> None:
     """Print the rows of one kind of pairs."""
     ranks: dict[str, list[float]] = defaultdict(list)
     counts: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros((1, 3)))
@@ -160,20 +194,26 @@ def measure(kind: str, pairs: list, networks: dict, known: set[str]) -> None:
         both = sorted(first.functions.keys() & second.functions.keys())
         unseen += [name not in known for name in both]
         scores = {peer: peer_scores(first, second, groups) for peer, groups in PEERS.items()}
-        scores["likeness (ours)"] = likeness(first.code, second.code, networks)
-        matched = matching.match_functions(first.code, second.code, networks)
-        results = {peer: assign(scores[peer]) for peer in PEERS} | {"structure (ours)": [matched]}
+        scores[WORD2VEC] = word2vec_scores(first, second)
+        results = {peer: assign(score) for peer, score in scores.items()}
+        scores["likeness (ours)"] = likeness(first.code, second.code, model)
+        matched = matching.match_functions(first.code, second.code, model)
+        results[OURS] = [matched]
+        if bindiff:
+            found = angr_matches(first, second, bindiff)
+            print(f"angr's BinDiff, {first.file} {second.file}: {len(found.a)} functions")
+            results["angr's BinDiff"] = [found]
         for row, score in scores.items():
             ranks[row] += rank(score, first, second, both)
         lines = source_lines(first, second, kind)
         for row, found in results.items():
-            for part, left_out in (("all", set()), ("unseen", known)):
-                judged = [judge(matches, first, second, left_out) for matches in found]
+            for part, left_out in (("all", set()), ("unseen", known), ("sure", set())):
+                judged = [judge(m, first, second, left_out, part == "sure") for m in found]
                 counts[row, part] = counts[row, part] + np.array(judged)
-        peer = list(PEERS)[-1]
+        peer = "TF-IDF, tokens + names"
         for row, blocks in (
             (peer, plain_blocks(first, second, results[peer][0])),
-            ("structure (ours)", matching.match_blocks(first.code, second.code, matched)),
+            (OURS, matching.match_blocks(first.code, second.code, matched)),
         ):
             counts[row, "blocks"] += judge_blocks(blocks, *lines)
     new = np.array(unseen)
@@ -207,17 +247,24 @@ def rank(score: np.ndarray, first: Build, second: Build, names: list[str]) -> li
     return ranks
 
 
-def judge(found: Matches, first: Build, second: Build, left_out: set[str]) -> np.ndarray:
-    """Count right, said and true pairs of functions with MIN_BLOCKS or more."""
+def judge(
+    found: Matches, first: Build, second: Build, left_out: set[str], sure: bool
+) -> np.ndarray:
+    """Count right, said and true pairs of functions with MIN_BLOCKS or more.
+
+    ``sure``: without pairs of names that both occur in one binary only; these may be renamings.
+    """
     names = []
     for build in (first, second):
         address = build.code.analysis.function_address
         names.append([build.truth.name.get(int(address[f])) for f in range(build.code.functions)])
+    all_names = set(names[0]) & set(names[1])
     right = said = 0
     for a, b in zip(found.a.tolist(), found.b.tolist(), strict=True):
         one, other = names[0][a], names[1][b]
         counted = one in first.functions and one not in left_out
-        if not counted or (one == other and other not in second.functions):
+        renamed = other is not None and not {one, other} & all_names
+        if not counted or (sure and renamed) or (one == other and other not in second.functions):
             continue
         said += 1
         right += one == other
@@ -227,7 +274,7 @@ def judge(found: Matches, first: Build, second: Build, left_out: set[str]) -> np
 
 def source_lines(first: Build, second: Build, kind: str) -> tuple[list[set], list[set]]:
     """Return the source lines of both binaries' blocks, without those that cannot be compared."""
-    relative = kind.startswith("5.93")
+    relative = not kind.startswith("O")
     lines = [truth.block_lines(b.truth, b.code.analysis, relative) for b in (first, second)]
     if relative:
         ends = []
@@ -291,6 +338,59 @@ def peer_scores(first: Build, second: Build, groups: tuple[str, ...]) -> np.ndar
     return (a @ b.T).toarray()
 
 
+def word2vec_scores(first: Build, second: Build) -> np.ndarray:
+    """Cosines of all pairs of functions by the mean of their tokens' vectors, TF-IDF weighed.
+
+    References
+    ----------
+    Duan et al., "DeepBinDiff", NDSS 2020, section IV-B; there vectors are of blocks, and learned
+    from random walks; here from the functions' blocks in the order of their addresses.
+    """
+    from gensim.models import Word2Vec
+
+    texts = []
+    for build in (first, second):
+        analysis = build.code.analysis
+        words = [analysis.dictionary[t] for t in analysis.tokens.tolist()]
+        offsets = analysis.offsets.tolist()
+        for inside in build.code.blocks:
+            texts.append([w for b in inside for w in words[offsets[b] : offsets[b + 1]]])
+    trained = Word2Vec(texts, vector_size=64, min_count=1, workers=1, seed=0, epochs=10).wv
+    number = trained.key_to_index
+    rows = [Counter(number[word] for word in text) for text in texts]
+    counts = scipy.sparse.csr_matrix(
+        (
+            [n for row in rows for n in row.values()],
+            [w for row in rows for w in row],
+            np.cumsum([0] + [len(row) for row in rows]),
+        ),
+        (len(rows), len(number)),
+        np.float32,
+    )
+    vectors = features.weigh(counts)[0] @ trained.vectors
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    return vectors[: first.code.functions] @ vectors[first.code.functions :].T
+
+
+def angr_matches(first: Build, second: Build, seconds: int) -> Matches:
+    """Return what angr's BinDiff matches; nothing if it takes too long or fails."""
+    command = [sys.executable, "-c", BINDIFF, str(first.file), str(second.file)]
+    try:
+        done = subprocess.run(command, timeout=seconds, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, IndexError, ValueError) as error:
+        print(f"angr's BinDiff: {type(error).__name__} after at most {seconds} s")
+        found = []
+    pairs = [
+        (first.number[a], second.number[b])
+        for a, b in found
+        if a in first.number and b in second.number
+    ]
+    code = [p for p in pairs if p[0] < first.code.functions and p[1] < second.code.functions]
+    a, b = np.array(code, np.int64).reshape(-1, 2).T
+    return Matches(a, b, np.ones(len(a), np.float32))
+
+
 def assign(score: np.ndarray) -> list[Matches]:
     """Match one to one by the highest sum of cosines, as a peer without structure can.
 
@@ -324,11 +424,15 @@ def plain_blocks(first: Build, second: Build, functions: Matches) -> Matches:
 # ---------------------------------------------------------------------------------------- ours
 
 
-def likeness(first: Code, second: Code, networks: dict) -> np.ndarray:
+def likeness(first: Code, second: Code, model: similarity.Model) -> np.ndarray:
     """Scores of all pairs of functions; those that are no candidates are last."""
-    candidates = similarity.find_candidates(first, second)
+    return spread(similarity.find_candidates(first, second, model.encoder), model)
+
+
+def spread(candidates: similarity.Candidates, model: similarity.Model) -> np.ndarray:
+    """Scores of candidates as a matrix of all pairs."""
     score = np.full(candidates.shape, -np.inf, np.float32)
-    score[candidates.a, candidates.b] = networks["function"](candidates.measures)
+    score[candidates.a, candidates.b] = model.function(candidates.measures)
     return score
 
 

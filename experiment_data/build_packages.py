@@ -2,13 +2,14 @@
 
     python experiment_data/build_packages.py
     python experiment_data/build_packages.py --packages "grep sed" --levels "O0 O2"
+    python experiment_data/build_packages.py --releases "bookworm bullseye"
 
 What contrast.py learns from: functions of many authors, none of them GNU coreutils', so that
 coreutils stays a measure of what was learned. Everything made lies in one folder, ignored by git:
 
-    packages/sources/grep/           upstream's source, from Debian's or Ubuntu's source package
-    packages/build/grep/             configured once, compiled once per level, never installed
-    packages/binaries/grep-O1/grep   what contrast.py reads, with symbols
+    packages/sources/bookworm/grep/           upstream's source, from a release's source package
+    packages/build/bookworm/grep/             configured once, compiled per level, never installed
+    packages/binaries/grep-bookworm-O1/grep   what contrast.py reads, with symbols
 
 What is there is kept; delete a folder to have it made anew.
 """
@@ -64,15 +65,46 @@ RECIPES = {
 FIXED = ("diffutils", "findutils", "grep", "lz4", "patch")
 
 
-@fire.decorators.SetParseFns(packages=str, levels=str, output=str)
+@dataclass(frozen=True)
+class Tree:
+    """One package as one release of the distribution has it."""
+
+    output: Path
+    package: str
+    release: str
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPES[self.package]
+
+    @property
+    def name(self) -> str:
+        return f"{self.package}-{self.release}"
+
+    @property
+    def source(self) -> Path:
+        return self.output / "sources" / self.release / self.package
+
+    @property
+    def folder(self) -> Path:
+        return self.output / "build" / self.release / self.package
+
+    def binaries(self, level: str) -> list[Path]:
+        """Return where the programs go."""
+        folder = self.output / "binaries" / f"{self.name}-{level}"
+        return [folder / Path(file).name for file in self.recipe.programs]
+
+
+@fire.decorators.SetParseFns(packages=str, levels=str, releases=str, output=str)
 def main(
     *,
     packages: str = " ".join(RECIPES),
     levels: str = "O0 O1 O3",
+    releases: str = "",
     jobs: int = 0,
     output: Path = OUTPUT,
 ) -> int:
-    """Build programs of this machine's release of Debian or Ubuntu from source.
+    """Build programs of Debian or Ubuntu from source.
 
     Several values stand in one argument, with blanks between: --levels "O0 O3".
 
@@ -82,6 +114,8 @@ def main(
         Source packages, of those that this script has a recipe for.
     levels : str
         Optimisation levels, of O0 O1 O2 O3 Os Og.
+    releases : str
+        Codenames of releases, whose versions of the packages are built. Default: this machine's.
     jobs : int
         Packages at a time. Default: one for each CPU.
     output : Path
@@ -104,13 +138,17 @@ def main(
             raise UserError(
                 f"no {tool} is installed (Debian, Ubuntu: sudo apt-get install build-essential)"
             )
-    todo = {p: [v for v in level_list if not is_built(output, p, v)] for p in package_list}
-    todo = {package: missing for package, missing in todo.items() if missing}
-    failures = []
+    release_list = split("releases", releases) if releases else [distribution()[1]]
+    todo = {}
+    for release in release_list:
+        for tree in (Tree(output, package, release) for package in package_list):
+            missing = [v for v in level_list if not all(f.is_file() for f in tree.binaries(v))]
+            todo |= {tree: missing} if missing else {}
     with disk_errors(output):
-        get_sources(list(todo), output / "sources")
+        failures = get_sources(list(todo))
+        ready = [job for job in todo.items() if job[0].source.is_dir()]
         with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-            for error in pool.map(lambda job: attempt(output, *job), todo.items()):
+            for error in pool.map(lambda job: attempt(*job), ready):
                 failures += [error] if error else []
     programs = {file.name for file in (output / "binaries").glob("*/*")}
     print(f"{len(programs)} programs in {output / 'binaries'}")
@@ -119,30 +157,28 @@ def main(
     return 0
 
 
-def is_built(output: Path, package: str, level: str) -> bool:
-    """Whether all programs of a package are there at one level."""
-    folder = output / "binaries" / f"{package}-{level}"
-    return all((folder / Path(file).name).is_file() for file in RECIPES[package].programs)
-
-
-def get_sources(packages: list[str], sources: Path) -> None:
-    """Have sources/<package>/, upstream's tarball without the distribution's patches."""
-    missing = [package for package in packages if not (sources / package).is_dir()]
-    if not missing:
-        return
-    _, codename = distribution()
-    say(f"download {' '.join(missing)}")
-    with private_apt([codename], sources) as (apt, folder):
-        complaint = apt("apt-get", "update")
-        for package in missing:
-            complaint = apt("apt-get", "source", "--download-only", "--only-source", package)
-            tarballs = sorted(folder.glob(f"{package}_*.orig.tar.?z*"))
-            if not tarballs:
-                raise UserError(
-                    f"cannot download the source package {package} of {codename}: "
-                    f"{complaint.strip().splitlines()[-1]}"
-                )
-            extract(tarballs[0], sources / package)
+def get_sources(trees: list[Tree]) -> list[str]:
+    """Have the sources, upstream's tarballs without the distribution's patches; return failures."""
+    failures = []
+    missing = [tree for tree in trees if not tree.source.is_dir()]
+    for release in dict.fromkeys(tree.release for tree in missing):
+        wanted = [tree for tree in missing if tree.release == release]
+        say(f"{release}: download {' '.join(tree.package for tree in wanted)}")
+        with private_apt([release], wanted[0].output / "sources") as (apt, folder):
+            complaint = apt("apt-get", "update")
+            for tree in wanted:
+                package = tree.package
+                said = apt("apt-get", "source", "--download-only", "--only-source", package)
+                tarballs = sorted(folder.glob(f"{package}_*.orig.tar.?z*"))
+                if tarballs:
+                    extract(tarballs[0], tree.source)
+                else:
+                    lines = (said + complaint).strip().splitlines() or ["no output"]
+                    reason = next((line for line in lines if line.startswith("E:")), lines[-1])
+                    failures.append(
+                        f"cannot download the source package {package} of {release}: {reason}"
+                    )
+    return failures
 
 
 def extract(tarball: Path, target: Path) -> None:
@@ -162,50 +198,49 @@ def extract(tarball: Path, target: Path) -> None:
         tar.extractall(work, members)
 
 
-def attempt(output: Path, package: str, levels: list[str]) -> str:
+def attempt(tree: Tree, levels: list[str]) -> str:
     """Build one package; return what went wrong, or ""."""
     try:
-        build(output, package, levels)
+        build(tree, levels)
     except UserError as error:
         return str(error)
     return ""
 
 
-def build(output: Path, package: str, levels: list[str]) -> None:
+def build(tree: Tree, levels: list[str]) -> None:
     """Configure a copy of the sources, then compile it once per level."""
-    recipe, folder = RECIPES[package], output / "build" / package
+    recipe, folder = tree.recipe, tree.folder
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(output / "sources" / package, folder, symlinks=True)
+    shutil.copytree(tree.source, folder, symlinks=True)
     if recipe.configure is not None:
-        say(f"{package}: configure")
-        run(package, folder, "configure", ["./configure", *recipe.configure])
+        say(f"{tree.name}: configure")
+        run(tree, "configure", ["./configure", *recipe.configure])
     for level in levels:
-        say(f"{package}: make at -{level}")
-        run(package, folder, f"clean-{level}", ["make", "clean"])
+        say(f"{tree.name}: make at -{level}")
+        run(tree, f"clean-{level}", ["make", "clean"])
         # No debug information: the symbol table is all that is read.
-        pie = " -fno-pie -no-pie" if package in FIXED else ""
+        pie = " -fno-pie -no-pie" if tree.package in FIXED else ""
         flags = f"{recipe.flags}=-{level} -w -std=gnu11{pie}"
-        run(package, folder, f"make-{level}", ["make", *recipe.targets, flags])
-        for file in recipe.programs:
-            target = output / "binaries" / f"{package}-{level}" / Path(file).name
+        run(tree, f"make-{level}", ["make", *recipe.targets, flags])
+        for file, target in zip(recipe.programs, tree.binaries(level), strict=True):
             with atomic_file(target, "wb") as binary:
                 binary.write((folder / file).read_bytes())
             target.chmod(0o755)
 
 
-def run(package: str, folder: Path, step: str, command: list[str]) -> None:
+def run(tree: Tree, step: str, command: list[str]) -> None:
     """Run one step of a build, its output in a log; raise a UserError if it fails."""
-    log = folder / f"{step}.log"
+    log = tree.folder / f"{step}.log"
     env = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     env |= {"LC_ALL": "C", "FORCE_UNSAFE_CONFIGURE": "1"}
     with log.open("wb") as file:
         done = subprocess.run(
-            command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            command, cwd=tree.folder, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file
         )
     if done.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
         reason = next((line for line in lines if "error:" in line.lower()), lines[-1])
-        raise UserError(f"{package}: {command[0]} failed ({reason.strip()}; all of it in {log})")
+        raise UserError(f"{tree.name}: {command[0]} failed ({reason.strip()}; all of it in {log})")
 
 
 if __name__ == "__main__":

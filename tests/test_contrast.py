@@ -1,5 +1,6 @@
 """contrast.py: labels from symbols, the loss, a whole training."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,10 +12,29 @@ import torch
 from safetensors import safe_open
 
 import contrast
+import encoder
 import features
 import similarity
+import utils
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    settings = utils.read_config(contrast.Config, ROOT / "config/contrast.json")
+    return dataclasses.replace(settings, words=4096, encoder_steps=60)
+
+
+@pytest.fixture(scope="module")
+def codes(analyses):
+    return {build: features.read_code(analysis) for build, analysis in analyses.items()}
+
+
+@pytest.fixture(scope="module")
+def fitted(codes, cfg):
+    builds = [codes[build] for build in ("O0", "O1", "O2")]
+    return contrast.train_encoder({"shapes": builds}, cfg, "encoder")
 
 
 def test_log_shares_are_a_softmax_with_none():
@@ -34,9 +54,9 @@ def test_network_is_the_perceptron():
     assert np.allclose(model.network()(x), model(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
 
 
-def test_partners_have_the_same_name(analyses):
-    first, second = (features.read_code(analyses[build]) for build in ("O0", "O2"))
-    pair = contrast.make_pair("shapes", first, second)
+def test_partners_have_the_same_name(codes, fitted):
+    first, second = codes["O0"], codes["O2"]
+    pair = contrast.make_pair("shapes", first, second, fitted)
     names = first.analysis.function_name, second.analysis.function_name
     candidates = pair.candidates
     asked = np.flatnonzero(pair.partner_a >= 0)
@@ -48,25 +68,65 @@ def test_partners_have_the_same_name(analyses):
         assert pair.partner_b[candidates.b[c]] == c
 
 
-def test_no_partner_is_said_and_the_runtime_is_not_asked_for(analyses):
-    code = features.read_code(analyses["O0"])
-    stripped = features.read_code(analyses["O1-stripped"])
-    pair = contrast.make_pair("shapes", code, stripped)
+def test_no_partner_is_said_and_the_runtime_is_not_asked_for(codes, fitted):
+    code = codes["O0"]
+    pair = contrast.make_pair("shapes", code, codes["O1-stripped"], fitted)
     names = code.analysis.function_name
     assert pair.partner_a[names.index("area")] == contrast.NONE
     assert pair.partner_a[names.index("_start")] == contrast.UNKNOWN
 
 
+def test_encoder_finds_what_it_learned(codes, fitted):
+    """At levels that it did not see; random vectors for the words would find fewer."""
+    first, second = codes["O0"], codes["O3-noplt"]
+    (x, known), (y, _) = fitted(first), fitted(second)
+    assert np.allclose(np.linalg.norm(x[known > 0], axis=1), 1, atol=1e-5)
+    names = [
+        {name: f for f, name in enumerate(contrast.source_names(code)) if name}
+        for code in (first, second)
+    ]
+    both = sorted(names[0].keys() & names[1].keys())
+    a, b = (np.array([side[name] for name in both]) for side in names)
+    assert len(both) >= 5
+    assert ((x[a] @ y[b].T).argmax(1) == np.arange(len(both))).all()
+
+
+def test_weights_of_known_words_are_those_of_tfidf(codes):
+    code = codes["O0"]
+    words, idf = encoder.choose_words([[code], [codes["O1"]]], 100000)
+    rows = encoder.known_words(code, words, idf).toarray()
+    low, high = np.searchsorted(words, [encoder.OFFSET["name"], encoder.OFFSET["size"]])
+    columns = words[low:high] - encoder.OFFSET["name"]
+    counts = code.words["name"][:, columns].toarray()
+    expected = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * idf[low:high]
+    length = np.linalg.norm(expected, axis=1, keepdims=True)
+    expected = expected / np.maximum(length, 1e-9)
+    assert length.any()
+    assert np.allclose(rows[:, low:high], expected, atol=1e-5)
+
+
+def test_words_of_one_program_alone_are_not_learned(codes, cfg):
+    empty = dataclasses.replace(
+        codes["O1"], words={g: m[:, :0].copy() for g, m in codes["O1"].words.items()}
+    )
+    words, _ = encoder.choose_words([[codes["O0"]], [empty]], cfg.words)
+    assert not len(words)
+
+
 @pytest.fixture(scope="module")
 def trained(builds, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    cfg = json.loads((ROOT / "config/contrast.json").read_text()) | {"n_epochs": 3}
+    cfg = json.loads((ROOT / "config/contrast.json").read_text()) | {
+        "n_epochs": 3,
+        "encoder_steps": 10,
+        "words": 2048,
+    }
     (folder / "cfg.json").write_text(json.dumps(cfg))
     runs = []
     for to in ("a.safetensors", "b.safetensors"):
         arguments = [
             "--path",
-            builds,
+            f"{builds},{builds}",  # the same builds again count once
             "--held_out",
             "nothing",
             "--train_cfg",
@@ -88,11 +148,12 @@ def trained(builds, tmp_path_factory):
 def test_training_writes_networks_and_their_card(trained):
     folder, (run, _) = trained
     assert run.returncode == 0, run.stderr
-    assert "pairs of builds of: shapes" in run.stdout
-    networks = similarity.read_networks(folder / "a.safetensors")
-    assert networks.keys() == {"function", "structure"}
+    assert "pairs of builds of: shapes (5 builds)" in run.stdout
+    model = similarity.read_model(folder / "a.safetensors")
+    assert model.encoder.table.dtype == np.float16
+    assert 0 < len(model.encoder.table) <= 2048
     with safe_open(folder / "a.safetensors", "numpy") as file:
-        assert json.loads(file.metadata()["card"])["programs"] == "shapes"
+        assert json.loads(file.metadata()["card"])["programs"] == "shapes (5 builds)"
 
 
 def test_training_is_deterministic(trained):

@@ -34,8 +34,8 @@ PATCHED = SOURCE.replace("sum / 2;", "sum > 100000 ? 7 * sum : sum / 2 - 1234;")
 
 
 @pytest.fixture(scope="module")
-def networks():
-    return similarity.read_networks()
+def model():
+    return similarity.read_model()
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,9 @@ def names_of(code, functions):
     return [code.analysis.function_name[f] for f in functions]
 
 
-def test_a_stripped_copy_is_identical(codes, networks):
+def test_a_stripped_copy_is_identical(codes, model):
     first, second = codes["O1"], codes["O1-stripped"]
-    found = diff.compare(first, second, networks)
+    found = diff.compare(first, second, model)
     # A function's own address may be that of the padding before it, where no symbol says better.
     begin = [
         {f: code.analysis.address[code.analysis.function == f].min() for f in range(code.functions)}
@@ -76,8 +76,8 @@ def test_a_stripped_copy_is_identical(codes, networks):
     assert found.same[at].all()
 
 
-def test_the_patched_function_is_the_changed_one(codes, patched, networks):
-    found = diff.compare(codes["O1"], patched, networks)
+def test_the_patched_function_is_the_changed_one(codes, patched, model):
+    found = diff.compare(codes["O1"], patched, model)
     rows = [row for row in found.functions if row["status"] == diff.CHANGED]
     assert names_of(codes["O1"], [row["sides"][0] for row in rows]) == ["area"]
     assert names_of(patched, [row["sides"][1] for row in rows]) == ["area"]
@@ -85,7 +85,7 @@ def test_the_patched_function_is_the_changed_one(codes, patched, networks):
     assert 0 < rows[0]["change"] < 1
 
 
-def test_names_are_not_looked_at(codes, networks):
+def test_names_are_not_looked_at(codes, model):
     first, second = codes["O0"], codes["O2"]
     renamed = dataclasses.replace(
         second,
@@ -94,15 +94,15 @@ def test_names_are_not_looked_at(codes, networks):
             function_name=[f"f{i}" for i in range(len(second.analysis.function_name))],
         ),
     )
-    one, other = (matching.match_functions(first, code, networks) for code in (second, renamed))
+    one, other = (matching.match_functions(first, code, model) for code in (second, renamed))
     for field in ("a", "b", "score"):
         assert np.array_equal(getattr(one, field), getattr(other, field))
 
 
 @pytest.mark.parametrize(("old", "new"), [("O0", "O1"), ("O0", "O2"), ("O1", "O3-noplt")])
-def test_optimised_functions_are_found_one_to_one(codes, networks, old, new):
+def test_optimised_functions_are_found_one_to_one(codes, model, old, new):
     first, second = codes[old], codes[new]
-    functions = matching.match_functions(first, second, networks)
+    functions = matching.match_functions(first, second, model)
     blocks = matching.match_blocks(first, second, functions)
     for found in (functions, blocks):
         assert len(set(found.a.tolist())) == len(found.a)
@@ -112,9 +112,9 @@ def test_optimised_functions_are_found_one_to_one(codes, networks, old, new):
     assert {(name, name) for name in ("main", "kind", "copy", "usage")} <= pairs
 
 
-def test_blocks_match_inside_matched_functions_or_where_they_were_inlined(codes, networks):
+def test_blocks_match_inside_matched_functions_or_where_they_were_inlined(codes, model):
     first, second = codes["O0"], codes["O2"]
-    functions = matching.match_functions(first, second, networks)
+    functions = matching.match_functions(first, second, model)
     blocks = matching.match_blocks(first, second, functions)
     partner = dict(zip(functions.a.tolist(), functions.b.tolist(), strict=True))
     back = {b: a for a, b in partner.items()}
@@ -123,11 +123,23 @@ def test_blocks_match_inside_matched_functions_or_where_they_were_inlined(codes,
         assert partner.get(f) == g or f not in partner or g not in back
 
 
-def test_anchors_hold(codes, networks):
+def test_identical_blocks_match_where_no_function_does(codes):
+    """Each at most once, and only blocks that are the only ones of their kind."""
+    first, second = codes["O1"], codes["O1-stripped"]
+    nothing = matching.Matches(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32)))
+    blocks = matching.match_blocks(first, second, nothing)
+    forms = features.normal_forms(first), features.normal_forms(second)
+    assert len(blocks.a) > 10
+    for a, b in zip(blocks.a, blocks.b, strict=True):
+        assert forms[0][a] == forms[1][b]
+        assert forms[0].count(forms[0][a]) == forms[1].count(forms[1][b]) == 1
+
+
+def test_anchors_hold(codes, model):
     first, second = codes["O0"], codes["O1"]
     f = first.analysis.function_name.index("area")
     g = second.analysis.function_name.index("kind")
-    found = matching.match_functions(first, second, networks, np.array([[f, g]]))
+    found = matching.match_functions(first, second, model, np.array([[f, g]]))
     pairs = dict(zip(found.a.tolist(), found.b.tolist(), strict=True))
     assert pairs[f] == g
     assert found.score[found.a == f] > 0.99
@@ -162,7 +174,7 @@ HOSTILE = [
 
 
 @pytest.fixture
-def hostile(codes, networks):
+def hostile(codes, model):
     """Two builds whose symbols are attacks, and their diff."""
     renamed = []
     for build in ("O0", "O1"):
@@ -170,7 +182,7 @@ def hostile(codes, networks):
         names = list(itertools.islice(itertools.cycle(HOSTILE), len(analysis.function_name)))
         analysis = dataclasses.replace(analysis, function_name=names)
         renamed.append(dataclasses.replace(codes[build], analysis=analysis))
-    return tuple(renamed), diff.compare(*renamed, networks)
+    return tuple(renamed), diff.compare(*renamed, model)
 
 
 def test_no_name_ends_the_page_s_data(hostile):
@@ -264,7 +276,7 @@ def test_mistakes_are_one_sentence(builds, tmp_path, which):
 def test_no_model(tmp_path, content):
     (tmp_path / "m").write_bytes(content)
     with pytest.raises(UserError, match=r"no model that contrast\.py wrote"):
-        similarity.read_networks(tmp_path / "m")
+        similarity.read_model(tmp_path / "m")
 
 
 # ---------------------------------------------------------------------------------- the parts
@@ -299,9 +311,9 @@ def test_assignment_is_the_best(n, m, random):
     assert len(set(found.a.tolist())) == len(found.a) == len(set(found.b.tolist()))
 
 
-def test_measures_are_cosines(codes):
+def test_measures_are_cosines(codes, model):
     first, second = codes["O0"], codes["O2"]
-    found = similarity.find_candidates(first, second)
+    found = similarity.find_candidates(first, second, model.encoder)
     assert found.measures.shape == (len(found.a), similarity.MEASURES)
     for column, (one, other) in enumerate(similarity.SAME + similarity.INLINED):
         a, b = features.weigh(first.words[one], second.words[other])

@@ -1,16 +1,22 @@
-"""bench/truth.py against nm and addr2line."""
+"""bench/truth.py against nm and addr2line; what bench/diff.py calls right."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import features
+from matching import Matches
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 import truth
+
+BENCH = Path(truth.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +74,28 @@ def test_blocks_are_counted_by_address(of_o0, analyses):
     for address, name in of_o0.name.items():
         f = analysis.function_name.index(name)
         assert counts[address] == len(code.blocks[f])
+
+
+def test_renamings_count_neither_way():
+    spec = importlib.util.spec_from_file_location("bench_diff", BENCH / "diff.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+
+    def build(*names):
+        return SimpleNamespace(
+            code=SimpleNamespace(
+                functions=len(names),
+                analysis=SimpleNamespace(function_address=np.arange(len(names)) + 100),
+            ),
+            truth=SimpleNamespace(name={100 + f: name for f, name in enumerate(names)}),
+            functions={name: f for f, name in enumerate(names)},
+        )
+
+    first, second = build("main", "same", "base_name"), build("main", "same", "last_component")
+    a = np.arange(3)
+    found = Matches(a, a, np.ones(3, np.float32))
+    assert bench.judge(found, first, second, set(), sure=False).tolist() == [2, 3, 2]
+    assert bench.judge(found, first, second, set(), sure=True).tolist() == [2, 2, 2]
+    wrong = Matches(a, np.array([0, 2, 1]), np.ones(3, np.float32))
+    assert bench.judge(wrong, first, second, set(), sure=True).tolist() == [1, 3, 2]
+    assert bench.judge(found, first, second, {"same"}, sure=False).tolist() == [1, 2, 1]

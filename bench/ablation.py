@@ -1,0 +1,146 @@
+"""What each part of diff.py is worth: the networks are trained and measured without it.
+
+    python bench/ablation.py --train DIR2,DIR3 --path DIR --programs sort,cp
+
+The encoders and the candidates stay those of `contrast.py`; of the measures of a pair of functions
+some are set to zero, in the training and in what is measured. Measured is as in `bench/diff.py`.
+"""
+
+import dataclasses
+import datetime
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import importlib.util
+
+import numpy as np
+
+import contrast
+import features
+import matching
+import similarity
+import utils
+from similarity import Candidates, Model
+
+# This folder's diff.py, not the one above, whose name it shares.
+_spec = importlib.util.spec_from_file_location("bench_diff", ROOT / "bench" / "diff.py")
+bench = importlib.util.module_from_spec(_spec)
+sys.modules["bench_diff"] = bench
+_spec.loader.exec_module(bench)
+
+GROUPS = similarity.SAME + similarity.INLINED
+TOKENS_EQUAL, NAMES_EQUAL = len(GROUPS) + 8, len(GROUPS) + 9  # behind the sizes
+ENCODER = range(similarity.MEASURES - similarity.OF_ENCODER, similarity.MEASURES)
+AROUND = ("near", "far", "up")
+
+
+def columns(words: tuple[str, ...]) -> list[int]:
+    """Return the measures of groups whose names hold one of the words."""
+    return [i for i, pair in enumerate(GROUPS) if any(w in part for part in pair for w in words)]
+
+
+LEFT_OUT = {
+    "all": [],
+    "no encoder": [*ENCODER],
+    "no names": [*columns(("name",)), NAMES_EQUAL],
+    "no numbers, no fields": columns(("number", "field")),
+    "no words of callees and callers": columns(AROUND),
+    "encoder and sizes only": [*range(len(GROUPS)), TOKENS_EQUAL, NAMES_EQUAL],
+}
+
+
+def main(
+    train: str | tuple[str, ...] | list[str],
+    path: str,
+    programs: str | tuple[str, ...] | list[str] = ("sort", "cp"),
+    seen: str | tuple[str, ...] | list[str] = (),
+    kinds: str | tuple[str, ...] | list[str] = ("O0-O3", "5.93-8.30 at O2"),
+    held_out: str | tuple[str, ...] | list[str] = ("ed", "xargs"),
+    train_cfg: str = "config/contrast.json",
+    work: str = "out-diff",
+    workers: int = 2,
+) -> None:
+    """Print the table.
+
+    Args:
+        train: Builds that the networks learn from, as contrast.py's --path.
+        path: Builds that are measured, DIR/<build>/<program>.
+        programs: What is measured.
+        seen: Binaries, or folders of them, that something was learned from or chosen by.
+        kinds: Kinds of pairs, of bench/diff.py's.
+        held_out: Programs that are not trained on.
+        train_cfg: Settings of the training.
+        work: Where stripped copies and analyses are kept.
+        workers: Processes that analyse.
+    """
+    train, programs, seen, kinds, held_out = (
+        x.split(",") if isinstance(x, str) else list(x)
+        for x in (train, programs, seen, kinds, held_out)
+    )
+    cfg = utils.read_config(contrast.Config, train_cfg)
+    found, _ = contrast.find_builds(train, str(Path(work) / "output"), workers)
+    codes = {
+        program: [features.read_code(analysis) for analysis in analyses]
+        for program, analyses in found.items()
+        if program not in held_out
+    }
+    pairs = contrast.cross_fitted(codes, cfg)
+    encoder = contrast.train_encoder(codes, cfg, "encoder")
+    known = bench.seen_names(seen)
+    builds = bench.read_builds(Path(path), programs, kinds, Path(work), workers)
+    measured = {}
+    for kind in kinds:
+        for a, b in bench.KINDS[kind]:
+            for program in programs:
+                first, second = builds[a, program], builds[b, program]
+                found = similarity.find_candidates(first.code, second.code, encoder)
+                around = matching.Surroundings(first.code, second.code)
+                measured.setdefault(kind, []).append((first, second, found, around))
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
+    print("recall@1 all, unseen; F1 all, unseen")
+    for row, left_out in LEFT_OUT.items():
+        without = [
+            dataclasses.replace(pair, candidates=leave_out(pair.candidates, left_out))
+            for pair in pairs
+        ]
+        model = contrast.train_model(without, encoder, cfg)
+        for kind in kinds:
+            show(f"{row}; {kind}", measured[kind], left_out, model, known, matching.ROUNDS)
+            if not left_out:
+                show(f"no surroundings; {kind}", measured[kind], left_out, model, known, 0)
+
+
+def leave_out(candidates: Candidates, left_out: list[int]) -> Candidates:
+    """Set some measures to zero."""
+    measures = candidates.measures.copy()
+    measures[:, left_out] = 0
+    return dataclasses.replace(candidates, measures=measures)
+
+
+def show(
+    row: str, pairs: list, left_out: list[int], model: Model, known: set[str], rounds: int
+) -> None:
+    """Measure one row, and print it."""
+    ranks, unseen = [], []
+    counts = np.zeros((2, 3))
+    for first, second, found, around in pairs:
+        candidates = leave_out(found, left_out)
+        both = sorted(first.functions.keys() & second.functions.keys())
+        unseen += [name not in known for name in both]
+        ranks += bench.rank(bench.spread(candidates, model), first, second, both)
+        anchored = np.zeros(len(candidates.a), bool)
+        matches = matching.match_candidates(candidates, around, model, anchored, rounds=rounds)
+        for i, names in enumerate((set(), known)):
+            counts[i] += bench.judge(matches, first, second, names, False)
+    first_is_right, new = np.array(ranks) == 1, np.array(unseen)
+    recall = first_is_right.mean(), first_is_right[new].mean()
+    f1 = 2 * counts[:, 0] / np.maximum(counts[:, 1] + counts[:, 2], 1)
+    print(f"{row:60}", *(f"{x:.3f}" for x in (*recall, *f1)), flush=True)
+
+
+if __name__ == "__main__":
+    utils.command_line(main)
