@@ -106,7 +106,7 @@ def run_batch(
             "DASK_DISTRIBUTED__WORKER__DAEMON=False in the environment"
         )
     # Not forked: a worker has threads, and a copy of a process with threads may hang.
-    multiprocessing.set_forkserver_preload(["gendata", "angr"])
+    multiprocessing.set_forkserver_preload(["gendata", "angr", "deepwalk"])
     jobs = enumerate(arguments), len(arguments), 1, "jobs"
     done = gendata.in_processes(getattr(gendata, function), *jobs, *limits, start="forkserver")
     return [error for _, error in done]

@@ -37,7 +37,6 @@ from pebble import ProcessExpired, ProcessPool
 from pydantic import Field
 from tqdm import tqdm
 
-import deepwalk
 import preprocessing
 import utils
 
@@ -156,6 +155,8 @@ def main(
         if not pair_file(data, pair["pair"]).exists()
     )
     failed = {}
+    if missing and cluster is None:
+        import deepwalk  # noqa: F401 - once, as angr; others that use this file need no numba
     for number, error in run_all(write_pair, jobs, missing, workers, "pairs", limits, cluster):
         if error is not None:
             failed[number] = error
@@ -543,6 +544,8 @@ def _analysis(output_dir: str, file: str) -> preprocessing.Analysis:
 
 def write_pair(pair: dict[str, Any], output_dir: str, data: str) -> None:
     """Merge, walk and write one pair; runs in a worker."""
+    import deepwalk
+
     first, second = (_analysis(output_dir, file) for file in pair["analyses"])
     merged = preprocessing.merge(first, second)
     graph = deepwalk.walk_graph(
