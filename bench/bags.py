@@ -1,5 +1,7 @@
 """What bags of words tell of two functions: baselines of samefunc.py, matches.py."""
 
+from pathlib import Path
+
 import numpy as np
 import scipy.sparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
@@ -13,6 +15,11 @@ VECTORIZERS = {
     "bag of tokens": lambda: CountVectorizer(**WORDS),
     "TF-IDF": lambda: TfidfVectorizer(**WORDS, sublinear_tf=True),
 }
+
+
+def read(file: Path) -> classify.Examples:
+    """Read labelled pairs that the root's samefunc.py made."""
+    return classify.read_examples(classify.Samefunc, file, labelled=True)
 
 
 class Bags:

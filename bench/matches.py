@@ -21,7 +21,7 @@ import numpy as np
 import scipy.sparse
 import torch
 import torch.nn.functional as F
-from bags import Bags
+from bags import Bags, read
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -95,10 +95,6 @@ def main(
             ]
             cells = [f"{np.mean(x):6.1f} ±{np.std(x, ddof=1):.1f}" for x in zip(*runs, strict=True)]
             print(f"{n:6,} {name:42} {'  '.join(cells)}", flush=True)
-
-
-def read(file: Path) -> classify.Examples:
-    return classify.read_examples(classify.Samefunc, file, labelled=True)
 
 
 def first(examples: classify.Examples, n: int) -> classify.Examples:

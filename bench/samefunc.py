@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from bags import VECTORIZERS, Bags
+from bags import VECTORIZERS, Bags, read
 from sklearn.linear_model import LogisticRegression
 
 import classify
@@ -138,10 +138,6 @@ def fine_tune(
         split: json.loads((save_dir / f"{split}_metrics.json").read_text())
         for split in ("dev", "test")
     }
-
-
-def read(file: Path) -> classify.Examples:
-    return classify.read_examples(classify.Samefunc, file, labelled=True)
 
 
 def linear(kind: str, pairs: dict[str, classify.Examples]) -> list[dict]:

@@ -1,35 +1,25 @@
 """bench/matches.py and bench/bags.py: features of two functions, against loops over definitions."""
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import test_compare
 import torch
+from test_compare import TOKENIZER
 
 import classify
 import models
 from compare import ComparisonData
-from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 import bags
 import matches
 
-VOCAB = [*SPECIAL_TOKENS, *(f"t{i}" for i in range(20))]
-TOKENIZER = CorpusTokenizer({token: i for i, token in enumerate(VOCAB)})
-CFG = models.Config(
-    dim=24,
-    n_layers=1,
-    n_heads=3,
-    dim_ff=40,
-    p_drop_hidden=0.0,
-    p_drop_attn=0.0,
-    max_len=16,
-    n_segments=2,
-    vocab_size=len(VOCAB),
-)
+CFG = dataclasses.replace(test_compare.CFG, n_layers=1)
 
 
 def test_whitened_states_have_no_large_direction():
