@@ -535,9 +535,29 @@ make_trainer({save_dir!r}, {changes}).train()
 """
 
 
-def start_ranks(save_dir, n, port, changes="p_drop=0.0"):
+COUNTING = """
+import atexit, sys, torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+class Counted(torch.nn.parallel.DistributedDataParallel):
+    syncs = 0
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.register_comm_hook(None, count)
+
+def count(state, bucket):
+    Counted.syncs += 1
+    return allreduce_hook(state, bucket)
+
+torch.nn.parallel.DistributedDataParallel = Counted
+atexit.register(lambda: print(f"synchronised {Counted.syncs} times", file=sys.stderr))
+"""
+
+
+def start_ranks(save_dir, n, port, changes="p_drop=0.0", before=""):
     paths = [str(Path(__file__).parent), str(Path(train.__file__).parent)]
-    code = RANK.format(paths=paths, save_dir=str(save_dir), changes=changes)
+    code = before + RANK.format(paths=paths, save_dir=str(save_dir), changes=changes)
     address = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
@@ -603,6 +623,13 @@ def test_two_processes_that_accumulate(tmp_path, port):
         assert code == 0, error
     state = torch.load(tmp_path / "two/model_steps_10.pt", weights_only=True)
     assert torch.allclose(state["fc.weight"], one.model.fc.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_processes_synchronise_once_a_step(tmp_path, port):
+    ended = start_ranks(tmp_path / "two", 2, port, "p_drop=0.0, accumulate=3", COUNTING)
+    for error, code in ended:  # 10 steps of 3 parts; all gradients fit one bucket
+        assert code == 0, error
+        assert "synchronised 10 times" in error
 
 
 def test_compiled_training_is_the_plain_one(tmp_path):
