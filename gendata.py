@@ -261,6 +261,8 @@ def analyse_all(
         for sha256, binary in by_content.items()
         if not preprocessing.cache_file(output_dir, sha256).exists()
     }
+    # The largest first, so that the workers end together.
+    missing = dict(sorted(missing.items(), key=lambda item: -os.path.getsize(item[1])))
     failed = {}
     if missing and cluster is None:
         with preprocessing.rare_collections():

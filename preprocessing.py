@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,16 +32,45 @@ MAX_STRING_WORDS = 16  # of a string literal that become tokens
 MAX_TOKEN = 64  # characters of a word or a name: no binary can make a giant vocabulary entry
 MIN_JOINING_STRING = 6  # a literal shorter than this says too little to make two blocks one
 
-# An alignment block starts with one of these; whether it really does nothing, its VEX code tells.
+# An alignment block is made of these; whether it really does nothing, its VEX code tells.
 PADDING_MNEMONICS = {"nop", "xchg", "lea", "mov", "hint", "endbr64", "endbr32", "int3"}
+MOVING_MNEMONICS = {"xchg", "lea", "mov"}  # they do nothing only from a register to itself
 TRAPS = {"hlt", "ud0", "ud1", "ud2", "udf", "int3", "brk", "bkpt"}
 CS_OP_REG, CS_OP_MEM = (1,), (3, 0x80)  # operand types, the same for all of capstone's CPUs
 CS_GRP_CALL, CS_GRP_INT = 2, 4
 MAX_LITERAL = 4096  # bytes of a string literal
 # Above these angr moves parts to disk, which is slower: a graph of so many takes two gigabytes.
-IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000}
+IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
 PRINTABLE = re.compile(rb"[\t-\r -~]+")
+ONE_NUMBER = re.compile(r"#?(0x[0-9a-f]+)")
 SPECIAL_TOKENS = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+
+
+class Instruction(NamedTuple):
+    """One line of capstone's: ``operands`` is their text."""
+
+    address: int
+    size: int
+    mnemonic: str
+    operands: str
+
+
+class Operand(NamedTuple):
+    """What becomes of an operand.
+
+    Attributes
+    ----------
+    token : str
+        reg1, reg2, reg4, ..., ptr or imme.
+    address : int or None
+        What it names by itself: a number, or a place in memory.
+    relative : bool
+        The address counts from the end of the instruction.
+    """
+
+    token: str
+    address: int | None = None
+    relative: bool = False
 
 
 @dataclasses.dataclass
@@ -216,17 +246,19 @@ def _tidy(project, cfg, path) -> Analysis:
         if kind != STEP_OVER and target >= len(code) and source < len(code)
     }
     sentences, string_refs, text = [], set(), []
+    known: dict[tuple[str, str], list[Operand]] = {}
     for block, (node, instructions) in enumerate(code.items()):
         words: list[str] = []
-        loaded = _made_addresses(project, node, instructions, literals)
+        loaded = _made_addresses(project, node, literals)
         for instruction in instructions:
+            operands = _operands(project, node, instruction, known)
             words += _tokens(
-                project.arch, instruction, literals, pointed_at, loaded, block, string_refs
+                instruction, operands, literals, pointed_at, loaded, block, string_refs
             )
-        if block in called_import and _ends_in_operand(instructions):
+        if block in called_import and len(operands) == 1:  # the last instruction's
             words[-1] = clean_name(called_import[block])
         sentences.append(words)
-        text.append("\n".join(f"{i.mnemonic} {i.op_str}".strip() for i in instructions).encode())
+        text.append("\n".join(f"{i.mnemonic} {i.operands}".strip() for i in instructions).encode())
     sentences += [[clean_name(name)] for name in import_name]
     text += [b""] * len(import_name)
 
@@ -239,8 +271,11 @@ def _tidy(project, cfg, path) -> Analysis:
         returning[name] &= not (node.no_ret or (function and function.returning is False))
     has_successor = np.zeros(len(code) + len(import_name), bool)
     has_successor[[source for source, _, _ in edges]] = True
-    ends = [_gives_back(instructions) for instructions in code.values()]
-    ends += [returning[name] for name in import_name]
+    ends = [
+        not has_successor[block] and _gives_back(project, node, instructions[-1])
+        for block, (node, instructions) in enumerate(code.items())
+    ]
+    ends += [returning[name] and not has_successor[by_name[name]] for name in import_name]
 
     dictionary = sorted({word for words in sentences for word in words})
     ids = {word: i for i, word in enumerate(dictionary)}
@@ -258,7 +293,7 @@ def _tidy(project, cfg, path) -> Analysis:
         dictionary=dictionary,
         edges=pairs[:, :2].astype(np.int32),
         kind=pairs[:, 2].astype(np.uint8),
-        returns=np.array(ends, bool) & ~has_successor,
+        returns=np.array(ends, bool),
         function_address=np.array(entries + [0] * len(import_name), np.uint64),
         function_name=[_display(name) for name in names + import_name],
         import_name=import_name,
@@ -298,10 +333,27 @@ def _in_plt(project, node) -> bool:
     return section is not None and section.name.startswith((".plt", ".iplt"))
 
 
-def _disassemble(project, node) -> list:
-    """Return the block's instructions (capstone, with details); [] where capstone reads none."""
-    block = project.factory.block(node.addr, size=node.size)
-    return [wrapped.insn for wrapped in block.capstone.insns]
+def _disassemble(project, node) -> list[Instruction]:
+    """Return the block's instructions; [] where capstone reads none."""
+    lines = _capstone(project, node).disasm_lite(
+        _bytes(project, node, node.addr, node.size), node.addr
+    )
+    return list(map(Instruction._make, lines))
+
+
+def _in_detail(project, node, address: int, size: int) -> list:
+    """Return capstone's objects, slow to make, for the instructions of a part of a block."""
+    code = _bytes(project, node, address, size)
+    return list(_capstone(project, node).disasm(code, address))
+
+
+def _capstone(project, node):
+    return project.arch.capstone_thumb if node.thumb else project.arch.capstone
+
+
+def _bytes(project, node, address: int, size: int) -> bytes:
+    # angr's addresses of Thumb code are odd
+    return project.loader.memory.load(address - 1 if node.thumb else address, size)
 
 
 def _is_padding(project, node, instructions) -> bool:
@@ -310,6 +362,10 @@ def _is_padding(project, node, instructions) -> bool:
         return False
     if all(i.mnemonic == "int3" for i in instructions):
         return True  # what PE files are padded with
+    for i in instructions:
+        target, _, source = i.operands.partition(", ")
+        if i.mnemonic in MOVING_MNEMONICS and target not in source:
+            return False  # VEX would say the same, later
     statements = project.factory.block(node.addr, size=node.size).vex.statements
     marks = ("Ist_IMark", "Ist_NoOp", "Ist_AbiHint")
     pc = project.arch.ip_offset
@@ -320,24 +376,25 @@ def _edges(graph, number, joined) -> set[tuple[int, int, int]]:
     """Return (source, target, kind); nodes in ``joined`` are stepped through."""
     kinds = {"Ijk_Call": CALL, "Ijk_FakeRet": STEP_OVER}
     edges = set()
-    for node, source in number.items():
-        for _, successor, data in graph.out_edges(node, data=True):
-            kind = kinds.get(data.get("jumpkind"), JUMP)
-            seen, ahead = set(), [successor]
-            while ahead:
-                target = ahead.pop()
-                if target in number:
-                    # The stub of an import leads to its simulated procedure: the same number. Of
-                    # a loop to itself, angr may show the node as another object, read from disk.
-                    if number[target] != source or target == node:
-                        edges.add((source, number[target], kind))
-                elif target in joined and target not in seen:
-                    seen.add(target)
-                    ahead += graph.successors(target)
+    for node, successor, data in graph.edges(data=True):
+        if node not in number:
+            continue
+        source, kind = number[node], kinds.get(data.get("jumpkind"), JUMP)
+        seen, ahead = set(), [successor]
+        while ahead:
+            target = ahead.pop()
+            if target in number:
+                # The stub of an import leads to its simulated procedure: the same number. Of
+                # a loop to itself, angr may show the node as another object, read from disk.
+                if number[target] != source or target == node:
+                    edges.add((source, number[target], kind))
+            elif target in joined and target not in seen:
+                seen.add(target)
+                ahead += graph.successors(target)
     return edges
 
 
-def _made_addresses(project, node, instructions, literals) -> dict[int, int]:
+def _made_addresses(project, node, literals) -> dict[int, int]:
     """Return instruction -> address of a string literal, in a block of 32-bit ARM.
 
     ``movw r0, #1; movt r0, #2`` make an address of two halves. Or it stands in the pool behind the
@@ -350,7 +407,7 @@ def _made_addresses(project, node, instructions, literals) -> dict[int, int]:
         return found
     ahead = 3 if node.thumb else 8  # pc is 4 or 8 bytes ahead, and angr's Thumb addresses are odd
     loaded: dict[int, int | None] = {}  # register -> word
-    for instruction in instructions:
+    for instruction in _in_detail(project, node, node.addr, node.size):
         operands, pc = instruction.operands, instruction.address + ahead
         registers = [operand.reg for operand in operands if operand.type in CS_OP_REG]
         reads_pc = [instruction.reg_name(register) == "pc" for register in registers]
@@ -400,31 +457,28 @@ def _literal_at(project, address: int) -> bytes | None:
     return literal if literal and end and PRINTABLE.fullmatch(literal) else None
 
 
-def _tokens(arch, instruction, literals, pointed_at, loaded, block, string_refs) -> list[str]:
-    """Return the tokens of one instruction; note (block, literal) in ``string_refs``."""
-    words = [instruction.mnemonic.replace(" ", "_")]
-    operands = instruction.operands
-    literal = pointed_at.get(instruction.address)
-    for position, operand in enumerate(operands):
-        if position == len(operands) - 1 and instruction.address in loaded:
-            address = loaded[instruction.address]
-            words += ["str", *string_words(literals[address])]
-            string_refs.add((block, literals[address]))
-            continue
-        if operand.type in CS_OP_REG:
-            words.append(f"reg{_register_bytes(arch, instruction, operand)}")
-            continue
-        memory = operand.type in CS_OP_MEM
-        address = _address(instruction, operand, memory)
-        if address not in literals:
-            # only the last operand can be what angr computed from several instructions
-            address = literal if position == len(operands) - 1 and not memory else None
-        if address in literals:
-            words += ["str", *string_words(literals[address])]
-            string_refs.add((block, literals[address]))
-        else:
-            words.append("ptr" if memory else "imme")
-    return words
+def _operands(project, node, instruction, known) -> list[Operand]:
+    """Return the operands of an instruction by capstone's types; ``known`` holds them by text."""
+    if number := ONE_NUMBER.fullmatch(instruction.operands):  # most jumps and calls
+        return [Operand("imme", int(number[1], 16))]
+    text = instruction.mnemonic, instruction.operands
+    if text not in known:
+        (detailed,) = _in_detail(project, node, instruction.address, instruction.size)
+        known[text] = [_operand(project.arch, detailed, o) for o in detailed.operands]
+    return known[text]
+
+
+def _operand(arch, instruction, operand) -> Operand:
+    if operand.type in CS_OP_REG:
+        return Operand(f"reg{_register_bytes(arch, instruction, operand)}")
+    if operand.type not in CS_OP_MEM:
+        return Operand("imme", operand.imm if isinstance(operand.imm, int) else None)
+    where = operand.mem
+    if not where.index and not where.base:
+        return Operand("ptr", where.disp)
+    if not where.index and instruction.reg_name(where.base) in ("rip", "eip"):
+        return Operand("ptr", where.disp, relative=True)
+    return Operand("ptr")
 
 
 def _register_bytes(arch, instruction, operand) -> int:
@@ -434,28 +488,30 @@ def _register_bytes(arch, instruction, operand) -> int:
     return size
 
 
-def _address(instruction, operand, memory: bool) -> int | None:
-    """Return the address that an operand names by itself: absolute or relative to the pc."""
-    if not memory:
-        return operand.imm if isinstance(operand.imm, int) else None
-    where = operand.mem
-    if where.index:
-        return None
-    if not where.base:
-        return where.disp
-    if instruction.reg_name(where.base) in ("rip", "eip"):
-        return instruction.address + instruction.size + where.disp
-    return None
+def _tokens(instruction, operands, literals, pointed_at, loaded, block, string_refs) -> list[str]:
+    """Return the tokens of one instruction; note (block, literal) in ``string_refs``."""
+    words = [instruction.mnemonic.replace(" ", "_")]
+    for position, operand in enumerate(operands):
+        last = position == len(operands) - 1
+        address = operand.address
+        if operand.relative:
+            address += instruction.address + instruction.size
+        if last and instruction.address in loaded:
+            address = loaded[instruction.address]
+        elif last and operand.token == "imme" and address not in literals:
+            # only the last operand can be what angr computed from several instructions
+            address = pointed_at.get(instruction.address)
+        if address in literals:
+            words += ["str", *string_words(literals[address])]
+            string_refs.add((block, literals[address]))
+        else:
+            words.append(operand.token)
+    return words
 
 
-def _ends_in_operand(instructions) -> bool:
-    """Whether the last token belongs to the one operand of the last instruction (call, jump)."""
-    return len(instructions[-1].operands) == 1
-
-
-def _gives_back(instructions) -> bool:
+def _gives_back(project, node, instruction) -> bool:
     """Whether a block without successors ends in a return or a jump, no trap and no call."""
-    last = instructions[-1]
+    (last,) = _in_detail(project, node, instruction.address, instruction.size)
     return not (last.mnemonic in TRAPS or last.group(CS_GRP_CALL) or last.group(CS_GRP_INT))
 
 
