@@ -28,8 +28,9 @@ except ImportError as error:
         "--cluster needs Dask: pip install -r requirements-cluster.txt"
     ) from error
 
-AHEAD = 4  # batches under way, for each thread of a worker
+AHEAD = 400  # batches under way at most: workers may join at any time
 LARGEST_BATCH = 64  # jobs that a worker is given at a time
+PATIENCE = 60  # seconds to wait for the scheduler, and for a worker: both may just be starting
 
 
 def on_cluster(
@@ -50,14 +51,17 @@ def on_cluster(
     if total == 0:
         return
     try:
-        client = distributed.Client(address, timeout=10)
+        client = distributed.Client(address, timeout=PATIENCE)
     except (OSError, ValueError) as error:
         raise utils.UserError(f"no Dask scheduler answers at --cluster {address}") from error
     with client, tqdm(total=total, desc=what, unit=" " + what, disable=None) as bar:
-        threads = sum(client.nthreads().values())
-        if not threads:
-            raise utils.UserError(f"the scheduler at {address} has no workers; start some first")
-        size = max(1, min(LARGEST_BATCH, total // (8 * threads)))
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError as error:
+            raise utils.UserError(
+                f"the scheduler at {address} has no workers; start some first"
+            ) from error
+        size = max(1, min(LARGEST_BATCH, total // (8 * sum(client.nthreads().values()))))
         here = os.getcwd(), preprocessing.analysis_settings(), limits
         futures = (
             ([key for key, _ in batch], client.submit(
@@ -65,7 +69,7 @@ def on_cluster(
             ))
             for batch in batches(jobs, size)
         )  # fmt: skip
-        for keys, future in utils.ahead(futures, AHEAD * threads):
+        for keys, future in utils.ahead(futures, AHEAD):
             try:
                 errors = future.result()
             except distributed.KilledWorker:

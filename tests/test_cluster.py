@@ -64,10 +64,7 @@ def cluster(folder: Path, workers: int, **environment: str):
         start("scheduler", "--port", "0")
         wait_for(file.exists, "the scheduler")
         spill = ["--nthreads", "1", "--local-directory", str(folder)]
-        nannies = [start("worker", *spill) for _ in range(workers)]
-        for number in range(workers):
-            log = folder / f"{number + 1}.log"
-            wait_for(lambda log=log: "Registered to" in log.read_text(), "a worker")
+        nannies = [start("worker", *spill) for _ in range(workers)]  # they join in some seconds
         yield json.loads(file.read_text())["address"], nannies
     finally:
         for process in started:
@@ -102,7 +99,7 @@ def test_a_worker_is_killed_and_the_bytes_are_those_of_a_local_run(builds, tmp_p
         )
         wait_for(lambda: list(tmp_path.glob("far/output/*.npz")), "the first analysis")
         assert process.poll() is None
-        victim = worker_of(nannies[0])
+        victim = wait_for(lambda: worker_of(nannies[0]), "the worker")
         os.kill(victim, signal.SIGKILL)
         out, err = process.communicate(timeout=PATIENCE)
         again = wait_for(lambda: worker_of(nannies[0]), "the worker to come back")
@@ -114,17 +111,36 @@ def test_a_worker_is_killed_and_the_bytes_are_those_of_a_local_run(builds, tmp_p
     assert bytes_of(tmp_path / "far") == bytes_of(tmp_path / "local")
 
 
-def test_no_scheduler_and_no_workers(builds, tmp_path):
-    (tmp_path / "binaries").symlink_to(builds)
-    arguments = ["--biname", "shapes", "--path", "binaries", "--cluster"]
-    run = gendata_py(tmp_path, *arguments, "tcp://127.0.0.1:1", check=False)
-    assert run.returncode == 1
-    assert "no Dask scheduler answers at --cluster tcp://127.0.0.1:1" in run.stderr
+def test_a_binary_that_kills_its_workers_costs_itself_only(builds, tmp_path):
+    for build in ("O0", "O1", "O1-stripped", "O2"):
+        shutil.copytree(builds / build, tmp_path / "binaries" / build)
     (tmp_path / "dask").mkdir()
-    with cluster(tmp_path / "dask", 0) as (address, _):
-        run = gendata_py(tmp_path, *arguments, address, check=False)
-    assert run.returncode == 1
-    assert "has no workers" in run.stderr
+    tries_once = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    with cluster(tmp_path / "dask", 1, DASK_DISTRIBUTED__WORKER__DAEMON="False", **tries_once) as (
+        address,
+        (nanny,),
+    ):
+        command = [sys.executable, str(ROOT / "gendata.py"), "--biname", "shapes"]
+        command += ["--path", "binaries", "--cluster", address]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: list(tmp_path.glob("output/*")), "a job")
+        os.kill(wait_for(lambda: worker_of(nanny), "the worker"), signal.SIGKILL)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == gendata.SKIPPED, err
+    assert "the workers that had it died, one after the other" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "data" / "0" / "pair.json").exists()
+
+
+def test_no_scheduler_and_no_workers(builds, tmp_path, monkeypatch):
+    monkeypatch.setattr("cluster.PATIENCE", 1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no Dask scheduler answers at --cluster tcp"):
+        gendata.main(biname="shapes", path=str(builds), cluster="tcp://127.0.0.1:1")
+    (tmp_path / "dask").mkdir()
+    none = cluster(tmp_path / "dask", 0)
+    with none as (address, _), pytest.raises(UserError, match="has no workers"):
+        gendata.main(biname="shapes", path=str(builds), cluster=address)
     assert not (tmp_path / "data").exists()
 
 
