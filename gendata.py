@@ -13,6 +13,7 @@ walks.npz (block ids). Blocks, edges and tokens stand once per binary in `output
 """
 
 import fnmatch
+import gc
 import hashlib
 import itertools
 import json
@@ -267,6 +268,7 @@ def analyse_all(
     if missing and cluster is None:
         with preprocessing.rare_collections():
             import angr  # noqa: F401 - once, not in each worker, which is a copy of this process
+        gc.freeze()  # nor need any worker look there for what is unused
     jobs = (
         (sha, (file, preprocessing.cache_file(output_dir, sha))) for sha, file in missing.items()
     )

@@ -1,14 +1,14 @@
 """What gendata.py costs: all pairs of a program's builds, cold and warm, against angr alone.
 
     python bench/gendata.py --path DIR --biname chroot --workers 2
+    python bench/gendata.py --path DIR --biname '*' --runs 1
 
 Cold: nothing cached. Warm: analyses cached, data/ deleted, every pair written anew. "angr alone"
 is one CFGFast of each distinct binary, one after the other, divided by the workers; "at once" is
 the same in so many processes at once, each slower where they share caches and memory. angr's
 import, which takes seconds, counts in the cold run only. All take turns, for machines that are
 shared become quicker and slower; medians are printed. "Each pair anew" is what analysing both
-binaries again for every pair would cost, as DeepBinDiff's scripts do: angr's time times
-(binaries - 1), in one process.
+binaries again for every pair would cost in one process, as DeepBinDiff's scripts do.
 """
 
 import datetime
@@ -36,7 +36,7 @@ from utils import command_line
 
 def main(
     path: str = str(ROOT / "experiment_data/coreutils/binaries"),
-    biname: str = "chroot",
+    biname: str | list[str] = "chroot",
     workers: int = 2,
     runs: int = 3,
 ) -> None:
@@ -44,11 +44,12 @@ def main(
 
     Args:
         path: The builds, as for gendata.py.
-        biname: The program.
+        biname: The program, or several, or a pattern.
         workers: Processes.
         runs: How often each is repeated.
     """
-    binaries = gendata.find_binaries(path, biname)
+    programs = gendata.find_programs(path, biname.split(",") if isinstance(biname, str) else biname)
+    binaries = [binary for builds in programs.values() for binary in builds]
     with tempfile.TemporaryDirectory() as folder:
 
         def run() -> float:
@@ -60,7 +61,7 @@ def main(
                 "--path",
                 str(Path(path).resolve()),
             ]
-            command += ["--biname", biname, "--workers", str(workers)]
+            command += ["--biname", ",".join(programs), "--workers", str(workers)]
             subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
             return time.perf_counter() - began
 
@@ -86,12 +87,14 @@ def main(
         end=" ",
     )
     print(f"angr {importlib.metadata.version('angr')}, {workers} workers")
-    print(f"{len(binaries)} builds of {biname}, {len(counts)} pairs, {tokens:,} tokens")
+    builds = f"{len(binaries)} builds of {', '.join(programs)}"
+    print(f"{builds}, {len(counts)} pairs, {tokens:,} tokens")
     print(f"  cold              {cold:7.1f} s")
     print(f"  warm              {warm:7.1f} s   {tokens / warm / 1e6:.1f} million tokens/s")
     print(f"  angr alone        {alone:7.1f} s   cold is {cold / alone:.2f} x")
     print(f"  angr at once      {at_once:7.1f} s   cold is {cold / at_once:.2f} x")
-    print(f"  each pair anew    {alone * workers * (len(binaries) - 1):7.1f} s   in one process")
+    anew = alone * workers * 2 * len(counts) / len(binaries)
+    print(f"  each pair anew    {anew:7.1f} s   in one process")
     print(f"  memory            {memory / 1e6:7.0f} MB  of the largest process")
     print(f"  bytes a pair      {size / len(counts):9,.0f}")
     print(f"  blocks a document, quartiles {np.percentile(lengths, [25, 50, 75])}")
