@@ -40,6 +40,7 @@ CS_OP_REG, CS_OP_MEM = (1,), (3, 0x80)  # operand types, the same for all of cap
 CS_GRP_CALL, CS_GRP_INT = 2, 4
 MAX_LITERAL = 4096  # bytes of a string literal
 # Above these angr moves parts to disk, which is slower: a graph of so many takes two gigabytes.
+# Version 10 has no limit of edges.
 IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
 PRINTABLE = re.compile(rb"[\t-\r -~]+")
 ONE_NUMBER = re.compile(r"#?(0x[0-9a-f]+)")
@@ -165,7 +166,8 @@ def analyse(
         raise utils.UserError(f"{path} is empty")
     no_executable = utils.UserError(f"{path} is no executable that angr reads (ELF, PE, Mach-O)")
     try:
-        project = angr.Project(str(path), auto_load_libs=False, cache_limits=IN_MEMORY)
+        known = {key: n for key, n in IN_MEMORY.items() if key in angr.project.CACHE_CONFIG_KEYS}
+        project = angr.Project(str(path), auto_load_libs=False, cache_limits=known)
     except cle.CLECompatibilityError as error:
         raise no_executable from error
     except OSError as error:
