@@ -61,8 +61,9 @@ class Diff:
     ----------
     functions : list of dict
         ``status`` (index into STATUS), ``sides`` (function of OLD and of NEW, -1 for none),
-        ``score`` and ``change``, both 0..1: the share of both functions' blocks that have no
-        identical partner. Changed ones come first, the most changed at the top.
+        ``score`` 0..1, ``differing``: how many blocks of both have no identical partner, and
+        ``change``: which share of them. Changed functions come first, those with most differing
+        blocks at the top.
     blocks : Matches
         Code blocks of OLD and NEW.
     same : bool (n,)
@@ -208,17 +209,21 @@ def compare(
     for a, b, score in zip(functions.a, functions.b, functions.score, strict=True):
         pair = int(a), int(b)
         total = len(first.blocks[a]) + len(second.blocks[b])
-        change = 1 - 2 * unchanged[pair] / total
-        status = CHANGED if change else IDENTICAL
-        rows.append(
-            {"status": status, "sides": pair, "score": round(float(score), 4), "change": change}
-        )
+        differing = total - 2 * unchanged[pair]
+        status = CHANGED if differing else IDENTICAL
+        rows.append(_row(status, pair, float(score), differing, total))
     for f in sorted(set(range(first.functions)) - set(functions.a.tolist())):
-        rows.append({"status": ONLY_OLD, "sides": (f, -1), "score": 0.0, "change": 1.0})
+        rows.append(_row(ONLY_OLD, (f, -1), 0.0, len(first.blocks[f]), len(first.blocks[f])))
     for f in sorted(set(range(second.functions)) - set(functions.b.tolist())):
-        rows.append({"status": ONLY_NEW, "sides": (-1, f), "score": 0.0, "change": 1.0})
-    rows.sort(key=lambda row: (row["status"], -row["change"], row["sides"]))
+        rows.append(_row(ONLY_NEW, (-1, f), 0.0, len(second.blocks[f]), len(second.blocks[f])))
+    rows.sort(key=lambda row: (row["status"], -row["differing"], row["sides"]))
     return Diff(rows, blocks, same)
+
+
+def _row(status: int, sides: tuple[int, int], score: float, differing: int, total: int) -> dict:
+    change = round(differing / total, 4)
+    score = round(score, 4)
+    return dict(status=status, sides=sides, score=score, differing=differing, change=change)
 
 
 def describe(code: Code, f: int) -> dict[str, Any] | None:
@@ -236,7 +241,8 @@ def as_json(paths: tuple[str, str], codes: tuple[Code, ...], diff: Diff) -> dict
         {
             "status": STATUS[row["status"]],
             "score": row["score"],
-            "change": round(row["change"], 4),
+            "differing": row["differing"],
+            "change": row["change"],
             "old": describe(codes[0], row["sides"][0]),
             "new": describe(codes[1], row["sides"][1]),
         }
@@ -268,9 +274,10 @@ def as_csv(codes: tuple[Code, ...], diff: Diff) -> str:
     out = io.StringIO()
     writer = csv_module.writer(out, lineterminator="\n")
     sides = [f"{side} {what}" for side in ("old", "new") for what in ("address", "name", "blocks")]
-    writer.writerow(["status", "score", "change", *sides])
+    writer.writerow(["status", "score", "differing", "change", *sides])
     for row in diff.functions:
-        cells: list[Any] = [STATUS[row["status"]], row["score"], f"{row['change']:.4f}"]
+        numbers = row["score"], row["differing"], f"{row['change']:.4f}"
+        cells: list[Any] = [STATUS[row["status"]], *numbers]
         for code, f in zip(codes, row["sides"], strict=True):
             about = describe(code, f) or {"address": "", "name": "", "blocks": ""}
             if about["name"].startswith(("=", "+", "-", "@", "\t", "\r")):
@@ -310,11 +317,14 @@ def summary(
     print(f"{n:6,} blocks matched, {int(diff.same.sum()):,} of them identical")
     changed = [row for row in diff.functions if row["status"] == CHANGED]
     if changed and top:
-        print("most changed (share of blocks without an identical partner, score of the match):")
+        print(
+            "most changed (blocks without an identical partner, their share, score of the match):"
+        )
     for row in itertools.islice(changed, top):
         a, b = (describe(c, f) for c, f in zip(codes, row["sides"], strict=True))
         place = f"{a['address']} {a['name']} -> {b['address']} {b['name']}"
-        print(f"{max(row['change'], 0.01):6.0%}  {row['score']:.2f}  {place}")
+        share = max(row["change"], 0.01)
+        print(f"{row['differing']:6,}  {share:4.0%}  {row['score']:.2f}  {place}")
     print(f"{seconds:.1f} seconds")
 
 

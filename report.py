@@ -47,7 +47,8 @@ def page(
     ----------
     functions : list of dict
         ``status`` (0 changed, 1 only in old, 2 only in new, 3 identical), ``sides`` (function of
-        the old and of the new binary, -1 for none), ``score``, ``change``; as they shall be listed.
+        the old and of the new binary, -1 for none), ``score``, ``differing`` (blocks), ``change``
+        (their share); as they shall be listed.
     pairs : list of [int, int, bool]
         Block of the old and of the new binary, and whether they are identical.
     """

@@ -85,6 +85,23 @@ def test_the_patched_function_is_the_changed_one(codes, patched, model):
     assert 0 < rows[0]["change"] < 1
 
 
+def test_the_most_differing_blocks_come_first(codes, model):
+    first, second = codes["O0"], codes["O2"]
+    found = diff.compare(first, second, model)
+    function = first.analysis.function, second.analysis.function
+    same = list(zip(found.blocks.a[found.same], found.blocks.b[found.same], strict=True))
+    order = []
+    for row in found.functions:
+        a, b = row["sides"]
+        total = (len(first.blocks[a]) if a >= 0 else 0) + (len(second.blocks[b]) if b >= 0 else 0)
+        inside = sum(function[0][x] == a and function[1][y] == b for x, y in same)
+        assert row["differing"] == total - 2 * inside
+        assert row["change"] == pytest.approx(row["differing"] / total, abs=1e-4)
+        order.append((row["status"], -row["differing"]))
+    assert order == sorted(order)
+    assert len({row["status"] for row in found.functions}) > 1
+
+
 def test_names_are_not_looked_at(codes, model):
     first, second = codes["O0"], codes["O2"]
     renamed = dataclasses.replace(
