@@ -10,6 +10,7 @@ limits. A worker that dies costs time only: the scheduler gives its jobs to othe
 share a file system, on which all paths mean the same.
 """
 
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 import preprocessing
+import processes
 import utils
 
 try:
@@ -35,13 +37,18 @@ PATIENCE = 60  # seconds to wait for the scheduler, and for a worker: both may j
 
 def on_cluster(
     address: str,
-    function: str,
+    function: tuple[str, str],
     jobs: Iterator[tuple[Any, tuple]],
     total: int,
     what: str,
     limits: tuple[float, float],
 ) -> Iterator[tuple[Any, str | None]]:
-    """Run a function of gendata.py for each (key, arguments); yield key and error text or None.
+    """Run a function for each (key, arguments); yield key and error text or None.
+
+    Parameters
+    ----------
+    function : (str, str)
+        Its module and name.
 
     Raises
     ------
@@ -93,11 +100,13 @@ def batches(jobs: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def run_batch(
-    function: str, arguments: list[tuple], folder: str, settings: str, limits: tuple[float, float]
+    function: tuple[str, str],
+    arguments: list[tuple],
+    folder: str,
+    settings: str,
+    limits: tuple[float, float],
 ) -> list[str | None]:
     """Run some jobs one after the other in a child process; runs in a worker of the cluster."""
-    import gendata
-
     os.chdir(folder)
     if preprocessing.analysis_settings() != settings:
         raise utils.UserError(
@@ -112,5 +121,7 @@ def run_batch(
     # Not forked: a worker has threads, and a copy of a process with threads may hang.
     multiprocessing.set_forkserver_preload(["gendata", "angr", "deepwalk"])
     jobs = enumerate(arguments), len(arguments), 1, "jobs"
-    done = gendata.in_processes(getattr(gendata, function), *jobs, *limits, start="forkserver")
+    module, name = function
+    called = getattr(importlib.import_module(module), name)
+    done = processes.in_processes(called, *jobs, *limits, start="forkserver")
     return [error for _, error in done]

@@ -29,9 +29,9 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import analyse
 import encoder
 import features
-import gendata
 import matching
 import preprocessing
 import samefunc
@@ -181,7 +181,7 @@ def main(
             )
     for file, reason in skipped.items():
         print(f"skipped {file}: {reason}")
-    return gendata.SKIPPED if skipped else 0
+    return analyse.SKIPPED if skipped else 0
 
 
 def cross_fitted(programs: dict[str, list[Code]], cfg: Config) -> list[Pair]:
@@ -239,7 +239,7 @@ def find_builds(
     binaries = list({(binary["program"], binary["sha256"]): binary for binary in binaries}.values())
     times = Counter(binary["program"] for binary in binaries)
     binaries = [binary for binary in binaries if times[binary["program"]] > 1]
-    skipped = gendata.analyse_all(binaries, output_dir, workers)
+    skipped = analyse.analyse_all(binaries, output_dir, workers)
     builds: dict[str, list[preprocessing.Analysis]] = {}
     for binary in binaries:
         if binary["path"] not in skipped:

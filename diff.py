@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, PositiveInt
 
+import analyse
 import features
-import gendata
 import matching
 import preprocessing
 import report
@@ -147,7 +147,7 @@ def read_binaries(paths: tuple[str, ...], output_dir: str, workers: int) -> tupl
         One cannot be analysed.
     """
     binaries = [{"path": path, "sha256": utils.sha256_of(path)} for path in paths]
-    failed = gendata.analyse_all(binaries, output_dir, workers)
+    failed = analyse.analyse_all(binaries, output_dir, workers)
     if failed:
         raise utils.UserError("; ".join(f"{path}: {why}" for path, why in failed.items()))
     files = [preprocessing.cache_file(output_dir, binary["sha256"]) for binary in binaries]

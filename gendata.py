@@ -13,32 +13,26 @@ walks.npz (block ids). Blocks, edges and tokens stand once per binary in `output
 """
 
 import fnmatch
-import gc
 import hashlib
 import itertools
 import json
 import math
 import os
-import signal
 import stat
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from functools import lru_cache
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import psutil
-from pebble import ProcessExpired, ProcessPool
 from pydantic import Field
-from tqdm import tqdm
 
+import analyse
 import preprocessing
+import processes
 import utils
 
 biname = "chroot"  # the program to look for; several: ["chroot", "ls"]; all: "*"
@@ -53,16 +47,14 @@ walk_length = 16  # basic blocks per sentence
 sentences = 4  # sentences per document at most
 seed = 0
 workers = os.cpu_count() or 1  # processes
-time_limit = 600  # seconds that one binary, or one pair, may take
-memory_limit = min(8.0, psutil.virtual_memory().total / 2**30)  # GiB that it may take
+time_limit = processes.TIME_LIMIT  # seconds that one binary, or one pair, may take
+memory_limit = processes.MEMORY_LIMIT  # GiB that it may take
 
 FORMAT_VERSION = 2  # of a pair's folder
 BUILD = ("path", "build", "sha256")  # what pair.json says of a binary
 COUNTS = ("blocks", "edges", "merged", "walks", "documents", "documents_in_both", "tokens")
 MOST = 2**32  # of anything in a pair
 ENOUGH_PAIRS = 100
-SKIPPED = 3  # exit code: done, but some binaries were skipped
-AHEAD = 1000  # jobs that wait for a process: so many are in memory, not all
 
 Count = Annotated[int, Field(ge=1)]
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -132,7 +124,7 @@ def main(
     utils.remove_leftovers(outputDir, data)
     refused = {file: why for name in programs for file, why in find_refused(path, name).items()}
     limits = (time_limit, memory_limit)
-    skipped = refused | analyse_all(binaries, outputDir, workers, limits, cluster)
+    skipped = refused | analyse.analyse_all(binaries, outputDir, workers, limits, cluster)
     analysed = {
         program: [build for build in builds if build["path"] not in skipped]
         for program, builds in programs.items()
@@ -158,7 +150,9 @@ def main(
     failed = {}
     if missing and cluster is None:
         import deepwalk  # noqa: F401 - once, as angr; others that use this file need no numba
-    for number, error in run_all(write_pair, jobs, missing, workers, "pairs", limits, cluster):
+    for number, error in processes.run_all(
+        write_pair, jobs, missing, workers, "pairs", limits, cluster
+    ):
         if error is not None:
             failed[number] = error
     if len(failed) == total:
@@ -171,7 +165,7 @@ def main(
         print(f"note: {utils.printable(file)} imports nothing; only strings join it with others")
     for number, reason in failed.items():
         print(f"skipped pair {number}: {utils.printable(reason)}", file=sys.stderr)
-    return SKIPPED if skipped or failed else 0
+    return analyse.SKIPPED if skipped or failed else 0
 
 
 def find_programs(path: str, names: list[str]) -> dict[str, list[dict[str, str]]]:
@@ -248,38 +242,6 @@ def _why_refused(file: Path) -> str | None:
     return None
 
 
-def analyse_all(
-    binaries: list[dict[str, str]],
-    output_dir: str,
-    workers: int,
-    limits: tuple[float, float] = (time_limit, memory_limit),
-    cluster: str | None = None,
-) -> dict[str, str]:
-    """Analyse what is not cached yet; return path -> reason for the binaries that failed."""
-    by_content = {binary["sha256"]: binary for binary in binaries}
-    missing = {
-        sha256: binary["path"]
-        for sha256, binary in by_content.items()
-        if not preprocessing.cache_file(output_dir, sha256).exists()
-    }
-    # The largest first, so that the workers end together.
-    missing = dict(sorted(missing.items(), key=lambda item: -os.path.getsize(item[1])))
-    failed = {}
-    if missing and cluster is None:
-        with preprocessing.rare_collections():
-            import angr  # noqa: F401 - once, not in each worker, which is a copy of this process
-        gc.freeze()  # nor need any worker look there for what is unused
-    jobs = (
-        (sha, (file, preprocessing.cache_file(output_dir, sha))) for sha, file in missing.items()
-    )
-    total = len(missing)
-    for sha256, error in run_all(analyse_one, jobs, total, workers, "binaries", limits, cluster):
-        if error is not None:
-            failed[sha256] = error
-    utils.remove_leftovers(output_dir)  # of workers that were stopped
-    return {b["path"]: failed[b["sha256"]] for b in binaries if b["sha256"] in failed}
-
-
 def without_imports(binaries: list[dict[str, str]], output_dir: str, skipped: dict) -> list[str]:
     """Return the paths of the binaries that import nothing, as static ones do."""
     return [
@@ -288,135 +250,6 @@ def without_imports(binaries: list[dict[str, str]], output_dir: str, skipped: di
         if binary["path"] not in skipped
         and not preprocessing.count_imports(preprocessing.cache_file(output_dir, binary["sha256"]))
     ]
-
-
-def analyse_one(file: str, cache_file: Path) -> None:
-    """Analyse one binary into its cache file; runs in a worker."""
-    try:
-        with utils.temporary_folder(cache_file) as scratch:
-            analysis = preprocessing.analyse(file, scratch)
-    except utils.UserError:
-        raise
-    except Exception as error:  # a hostile file may fail anywhere; it costs itself only
-        raise utils.UserError(f"{file}: {type(error).__name__} in the analysis: {error}") from error
-    preprocessing.save(analysis, cache_file)
-
-
-def run_all(
-    function: Callable[..., None],
-    jobs: Iterator[tuple[Any, tuple]],
-    total: int,
-    workers: int,
-    what: str,
-    limits: tuple[float, float],
-    cluster: str | None,
-) -> Iterator[tuple[Any, str | None]]:
-    """Run a function of this file in processes, here or on a cluster; see :func:`in_processes`."""
-    if cluster is None:
-        return in_processes(function, jobs, total, workers, what, *limits)
-    from cluster import on_cluster  # an optional dependency
-
-    return on_cluster(cluster, function.__name__, jobs, total, what, limits)
-
-
-def in_processes(
-    function: Callable[..., None],
-    jobs: Iterator[tuple[Any, tuple]],
-    total: int,
-    workers: int,
-    what: str,
-    time_limit: float = time_limit,
-    memory_limit: float = memory_limit,
-    start: str = "fork",
-) -> Iterator[tuple[Any, str | None]]:
-    """Run ``function(*arguments)`` for each (key, arguments); yield key and error text or None.
-
-    A worker that fails, dies, takes longer than ``time_limit`` seconds or holds more than
-    ``memory_limit`` GiB costs its own job only.
-
-    Raises
-    ------
-    DiskError
-        Nothing can be written any more, which is no job's fault.
-    """
-    if total == 0:
-        return
-    # Forked, so that workers need not import anything again, angr above all.
-    kind = {"context": get_context(start), "initializer": _end_with, "initargs": (os.getpid(),)}
-    with (
-        ProcessPool(min(workers, total), **kind) as pool,
-        _memory_watched(memory_limit) as too_large,
-        tqdm(total=total, desc=what, unit=" " + what, disable=None) as bar,
-    ):
-        try:
-            futures = ((k, pool.schedule(function, a, timeout=time_limit)) for k, a in jobs)
-            for key, future in utils.ahead(futures, AHEAD):
-                error = None
-                try:
-                    future.result()
-                except utils.DiskError:
-                    raise
-                except utils.UserError as problem:
-                    error = str(problem)
-                except TimeoutError:
-                    error = f"took longer than {time_limit:g} seconds (--time_limit)"
-                except ProcessExpired as problem:
-                    if problem.pid in too_large:
-                        error = f"took more than {memory_limit:g} GiB of memory (--memory_limit)"
-                    else:
-                        error = f"the worker process died ({_how_ended(problem.exitcode)})"
-                bar.update()
-                yield key, error
-        except BaseException:
-            pool.stop()
-            raise
-
-
-def _end_with(parent: int) -> None:
-    """Let this worker end when its parent was killed, for nobody else would limit its time."""
-
-    def watch() -> None:
-        # Of a forked worker, the parent is what the system calls so; of others a process between.
-        with suppress(psutil.NoSuchProcess):
-            while psutil.Process(parent).status() != psutil.STATUS_ZOMBIE:
-                time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _how_ended(exitcode: int) -> str:
-    """Return "exit code 1", or the signal's name; SIGKILL is how the system frees memory."""
-    with suppress(ValueError):
-        return signal.Signals(-exitcode).name
-    return f"exit code {exitcode}"
-
-
-@contextmanager
-def _memory_watched(limit: float) -> Iterator[set[int]]:
-    """Kill child processes that hold more than ``limit`` GiB; yield the set of their numbers.
-
-    A limit of the kernel's (RLIMIT_AS) would make allocations fail, and a library that catches that
-    would give half a result.
-    """
-    killed: set[int] = set()
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.05):
-            for child in active_children():
-                with suppress(psutil.Error):
-                    if psutil.Process(child.pid).memory_info().rss > limit * 2**30:
-                        killed.add(child.pid)
-                        child.kill()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield killed
-    finally:
-        ended.set()
-        watcher.join()
 
 
 def describe_pairs(

@@ -22,6 +22,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, PositiveInt
 
+import analyse
 import gendata
 import preprocessing
 import utils
@@ -114,7 +115,7 @@ def main(
         functions = []
         for program in programs:
             binaries = gendata.find_binaries(path, program)
-            skipped |= gendata.analyse_all(binaries, outputDir, workers)
+            skipped |= analyse.analyse_all(binaries, outputDir, workers)
             for binary in binaries:
                 if binary["path"] not in skipped:
                     functions += read_functions(binary, program, outputDir)
@@ -130,7 +131,7 @@ def main(
             print(f"{to}/{split}.tsv: {len(rows):,} pairs, {len(names):,} names, of {programs}")
     for file, reason in skipped.items():
         print(f"skipped {file}: {reason}")
-    return gendata.SKIPPED if skipped else 0
+    return analyse.SKIPPED if skipped else 0
 
 
 def read_functions(binary: dict[str, str], program: str, output_dir: str) -> list[Function]:

@@ -42,8 +42,8 @@ from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 from truth import Truth
 
+import analyse
 import features
-import gendata
 import matching
 import preprocessing
 import similarity
@@ -159,7 +159,7 @@ def read_builds(
     }
     copies = [stripped(binary, work) for binary in where.values()]
     binaries = [{"path": str(copy), "sha256": utils.sha256_of(copy)} for copy in copies]
-    failed = gendata.analyse_all(binaries, str(work / "output"), workers)
+    failed = analyse.analyse_all(binaries, str(work / "output"), workers)
     if failed:
         raise utils.UserError(str(failed))
     return {key: Build(binary, work) for key, binary in tqdm(where.items(), disable=None)}

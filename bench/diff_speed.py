@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
+import analyse
 import features
-import gendata
 import matching
 import preprocessing
 import similarity
@@ -85,7 +85,7 @@ def processor_seconds() -> float:
 def programs(folder: Path, output_dir: str, workers: int) -> dict[str, Analysis]:
     """Analyse all programs of a build."""
     files = [{"path": str(f), "sha256": utils.sha256_of(f)} for f in sorted(folder.glob("*"))]
-    failed = gendata.analyse_all(files, output_dir, workers)
+    failed = analyse.analyse_all(files, output_dir, workers)
     if failed or not files:
         raise utils.UserError(f"{folder}: {failed or 'no programs'}")
     return {

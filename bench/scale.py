@@ -25,6 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import analyse
 import gendata
 import preprocessing
 from utils import command_line
@@ -51,7 +52,7 @@ def main(
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
         originals = gendata.find_binaries(path, biname)
-        gendata.analyse_all(originals, outputDir, workers)
+        analyse.analyse_all(originals, outputDir, workers)
         analyses = [
             preprocessing.load(preprocessing.cache_file(outputDir, b["sha256"])) for b in originals
         ]

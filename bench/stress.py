@@ -27,7 +27,9 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
+import analyse
 import gendata
+import processes
 import utils
 
 MODEL = dict(dim=32, n_layers=1, n_heads=2, dim_ff=64, p_drop_hidden=0.1, p_drop_attn=0.1)
@@ -80,7 +82,7 @@ def main(
             inputs, bytes_lost = stress(arguments, inputs, kills, rng)
             lost += bytes_lost
         file = inputs / "binaries" / chosen[0]["build"] / biname
-        print(f"{mutants} mutants: {analyse(mutate(file.read_bytes(), mutants, seed), folder)}")
+        print(f"{mutants} mutants: {outcomes(mutate(file.read_bytes(), mutants, seed), folder)}")
     return 1 if lost else 0
 
 
@@ -167,7 +169,7 @@ def mutate(content: bytes, number: int, seed: int) -> list[bytes]:
     return made
 
 
-def analyse(mutants: list[bytes], folder: str) -> str:
+def outcomes(mutants: list[bytes], folder: str) -> str:
     """Analyse the mutants as gendata.py does; return what became of them."""
     for i, content in enumerate(mutants):
         Path(folder, f"mutant-{i}").write_bytes(content)
@@ -176,8 +178,8 @@ def analyse(mutants: list[bytes], folder: str) -> str:
         for i in range(len(mutants))
     )
     count = collections.Counter()
-    for number, error in gendata.in_processes(
-        gendata.analyse_one, jobs, len(mutants), 2, "mutants", time_limit=60, memory_limit=4
+    for number, error in processes.in_processes(
+        analyse.analyse_one, jobs, len(mutants), 2, "mutants", time_limit=60, memory_limit=4
     ):
         if error is None:
             count["analysed"] += 1

@@ -18,6 +18,7 @@ import torch
 from conftest import compile_c
 from test_hostile import SIZES, SMALL, TINY
 
+import analyse
 import checkpoint
 import classify
 import dataprocess
@@ -25,6 +26,7 @@ import gendata
 import models
 import preprocessing
 import pretrain
+import processes
 import samefunc
 import utils
 from tokenization import SPECIAL_TOKENS
@@ -155,7 +157,7 @@ def test_a_full_disk_is_no_binarys_fault(disk, analysed):
     """Not one line for each binary, but one error that stops all."""
     jobs = ((i, (str(analysed / "binaries/O0/tiny"), Path("output", str(i)))) for i in range(3))
     with disk.with_room(0), pytest.raises(DiskError):
-        list(gendata.in_processes(gendata.analyse_one, jobs, 3, 1, "tests"))
+        list(processes.in_processes(analyse.analyse_one, jobs, 3, 1, "tests"))
 
 
 def test_dataprocess(disk, analysed, tmp_path):

@@ -17,10 +17,12 @@ from conftest import SOURCE, compile_c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import analyse
 import dataprocess
 import deepwalk
 import gendata
 import preprocessing
+import processes
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -214,7 +216,7 @@ def test_a_run_that_is_stopped_mixes_no_settings(made, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         yield from ()
 
-    monkeypatch.setattr(gendata, "in_processes", stopped)
+    monkeypatch.setattr(processes, "in_processes", stopped)
     with pytest.raises(KeyboardInterrupt):
         gendata.main("shapes", "binaries", seed=1, workers=1)
     assert os.listdir("data") == ["mine"]
@@ -238,7 +240,7 @@ def test_a_pair_that_fails_costs_itself_only(made, tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(gendata, "write_pair", write_pair_but_the_third)
     code = gendata.main("shapes", "binaries", data=str(tmp_path / "data"), workers=1)
-    assert code == gendata.SKIPPED
+    assert code == analyse.SKIPPED
     assert "skipped pair 3: the worker process died (exit code 1)" in capsys.readouterr().err
     expected = bytes_of(made[0] / "data")
     assert bytes_of(tmp_path / "data") == {k: v for k, v in expected.items() if k[:2] != "3/"}
@@ -264,7 +266,7 @@ def test_a_broken_binary_costs_its_pairs_only(made, tmp_path):
     (cwd / "binaries" / "O1a" / "shapes").write_bytes(b"not a program at all")
     (cwd / "binaries" / "empty-folder").mkdir()
     run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries", check=False)
-    assert run.returncode == gendata.SKIPPED
+    assert run.returncode == analyse.SKIPPED
     assert "binaries/O1a/shapes" in run.stderr
     assert "no executable" in run.stderr
     builds = [
@@ -312,7 +314,7 @@ def test_settings_out_of_range(tmp_path, flag):
 )
 def test_a_worker_that_misbehaves_costs_its_own_job(how, limits, error):
     jobs = [(key, (key,)) for key in ("fine", how, "fine too")]
-    errors = dict(gendata.in_processes(misbehave, iter(jobs), len(jobs), 2, "tests", **limits))
+    errors = dict(processes.in_processes(misbehave, iter(jobs), len(jobs), 2, "tests", **limits))
     assert errors == {"fine": None, how: error, "fine too": None}
 
 
@@ -330,7 +332,7 @@ def misbehave(how):
 
 ALONE = """
 import os, sys, time
-import gendata
+import processes
 
 def job(file):
     with open(file, "w") as out:
@@ -338,7 +340,7 @@ def job(file):
     time.sleep(60)
 
 jobs = ((file, (file,)) for file in sys.argv[1:])
-list(gendata.in_processes(job, jobs, 2, 2, "tests"))
+list(processes.in_processes(job, jobs, 2, 2, "tests"))
 """
 
 
@@ -408,7 +410,7 @@ def fake_analyses(monkeypatch, cwd: Path, builds: Path) -> None:
             preprocessing.save(analysis, preprocessing.cache_file(output_dir, binary["sha256"]))
         return {}
 
-    monkeypatch.setattr(gendata, "analyse_all", analyse_all)
+    monkeypatch.setattr(analyse, "analyse_all", analyse_all)
     monkeypatch.chdir(cwd)
 
 
@@ -521,7 +523,7 @@ def test_split_is_written_and_shares_are_checked(builds, tmp_path, monkeypatch):
 
 def test_pairs_are_never_all_in_memory(monkeypatch):
     """Jobs are taken from their iterator no faster than they are done."""
-    monkeypatch.setattr(gendata, "AHEAD", 5)
+    monkeypatch.setattr(processes, "AHEAD", 5)
     taken = 0
 
     def jobs():
@@ -530,7 +532,7 @@ def test_pairs_are_never_all_in_memory(monkeypatch):
             taken += 1
             yield number, (0,)
 
-    for done, (number, error) in enumerate(gendata.in_processes(misbehave, jobs(), 50, 2, "t")):
+    for done, (number, error) in enumerate(processes.in_processes(misbehave, jobs(), 50, 2, "t")):
         assert (number, error) == (done, None)
         assert taken <= done + 1 + 5
     assert taken == 50

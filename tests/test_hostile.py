@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import compile_c
 
+import analyse
 import checkpoint
 import classify
 import corpus
@@ -26,6 +27,7 @@ import huggingface
 import models
 import preprocessing
 import pretrain
+import processes
 import train
 import utils
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
@@ -170,7 +172,7 @@ def odd(tmp_path_factory):
 
 def test_each_odd_file_is_analysed_or_refused_with_its_reason(odd):
     cwd, (code, out, err), _, _ = odd
-    assert code == gendata.SKIPPED, err
+    assert code == analyse.SKIPPED, err
     skipped = dict(re.findall(r"^skipped binaries/(.+?)/tiny: (.+)$", err, re.M))
     assert skipped.keys() == REFUSED.keys()
     for name, reason in REFUSED.items():
@@ -282,7 +284,7 @@ def test_mutants(odd, tmp_path):
     jobs = ((key, (str(file), tmp_path / "output" / key)) for key, file in files.items())
     limits = {"time_limit": 20, "memory_limit": 2}  # some run into it
     errors = dict(
-        gendata.in_processes(gendata.analyse_one, jobs, len(files), 2, "mutants", **limits)
+        processes.in_processes(analyse.analyse_one, jobs, len(files), 2, "mutants", **limits)
     )
     assert errors.keys() == files.keys()
     assert errors[str(N_MUTANTS)] is None  # the pool still works in the end
