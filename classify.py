@@ -605,7 +605,7 @@ def main(
         vocab: The vocabulary, where pretrain_file does not say it.
         save_dir: Gets models, or predictions and measures. Left out: out-<task>, or the folder of
             model_file.
-        max_len: Most tokens of an example; of samefunc, in each of a function's up to four
+        max_len: Most tokens of an example; of samefunc, in each of a function's up to six
             windows. Left out: as in pre-training, 128 at most.
         mode: train, eval or predict.
         eval_file: TSV file to measure at every save of a training.

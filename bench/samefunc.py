@@ -5,6 +5,7 @@ logistic regression, on functions of programs that none of them has seen.
 
 Pre-trains on the training programs only, makes the pairs of functions, fine-tunes with each seed,
 and measures all on the same test pairs. The random network is the same but for its first weights.
+*Vectors alone*: the same fine-tuned networks, but only the cosine of BERT's two vectors counts.
 The logistic regressions' regularisation is the best of three on the test pairs themselves, which is
 more than BERT is given.
 """
@@ -72,14 +73,17 @@ def main(
     utils.write_json(sizes, model["model"])
     vocab = Path(pretrain_file).with_name("vocab.txt")
     for name, start in (
-        ("BERT from random weights", ["--model_cfg", sizes, "--vocab", vocab]),
-        ("BERT from our pre-training", ["--pretrain_file", pretrain_file]),
+        ("random weights", ["--model_cfg", sizes, "--vocab", vocab]),
+        ("pre-training", ["--pretrain_file", pretrain_file]),
     ):
-        lengths = ["--max_len", model["max_len"]]
-        table[name] = [fine_tune(folder, [*start, *lengths], seed) for seed in range(seeds)]
+        start += ["--max_len", model["max_len"]]
+        files = [fine_tune(folder, start, seed) for seed in range(seeds)]
+        runs = [measures(file, pairs) for file in files]
+        for kind in runs[0]:
+            table[f"{kind}, from {name}"] = [run[kind] for run in runs]
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch", end=" ")
     print(f"{torch.__version__}; {train_pairs:,} training pairs of {programs}; accuracy, ROC AUC")
-    print(f"{'':36}{tests[0]:>24}{tests[1]:>24}")
+    print(f"{'':38}{tests[0]:>24}{tests[1]:>24}")
     for name, runs in table.items():
         cells = []
         for split in ("dev", "test"):
@@ -87,7 +91,7 @@ def main(
                 values = 100 * np.array([run[split][measure] for run in runs])
                 spread = f"±{values.std(ddof=1):.1f}" if len(values) > 1 else ""
                 cells.append(f"{values.mean():6.1f}{spread:5}")
-        print(f"{name:36}  {' '.join(cells)}")
+        print(f"{name:38}  {' '.join(cells)}")
 
 
 def script(*arguments: object) -> None:
@@ -120,8 +124,8 @@ def pretrain(folder: Path, path: str, programs: str, model_cfg: str, steps: int)
     return folder / "pretrained" / f"model_steps_{steps}.pt"
 
 
-def fine_tune(folder: Path, start: list, seed: int) -> dict[str, dict[str, float]]:
-    """Fine-tune with one seed and measure on both other splits."""
+def fine_tune(folder: Path, start: list, seed: int) -> Path:
+    """Fine-tune with one seed; return the model's file."""
     kind = "pretrained" if "--pretrain_file" in start else "random"
     save_dir = folder / f"{kind}-{seed}"
     cfg = settings(folder / f"seed-{seed}.json", "samefunc.json", seed=seed)
@@ -129,14 +133,27 @@ def fine_tune(folder: Path, start: list, seed: int) -> dict[str, dict[str, float
         *("classify.py", "--train_cfg", cfg, "--data_file", folder / "pairs/train.tsv", *start),
         *("--save_dir", save_dir),
     )
-    last = max(save_dir.glob("model_steps_*.pt"), key=lambda p: int(p.stem.rsplit("_", 1)[1]))
-    for split in ("dev", "test"):
-        data = folder / "pairs" / f"{split}.tsv"
-        script("classify.py", "--mode", "eval", "--model_file", last, "--data_file", data)
-    return {
-        split: json.loads((save_dir / f"{split}_metrics.json").read_text())
-        for split in ("dev", "test")
-    }
+    return max(save_dir.glob("model_steps_*.pt"), key=lambda p: int(p.stem.rsplit("_", 1)[1]))
+
+
+@torch.inference_mode()
+def measures(
+    model_file: Path, pairs: dict[str, classify.Examples]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure a model on both other splits, whole and by its vectors alone."""
+    model, info, tokenizer = classify.load_classifier(str(model_file), "samefunc")
+    found: dict[str, dict[str, dict[str, float]]] = {"network": {}, "vectors alone": {}}
+    for split in ("train", "dev", "test"):
+        data = classify.read_ids(classify.Samefunc, pairs[split], tokenizer, info.max_len)
+        cosine = data.encode(model)[data.rows].prod(1).sum(1, keepdim=True).numpy()  # (N, 1)
+        if split == "train":
+            alone = LogisticRegression().fit(cosine, data.label)
+            continue
+        shares = classify.predict(model, data, torch.device("cpu"))
+        found["network"][split] = classify.measure(shares, data.label)
+        shares = alone.predict_proba(cosine)
+        found["vectors alone"][split] = classify.measure(shares, data.label)
+    return found
 
 
 def linear(kind: str, pairs: dict[str, classify.Examples]) -> list[dict]:
