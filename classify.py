@@ -30,14 +30,15 @@ import huggingface
 import models
 import train
 import utils
-from compare import Comparer, ComparisonData
+from compare import Comparer, ComparisonData, contrast
 from optim import OneCycleAdamW, optim4GPU
 from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
 from utils import UserError
 
 EVAL_BATCH = 64
 GROUP = 20  # batches that are sorted by length together
-CALIBRATION = 1024  # texts that a Comparer's start is fitted to
+CALIBRATION = 4096  # pairs that a Comparer's weights of words are taken from
+HEAD_LR = 40  # a Comparer's learning rate, where cfg.lr is its BERT's
 
 
 class Classifier(nn.Module):
@@ -70,7 +71,7 @@ class Task:
     tokenizer : {"corpus", "bert"}
         How texts are read, where no pre-trained model says it.
     network : type
-        `Classifier`, [CLS] over both texts, or `compare.Comparer`, token by token.
+        `Classifier`, [CLS] over both texts, or `compare.Comparer`, a vector for each.
     """
 
     labels: tuple[str, ...]
@@ -267,24 +268,27 @@ def read_ids(
     return ClassificationData(examples, tokenizer, max_len)
 
 
-def get_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Return the logits (B, labels) of either network."""
-    return model(**{name: x for name, x in batch.items() if name not in ("label", "weight")})
-
-
 def get_optimizer(cfg: train.Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Return BERT's optimizer, or AdamW for a `Comparer`, whose BERT is not trained."""
+    """Return BERT's optimizer; for a `Comparer` AdamW, as all but its BERT starts from nothing."""
     if isinstance(model, Comparer):
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return OneCycleAdamW(trained, cfg.lr, cfg.warmup, cfg.total_steps)
+        bert = {"params": list(model.transformer.parameters()), "lr": cfg.lr}
+        head = [p for n, p in model.named_parameters() if not n.startswith("transformer.")]
+        groups = [bert, {"params": head, "lr": HEAD_LR * cfg.lr, "weight_decay": 0.1}]
+        return OneCycleAdamW(groups, cfg.lr, cfg.warmup, cfg.total_steps)
     return optim4GPU(cfg, model)
 
 
 def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
-    """Return the mean cross-entropy (nats), as `Trainer` wants it."""
-    logits = get_logits(model, batch).float()
-    loss = F.cross_entropy(logits, batch["label"], reduction="none")
-    return {"loss": (loss * batch["weight"]).sum()}
+    """Return the mean cross-entropy (nats), and `contrast` of a `Comparer`, as `Trainer` wants."""
+    label, weight = batch["label"], batch["weight"]
+    losses = {}
+    if "counts" in batch:
+        logits, vectors = model(batch["input_ids"], batch["input_mask"], batch["counts"])
+        losses["contrast_loss"] = contrast(vectors, batch["group"], label, weight)
+    else:
+        logits = model(batch["input_ids"], batch["segment_ids"], batch["input_mask"])
+    loss = F.cross_entropy(logits.float(), label, reduction="none")
+    return {"loss": (loss * weight).sum(), **losses}
 
 
 @torch.inference_mode()
@@ -292,15 +296,28 @@ def predict(
     model: nn.Module, data: ClassificationData | ComparisonData, device: torch.device
 ) -> np.ndarray:
     """Return each example's probabilities, float64 (N, labels); ``model`` in evaluation mode."""
-    if isinstance(data, ComparisonData) and not data.hidden:
-        data.encode(model.transformer, train.best_precision(device))
+    if isinstance(data, ComparisonData):
+        vectors = data.encode(model)  # each text once, however many pairs it is in
+
+        def get_logits(rows: np.ndarray) -> Tensor:
+            texts = data.rows[rows]
+            return model.compare(vectors[texts], torch.from_numpy(data.counts(texts)).to(device))
+    else:
+
+        def get_logits(rows: np.ndarray) -> Tensor:
+            return model(
+                *(
+                    torch.from_numpy(array).to(device)
+                    for name, array in data.batch(rows).items()
+                    if name not in ("label", "weight")
+                )
+            )
+
     # Examples of about the same length together, so that little is padding.
     order = np.argsort(data.lengths, kind="stable")
     probabilities = []
     for rows in tqdm(np.split(order, range(EVAL_BATCH, len(order), EVAL_BATCH)), disable=None):
-        batch = {name: torch.from_numpy(a).to(device) for name, a in data.batch(rows).items()}
-        logits = get_logits(model, batch)
-        probabilities.append(logits.double().softmax(1).cpu().numpy())
+        probabilities.append(get_logits(rows).double().softmax(1).cpu().numpy())
     return np.concatenate(probabilities)[np.argsort(order)]
 
 
@@ -517,12 +534,9 @@ def fine_tune(
         return
     if not resume:
         trainer.forget(overwrite)
-    if isinstance(data, ComparisonData):
-        data.encode(model.transformer.eval(), precision)
     if trainer.step == 0 and isinstance(data, ComparisonData):
-        some = np.random.default_rng(cfg.seed).permutation(len(data.texts))[:CALIBRATION]
-        arrays = ((data.texts[i], data.hidden[i]) for i in some)
-        model.calibrate(tuple(torch.from_numpy(x).to(device) for x in pair) for pair in arrays)
+        some = np.random.default_rng(cfg.seed).permutation(len(data))[:CALIBRATION]
+        model.calibrate(torch.from_numpy(data.counts(data.rows[some])).to(device))
     with utils.atomic_file(Path(save_dir, "vocab.txt")) as file:
         file.write(vocab)
     utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))
@@ -591,7 +605,7 @@ def main(
         vocab: The vocabulary, where pretrain_file does not say it.
         save_dir: Gets models, or predictions and measures. Left out: out-<task>, or the folder of
             model_file.
-        max_len: Most tokens of an example; of samefunc, in each of a function's up to four
+        max_len: Most tokens of an example; of samefunc, in each of a function's up to six
             windows. Left out: as in pre-training, 128 at most.
         mode: train, eval or predict.
         eval_file: TSV file to measure at every save of a training.

@@ -1,30 +1,33 @@
-"""Compare two texts token by token: `classify.py`'s network for tasks that ask "the same?".
+"""Compare two texts: `classify.py`'s network for tasks that ask "the same?".
 
 [CLS] before both texts, as BERT has it for sentences, does not learn to compare code from some
-thousand pairs, and leaves each text half of the room. Here each text is encoded by itself, in
-several windows when it is long, and each token looks for the one most like it in the other text.
+thousand pairs, and leaves each text half of the room. Here each text becomes one vector by itself,
+the mean of its hidden states in several windows. How alike two vectors are is judged beside how
+alike the texts' words are: which words is what tells functions apart best, and code that compilers
+wrote differently is what BERT is there for.
 """
 
 from collections.abc import Iterable
 
 import numpy as np
+import scipy.sparse
 import torch
 import torch.nn.functional as F
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import models
-import train
 from tokenization import CorpusTokenizer, FullTokenizer
 
-WINDOWS = 4  # of max_len tokens each; what is left of a longer text is not read
-ENCODED = 64  # windows at a time
-KINDS = 8  # ways to weigh tokens
-P_DROP = 0.1  # dropout before the classification
+# Windows of max_len tokens each that BERT reads of a text. Words are counted in the whole text.
+WINDOWS = 6  # from the start
+TRAINED = 2  # in training: from anywhere, another stretch each time
+ENCODED = 64  # texts at a time
+TEMPERATURE = 0.07  # of cosines in the contrastive loss
 
 
 class ComparisonData:
-    """Pairs of texts. A text is encoded once, however many pairs it is in.
+    """Pairs of texts. A text is read once, however many pairs it is in.
 
     Parameters
     ----------
@@ -33,17 +36,17 @@ class ComparisonData:
     tokenizer : CorpusTokenizer or FullTokenizer
     max_len : int
         Most tokens of a window, special ones included.
-    windows : int
-        How many windows of a text are read.
 
     Attributes
     ----------
     texts : list of int64 (T,)
         The distinct texts' token ids, without special tokens.
-    hidden : list of float16 (T, D)
-        Their hidden states, once `encode` has been called.
+    rows : int64 (N, 2)
+        Which texts each pair is of.
+    group : int64 (texts,)
+        Texts that pairs of label 1 connect, directly or not, are one group.
     lengths : int (N,)
-        Tokens of each pair's longer text; batches of alike ones hold little padding.
+        Tokens of each pair's longer text.
     """
 
     def __init__(
@@ -52,209 +55,212 @@ class ComparisonData:
         label: np.ndarray | None,
         tokenizer: CorpusTokenizer | FullTokenizer,
         max_len: int,
-        windows: int = WINDOWS,
     ) -> None:
         self.pad, self.cls, self.sep = (tokenizer.vocab[t] for t in ("[PAD]", "[CLS]", "[SEP]"))
+        self.n_words = len(tokenizer.vocab)
         self.label = label
         self.room = max_len - 2  # tokens of a window
         self.texts: list[np.ndarray] = []
-        self.hidden: list[np.ndarray] = []
         numbers: dict[str, int] = {}
 
         def number(text: str) -> int:
             if text not in numbers:
                 numbers[text] = len(self.texts)
                 ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
-                self.texts.append(np.array(ids[: windows * self.room], np.int64))
+                self.texts.append(np.array(ids, np.int64))
             return numbers[text]
 
-        self.rows = np.array([(number(a), number(b)) for a, b in pairs]).reshape(-1, 2)
+        self.rows = np.array([(number(a), number(b)) for a, b in pairs], np.int64).reshape(-1, 2)
         sizes = np.array([len(text) for text in self.texts], np.int64)
         self.lengths = sizes[self.rows].max(1) if len(self.rows) else sizes
+        same = self.rows[:0] if label is None else self.rows[label == 1]
+        n = len(self.texts)
+        links = scipy.sparse.coo_matrix((np.ones(len(same)), (*same.T,)), (n, n))
+        self.group = connected_components(links, directed=False)[1].astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @torch.inference_mode()
-    def encode(self, transformer: models.Transformer, precision: train.Precision) -> None:
-        """Fill ``hidden``: encode each text in windows, [CLS] tokens [SEP].
+    def windows(self, texts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return texts, of N the longest with W windows, as windows, [CLS] tokens [SEP].
 
-        ``transformer`` is in evaluation mode.
+        Returns
+        -------
+        ids, mask : int64 (N, W, S)
+            A window that a text has no tokens for is masked wholly.
         """
-        device = next(transformer.parameters()).device
-        windows = [
-            (number, text[start : start + self.room])
-            for number, text in enumerate(self.texts)
-            for start in range(0, len(text), self.room)
-        ]
-        dim = transformer.embed.tok_embed.embedding_dim
-        found = [np.empty((0, dim), np.float16)] * len(windows)
-        # Windows of about the same length together, so that little is padding.
-        order = np.argsort([len(window) for _, window in windows], kind="stable")
-        batches = np.split(order, range(ENCODED, len(order), ENCODED))
-        for some in tqdm(batches, "encoding", unit="batch", disable=None):
-            if not len(some):
-                continue
-            ids = np.full((len(some), len(windows[some[-1]][1]) + 2), self.pad, np.int64)
-            mask = np.zeros_like(ids)
-            for row, at in enumerate(some):
-                window = windows[at][1]
-                ids[row, : len(window) + 2] = [self.cls, *window, self.sep]
-                mask[row, : len(window) + 2] = 1
-            x, used = (torch.from_numpy(array).to(device) for array in (ids, mask))
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                h = transformer(x, torch.zeros_like(x), used).to(torch.float16).cpu().numpy()
-            for row, at in enumerate(some):
-                found[at] = h[row, 1 : len(windows[at][1]) + 1].copy()
-        parts: list[list[np.ndarray]] = [[np.empty((0, dim), np.float16)] for _ in self.texts]
-        for (number, _), h in zip(windows, found, strict=True):
-            parts[number].append(h)
-        self.hidden = [np.concatenate(part) for part in parts]
+        longest = max(1, *map(len, texts))
+        shape = len(texts), -(-longest // self.room), min(longest, self.room) + 2
+        ids = np.full(shape, self.pad, np.int64)
+        mask = np.zeros_like(ids)
+        for i, text in enumerate(texts):
+            for w in range(shape[1]):
+                window = text[w * self.room : (w + 1) * self.room]
+                if w == 0 or len(window):
+                    ids[i, w, : len(window) + 2] = [self.cls, *window, self.sep]
+                    mask[i, w, : len(window) + 2] = 1
+        return ids, mask
+
+    def counts(self, some: np.ndarray) -> np.ndarray:
+        """Return how often each word is in the whole texts: int64 (...) -> float32 (..., V)."""
+        found = [np.bincount(self.texts[i], minlength=self.n_words) for i in some.flat]
+        return np.array(found, np.float32).reshape(*some.shape, self.n_words)
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the pairs ``rows``, padded to the longest text.
+        """Return the pairs ``rows``, a stretch of each text, which the rows' numbers draw.
 
         Returns
         -------
         dict of arrays
-            ``input_ids``, ``input_mask`` : int64 (B, 2, T). ``hidden`` : float16 (B, 2, T, D).
-            ``label`` : int64 (B,), 0 where there are none. ``weight`` : float32 (B,), 1 / B.
+            ``input_ids``, ``input_mask`` : int64 (B, 2, W, S). ``counts`` : float32 (B, 2, V).
+            ``group`` : int64 (B, 2). ``label`` : int64 (B,), 0 where there are none.
+            ``weight`` : float32 (B,), 1 / B.
         """
-        longest = max(1, int(self.lengths[rows].max()))
-        ids = np.full((len(rows), 2, longest), self.pad, np.int64)
-        mask = np.zeros_like(ids)
-        hidden = np.zeros((*ids.shape, self.hidden[0].shape[1]), np.float16)
-        for i, pair in enumerate(self.rows[rows]):
-            for j, number in enumerate(pair):
-                length = len(self.texts[number])
-                ids[i, j, :length] = self.texts[number]
-                mask[i, j, :length] = 1
-                hidden[i, j, :length] = self.hidden[number]
-        label = np.zeros(len(rows), np.int64) if self.label is None else self.label[rows]
-        weight = np.full(len(rows), 1 / len(rows), np.float32)
-        return dict(input_ids=ids, input_mask=mask, hidden=hidden, label=label, weight=weight)
+        texts = self.rows[rows]
+        rng = np.random.default_rng(rows)
+        most = TRAINED * self.room
+        parts = []
+        for text in (self.texts[i] for i in texts.flat):
+            start = rng.integers(max(1, len(text) - most + 1))
+            parts.append(text[start : start + most])
+        ids, mask = (x.reshape(len(rows), 2, *x.shape[1:]) for x in self.windows(parts))
+        return {
+            "input_ids": ids,
+            "input_mask": mask,
+            "counts": self.counts(texts),
+            "group": self.group[texts],
+            "label": np.zeros(len(rows), np.int64) if self.label is None else self.label[rows],
+            "weight": np.full(len(rows), 1 / len(rows), np.float32),
+        }
+
+    @torch.inference_mode()
+    def encode(self, model: "Comparer") -> Tensor:
+        """Return each text's vector, float32 (texts, D); ``model`` is in evaluation mode."""
+        device = next(model.parameters()).device
+        # Texts of about the same length together, so that little is padding.
+        order = np.argsort([len(text) for text in self.texts], kind="stable")
+        found = []
+        for some in np.split(order, range(ENCODED, len(order), ENCODED)):
+            texts = [self.texts[i][: WINDOWS * self.room] for i in some]
+            ids, mask = (torch.from_numpy(x).to(device) for x in self.windows(texts))
+            found.append(model.vectors(ids, mask))
+        return torch.cat(found)[torch.from_numpy(np.argsort(order)).to(device)]
 
 
 class Comparer(nn.Module):
-    """A comparison of two texts by their tokens' matches, on top of BERT.
+    """Logistic regression on how alike two texts' words are, and their vectors by BERT.
 
-    A token is its hidden state beside a random vector of its own: pre-training draws rare words
-    together, whose contexts are alike, but "which word" is what tells two functions apart. The
-    similarity of two tokens is the cosine of their projections. What is classified are the texts'
-    sizes and averages, both under learned weights of the tokens, of two things: each token's best
-    match in the other text, and how much of the token the other text matches when no token is used
-    twice.
-
-    BERT and the random vectors are not trained (BERT, section 5.3, the feature-based approach):
-    some hundred functions' names are learnt by heart sooner than how to compare. So hidden states
-    are computed once (`ComparisonData.encode`, with this ``transformer``) and given to `forward`.
+    The words: those of logistic regression on TF-IDF, that is each word's part in both texts and
+    the cosine; and how large a share of each text the other one has, too. The vector of a text is
+    the mean of BERT's hidden states, and BERT is trained with the rest, by `contrast` above all.
 
     References
     ----------
-    Khattab and Zaharia, "ColBERT", 2020, section 3.3 (late interaction),
-    https://arxiv.org/abs/2004.12832
+    Reimers and Gurevych, "Sentence-BERT", 2019, https://arxiv.org/abs/1908.10084
+    Cheng et al., "Wide & Deep Learning", 2016, https://arxiv.org/abs/1606.07792
     """
 
     def __init__(self, cfg: models.Config, n_labels: int) -> None:
         super().__init__()
-        self.transformer = models.Transformer(cfg).requires_grad_(False)
-        self.identity = nn.Embedding(cfg.vocab_size, cfg.dim).requires_grad_(False)
-        self.project = nn.Linear(2 * cfg.dim, cfg.dim)
-        self.importance = nn.Linear(2 * cfg.dim, KINDS)
-        self.sharpness = nn.Parameter(torch.tensor(3.0))  # exp(3) = 20 times a cosine
-        self.norm = nn.BatchNorm1d(8 * KINDS)
-        self.combine = nn.Linear(8 * KINDS, cfg.dim)
-        self.drop = nn.Dropout(P_DROP)
-        self.classifier = nn.Linear(cfg.dim, n_labels)
-        nn.init.orthogonal_(self.project.weight)
+        self.transformer = models.Transformer(cfg)
+        # Of the training's texts, by `calibrate`: rare words weigh more, none more than 1.
+        self.register_buffer("idf", torch.ones(cfg.vocab_size))
+        self.register_buffer("largest", torch.ones(cfg.vocab_size))
+        self.register_buffer("mean", torch.zeros(10))
+        self.register_buffer("deviation", torch.ones(10))
+        self.alike = nn.Linear(12, n_labels)
+        self.words = nn.Linear(2 * cfg.vocab_size, n_labels, bias=False)
+        nn.init.zeros_(self.alike.weight)
+        nn.init.zeros_(self.words.weight)
 
-    def train(self, mode: bool = True) -> "Comparer":
-        """Switch dropout on or off; in BERT, which is not trained, it is always off."""
-        super().train(mode)
-        self.transformer.eval()
-        return self
-
-    def forward(self, input_ids: Tensor, input_mask: Tensor, hidden: Tensor) -> Tensor:
-        """int64 (B, 2, T), (B, 2, T), float (B, 2, T, D) -> logits (B, labels)"""
-        with torch.autocast(input_ids.device.type, enabled=False):
-            features = self.features(self.tokens(input_ids, hidden), input_mask.bool())
-            self.norm.train(self.training and len(features) > 1)  # one example has no variance
-            return self.classifier(self.drop(F.gelu(self.combine(self.norm(features)))))
-
-    def tokens(self, input_ids: Tensor, hidden: Tensor) -> Tensor:
-        """int64 (...), float (..., D) -> float32 (..., 2 D)"""
-        return torch.cat([hidden.float(), self.identity(input_ids)], -1)
-
-    def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """float32 (B, 2, T, 2 D), bool (B, 2, T) -> (B, 8 KINDS)"""
-        a, b = F.normalize(self.project(tokens), dim=-1).unbind(1)  # (B, T, D) each
-        weight = self.importance(tokens)  # (B, 2, T, KINDS)
-        similarity = a @ b.transpose(1, 2)  # (B, T of A, T of B)
-        best = best_matches(similarity, mask)
-        matched = one_to_one_matches(similarity * self.sharpness.exp(), mask)
-        shares = weight.masked_fill(~mask[..., None], -1e4).softmax(2) * mask[..., None]
-        features = []
-        for found in (best, matched):  # (B, 2, T)
-            x, y = (shares * found[..., None]).sum(2).unbind(1)  # (B, KINDS) each
-            features += [x + y, (x - y).abs(), torch.minimum(x, y)]
-        size_a, size_b = (weight.exp() * mask[..., None]).sum(2).log1p().unbind(1)
-        return torch.cat([*features, (size_a - size_b).abs(), size_a + size_b], 1)
-
-    @torch.no_grad()
-    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Let ``project`` and ``importance`` begin with inputs of mean 0 and variance 1.
-
-        Hidden states of a pre-trained BERT share one large direction, which would make any two
-        tokens alike. Only the weights' start is changed: a data-dependent initialisation
-        (Salimans and Kingma, 2016, section 3, https://arxiv.org/abs/1602.07868).
+    def forward(
+        self, input_ids: Tensor, input_mask: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compare texts.
 
         Parameters
         ----------
-        batches : iterable of (int64 (T,), float (T, D))
-            Token ids and hidden states of some texts.
+        input_ids, input_mask : int64 (B, 2, W, S)
+        counts : float32 (B, 2, V)
+
+        Returns
+        -------
+        logits : float32 (B, labels)
+        vectors : float32 (B, 2, D)
         """
-        n, total, squares = 0, 0.0, 0.0
-        for input_ids, hidden in batches:
-            tokens = self.tokens(input_ids, hidden).double()
-            n, total = n + len(tokens), total + tokens.sum(0)
-            squares = squares + tokens.square().sum(0)
-        if n == 0:  # texts without tokens
-            return
-        mean = total / n
-        deviation = (squares / n - mean.square()).clamp(min=1e-6).sqrt()
-        for layer in (self.project, self.importance):
-            layer.weight /= deviation.float()
-            layer.bias -= layer.weight @ mean.float()
+        vectors = self.vectors(input_ids.flatten(0, 1), input_mask.flatten(0, 1))
+        vectors = vectors.unflatten(0, (-1, 2))
+        return self.compare(vectors, counts), vectors
+
+    def vectors(self, input_ids: Tensor, input_mask: Tensor) -> Tensor:
+        """int64 (N, W, S), (N, W, S) -> float32 (N, D), of length 1"""
+        used = input_mask.any(-1)  # (N, W)
+        ids, mask = input_ids[used], input_mask[used]  # (windows, S)
+        h = self.transformer(ids, torch.zeros_like(ids), mask).float() * mask[..., None]
+        text = used.nonzero()[:, 0]  # of each window
+        sums = h.new_zeros(len(used), h.size(-1)).index_add(0, text, h.sum(1))
+        return F.normalize(sums, dim=-1)  # of the means, too
+
+    def compare(self, vectors: Tensor, counts: Tensor) -> Tensor:
+        """float32 (B, 2, D), (B, 2, V) -> (B, labels)"""
+        with torch.autocast(counts.device.type, enabled=False):
+            alike, words = self.word_features(counts)
+            alike = (alike - self.mean) / self.deviation
+            cosine = (vectors[:, 0] * vectors[:, 1]).sum(-1, keepdim=True)
+            distance = (1 - cosine).clamp(min=1e-6).sqrt()
+            return self.alike(torch.cat([alike, cosine, distance], 1)) + self.words(words)
+
+    def word_features(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 (B, 2, V) -> (B, 10), (B, 2 V)"""
+        tf_idf = self.tf_idf(counts)
+        lengths = tf_idf.norm(dim=-1, keepdim=True)
+        x, y = (tf_idf / lengths.clamp(min=1e-6)).unbind(1)
+        words = torch.cat([(x - y).abs(), torch.minimum(x, y)], 1) / self.largest.repeat(2)
+        weights = torch.stack([torch.ones_like(self.idf), self.idf, self.idf**2], 1)  # (V, 3)
+        common = counts.amin(1) @ weights  # (B, 3)
+        a, b = (common[:, None] / (counts @ weights).clamp(min=1e-6)).unbind(1)
+        sizes = torch.stack([counts.sum(-1), tf_idf.sum(-1)], -1).log1p()  # (B, 2, 2)
+        differences = (sizes[:, 0] - sizes[:, 1]).abs()
+        alike = [(x * y).sum(1, keepdim=True), a + b, torch.minimum(a, b), differences]
+        return torch.cat([*alike, sizes[:, :, 1].sum(1, keepdim=True)], 1), words
+
+    def tf_idf(self, counts: Tensor) -> Tensor:
+        """float32 (..., V) -> (..., V)"""
+        return torch.where(counts > 0, 1 + counts.clamp(min=1).log(), 0.0) * self.idf
+
+    @torch.no_grad()
+    def calibrate(self, counts: Tensor) -> None:
+        """Take words' weights, and the features' scales, from training pairs, float32 (N, 2, V)."""
+        texts = counts.flatten(0, 1)
+        held = (texts > 0).sum(0)
+        self.idf.copy_(((1 + len(texts)) / (1 + held)).log() + 1)
+        largest = F.normalize(self.tf_idf(texts), dim=-1, eps=1e-6).amax(0)
+        self.largest.copy_(torch.where(held > 0, largest, 1.0))
+        alike, _ = self.word_features(counts)
+        self.mean.copy_(alike.mean(0))
+        self.deviation.copy_(alike.std(0, correction=0).clamp(min=1e-3))
 
 
-def best_matches(similarity: Tensor, mask: Tensor) -> Tensor:
-    """Return how similar each token's most similar one in the other text is.
+def contrast(vectors: Tensor, group: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Return the loss of finding each text's partner among all texts of the batch (nats).
+
+    In every pair of label 1, each text is to be nearer to its partner than to all texts of other
+    groups: the batch's other pairs are its negatives, and so many that BERT learns from few pairs.
 
     Parameters
     ----------
-    similarity : float (B, T, T)
-        Of each token of A to each of B.
-    mask : bool (B, 2, T)
-        Which are tokens.
+    vectors : float32 (B, 2, D)
+    group, label, weight
+        As in `ComparisonData.batch`.
 
-    Returns
-    -------
-    float (B, 2, T)
+    References
+    ----------
+    van den Oord et al., "Contrastive Predictive Coding", 2018, https://arxiv.org/abs/1807.03748
     """
-    of_a = similarity.masked_fill(~mask[:, 1, None, :], -1).amax(2)
-    of_b = similarity.masked_fill(~mask[:, 0, :, None], -1).amax(1)
-    return torch.stack([of_a, of_b], 1)
-
-
-def one_to_one_matches(logits: Tensor, mask: Tensor) -> Tensor:
-    """Return which share of each token is matched when a token that is used is used up.
-
-    A token spreads itself over the other text by a softmax, in both directions; a pair counts with
-    the smaller of its two shares. Where all similarities are 0 or infinite, m and n copies of a
-    word have min(m, n) matches: the intersection of two bags of words. Parameters and result are
-    those of `best_matches`.
-    """
-    both = mask[:, 0, :, None] & mask[:, 1, None, :]
-    logits = logits.masked_fill(~both, -1e4)  # finite: a row of padding alone makes no NaN
-    pairs = torch.minimum(logits.softmax(2), logits.softmax(1)) * both
-    return torch.stack([pairs.sum(2), pairs.sum(1)], 1)
+    x, group = vectors.flatten(0, 1), group.flatten()
+    partner = torch.arange(len(x), device=x.device) ^ 1
+    other = group[:, None] != group[None, :]
+    other[torch.arange(len(x)), partner] = True
+    logits = (x @ x.T / TEMPERATURE).masked_fill(~other, -1e4)
+    loss = F.cross_entropy(logits, partner, reduction="none")
+    return (loss * (label * weight).repeat_interleave(2)).sum()

@@ -209,9 +209,10 @@ class OneCycleAdamW(torch.optim.AdamW):
 
     Parameters
     ----------
-    params : iterable of Parameter
+    params : iterable of Parameter, or of dict
+        Parameters, or groups of them with their own settings.
     lr : float
-        Highest learning rate; the lowest is near 0.
+        Highest learning rate, of groups that name no other; the lowest is near 0.
     warmup : float
         Share of the training over which the rate rises.
     total_steps : int
@@ -223,7 +224,8 @@ class OneCycleAdamW(torch.optim.AdamW):
 
     def __init__(self, params: Iterable[Any], lr: float, warmup: float, total_steps: int) -> None:
         super().__init__(params, lr=lr)
-        self.schedule = OneCycleLR(self, lr, total_steps, pct_start=warmup)
+        highest = [group["lr"] for group in self.param_groups]
+        self.schedule = OneCycleLR(self, highest, total_steps, pct_start=warmup)
 
     def get_lr(self) -> list[float]:
         """Return the learning rate that the next step will have, for each parameter group."""

@@ -1,4 +1,4 @@
-"""What bags of words tell of two functions: baselines of samefunc.py, matches.py."""
+"""What bags of words tell of two functions: baselines of samefunc.py."""
 
 from pathlib import Path
 

@@ -3,10 +3,11 @@ logistic regression, on functions of programs that none of them has seen.
 
     python bench/samefunc.py --path DIR     # DIR/<build>/{chroot,ls,cp,sort}; hours on two cores
 
-Pre-trains on the training programs only (most steps on short texts, the last on long ones), makes
-the pairs of functions, fine-tunes with each seed, and measures all on the same test pairs. The
-logistic regressions see the whole functions, BERT their first four windows of max_len tokens. Their
-regularisation is the best of three on the test pairs themselves, which is more than BERT is given.
+Pre-trains on the training programs only, makes the pairs of functions, fine-tunes with each seed,
+and measures all on the same test pairs. The random network is the same but for its first weights.
+*Vectors alone*: the same fine-tuned networks, but only the cosine of BERT's two vectors counts.
+The logistic regressions' regularisation is the best of three on the test pairs themselves, which is
+more than BERT is given.
 """
 
 import datetime
@@ -35,11 +36,10 @@ def main(
     train: str | list[str] = ("chroot", "ls"),
     tests: str | list[str] = ("cp", "sort"),
     model_cfg: str = "config/bert_tiny.json",
-    short_steps: int = 9000,
-    long_steps: int = 6000,
-    max_len: int = 256,
-    train_pairs: int = 20000,
+    steps: int = 6000,
+    train_pairs: int = 10000,
     seeds: int = 3,
+    pretrain_file: str | None = None,
     work: str = "out-samefunc",
 ) -> None:
     """Train everything, and print the table.
@@ -49,17 +49,17 @@ def main(
         train: The programs of pre-training and of the training pairs.
         tests: Two programs whose functions are the test pairs.
         model_cfg: The model's sizes.
-        short_steps: Steps of pre-training on 32 x 64 tokens.
-        long_steps: Steps of pre-training after these on 8 x max_len tokens.
-        max_len: Most tokens of a window of a function.
+        steps: Of pre-training, on 32 x 64 tokens.
         train_pairs: Of functions.
         seeds: How often each fine-tuning is done.
+        pretrain_file: A model that pretrain.py made, instead of pre-training one.
         work: Where everything is made.
     """
     folder = Path(work)
     folder.mkdir(exist_ok=True)
     programs = ",".join(train)
-    pretrained = pretrain(folder, path, programs, model_cfg, short_steps, long_steps, max_len)
+    if pretrain_file is None:
+        pretrain_file = pretrain(folder, path, programs, model_cfg, steps)
     script(
         *("samefunc.py", "--path", path, "--train", programs, "--dev", tests[0]),
         *("--test", tests[1], "--train_pairs", train_pairs, "--outputDir", folder / "output"),
@@ -67,14 +67,23 @@ def main(
     )
     pairs = {s: read(folder / "pairs" / f"{s}.tsv") for s in ("train", "dev", "test")}
     table = {f"logistic regression, {kind}": linear(kind, pairs) for kind in VECTORIZERS}
+    # The sizes and the vocabulary are the pre-trained model's; so is how much is read at a time.
+    model = json.loads(Path(pretrain_file).with_name("model.json").read_text())
+    sizes = folder / "sizes.json"
+    utils.write_json(sizes, model["model"])
+    vocab = Path(pretrain_file).with_name("vocab.txt")
     for name, start in (
-        ("BERT from random weights", ["--model_cfg", model_cfg, "--vocab", folder / "vocab.txt"]),
-        ("BERT from our pre-training", ["--pretrain_file", pretrained]),
+        ("random weights", ["--model_cfg", sizes, "--vocab", vocab]),
+        ("pre-training", ["--pretrain_file", pretrain_file]),
     ):
-        table[name] = [fine_tune(folder, start, seed, max_len, pairs) for seed in range(seeds)]
+        start += ["--max_len", model["max_len"]]
+        files = [fine_tune(folder, start, seed) for seed in range(seeds)]
+        runs = [measures(file, pairs) for file in files]
+        for kind in runs[0]:
+            table[f"{kind}, from {name}"] = [run[kind] for run in runs]
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch", end=" ")
     print(f"{torch.__version__}; {train_pairs:,} training pairs of {programs}; accuracy, ROC AUC")
-    print(f"{'':36}{tests[0]:>24}{tests[1]:>24}")
+    print(f"{'':38}{tests[0]:>24}{tests[1]:>24}")
     for name, runs in table.items():
         cells = []
         for split in ("dev", "test"):
@@ -82,7 +91,7 @@ def main(
                 values = 100 * np.array([run[split][measure] for run in runs])
                 spread = f"±{values.std(ddof=1):.1f}" if len(values) > 1 else ""
                 cells.append(f"{values.mean():6.1f}{spread:5}")
-        print(f"{name:36}  {' '.join(cells)}")
+        print(f"{name:38}  {' '.join(cells)}")
 
 
 def script(*arguments: object) -> None:
@@ -95,9 +104,7 @@ def settings(file: Path, of: str, **changes: object) -> Path:
     return file
 
 
-def pretrain(
-    folder: Path, path: str, programs: str, model_cfg: str, short: int, long: int, max_len: int
-) -> Path:
+def pretrain(folder: Path, path: str, programs: str, model_cfg: str, steps: int) -> Path:
     """Make the corpus and pre-train on it; return the model's file."""
     data, corpus, vocab = folder / "data", folder / "corpus.txt", folder / "vocab.txt"
     script(
@@ -109,35 +116,44 @@ def pretrain(
         *("dataprocess.py", "--data", data, "--outputDir", folder / "output"),
         *("--vocab_file", vocab, "--corpus_file", corpus),
     )
-    common = ["--model_cfg", model_cfg, "--data_file", corpus, "--vocab", vocab]
-    cfg = settings(folder / "short.json", "pretrain.json", total_steps=short)
-    script("pretrain.py", "--train_cfg", cfg, *common, "--save_dir", folder / "short")
-    model = folder / "short" / f"model_steps_{short}.pt"
-    cfg = settings(folder / "long.json", "pretrain.json", total_steps=long, batch_size=8)
-    lengths = ["--max_len", max_len, "--max_pred", round(0.26 * max_len), "--pretrain_file", model]
-    script("pretrain.py", "--train_cfg", cfg, *common, *lengths, "--save_dir", folder / "long")
-    return folder / "long" / f"model_steps_{long}.pt"
+    cfg = settings(folder / "pretrain.json", "pretrain.json", total_steps=steps)
+    script(
+        *("pretrain.py", "--train_cfg", cfg, "--model_cfg", model_cfg, "--data_file", corpus),
+        *("--vocab", vocab, "--save_dir", folder / "pretrained"),
+    )
+    return folder / "pretrained" / f"model_steps_{steps}.pt"
 
 
-def fine_tune(
-    folder: Path, start: list, seed: int, max_len: int, pairs: dict[str, classify.Examples]
-) -> dict[str, dict[str, float]]:
-    """Fine-tune with one seed and measure on both other splits."""
+def fine_tune(folder: Path, start: list, seed: int) -> Path:
+    """Fine-tune with one seed; return the model's file."""
     kind = "pretrained" if "--pretrain_file" in start else "random"
     save_dir = folder / f"{kind}-{seed}"
     cfg = settings(folder / f"seed-{seed}.json", "samefunc.json", seed=seed)
     script(
         *("classify.py", "--train_cfg", cfg, "--data_file", folder / "pairs/train.tsv", *start),
-        *("--save_dir", save_dir, "--max_len", max_len),
+        *("--save_dir", save_dir),
     )
-    last = max(save_dir.glob("model_steps_*.pt"), key=lambda p: int(p.stem.rsplit("_", 1)[1]))
-    for split in ("dev", "test"):
-        data = folder / "pairs" / f"{split}.tsv"
-        script("classify.py", "--mode", "eval", "--model_file", last, "--data_file", data)
-    return {
-        split: json.loads((save_dir / f"{split}_metrics.json").read_text())
-        for split in ("dev", "test")
-    }
+    return max(save_dir.glob("model_steps_*.pt"), key=lambda p: int(p.stem.rsplit("_", 1)[1]))
+
+
+@torch.inference_mode()
+def measures(
+    model_file: Path, pairs: dict[str, classify.Examples]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure a model on both other splits, whole and by its vectors alone."""
+    model, info, tokenizer = classify.load_classifier(str(model_file), "samefunc")
+    found: dict[str, dict[str, dict[str, float]]] = {"network": {}, "vectors alone": {}}
+    for split in ("train", "dev", "test"):
+        data = classify.read_ids(classify.Samefunc, pairs[split], tokenizer, info.max_len)
+        cosine = data.encode(model)[data.rows].prod(1).sum(1, keepdim=True).numpy()  # (N, 1)
+        if split == "train":
+            alone = LogisticRegression().fit(cosine, data.label)
+            continue
+        shares = classify.predict(model, data, torch.device("cpu"))
+        found["network"][split] = classify.measure(shares, data.label)
+        shares = alone.predict_proba(cosine)
+        found["vectors alone"][split] = classify.measure(shares, data.label)
+    return found
 
 
 def linear(kind: str, pairs: dict[str, classify.Examples]) -> list[dict]:
