@@ -91,9 +91,9 @@ class Build:
     def __init__(self, binary: Path, work: Path) -> None:
         copy = stripped(binary, work)
         file = preprocessing.cache_file(work / "output", utils.sha256_of(copy))
-        analysis = preprocessing.load(file)
         self.file = copy
-        self.code = features.read_code(analysis)
+        self.code = features.read_code(preprocessing.load(file))
+        analysis = self.code.analysis
         self.truth: Truth = truth.read_truth(binary, work / "truth")
         self.peer_words = peer_words(self.code)
         sizes = truth.block_counts(self.truth, analysis)
