@@ -62,10 +62,11 @@ def mend(analysis: Analysis) -> Analysis:
         s, t = stretch[a], stretch[b]
         if s == t or called[b]:
             continue
-        if is_head[b] and address[b] % ALIGNMENT == 0:
+        if is_head[b]:
             last = analysis.instructions[a].rsplit(b"\n", 1)[-1]
             # What is called just before the next function may never return.
-            if CALLS.match(last) or PLAIN_JUMP.match(last):
+            tail_call = address[b] % ALIGNMENT == 0 and PLAIN_JUMP.match(last)
+            if tail_call or CALLS.match(last):
                 continue
         entered[t] |= is_head[b]
         s, t = root(s), root(t)
