@@ -85,7 +85,7 @@ def mend(analysis: Analysis) -> Analysis:
     return dataclasses.replace(
         analysis,
         function=np.append(function, np.arange(len(entry), len(entry) + names)).astype(np.int32),
-        function_address=np.append(entry, np.zeros(names)).astype(np.uint64),
+        function_address=np.append(entry, np.zeros(names, np.int64)).astype(np.uint64),
         function_name=[known.get(a, f"sub_{a:x}") for a in entry.tolist()]
         + analysis.function_name[len(old) :],
     )
