@@ -13,7 +13,7 @@ import numpy as np
 import preprocessing
 from preprocessing import Analysis
 
-ALIGNMENT = 16  # compilers that make tail calls also align functions
+ALIGNMENT = 16  # of functions, where a compiler optimises for speed
 PLAIN_JUMP = re.compile(rb"(bnd )?(jmp|b|b\.w) (#?0x[0-9a-f]+|\d+)$")
 ADDRESS = re.compile(rb"(?:, |#)0x([0-9a-f]+)$", re.MULTILINE)
 CALLS = re.compile(rb"((bnd|notrack) )*(call|bl|blx|blr)\b")
@@ -25,7 +25,7 @@ def mend(analysis: Analysis) -> Analysis:
 
     A stretch of code, from one of angr's functions' beginnings to the next, belongs to the function
     that falls or branches into it, unless it is called, or is jumped to as by a tail call: at its
-    aligned beginning.
+    aligned beginning, or anywhere in unaligned code that jumps to what is called elsewhere.
     """
     n, names = analysis.code_blocks, len(analysis.import_name)
     address = analysis.address[:n].astype(np.int64)
@@ -56,6 +56,13 @@ def mend(analysis: Analysis) -> Analysis:
     is_head = np.zeros(n, bool)
     is_head[head] = True
     flow = np.flatnonzero(inside & (analysis.kind != preprocessing.CALL))
+    # Compilers that do not align functions either make no tail calls, or make them anywhere.
+    unaligned = 2 * np.sum(address[called] % ALIGNMENT == 0) < np.sum(called)
+    anywhere = unaligned and any(
+        PLAIN_JUMP.match(analysis.instructions[a].rsplit(b"\n", 1)[-1])
+        for a, b in analysis.edges[flow].tolist()
+        if called[b] and angr[a] != angr[b]
+    )
     # What lies near first: far jumps are angr's mistakes more often.
     away = np.abs(keys[source[flow], 0] - keys[target[flow], 0])
     for a, b in analysis.edges[flow[np.argsort(away, kind="stable")]].tolist():
@@ -65,7 +72,7 @@ def mend(analysis: Analysis) -> Analysis:
         if is_head[b]:
             last = analysis.instructions[a].rsplit(b"\n", 1)[-1]
             # What is called just before the next function may never return.
-            tail_call = address[b] % ALIGNMENT == 0 and PLAIN_JUMP.match(last)
+            tail_call = (address[b] % ALIGNMENT == 0 or anywhere) and PLAIN_JUMP.match(last)
             if tail_call or CALLS.match(last):
                 continue
         entered[t] |= is_head[b]

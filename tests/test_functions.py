@@ -108,6 +108,19 @@ def test_what_is_called_is_a_function():
     assert len(parts(analysis_of(blocks, [(0, 1, JUMP)]))) == 3
 
 
+def test_tail_calls_in_code_that_is_not_aligned():
+    """The last function is called, and jumped to: so other jumps may be tail calls, too."""
+    blocks = [
+        (0x1002, 0x1002, "jmp 0x1018"),
+        (0x1018, 0x1018, "jmp 0x1028"),
+        (0x1028, 0x1028, "ret"),
+    ]
+    blocks += [(0x1034, 0x1034, "call 0x1028")]
+    edges = [(0, 1, JUMP), (1, 2, JUMP), (3, 2, CALL)]
+    assert len(parts(analysis_of(blocks, edges))) == 4
+    assert len(parts(analysis_of(blocks, [*edges[:1], *edges[2:]]))) == 3
+
+
 def test_a_cold_part_belongs_to_its_function():
     blocks = [
         (0x1008, 0x1008, "jmp 0x2010"),
