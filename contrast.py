@@ -106,6 +106,7 @@ class Pair:
     Attributes
     ----------
     program : str
+    codes : (Code, Code)
     candidates : Candidates
     surroundings : matching.Surroundings
     partner_a : int64 (F,)
@@ -116,6 +117,7 @@ class Pair:
     """
 
     program: str
+    codes: tuple[Code, Code]
     candidates: Candidates
     surroundings: matching.Surroundings
     partner_a: np.ndarray
@@ -290,7 +292,8 @@ def make_pair(program: str, first: Code, second: Code, fitted: Encoder) -> Pair:
                 found.append(number.get(pair, UNKNOWN))
         partners.append(np.array(found, np.int64))
     weights = [np.where(c.sizes < MIN_BLOCKS, SMALL, 1).astype(np.float32) for c in (first, second)]
-    return Pair(program, candidates, matching.Surroundings(first, second), *partners, *weights)
+    surroundings = matching.Surroundings(first, second)
+    return Pair(program, (first, second), candidates, surroundings, *partners, *weights)
 
 
 # -------------------------------------------------------------------------------------- encoder

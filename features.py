@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import scipy.sparse
 
+import functions
 import preprocessing
 
 DIMENSIONS = 1 << 18  # words are hashed; of one binary's words few collide
@@ -72,6 +73,7 @@ class Code:
 
 def read_code(analysis: preprocessing.Analysis) -> Code:
     """Extract the features of an analysed binary."""
+    analysis = functions.mend(analysis)
     n_functions = len(analysis.function_address) - len(analysis.import_name)
     function = analysis.function[: analysis.code_blocks]
     order = np.argsort(function, kind="stable")

@@ -4,6 +4,10 @@
 
 The encoders and the candidates stay those of `contrast.py`; of the measures of a pair of functions
 some are set to zero, in the training and in what is measured. Measured is as in `bench/diff.py`.
+
+`--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of both
+functions' mean hidden states in a BERT that `pretrain.py` trained, whitened by the mean and
+covariance of the training programs' functions.
 """
 
 import dataclasses
@@ -18,12 +22,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import importlib.util
 
 import numpy as np
+from matches import whitening
 
+import checkpoint
 import contrast
 import features
 import matching
 import similarity
 import utils
+from compare import ComparisonData
+from contrast import Pair
+from features import Code
 from similarity import Candidates, Model
 
 # This folder's diff.py, not the one above, whose name it shares.
@@ -61,6 +70,8 @@ def main(
     kinds: str | tuple[str, ...] | list[str] = ("O0-O3", "5.93-8.30 at O2"),
     held_out: str | tuple[str, ...] | list[str] = ("ed", "xargs"),
     train_cfg: str = "config/contrast.json",
+    pretrain_file: str | None = None,
+    max_len: int = 64,
     work: str = "out-diff",
     workers: int = 2,
 ) -> None:
@@ -74,6 +85,8 @@ def main(
         kinds: Kinds of pairs, of bench/diff.py's.
         held_out: Programs that are not trained on.
         train_cfg: Settings of the training.
+        pretrain_file: A BERT, for the row with its hidden states.
+        max_len: Tokens of the windows that it reads, as in its pre-training.
         work: Where stripped copies and analyses are kept.
         workers: Processes that analyse.
     """
@@ -112,6 +125,52 @@ def main(
             show(f"{row}; {kind}", measured[kind], left_out, model, known, matching.ROUNDS)
             if not left_out:
                 show(f"no surroundings; {kind}", measured[kind], left_out, model, known, 0)
+    if pretrain_file:
+        with_bert(pretrain_file, max_len, pairs, measured)
+        model = contrast.train_model(pairs, encoder, cfg)
+        for kind in kinds:
+            show(f"and BERT's states; {kind}", measured[kind], [], model, known, matching.ROUNDS)
+
+
+def with_bert(file: str, max_len: int, pairs: list[Pair], measured: dict[str, list]) -> None:
+    """Add a measure to all candidates: the cosine of the functions' mean hidden states."""
+    bert, _, tokenizer = checkpoint.load_pretrained(file)
+    bert = bert.transformer.eval()
+    states: dict[int, np.ndarray] = {}
+
+    def encode(code: Code) -> np.ndarray:
+        if id(code) not in states:
+            texts = [text(code, f) for f in range(code.functions)]
+            data = ComparisonData(zip(texts, texts, strict=True), None, tokenizer, max_len)
+            data.encode(bert, "float32")
+            mean = np.stack([h.astype(np.float32).mean(0) for h in data.hidden])
+            states[id(code)] = mean[data.rows[:, 0]]
+        return states[id(code)]
+
+    for pair in pairs:
+        for code in pair.codes:
+            encode(code)
+    whiten = whitening(list(states.values()))
+
+    def add(candidates: Candidates, codes: tuple[Code, Code]) -> None:
+        x, y = (whiten(encode(code)).numpy() for code in codes)
+        cosine = np.einsum("nd,nd->n", x[candidates.a], y[candidates.b])
+        candidates.measures = np.column_stack([candidates.measures, cosine])
+
+    for pair in pairs:
+        add(pair.candidates, pair.codes)
+    for first, second, candidates, _ in [row for rows in measured.values() for row in rows]:
+        add(candidates, (first.code, second.code))
+
+
+def text(code: Code, function: int) -> str:
+    """Return a function's normalised tokens, as the corpus has them."""
+    analysis = code.analysis
+    blocks = code.blocks[function]
+    ids = [
+        t for b in blocks for t in analysis.tokens[analysis.offsets[b] : analysis.offsets[b + 1]]
+    ]
+    return " ".join(analysis.dictionary[t] for t in ids)
 
 
 def leave_out(candidates: Candidates, left_out: list[int]) -> Candidates:

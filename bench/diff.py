@@ -91,13 +91,19 @@ class Build:
     def __init__(self, binary: Path, work: Path) -> None:
         copy = stripped(binary, work)
         file = preprocessing.cache_file(work / "output", utils.sha256_of(copy))
-        analysis = preprocessing.load(file)
         self.file = copy
-        self.code = features.read_code(analysis)
+        raw = preprocessing.load(file)
+        self.code = features.read_code(raw)
+        analysis = self.code.analysis
         self.truth: Truth = truth.read_truth(binary, work / "truth")
         self.peer_words = peer_words(self.code)
         sizes = truth.block_counts(self.truth, analysis)
         self.number = {a: f for f, a in enumerate(analysis.function_address.tolist()) if a}
+        # angr's functions, which may begin elsewhere, lie in ours.
+        starts = raw.function_address[: len(raw.function_address) - len(raw.import_name)]
+        block = np.searchsorted(analysis.address[: analysis.code_blocks], starts)
+        block = np.minimum(block, analysis.code_blocks - 1)
+        self.of_angr = dict(zip(starts.tolist(), analysis.function[block].tolist(), strict=True))
         # name -> function as the disassembler has it, or -1
         self.functions = {
             name: self.number.get(address, -1)
@@ -381,13 +387,14 @@ def angr_matches(first: Build, second: Build, seconds: int) -> Matches:
     except (subprocess.SubprocessError, IndexError, ValueError) as error:
         print(f"angr's BinDiff: {type(error).__name__} after at most {seconds} s")
         found = []
-    pairs = [
-        (first.number[a], second.number[b])
-        for a, b in found
-        if a in first.number and b in second.number
-    ]
-    code = [p for p in pairs if p[0] < first.code.functions and p[1] < second.code.functions]
-    a, b = np.array(code, np.int64).reshape(-1, 2).T
+    pairs = sorted(
+        {
+            (first.of_angr[a], second.of_angr[b])
+            for a, b in found
+            if a in first.of_angr and b in second.of_angr
+        }
+    )
+    a, b = np.array(pairs, np.int64).reshape(-1, 2).T
     return Matches(a, b, np.ones(len(a), np.float32))
 
 

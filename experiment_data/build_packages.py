@@ -4,8 +4,8 @@
     python experiment_data/build_packages.py --packages "grep sed" --levels "O0 O2"
     python experiment_data/build_packages.py --releases "bookworm bullseye"
 
-What contrast.py learns from: functions of many authors, none of them GNU coreutils', so that
-coreutils stays a measure of what was learned. Everything made lies in one folder, ignored by git:
+What contrast.py learns from, beside GNU coreutils: functions of many authors. Everything made lies
+in one folder, ignored by git:
 
     packages/sources/bookworm/grep/           upstream's source, from a release's source package
     packages/build/bookworm/grep/             configured once, compiled per level, never installed

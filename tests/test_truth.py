@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import features
+import gendata
+import utils
 from matching import Matches
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
@@ -74,6 +76,25 @@ def test_blocks_are_counted_by_address(of_o0, analyses):
     for address, name in of_o0.name.items():
         f = analysis.function_name.index(name)
         assert counts[address] == len(code.blocks[f])
+
+
+def test_functions_of_stripped_copies_are_known_by_name(builds, tmp_path):
+    spec = importlib.util.spec_from_file_location("bench_diff", BENCH / "diff.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    binary = builds / "O2" / "shapes"
+    copy = bench.stripped(binary, tmp_path)
+    gendata.analyse_all(
+        [{"path": str(copy), "sha256": utils.sha256_of(copy)}], str(tmp_path / "output"), 1
+    )
+    build = bench.Build(binary, tmp_path)
+    assert {"area", "kind", "main"} <= build.functions.keys()
+    assert "compare" not in build.functions, "it has one block"
+    assert min(build.functions.values()) >= 0
+    assert len(set(build.functions.values())) == len(build.functions)
+    # angr's BinDiff speaks of angr's functions; each lies in one of these.
+    assert set(build.functions.values()) <= set(build.of_angr.values())
+    assert max(build.of_angr.values()) < build.code.functions
 
 
 def test_renamings_count_neither_way():

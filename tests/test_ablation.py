@@ -1,0 +1,105 @@
+"""bench/ablation.py: what is left out is left out, and every row is printed."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import test_compare
+import torch
+
+import contrast
+import features
+import models
+import similarity
+import utils
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+import ablation
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = ["pairs", "words", "dimensions", "encoder_steps", "encoder_batch", "n_epochs"]
+SMALL = dict(zip(WORDS, [2, 512, 8, 20, 16, 2], strict=True))
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    cfg = utils.read_config(contrast.Config, ROOT / "config/contrast.json")
+    return dataclasses.replace(cfg, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def pair(analyses, cfg):
+    codes = [features.read_code(analyses[build]) for build in ("O0", "O2")]
+    fitted = contrast.train_encoder({"shapes": codes}, cfg, "encoder")
+    return contrast.make_pair("shapes", *codes, fitted)
+
+
+def test_every_measure_but_sizes_is_left_out_somewhere():
+    groups = len(ablation.GROUPS)
+    assert set().union(*ablation.LEFT_OUT.values()) == {
+        i for i in range(similarity.MEASURES) if not groups <= i < groups + 8
+    }
+    named = [ablation.GROUPS[i] for i in ablation.columns(("number", "field"))]
+    assert ("number", "number") in named
+    assert ("number near", "number") in named
+    assert ("name", "name near") not in named
+
+
+def test_leaving_out_changes_a_copy(pair):
+    before = pair.candidates.measures.copy()
+    left = ablation.leave_out(pair.candidates, [0, 3])
+    assert np.array_equal(pair.candidates.measures, before)
+    assert not left.measures[:, [0, 3]].any()
+    assert np.array_equal(np.delete(left.measures, [0, 3], 1), np.delete(before, [0, 3], 1))
+
+
+@pytest.fixture
+def bert(monkeypatch):
+    """A random BERT instead of a file with a trained one."""
+    torch.manual_seed(0)
+    fake = SimpleNamespace(transformer=models.Transformer(test_compare.CFG))
+    found = fake, None, test_compare.TOKENIZER
+    monkeypatch.setattr(ablation.checkpoint, "load_pretrained", lambda file: found)
+
+
+def test_berts_measure_is_a_cosine_that_equal_texts_have_in_full(pair, bert):
+    alike = dataclasses.replace(pair, codes=(pair.codes[0], pair.codes[0]))
+    n = alike.codes[0].functions
+    a, b = (x.ravel() for x in np.indices((n, n)))
+    measures = np.zeros((len(a), similarity.MEASURES), np.float32)
+    alike.candidates = similarity.Candidates(a, b, (n, n), measures)
+    ablation.with_bert("model.pt", 12, [alike], {})
+    assert alike.candidates.measures.shape[1] == similarity.MEASURES + 1
+    cosine = alike.candidates.measures[:, -1].reshape(n, n)
+    assert np.allclose(np.diag(cosine), 1, atol=1e-3)
+    assert np.allclose(cosine, cosine.T, atol=1e-5)
+    texts = [ablation.text(alike.codes[0], f) for f in range(n)]
+    assert "str usage shapes" in texts[alike.codes[0].analysis.function_name.index("usage")]
+
+
+def test_rows(builds, bert, tmp_path, capsys):
+    for build, copy in (("O0", "8.30-O0"), ("O1", "8.30-O1"), ("O2", "8.30-O2")):
+        shutil.copytree(builds / build, tmp_path / f"coreutils-{copy}")
+    settings = json.loads((ROOT / "config/contrast.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(settings | SMALL))
+    ablation.main(
+        train=str(tmp_path),
+        path=str(tmp_path),
+        programs="shapes",
+        kinds="O0-O1",
+        train_cfg=str(tmp_path / "cfg.json"),
+        pretrain_file="model.pt",
+        max_len=12,
+        work=str(tmp_path / "work"),
+        workers=1,
+    )
+    rows = capsys.readouterr().out.splitlines()[2:]
+    names = [row.split(";")[0] for row in rows]
+    assert sorted(names) == sorted([*ablation.LEFT_OUT, "no surroundings", "and BERT's states"])
+    for row in rows:
+        assert all(0 <= float(x) <= 1 for x in row.split()[-4:])

@@ -1,0 +1,102 @@
+"""experiment_data/build_packages.py: several releases, from a fake apt and a fake package."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import test_build_coreutils
+from test_build_coreutils import pack
+
+from utils import UserError
+
+SCRIPT = Path(__file__).parent.parent / "experiment_data" / "build_packages.py"
+spec = importlib.util.spec_from_file_location("build_packages", SCRIPT)
+packages = importlib.util.module_from_spec(spec)
+sys.modules["build_packages"] = packages  # for its dataclasses
+spec.loader.exec_module(packages)
+
+# A package whose one "program" holds its version and the flags that it is compiled with.
+MAKEFILE = """\
+src/mill: ; printf '%s' '@VERSION@ $(CFLAGS)' > $@
+clean: ; rm -f src/mill
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run main where two releases hold two versions of the package mill; none holds pond."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for release, version in (("old", "1.0"), ("new", "2.0")):
+        files = {"configure": "#!/bin/sh\n", "src/mill.c": ""}
+        files["Makefile"] = MAKEFILE.replace("@VERSION@", version)
+        pack(tmp_path / f"{release}.tar.xz", files, folder=f"mill-{version}")
+    # apt-get -c FILE update | source --download-only --only-source PACKAGE
+    apt = f"""case $3 in
+        update) sed -n 's/^Suites: //p' entries.sources >> {tmp_path}/asked;;
+        source) echo "source $6" >> {tmp_path}/asked
+            if [ $6 = mill ]
+            then cp {tmp_path}/$(sed -n 's/^Suites: //p' entries.sources).tar.xz mill_1.orig.tar.xz
+            else echo 'E: Unable to find a source package for pond'; exit 100; fi;;
+    esac"""
+    (tools / "apt-get").write_text(f"#!/bin/sh\n{apt}\n")
+    (tools / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    coreutils = sys.modules[packages.private_apt.__module__]
+    for module in (coreutils, packages):
+        monkeypatch.setattr(module, "distribution", lambda: ("debian", "new"))
+    entry = test_build_coreutils.sample.Entry("http://m", "")
+    monkeypatch.setattr(coreutils, "apt_entries", lambda codename: [entry])
+    recipes = {name: packages.Recipe((f"src/{name}",), ()) for name in ("mill", "pond")}
+    monkeypatch.setattr(packages, "RECIPES", recipes)
+
+    def call(**options):
+        options = {"packages": "mill", "levels": "O0 O3", "jobs": 1} | options
+        return packages.main(output=tmp_path / "out", **options)
+
+    return call
+
+
+def made(tmp_path):
+    files = (tmp_path / "out/binaries").glob("*/*")
+    return {f"{f.parent.name}/{f.name}": f.read_text() for f in sorted(files)}
+
+
+def test_each_release_has_its_version(run, tmp_path):
+    assert run(releases="old new") == 0
+    assert made(tmp_path) == {
+        f"mill-{release}-{level}/mill": f"{version} -{level} -w -std=gnu11"
+        for release, version in (("new", "2.0"), ("old", "1.0"))
+        for level in ("O0", "O3")
+    }
+
+
+def test_without_releases_it_is_this_machines(run, tmp_path):
+    run()
+    assert list(made(tmp_path)) == ["mill-new-O0/mill", "mill-new-O3/mill"]
+
+
+def test_a_second_run_makes_only_what_is_missing(run, tmp_path):
+    run(releases="old")
+    (tmp_path / "out/binaries/mill-old-O0/mill").write_text("kept")
+    (tmp_path / "out/binaries/mill-old-O3/mill").unlink()
+    run(releases="old new")
+    found = made(tmp_path)
+    assert len(found) == 4
+    assert found["mill-old-O0/mill"] == "kept"
+    asked = (tmp_path / "asked").read_text().split("\n")
+    assert asked == ["old", "source mill", "new", "source mill", ""]
+
+
+def test_what_cannot_be_had_is_named_and_the_rest_is_built(run, tmp_path):
+    with pytest.raises(UserError, match=r"source package pond of old: E: Unable .*pond of new"):
+        run(packages="pond mill", releases="old new")
+    assert len(made(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("options", [{"packages": "lake"}, {"levels": "O7"}])
+def test_unknown_values(run, options):
+    with pytest.raises(UserError, match=next(iter(options.values()))):
+        run(**options)
