@@ -22,18 +22,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import importlib.util
 
 import numpy as np
-from matches import whitening
+import torch
 
 import checkpoint
 import contrast
 import features
 import matching
+import models
 import similarity
 import utils
 from compare import ComparisonData
 from contrast import Pair
 from features import Code
 from similarity import Candidates, Model
+from tokenization import CorpusTokenizer, FullTokenizer
 
 # This folder's diff.py, not the one above, whose name it shares.
 _spec = importlib.util.spec_from_file_location("bench_diff", ROOT / "bench" / "diff.py")
@@ -45,6 +47,7 @@ GROUPS = similarity.SAME + similarity.INLINED
 TOKENS_EQUAL, NAMES_EQUAL = len(GROUPS) + 8, len(GROUPS) + 9  # behind the sizes
 ENCODER = range(similarity.MEASURES - similarity.OF_ENCODER, similarity.MEASURES)
 AROUND = ("near", "far", "up")
+WINDOWS = 4  # of max_len tokens, that BERT reads of a function
 
 
 def columns(words: tuple[str, ...]) -> list[int]:
@@ -141,19 +144,22 @@ def with_bert(file: str, max_len: int, pairs: list[Pair], measured: dict[str, li
     def encode(code: Code) -> np.ndarray:
         if id(code) not in states:
             texts = [text(code, f) for f in range(code.functions)]
-            data = ComparisonData(zip(texts, texts, strict=True), None, tokenizer, max_len)
-            data.encode(bert, "float32")
-            mean = np.stack([h.astype(np.float32).mean(0) for h in data.hidden])
-            states[id(code)] = mean[data.rows[:, 0]]
+            states[id(code)] = mean_states(bert, tokenizer, texts, max_len)
         return states[id(code)]
 
     for pair in pairs:
         for code in pair.codes:
             encode(code)
-    whiten = whitening(list(states.values()))
+    x = np.concatenate(list(states.values())).astype(np.float64)
+    values, vectors = np.linalg.eigh(np.cov(x.T))
+    matrix, centre = vectors / np.sqrt(values + 0.01 * values.mean()), x.mean(0)
+
+    def whitened(code: Code) -> np.ndarray:
+        vectors = (encode(code) - centre) @ matrix
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
     def add(candidates: Candidates, codes: tuple[Code, Code]) -> None:
-        x, y = (whiten(encode(code)).numpy() for code in codes)
+        x, y = map(whitened, codes)
         cosine = np.einsum("nd,nd->n", x[candidates.a], y[candidates.b])
         candidates.measures = np.column_stack([candidates.measures, cosine])
 
@@ -161,6 +167,24 @@ def with_bert(file: str, max_len: int, pairs: list[Pair], measured: dict[str, li
         add(pair.candidates, pair.codes)
     for first, second, candidates, _ in [row for rows in measured.values() for row in rows]:
         add(candidates, (first.code, second.code))
+
+
+@torch.inference_mode()
+def mean_states(
+    bert: models.Transformer,
+    tokenizer: CorpusTokenizer | FullTokenizer,
+    texts: list[str],
+    max_len: int,
+) -> np.ndarray:
+    """Return the mean of each text's hidden states in its first windows, float32 (texts, D)."""
+    data = ComparisonData(zip(texts, texts, strict=True), None, tokenizer, max_len)
+    means = []
+    for tokens in data.texts:
+        windows = data.windows([tokens[: WINDOWS * data.room]])
+        ids, mask = (torch.from_numpy(x[0]) for x in windows)  # (W, S)
+        h = bert(ids, torch.zeros_like(ids), mask)  # (W, S, D)
+        means.append(h[:, 1:-1][mask[:, 2:].bool()].mean(0))  # of [CLS] tokens [SEP] the tokens
+    return torch.stack(means)[data.rows[:, 0]].numpy()
 
 
 def text(code: Code, function: int) -> str:

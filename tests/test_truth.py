@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import analyse
 import features
-import gendata
 import utils
 from matching import Matches
 
@@ -84,7 +84,7 @@ def test_functions_of_stripped_copies_are_known_by_name(builds, tmp_path):
     spec.loader.exec_module(bench)
     binary = builds / "O2" / "shapes"
     copy = bench.stripped(binary, tmp_path)
-    gendata.analyse_all(
+    analyse.analyse_all(
         [{"path": str(copy), "sha256": utils.sha256_of(copy)}], str(tmp_path / "output"), 1
     )
     build = bench.Build(binary, tmp_path)
