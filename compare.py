@@ -245,7 +245,8 @@ def contrast(vectors: Tensor, group: Tensor, label: Tensor, weight: Tensor) -> T
     """Return the loss of finding each text's partner among all texts of the batch (nats).
 
     In every pair of label 1, each text is to be nearer to its partner than to all texts of other
-    groups: the batch's other pairs are its negatives, and so many that BERT learns from few pairs.
+    groups: the batch's other pairs are its negatives. Where a batch is computed in parts, by
+    several processes or by ``accumulate``, only those of the part are.
 
     Parameters
     ----------
@@ -258,9 +259,11 @@ def contrast(vectors: Tensor, group: Tensor, label: Tensor, weight: Tensor) -> T
     van den Oord et al., "Contrastive Predictive Coding", 2018, https://arxiv.org/abs/1807.03748
     """
     x, group = vectors.flatten(0, 1), group.flatten()
-    partner = torch.arange(len(x), device=x.device) ^ 1
+    row = torch.arange(len(x), device=x.device)
+    partner = row ^ 1
     other = group[:, None] != group[None, :]
-    other[torch.arange(len(x)), partner] = True
-    logits = (x @ x.T / TEMPERATURE).masked_fill(~other, -1e4)
-    loss = F.cross_entropy(logits, partner, reduction="none")
+    other[row, partner] = True
+    with torch.autocast(x.device.type, enabled=False):
+        logits = (x @ x.T / TEMPERATURE).masked_fill(~other, -1e4)
+        loss = F.cross_entropy(logits, partner, reduction="none")
     return (loss * (label * weight).repeat_interleave(2)).sum()

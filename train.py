@@ -47,7 +47,7 @@ class Config:
         Examples per step, over all processes.
     accumulate : int
         Parts that each process computes its share of a batch in, one after the other, for GPUs of
-        little memory. The result is the same, dropout aside.
+        little memory. The result is the same, dropout and samefunc's contrastive loss aside.
     lr : float
         Highest learning rate.
     n_epochs, total_steps : int

@@ -222,3 +222,7 @@ def test_only_bert_computes_in_bfloat16(model):
     assert rough.dtype == vectors.dtype == torch.float32
     assert not torch.equal(plain, rough)
     assert torch.allclose(plain, rough, atol=0.1)
+    others = torch.arange(4).view(2, 2), torch.ones(2, dtype=torch.int64), torch.ones(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = contrast(vectors, *others)
+    assert torch.equal(loss, contrast(vectors, *others))
