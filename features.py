@@ -74,7 +74,7 @@ class Code:
 def read_code(analysis: preprocessing.Analysis) -> Code:
     """Extract the features of an analysed binary."""
     analysis = functions.mend(analysis)
-    n_functions = len(analysis.function_address) - len(analysis.import_name)
+    n_functions = analysis.code_functions
     function = analysis.function[: analysis.code_blocks]
     order = np.argsort(function, kind="stable")
     blocks = np.split(order, np.searchsorted(function[order], np.arange(1, n_functions)))

@@ -30,7 +30,7 @@ def mend(analysis: Analysis) -> Analysis:
     n, names = analysis.code_blocks, len(analysis.import_name)
     address = analysis.address[:n].astype(np.int64)
     angr = analysis.function[:n]
-    old = analysis.function_address[: len(analysis.function_address) - names].astype(np.int64)
+    old = analysis.function_address[: analysis.code_functions].astype(np.int64)
     # Blocks are sorted by address. A function's beginning may be padding, which is no block.
     first = np.searchsorted(address, old)
     first = first[first < n]

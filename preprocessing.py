@@ -9,6 +9,7 @@ import functools
 import gc
 import hashlib
 import importlib.metadata
+import itertools
 import logging
 import os
 import re
@@ -133,6 +134,16 @@ class Analysis:
     def code_blocks(self) -> int:
         """Number of nodes that hold code; they come first."""
         return self.blocks - len(self.import_name)
+
+    @property
+    def code_functions(self) -> int:
+        """Number of functions that hold code; they come first."""
+        return len(self.function_address) - len(self.import_name)
+
+    def words(self) -> list[list[str]]:
+        """Return each block's tokens as texts."""
+        words = [self.dictionary[t] for t in self.tokens.tolist()]
+        return [words[start:end] for start, end in itertools.pairwise(self.offsets.tolist())]
 
 
 # ---------------------------------------------------------------------------------- one binary

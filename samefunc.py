@@ -137,7 +137,7 @@ def main(
 def read_functions(binary: dict[str, str], program: str, output_dir: str) -> list[Function]:
     """Return a binary's functions that have a symbol, parts and copies (foo.part.0) included."""
     analysis = preprocessing.load(preprocessing.cache_file(output_dir, binary["sha256"]))
-    words = [analysis.dictionary[t] for t in analysis.tokens.tolist()]
+    words = analysis.words()
     blocks: dict[int, list[int]] = {}
     for block, function in enumerate(analysis.function[: analysis.code_blocks].tolist()):
         blocks.setdefault(function, []).append(block)
@@ -146,8 +146,7 @@ def read_functions(binary: dict[str, str], program: str, output_dir: str) -> lis
         name = analysis.function_name[number]
         if not is_symbol(name):
             continue
-        ranges = ((analysis.offsets[b], analysis.offsets[b + 1]) for b in inside)
-        tokens = [word for start, end in ranges for word in words[start:end]]
+        tokens = [word for block in inside for word in words[block]]
         function = Function(
             program, binary["build"], name, " ".join(tokens), len(tokens), len(inside)
         )

@@ -143,8 +143,7 @@ def with_bert(file: str, max_len: int, pairs: list[Pair], measured: dict[str, li
 
     def encode(code: Code) -> np.ndarray:
         if id(code) not in states:
-            texts = [text(code, f) for f in range(code.functions)]
-            states[id(code)] = mean_states(bert, tokenizer, texts, max_len)
+            states[id(code)] = mean_states(bert, tokenizer, texts(code), max_len)
         return states[id(code)]
 
     for pair in pairs:
@@ -187,14 +186,10 @@ def mean_states(
     return torch.stack(means)[data.rows[:, 0]].numpy()
 
 
-def text(code: Code, function: int) -> str:
-    """Return a function's normalised tokens, as the corpus has them."""
-    analysis = code.analysis
-    blocks = code.blocks[function]
-    ids = [
-        t for b in blocks for t in analysis.tokens[analysis.offsets[b] : analysis.offsets[b + 1]]
-    ]
-    return " ".join(analysis.dictionary[t] for t in ids)
+def texts(code: Code) -> list[str]:
+    """Return the functions' normalised tokens, as the corpus has them."""
+    words = code.analysis.words()
+    return [" ".join(word for b in inside for word in words[b]) for inside in code.blocks]
 
 
 def leave_out(candidates: Candidates, left_out: list[int]) -> Candidates:

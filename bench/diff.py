@@ -100,7 +100,7 @@ class Build:
         sizes = truth.block_counts(self.truth, analysis)
         self.number = {a: f for f, a in enumerate(analysis.function_address.tolist()) if a}
         # angr's functions, which may begin elsewhere, lie in ours.
-        starts = raw.function_address[: len(raw.function_address) - len(raw.import_name)]
+        starts = raw.function_address[: raw.code_functions]
         block = np.searchsorted(analysis.address[: analysis.code_blocks], starts)
         block = np.minimum(block, analysis.code_blocks - 1)
         self.of_angr = dict(zip(starts.tolist(), analysis.function[block].tolist(), strict=True))
@@ -317,10 +317,7 @@ def peer_words(code: Code) -> dict[str, scipy.sparse.csr_matrix]:
         strings[block] |= set(preprocessing.string_words(literal))
     imports = {preprocessing.clean_name(name) for name in analysis.import_name}
     bags: dict[str, list[Counter]] = {"code": [], "words": []}
-    tokens = analysis.tokens.tolist()
-    for block in range(analysis.code_blocks):
-        start, end = analysis.offsets[block : block + 2]
-        words = [analysis.dictionary[t] for t in tokens[start:end]]
+    for block, words in enumerate(analysis.words()[: analysis.code_blocks]):
         names = [w in strings[block] or w in imports for w in words]
         for part, bag in bags.items():
             wanted = part == "words"
@@ -356,11 +353,8 @@ def word2vec_scores(first: Build, second: Build) -> np.ndarray:
 
     texts = []
     for build in (first, second):
-        analysis = build.code.analysis
-        words = [analysis.dictionary[t] for t in analysis.tokens.tolist()]
-        offsets = analysis.offsets.tolist()
-        for inside in build.code.blocks:
-            texts.append([w for b in inside for w in words[offsets[b] : offsets[b + 1]]])
+        words = build.code.analysis.words()
+        texts += [[w for b in inside for w in words[b]] for inside in build.code.blocks]
     trained = Word2Vec(texts, vector_size=64, min_count=1, workers=1, seed=0, epochs=10).wv
     number = trained.key_to_index
     rows = [Counter(number[word] for word in text) for text in texts]

@@ -125,12 +125,12 @@ def join(parts: list[Analysis]) -> Analysis:
     nodes = {"code": [], "imports": []}  # old number -> new number
     functions = {"code": [], "imports": []}
     code = sum(part.code_blocks for part in parts)
-    n_functions = sum(len(p.function_address) - len(p.import_name) for p in parts)
+    n_functions = sum(p.code_functions for p in parts)
     for i, _ in enumerate(parts):
         before = parts[:i]
         nodes["code"].append(sum(p.code_blocks for p in before))
         nodes["imports"].append(code + sum(len(p.import_name) for p in before))
-        functions["code"].append(sum(len(p.function_address) - len(p.import_name) for p in before))
+        functions["code"].append(sum(p.code_functions for p in before))
         functions["imports"].append(n_functions + sum(len(p.import_name) for p in before))
     columns: dict[str, list] = {"edges": [], "kind": [], "string_block": [], "string": []}
     split: dict[str, list[list]] = {
@@ -139,7 +139,7 @@ def join(parts: list[Analysis]) -> Analysis:
     }
     texts: list[list[bytes]] = [[], []]
     for i, part in enumerate(parts):
-        n, f = part.code_blocks, len(part.function_address) - len(part.import_name)
+        n, f = part.code_blocks, part.code_functions
         number = np.concatenate(
             [
                 np.arange(n) + nodes["code"][i],

@@ -78,7 +78,7 @@ def test_berts_measure_is_a_cosine_that_equal_texts_have_in_full(pair, bert):
     cosine = alike.candidates.measures[:, -1].reshape(n, n)
     assert np.allclose(np.diag(cosine), 1, atol=1e-3)
     assert np.allclose(cosine, cosine.T, atol=1e-5)
-    texts = [ablation.text(alike.codes[0], f) for f in range(n)]
+    texts = ablation.texts(alike.codes[0])
     assert "str usage shapes" in texts[alike.codes[0].analysis.function_name.index("usage")]
 
 

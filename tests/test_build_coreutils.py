@@ -1,6 +1,5 @@
 """experiment_data/build_coreutils.py: apt entries, names, mistakes, and builds of a tiny fake."""
 
-import importlib.util
 import io
 import os
 import subprocess
@@ -8,15 +7,12 @@ import sys
 import tarfile
 from pathlib import Path
 
+import build_coreutils as sample
 import pytest
 
 from utils import UserError
 
-SCRIPT = Path(__file__).parent.parent / "experiment_data" / "build_coreutils.py"
-spec = importlib.util.spec_from_file_location("build_coreutils", SCRIPT)
-sample = importlib.util.module_from_spec(spec)
-sys.modules["build_coreutils"] = sample  # for its dataclass
-spec.loader.exec_module(sample)
+SCRIPT = Path(sample.__file__)
 
 # A stand-in for coreutils whose "compiler" writes the flags that it gets, one line per object.
 CONFIGURE = """\

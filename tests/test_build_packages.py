@@ -1,21 +1,13 @@
 """experiment_data/build_packages.py: several releases, from a fake apt and a fake package."""
 
-import importlib.util
 import os
-import sys
-from pathlib import Path
 
+import build_coreutils
+import build_packages as packages
 import pytest
-import test_build_coreutils
 from test_build_coreutils import pack
 
 from utils import UserError
-
-SCRIPT = Path(__file__).parent.parent / "experiment_data" / "build_packages.py"
-spec = importlib.util.spec_from_file_location("build_packages", SCRIPT)
-packages = importlib.util.module_from_spec(spec)
-sys.modules["build_packages"] = packages  # for its dataclasses
-spec.loader.exec_module(packages)
 
 # A package whose one "program" holds its version and the flags that it is compiled with.
 MAKEFILE = """\
@@ -44,11 +36,10 @@ def run(tmp_path, monkeypatch):
     (tools / "apt-get").write_text(f"#!/bin/sh\n{apt}\n")
     (tools / "apt-get").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    coreutils = sys.modules[packages.private_apt.__module__]
-    for module in (coreutils, packages):
+    for module in (build_coreutils, packages):
         monkeypatch.setattr(module, "distribution", lambda: ("debian", "new"))
-    entry = test_build_coreutils.sample.Entry("http://m", "")
-    monkeypatch.setattr(coreutils, "apt_entries", lambda codename: [entry])
+    entry = build_coreutils.Entry("http://m", "")
+    monkeypatch.setattr(build_coreutils, "apt_entries", lambda codename: [entry])
     recipes = {name: packages.Recipe((f"src/{name}",), ()) for name in ("mill", "pond")}
     monkeypatch.setattr(packages, "RECIPES", recipes)
 

@@ -26,6 +26,15 @@ def of_o0(builds, tmp_path_factory):
     return truth.read_truth(builds / "O0" / "shapes", tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="module")
+def bench():
+    """bench/diff.py, which shares its name with the root's."""
+    spec = importlib.util.spec_from_file_location("bench_diff", BENCH / "diff.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def output(*command):
     if shutil.which(command[0]) is None:
         pytest.skip(f"no {command[0]} (binutils)")
@@ -78,10 +87,7 @@ def test_blocks_are_counted_by_address(of_o0, analyses):
         assert counts[address] == len(code.blocks[f])
 
 
-def test_functions_of_stripped_copies_are_known_by_name(builds, tmp_path):
-    spec = importlib.util.spec_from_file_location("bench_diff", BENCH / "diff.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+def test_functions_of_stripped_copies_are_known_by_name(bench, builds, tmp_path):
     binary = builds / "O2" / "shapes"
     copy = bench.stripped(binary, tmp_path)
     analyse.analyse_all(
@@ -97,11 +103,7 @@ def test_functions_of_stripped_copies_are_known_by_name(builds, tmp_path):
     assert max(build.of_angr.values()) < build.code.functions
 
 
-def test_renamings_count_neither_way():
-    spec = importlib.util.spec_from_file_location("bench_diff", BENCH / "diff.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
-
+def test_renamings_count_neither_way(bench):
     def build(*names):
         return SimpleNamespace(
             code=SimpleNamespace(
