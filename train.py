@@ -31,6 +31,7 @@ LOG_STEPS = 20  # losses are read from the device once per so many steps
 
 Precision = Literal["float32", "bfloat16", "float16"]
 LEAST_SCALE = 1.0  # float16: below it, losses as they are overflow
+LET_GO = 1.0  # seconds that gloo's threads have to drop what they sent last
 Batch = dict[str, np.ndarray]
 Losses = dict[str, Tensor]
 
@@ -89,6 +90,16 @@ def start_processes(device: torch.device) -> tuple[int, int]:
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return (dist.get_rank(), world) if world > 1 else (0, 1)
+
+
+def end_processes() -> None:
+    """Wait for the other processes, and leave the group that `start_processes` joined."""
+    dist.barrier()
+    if dist.get_backend() == "gloo":
+        # Its threads need the GIL to drop the tensors that they sent last; the group, when it is
+        # deleted, waits for its threads and holds the GIL. Without a pause, both may wait for ever.
+        time.sleep(LET_GO)
+    dist.destroy_process_group()
 
 
 def share(n: int, part: int, parts: int) -> slice:
@@ -227,8 +238,7 @@ class Trainer:
             if log:
                 log.close()
             if self.world > 1:
-                dist.barrier()  # the others wait for what the first one writes
-                dist.destroy_process_group()
+                end_processes()  # not before the first one has written all
         if self.step < self.cfg.total_steps:
             if log:
                 print(f"stopped and saved at step {self.step}; the same command goes on")
