@@ -12,6 +12,7 @@ there are. To add one, write a class like those below.
 
 import dataclasses
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -393,6 +394,8 @@ def read_start(
 ) -> Start:
     """Read a .pt, a TensorFlow checkpoint or a Hugging Face folder; or nothing, for random weights.
 
+    Of a .pt that this script has fine-tuned, BERT itself is taken, without what is the task's own.
+
     Raises
     ------
     UserError
@@ -415,8 +418,15 @@ def read_start(
             )
         return Start(sizes, state, tokenizer, max_len)
     if file is not None and model_cfg is None and vocab is None:
-        model, info, tokenizer = checkpoint.load_pretrained(file)
-        return Start(info.model, model.state_dict(), tokenizer, info.max_len)
+        task_before = fine_tuned_for(file)
+        if task_before is None:
+            model, info, tokenizer = checkpoint.load_pretrained(file)
+        else:
+            model, info, tokenizer = load_classifier(file, task_before)
+        state = model.state_dict()
+        if task_before is not None:
+            state = {key: x for key, x in state.items() if key.startswith("transformer.")}
+        return Start(info.model, state, tokenizer, info.max_len)
     if model_cfg is None or vocab is None:
         raise UserError(
             f"give --model_cfg and --vocab: the sizes and the vocabulary of {file or 'the model'}"
@@ -548,8 +558,17 @@ def fine_tune(
     print(f"model {model_file}; measure it: python classify.py --mode eval --task {task}")
 
 
+def fine_tuned_for(model_file: Path) -> str | None:
+    """Return the task that the model.json beside a model says; None where it says none."""
+    try:
+        said = json.loads(model_file.with_name("model.json").read_text(encoding="utf-8"))
+        return said["task"] if said["task"] in TASKS else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def load_classifier(
-    model_file: str, task: str
+    model_file: str | Path, task: str
 ) -> tuple[nn.Module, ClassifierInfo, CorpusTokenizer | FullTokenizer]:
     """Return a fine-tuned model in evaluation mode, what model.json says of it, its tokenizer.
 
@@ -600,8 +619,8 @@ def main(
         model_cfg: JSON with the model's sizes, where pretrain_file does not say them.
         data_file: TSV file with a header: what to train on, measure, or predict.
         model_file: The fine-tuned model_steps_<k>.pt; for eval and predict.
-        pretrain_file: Where training starts: a .pt of pretrain.py, a TensorFlow checkpoint
-            (bert_model.ckpt), or a Hugging Face folder. Left out, random weights.
+        pretrain_file: Where training starts: a .pt of pretrain.py or of this script, a TensorFlow
+            checkpoint (bert_model.ckpt), or a Hugging Face folder. Left out, random weights.
         vocab: The vocabulary, where pretrain_file does not say it.
         save_dir: Gets models, or predictions and measures. Left out: out-<task>, or the folder of
             model_file.

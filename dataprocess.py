@@ -250,6 +250,32 @@ def read_binary(file: Path) -> BinaryText:
     return BinaryText(texts, words, tokens, offsets)
 
 
+def read_info(folder: Path, output_dir: str) -> tuple[PairInfo, list[Path]]:
+    """Read what pair.json says of a pair, and where the analyses of its two binaries are.
+
+    Raises
+    ------
+    UserError
+        A file is missing, or pair.json is damaged or of another format version.
+    """
+    try:
+        info = read_config(PairInfo, folder / "pair.json")
+    except UserError as error:
+        raise UserError(f"{error}; {remedy(folder)}") from error
+    files = [Path(output_dir) / Path(name).name for name in info.analyses]
+    for file, build in zip(files, info.binaries, strict=True):
+        if not file.is_file():
+            raise UserError(
+                f"{file}, the analysis of {build.path} that {folder} refers to, is missing; "
+                "name gendata.py's outputDir with --outputDir, or run `python gendata.py` again"
+            )
+    return info, files
+
+
+def remedy(folder: Path) -> str:
+    return f"delete {folder} and run `python gendata.py` again"
+
+
 def read_pair(folder: Path, output_dir: str) -> Pair:
     """Read one pair folder and the two analyses that it refers to.
 
@@ -259,20 +285,8 @@ def read_pair(folder: Path, output_dir: str) -> Pair:
         A file is missing, damaged or of another format version, or the walks do not fit the
         analyses.
     """
-    remedy = f"delete {folder} and run `python gendata.py` again"
-    try:
-        info = read_config(PairInfo, folder / "pair.json")
-    except UserError as error:
-        raise UserError(f"{error}; {remedy}") from error
-    binaries = []
-    for name, build in zip(info.analyses, info.binaries, strict=True):
-        file = Path(output_dir) / Path(name).name
-        if not file.is_file():
-            raise UserError(
-                f"{file}, the analysis of {build.path} that {folder} refers to, is missing; "
-                "name gendata.py's outputDir with --outputDir, or run `python gendata.py` again"
-            )
-        binaries.append(read_binary(file))
+    info, files = read_info(folder, output_dir)
+    binaries = [read_binary(file) for file in files]
     file = folder / "walks.npz"
     try:
         blocks, start = deepwalk.load_walks(file)
@@ -281,9 +295,9 @@ def read_pair(folder: Path, output_dir: str) -> Pair:
         if size != info.counts.blocks:
             raise ValueError(f"it is of {info.counts.blocks} blocks, but the analyses hold {size}")
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"{file} is damaged ({error}); {remedy}") from error
+        raise UserError(f"{file} is damaged ({error}); {remedy(folder)}") from error
     except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise UserError(f"{file} is no whole .npz file ({error}); {remedy}") from error
+        raise UserError(f"{file} is no whole .npz file ({error}); {remedy(folder)}") from error
     return Pair(info, binaries, blocks, start)
 
 

@@ -16,7 +16,6 @@ import itertools
 import os
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -125,7 +124,8 @@ def main(
         used |= {function.name.split(".")[0] for function in functions}
     with utils.atomic_folder(to) as folder:
         for split, rows in tables.items():
-            write_tsv(folder / f"{split}.tsv", rows)
+            text = to_tsv(rows)
+            (folder / f"{split}.tsv").write_text(text, encoding="utf-8", newline="\n")
             names = {function.name for _, *pair in rows for function in pair}
             programs = ", ".join(splits[split])
             print(f"{to}/{split}.tsv: {len(rows):,} pairs, {len(names):,} names, of {programs}")
@@ -218,11 +218,11 @@ def draw(
     return [rows[i] for i in rng.permutation(len(rows))]
 
 
-def write_tsv(file: Path, rows: list[tuple[str, Function, Function]]) -> None:
-    """Write the rows: what a classifier reads, then where both functions come from."""
+def to_tsv(rows: list[tuple[str, Function, Function]]) -> str:
+    """Return the rows as text: what a classifier reads, then where both functions come from."""
     lines = ["\t".join(("label", "text_a", "text_b", "origin_a", "origin_b"))]
     lines += ["\t".join((label, a.text, b.text, a.origin, b.origin)) for label, a, b in rows]
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    return "".join(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

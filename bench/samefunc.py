@@ -1,16 +1,19 @@
 """Does pre-training help to compare functions? BERT from our model, from random weights, and
 logistic regression, on functions of programs that none of them has seen.
 
-    python bench/samefunc.py --path DIR     # DIR/<build>/{chroot,ls,cp,sort}; hours on two cores
+    python bench/samefunc.py --path DIR --more DIR2,DIR3     # hours on two cores
 
-Pre-trains on the training programs only, makes the pairs of functions, fine-tunes with each seed,
-and measures all on the same test pairs. The random network is the same but for its first weights.
-*Vectors alone*: the same fine-tuned networks, but only the cosine of BERT's two vectors counts.
-The logistic regressions' regularisation is the best of three on the test pairs themselves, which is
-more than BERT is given.
+DIR/<build>/{chroot,ls,cp,sort} are the builds that pairs of functions are made of; pre-training
+reads the training programs and all programs of the other folders but cp and sort: masked LM and
+next sentence, then twins (twins.py), which need no symbol. Then fine-tunes with each number of
+labelled pairs and each seed, and measures all on the same test pairs. The random network is the
+same but for its first weights. *Vectors alone*: the same fine-tuned networks, but only the cosine
+of BERT's two vectors counts. The logistic regressions' regularisation is the best of three on the
+test pairs themselves, which is more than BERT is given.
 """
 
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -29,15 +32,17 @@ import classify
 import utils
 
 REGULARISATION = (0.01, 0.1, 1.0)  # scikit-learn's C
+EXAMPLES = 4000  # that a fine-tuning reads at least: few pairs several times
 
 
 def main(
     path: str = "experiment_data/coreutils/binaries/",
+    more: str | list[str] = (),
     train: str | list[str] = ("chroot", "ls"),
     tests: str | list[str] = ("cp", "sort"),
     model_cfg: str = "config/bert_tiny.json",
     steps: int = 6000,
-    train_pairs: int = 10000,
+    train_pairs: int | list[int] = (1000, 10000),
     seeds: int = 3,
     pretrain_file: str | None = None,
     work: str = "out-samefunc",
@@ -46,52 +51,60 @@ def main(
 
     Args:
         path: Builds, as for gendata.py.
-        train: The programs of pre-training and of the training pairs.
+        more: Folders of more builds, for pre-training.
+        train: The programs of the training pairs.
         tests: Two programs whose functions are the test pairs.
         model_cfg: The model's sizes.
-        steps: Of pre-training, on 32 x 64 tokens.
-        train_pairs: Of functions.
+        steps: Of pre-training, on 32 x 64 tokens, before the twins.
+        train_pairs: Of functions; one or more numbers.
         seeds: How often each fine-tuning is done.
-        pretrain_file: A model that pretrain.py made, instead of pre-training one.
+        pretrain_file: A model that this bench made, instead of pre-training one.
         work: Where everything is made.
     """
     folder = Path(work)
     folder.mkdir(exist_ok=True)
-    programs = ",".join(train)
+    numbers = [train_pairs] if isinstance(train_pairs, int) else list(train_pairs)
+    more = more.split(",") if isinstance(more, str) else list(more)
     if pretrain_file is None:
-        pretrain_file = pretrain(folder, path, programs, model_cfg, steps)
+        pretrain_file = pretrain(folder, link(folder, path, more, train, tests), model_cfg, steps)
     script(
-        *("samefunc.py", "--path", path, "--train", programs, "--dev", tests[0]),
-        *("--test", tests[1], "--train_pairs", train_pairs, "--outputDir", folder / "output"),
+        *("samefunc.py", "--path", path, "--train", ",".join(train), "--dev", tests[0]),
+        *("--test", tests[1], "--train_pairs", max(numbers), "--outputDir", folder / "output"),
         *("--to", folder / "pairs"),
     )
-    pairs = {s: read(folder / "pairs" / f"{s}.tsv") for s in ("train", "dev", "test")}
-    table = {f"logistic regression, {kind}": linear(kind, pairs) for kind in VECTORIZERS}
     # The sizes and the vocabulary are the pre-trained model's; so is how much is read at a time.
     model = json.loads(Path(pretrain_file).with_name("model.json").read_text())
     sizes = folder / "sizes.json"
     utils.write_json(sizes, model["model"])
     vocab = Path(pretrain_file).with_name("vocab.txt")
-    for name, start in (
-        ("random weights", ["--model_cfg", sizes, "--vocab", vocab]),
-        ("pre-training", ["--pretrain_file", pretrain_file]),
-    ):
-        start += ["--max_len", model["max_len"]]
-        files = [fine_tune(folder, start, seed) for seed in range(seeds)]
-        runs = [measures(file, pairs) for file in files]
-        for kind in runs[0]:
-            table[f"{kind}, from {name}"] = [run[kind] for run in runs]
+    table: dict[str, list[dict]] = {}
+    for n in numbers:
+        train_file = first_pairs(folder, n)
+        files = {"train": train_file, "dev": folder / "pairs/dev.tsv"}
+        files["test"] = folder / "pairs/test.tsv"
+        pairs = {split: read(file) for split, file in files.items()}
+        for kind in VECTORIZERS:
+            table[f"{n:,}: logistic regression, {kind}"] = linear(kind, pairs)
+        for name, start in (
+            ("random weights", ["--model_cfg", sizes, "--vocab", vocab]),
+            ("pre-training", ["--pretrain_file", pretrain_file]),
+        ):
+            start += ["--max_len", model["max_len"]]
+            made = [fine_tune(folder, train_file, n, start, seed) for seed in range(seeds)]
+            runs = [measures(file, pairs) for file in made]
+            for kind in runs[0]:
+                table[f"{n:,}: {kind}, from {name}"] = [run[kind] for run in runs]
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch", end=" ")
-    print(f"{torch.__version__}; {train_pairs:,} training pairs of {programs}; accuracy, ROC AUC")
-    print(f"{'':38}{tests[0]:>24}{tests[1]:>24}")
+    print(f"{torch.__version__}; training pairs of {', '.join(train)}; accuracy, ROC AUC")
+    print(f"{'':42}{tests[0]:>22}{tests[1]:>22}")
     for name, runs in table.items():
         cells = []
         for split in ("dev", "test"):
             for measure in ("accuracy", "roc_auc"):
                 values = 100 * np.array([run[split][measure] for run in runs])
                 spread = f"±{values.std(ddof=1):.1f}" if len(values) > 1 else ""
-                cells.append(f"{values.mean():6.1f}{spread:5}")
-        print(f"{name:38}  {' '.join(cells)}")
+                cells.append(f"{values.mean():6.1f}{spread:4}")
+        print(f"{name:42}  {' '.join(cells)}")
 
 
 def script(*arguments: object) -> None:
@@ -104,36 +117,66 @@ def settings(file: Path, of: str, **changes: object) -> Path:
     return file
 
 
-def pretrain(folder: Path, path: str, programs: str, model_cfg: str, steps: int) -> Path:
-    """Make the corpus and pre-train on it; return the model's file."""
+def link(folder: Path, path: str, more: list[str], train, tests) -> Path:
+    """Put all that pre-training may read into one folder, as links; return the folder."""
+    builds = folder / "builds"
+    for number, source in enumerate([path, *more]):
+        for file in sorted(Path(source).resolve().glob("*/*")):
+            # Of path, the other programs are left for measurements to come.
+            if file.name not in tests and (number or file.name in train):
+                place = builds / f"{number}-{file.parent.name}" / file.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.unlink(missing_ok=True)
+                place.symlink_to(file)
+    return builds
+
+
+def pretrain(folder: Path, builds: Path, model_cfg: str, steps: int) -> Path:
+    """Make corpus and twins, pre-train on both; return the model's file."""
     data, corpus, vocab = folder / "data", folder / "corpus.txt", folder / "vocab.txt"
+    output = ["--outputDir", folder / "output", "--data", data]
     script(
-        *("gendata.py", "--path", path, "--biname", programs, "--num_walks", 1),
-        *("--validation", 0, "--test", 0),  # else one of two programs would be held out
-        *("--outputDir", folder / "output", "--data", data),
+        *("gendata.py", "--path", builds, "--biname", "*", "--num_walks", 1, "--pairs", 20),
+        *("--validation", 0, "--test", 0, *output),
     )
-    script(
-        *("dataprocess.py", "--data", data, "--outputDir", folder / "output"),
-        *("--vocab_file", vocab, "--corpus_file", corpus),
-    )
+    script("dataprocess.py", *output, "--vocab_file", vocab, "--corpus_file", corpus)
     cfg = settings(folder / "pretrain.json", "pretrain.json", total_steps=steps)
     script(
         *("pretrain.py", "--train_cfg", cfg, "--model_cfg", model_cfg, "--data_file", corpus),
         *("--vocab", vocab, "--save_dir", folder / "pretrained"),
     )
-    return folder / "pretrained" / f"model_steps_{steps}.pt"
-
-
-def fine_tune(folder: Path, start: list, seed: int) -> Path:
-    """Fine-tune with one seed; return the model's file."""
-    kind = "pretrained" if "--pretrain_file" in start else "random"
-    save_dir = folder / f"{kind}-{seed}"
-    cfg = settings(folder / f"seed-{seed}.json", "samefunc.json", seed=seed)
+    script("twins.py", *output, "--to", folder / "twins.tsv")
     script(
-        *("classify.py", "--train_cfg", cfg, "--data_file", folder / "pairs/train.tsv", *start),
+        *("classify.py", "--train_cfg", "config/twins.json", "--data_file", folder / "twins.tsv"),
+        *("--pretrain_file", folder / "pretrained" / f"model_steps_{steps}.pt"),
+        *("--save_dir", folder / "twins"),
+    )
+    return last_model(folder / "twins")
+
+
+def last_model(save_dir: Path) -> Path:
+    return max(save_dir.glob("model_steps_*.pt"), key=lambda p: int(p.stem.rsplit("_", 1)[1]))
+
+
+def first_pairs(folder: Path, n: int) -> Path:
+    """Write the first ``n`` training pairs, which are in random order, as a file of their own."""
+    file = folder / "pairs" / f"train-{n}.tsv"
+    with open(folder / "pairs/train.tsv", encoding="utf-8") as lines:
+        file.write_text("".join(itertools.islice(lines, n + 1)), encoding="utf-8")
+    return file
+
+
+def fine_tune(folder: Path, train_file: Path, n: int, start: list, seed: int) -> Path:
+    """Fine-tune with one seed on ``n`` pairs; return the model's file."""
+    kind = "pretrained" if "--pretrain_file" in start else "random"
+    save_dir = folder / f"{kind}-{n}-{seed}"
+    epochs = max(1, -(-EXAMPLES // n))
+    cfg = settings(folder / f"seed-{n}-{seed}.json", "samefunc.json", seed=seed, n_epochs=epochs)
+    script(
+        *("classify.py", "--train_cfg", cfg, "--data_file", train_file, *start),
         *("--save_dir", save_dir),
     )
-    return max(save_dir.glob("model_steps_*.pt"), key=lambda p: int(p.stem.rsplit("_", 1)[1]))
+    return last_model(save_dir)
 
 
 @torch.inference_mode()

@@ -340,6 +340,18 @@ def trained(pretrained, tmp_path_factory):
     return folder, arguments, run(folder, *arguments)
 
 
+def test_a_fine_tuned_model_is_a_start_too(trained):
+    """Of a comparison, BERT is taken, and nothing of how it weighed words."""
+    folder, _, _ = trained
+    file = folder / "out/model_steps_228.pt"
+    start = classify.read_start(str(file), None, None, classify.Mrpc)
+    saved = checkpoint.load_pt(file)
+    assert start.state.keys() == {key for key in saved if key.startswith("transformer.")}
+    assert start.state.keys() < saved.keys()
+    assert all(torch.equal(value, saved[key]) for key, value in start.state.items())
+    assert (start.max_len, list(start.tokenizer.vocab)) == (16, VOCAB)
+
+
 def test_training_learns(trained):
     folder, arguments, (code, out, err) = trained
     assert (code, err) == (0, "")
