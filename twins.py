@@ -79,7 +79,9 @@ def main(
     folders, _ = dataprocess.pair_folders(data)
     read = ((folder, *dataprocess.read_info(folder, outputDir)) for folder in folders)
     pairs = [(folder, info, files) for folder, info, files in read if info.split == "train"]
-    most = max(1, rows // 2 // max(1, len(pairs)))  # twins of a pair of binaries
+    if not pairs:
+        raise utils.UserError(f"{data} holds no pair to train on; run `python gendata.py` first")
+    most = max(1, rows // 2 // len(pairs))  # twins of a pair of binaries
     table = []
     for folder, info, files in tqdm(pairs, desc="pairs", unit="pair", disable=None):
         first, second = (

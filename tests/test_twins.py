@@ -128,6 +128,10 @@ def test_bad_input_is_one_sentence(made, tmp_path):
     code, out, err = run(tmp_path, "twins.py")
     assert (code, out) == (1, "")
     assert err.startswith("error: cannot read the folder data")
+    (tmp_path / "data").mkdir()
+    code, _, err = run(tmp_path, "twins.py")
+    assert code == 1
+    assert "data holds no pair to train on; run `python gendata.py` first" in err
     code, _, err = run(cwd, "twins.py", "--min_blocks", 1000, "--to", "none.tsv")
     assert code == 1
     assert "the 3 pairs to train on in data share no names" in err
