@@ -3,9 +3,10 @@ logistic regression, on functions of programs that none of them has seen.
 
     python bench/samefunc.py --path DIR --more DIR2,DIR3     # hours on two cores
 
-DIR/<build>/{chroot,ls,cp,sort} are the builds that pairs of functions are made of; pre-training
-reads the training programs and all programs of the other folders but cp and sort: masked LM and
-next sentence, then twins (twins.py), which need no symbol. Then fine-tunes with each number of
+DIR/<build>/{chroot,ls,cp,sort} are the builds that pairs of functions are made of. Pre-training
+reads all programs of the other folders, but none of that name, masked LM and next sentence first,
+then twins (twins.py), which need no symbol: BERT has to be as strange to what it is fine-tuned on
+as to what it is measured on, or it is trusted too far. Then fine-tunes with each number of
 labelled pairs and each seed, and measures all on the same test pairs. The random network is the
 same but for its first weights. *Vectors alone*: the same fine-tuned networks, but only the cosine
 of BERT's two vectors counts. The logistic regressions' regularisation is the best of three on the
@@ -37,7 +38,7 @@ EXAMPLES = 4000  # that a fine-tuning reads at least: few pairs several times
 
 def main(
     path: str = "experiment_data/coreutils/binaries/",
-    more: str | list[str] = (),
+    more: str | list[str] = "experiment_data/packages/binaries/",
     train: str | list[str] = ("chroot", "ls"),
     tests: str | list[str] = ("cp", "sort"),
     model_cfg: str = "config/bert_tiny.json",
@@ -51,7 +52,7 @@ def main(
 
     Args:
         path: Builds, as for gendata.py.
-        more: Folders of more builds, for pre-training.
+        more: Folders of the builds for pre-training.
         train: The programs of the training pairs.
         tests: Two programs whose functions are the test pairs.
         model_cfg: The model's sizes.
@@ -66,7 +67,7 @@ def main(
     numbers = [train_pairs] if isinstance(train_pairs, int) else list(train_pairs)
     more = more.split(",") if isinstance(more, str) else list(more)
     if pretrain_file is None:
-        pretrain_file = pretrain(folder, link(folder, path, more, train, tests), model_cfg, steps)
+        pretrain_file = pretrain(folder, link(folder, more, {*train, *tests}), model_cfg, steps)
     script(
         *("samefunc.py", "--path", path, "--train", ",".join(train), "--dev", tests[0]),
         *("--test", tests[1], "--train_pairs", max(numbers), "--outputDir", folder / "output"),
@@ -117,13 +118,12 @@ def settings(file: Path, of: str, **changes: object) -> Path:
     return file
 
 
-def link(folder: Path, path: str, more: list[str], train, tests) -> Path:
+def link(folder: Path, paths: list[str], left_out: set[str]) -> Path:
     """Put all that pre-training may read into one folder, as links; return the folder."""
     builds = folder / "builds"
-    for number, source in enumerate([path, *more]):
-        for file in sorted(Path(source).resolve().glob("*/*")):
-            # Of path, the other programs are left for measurements to come.
-            if file.name not in tests and (number or file.name in train):
+    for number, path in enumerate(paths):
+        for file in sorted(Path(path).resolve().glob("*/*")):
+            if file.name not in left_out:
                 place = builds / f"{number}-{file.parent.name}" / file.name
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.unlink(missing_ok=True)
