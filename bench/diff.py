@@ -316,12 +316,12 @@ def peer_words(code: Code) -> dict[str, scipy.sparse.csr_matrix]:
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
         strings[block] |= set(preprocessing.string_words(literal))
     imports = {preprocessing.clean_name(name) for name in analysis.import_name}
-    bags: dict[str, list[Counter]] = {"code": [], "words": []}
+    bags: dict[str, list[list[str]]] = {"code": [], "words": []}
     for block, words in enumerate(analysis.words()[: analysis.code_blocks]):
         names = [w in strings[block] or w in imports for w in words]
         for part, bag in bags.items():
             wanted = part == "words"
-            bag.append(Counter(w for w, n in zip(words, names, strict=True) if n == wanted))
+            bag.append([w for w, n in zip(words, names, strict=True) if n == wanted])
     return {part: features.hashed(bag) for part, bag in bags.items()}
 
 

@@ -305,14 +305,31 @@ bags = st.lists(st.dictionaries(st.integers(0, 12), st.integers(1, 5)), min_size
 @given(bags, bags)
 def test_weights_are_scikit_learns(one, other):
     first, second = (
-        features.hashed([Counter(b) for b in one]),
-        features.hashed([Counter(b) for b in other]),
+        features.hashed(Counter(b).elements() for b in one),
+        features.hashed(Counter(b).elements() for b in other),
     )
     a, b = features.weigh(first, second)
     expected = TfidfTransformer(sublinear_tf=True).fit_transform(
         scipy.sparse.vstack([first, second])
     )
     assert abs(scipy.sparse.vstack([a, b]) - expected).max() < 1e-5
+
+
+def test_the_words_of_a_block_are_those_of_its_instructions(codes):
+    code = codes["O2"]
+    for block in range(0, code.analysis.code_blocks, 7):
+        lines = code.analysis.instructions[block].decode().split("\n")
+        mnemonics = [line.partition(" ")[0] for line in lines]
+        assert code.block_words["token"][block].sum() == 2 * len(lines)
+        for kind, words in (
+            ("token", mnemonics),
+            ("gram", [*itertools.pairwise(mnemonics)]),
+        ):
+            expected = features.hashed([words])
+            part = code.block_words[kind][block].multiply(expected > 0)
+            # Another word may have the same hash.
+            assert (part - expected).min() >= 0
+            assert part.sum() - expected.sum() <= 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -326,6 +343,22 @@ def test_assignment_is_the_best(n, m, random):
     best = cut[linear_sum_assignment(cut, maximize=True)].sum()
     assert found.score.sum() == pytest.approx(best, abs=1e-5)
     assert len(set(found.a.tolist())) == len(found.a) == len(set(found.b.tolist()))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.randoms(use_true_random=False))
+def test_edges_within_some_blocks(n, random):
+    dense = np.array([[random.choice((0, 0, 1, 2)) for _ in range(n)] for _ in range(n)])
+    blocks = np.array(random.sample(range(n), random.randint(1, n)))
+    found = matching._within(scipy.sparse.csr_matrix(dense), blocks)
+    assert np.array_equal(found.toarray(), dense[blocks][:, blocks])
+
+
+def test_starting_imports_nothing_large():
+    """Of a second that comparing two small binaries takes, imports are the greater part."""
+    code = "import sys, diff; print({'angr', 'torch', 'scipy.optimize'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_measures_are_cosines(codes, model):
