@@ -218,6 +218,8 @@ def build(tree: Tree, levels: list[str]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(tree.source, folder, symlinks=True)
     if recipe.configure is not None:
+        if not (folder / "configure").is_file():
+            raise UserError(f"{tree.name}: its source has no configure script")
         say(f"{tree.name}: configure")
         run(tree, "configure", ["./configure", *recipe.configure])
     for level in levels:
