@@ -1,8 +1,9 @@
 """Which function and which block of one binary is which of the other, one to one.
 
 Functions first: likeness alone, then rounds in which the matches found so far speak for what they
-call, what calls them, and what lies beside them. Then the blocks of matched functions, the same way
-over the control-flow graph; and last the blocks of functions that a compiler inlined elsewhere.
+call, what calls them, and what lies beside them; and say how alike matched functions are here. Then
+the blocks of matched functions, the same way over the control-flow graph; and last the blocks of
+functions that a compiler inlined elsewhere.
 """
 
 import dataclasses
@@ -22,7 +23,6 @@ ROUNDS = 3  # in which matches speak for their neighbours
 LIKELY = 0.02  # share from which on a pair speaks
 FUNCTION_THRESHOLD = 0.15
 BESIDE = (1, 6)  # functions to each side that are a function's near and wide surroundings
-EVIDENCE = 10 + len(BESIDE)
 
 # How much each kind of word says about a block.
 BLOCK_WEIGHTS = {"token": 1.0, "gram": 0.5, "number": 1.0, "field": 1.0, "name": 2.0}
@@ -116,13 +116,17 @@ class Surroundings:
     def evidence(
         self, candidates: Candidates, likeness: np.ndarray, logit: np.ndarray
     ) -> np.ndarray:
-        """Return what speaks for each candidate, float32 (n, EVIDENCE)."""
+        """Return what speaks for each candidate, float32 (n, similarity.EVIDENCE)."""
         a, b, shape = candidates.a, candidates.b, candidates.shape
         share_a, share_b = similarity.softmax_both_ways(candidates, logit)
         share = np.sqrt(share_a * share_b)
         likely = share > LIKELY
         pairs = scipy.sparse.csr_matrix((share[likely], (a[likely], b[likely])), shape)
         columns = [likeness, logit, np.log(share_a + 1e-4), np.log(share_b + 1e-4)]
+        # What is unlike tells more where all else is alike: of two builds at one level, say.
+        own = candidates.measures[:, : similarity.OWN]
+        typical = share[likely] @ own[likely] / max(share[likely].sum(), 1e-6)
+        columns += [*(own - typical).T, *np.broadcast_to(typical, own.shape).T]
         for x, y in (self.calls, self.callers):
             spread = (x @ pairs @ y.T).tocsr()
             columns.append(np.asarray(spread[a, b]).ravel())

@@ -296,6 +296,14 @@ def test_no_model(tmp_path, content):
         similarity.read_model(tmp_path / "m")
 
 
+def test_a_model_that_measures_other_things(tmp_path, model):
+    """Such as one that an earlier contrast.py wrote."""
+    structure = dataclasses.replace(model.structure, w1=model.structure.w1[:, 1:])
+    similarity.write_model(dataclasses.replace(model, structure=structure), tmp_path / "m", {})
+    with pytest.raises(UserError, match="measures other things"):
+        similarity.read_model(tmp_path / "m")
+
+
 # ---------------------------------------------------------------------------------- the parts
 
 bags = st.lists(st.dictionaries(st.integers(0, 12), st.integers(1, 5)), min_size=1, max_size=6)
@@ -343,6 +351,21 @@ def test_assignment_is_the_best(n, m, random):
     best = cut[linear_sum_assignment(cut, maximize=True)].sum()
     assert found.score.sum() == pytest.approx(best, abs=1e-5)
     assert len(set(found.a.tolist())) == len(found.a) == len(set(found.b.tolist()))
+
+
+def test_evidence_says_how_alike_matched_functions_are(codes, model):
+    first, second = codes["O1"], codes["O2"]
+    candidates = similarity.find_candidates(first, second, model.encoder)
+    names = [code.analysis.function_name for code in (first, second)]
+    pairs = zip(candidates.a, candidates.b, strict=True)
+    right = np.array([names[0][a] == names[1][b] for a, b in pairs])
+    logit = np.where(right, 30, -30).astype(np.float32)
+    found = matching.Surroundings(first, second).evidence(candidates, logit, logit)
+    assert found.shape == (len(right), similarity.EVIDENCE)
+    own = candidates.measures[:, : similarity.OWN]
+    distance, typical = np.split(found[:, 4 : 4 + 2 * similarity.OWN], 2, axis=1)
+    assert np.allclose(typical, own[right].mean(0), atol=1e-4)
+    assert np.allclose(distance + typical, own, atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
