@@ -7,9 +7,12 @@ inlines, a function also has the words of what it calls, and of its callers. No 
 
 import dataclasses
 import functools
+import itertools
 import re
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -23,6 +26,8 @@ IMAGE = 1 << 24  # a number less than this behind the first function may be an a
 # Operands as capstone writes them: qword ptr [rbx + rax*8 + 0x38], 0x2f
 MEMORY = re.compile(rb"\[(\w+)(?: \+ \w+(?:\*\d)?)? ([+-]) (0x[0-9a-f]+|\d+)\]")
 NUMBER = re.compile(rb"(?<![\w*#])#?(-?0x[0-9a-f]+|-?\d+)\b(?!\])")
+BRANCH = re.compile(rb"(call|j\w+|bl?)\b [^ \[]*$")
+ADDRESS = re.compile(rb"\b(rip|eip) [+-] (?:0x[0-9a-f]+|\d+)|0x[0-9a-f]+")
 # Offsets from these are places in a stack frame or in the image, which no two builds share.
 FRAME = {b"rsp", b"rbp", b"esp", b"ebp", b"sp", b"fp", b"rip", b"eip", b"pc"}
 
@@ -115,10 +120,9 @@ def _calls(analysis: preprocessing.Analysis, n_functions: int) -> scipy.sparse.c
     ends = (analysis.function[block[used]].tolist() for block in (source, target))
     pairs = {*zip(*ends, strict=True)}
     entries = {a: f for f, a in enumerate(analysis.function_address[:n_functions].tolist())}
-    for block in range(n_code):
-        for number in re.findall(rb", 0x([0-9a-f]+)$", analysis.instructions[block], re.MULTILINE):
-            if (taken := entries.get(int(number, 16))) is not None:
-                pairs.add((int(analysis.function[block]), taken))
+    of = analysis.function.tolist()
+    taken = functions.taken_addresses(analysis)
+    pairs |= {(of[block], entries[number]) for block, number in taken if number in entries}
     between = np.array(sorted((a, b) for a, b in pairs if a != b), np.int64).reshape(-1, 2)
     ones = np.ones(len(between), np.float32)
     return scipy.sparse.csr_matrix((ones, tuple(between.T)), (n_functions, n_functions))
@@ -127,31 +131,39 @@ def _calls(analysis: preprocessing.Analysis, n_functions: int) -> scipy.sparse.c
 def _block_words(analysis: preprocessing.Analysis) -> dict[str, scipy.sparse.csr_matrix]:
     n_code = analysis.code_blocks
     first = int(analysis.function_address[0])
-    words: dict[str, list[Counter]] = {kind: [] for kind in KINDS}
-    for text in analysis.instructions[:n_code]:
-        bag: dict[str, Counter] = {kind: Counter() for kind in KINDS}
-        mnemonics = []
-        for line in text.split(b"\n"):
-            mnemonic, token, fields, numbers = _read_instruction(line)
-            mnemonics.append(mnemonic)
-            bag["token"].update((mnemonic, token))
-            bag["field"].update(fields)
-            bag["number"].update(n & 0xFFFFFFFF for n in numbers if not 0 <= n - first < IMAGE)
-        for n in (2, 3):
-            bag["gram"].update(zip(*(mnemonics[i:] for i in range(n)), strict=False))
-        for kind in KINDS:
-            words[kind].append(bag[kind])
+    texts = [text.split(b"\n") for text in analysis.instructions[:n_code]]
+    # Most instructions occur many times: each is read once, and counted.
+    number: dict[bytes, int] = {}
+    line = [number.setdefault(line, len(number)) for text in texts for line in text]
+    offsets = np.cumsum([0] + [len(text) for text in texts])
+    has = scipy.sparse.csr_matrix(
+        (np.ones(len(line), np.float32), line, offsets), (n_code, len(number))
+    )
+    mnemonics, tokens, fields, numbers = zip(*map(_read_instruction, number), strict=True)
+    words = {
+        "token": has @ hashed(zip(mnemonics, tokens, strict=True)),
+        "field": has @ hashed(fields),
+        "number": has
+        @ hashed([n & 0xFFFFFFFF for n in ns if not 0 <= n - first < IMAGE] for ns in numbers),
+    }
+    sequences = [[mnemonics[number[line]] for line in text] for text in texts]
+    words["gram"] = hashed(
+        [*itertools.pairwise(m), *zip(m, m[1:], m[2:], strict=False)] for m in sequences
+    )
+    names: list[list] = [[] for _ in texts]
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
         text = literal.replace(b"\0", b"")
-        words["name"][block].update([text, *preprocessing.string_words(text)])
+        names[block] += [text, *preprocessing.string_words(text)]
     kinds = analysis.kind.tolist()
     for (source, target), kind in zip(analysis.edges.tolist(), kinds, strict=True):
         if source < n_code <= target and kind != preprocessing.STEP_OVER:
-            words["name"][source][("import", analysis.import_name[target - n_code])] += 1
-    return {kind: hashed(bags) for kind, bags in words.items()}
+            names[source].append(("import", analysis.import_name[target - n_code]))
+    words["name"] = hashed(names)
+    for matrix in words.values():
+        matrix.sort_indices()
+    return words
 
 
-@functools.lru_cache(maxsize=1 << 17)
 def _read_instruction(line: bytes) -> tuple[str, str, list[str], list[int]]:
     """Return mnemonic, mnemonic with operands' classes, fields' offsets, numbers."""
     mnemonic, _, operands = line.decode("ascii", "replace").partition(" ")
@@ -184,20 +196,21 @@ def _sizes(
         "calls": np.diff(calls.indptr),
         "callers": np.diff(calls.T.tocsr().indptr),
     }
-    bags = [Counter() for _ in blocks]
+    bags: list[list] = [[] for _ in blocks]
     for what, values in measures.items():
         for bag, value in zip(bags, values, strict=True):
-            bag.update((what, step) for step in range(int(2 * np.log2(value + 1)) + 1))
+            bag += [(what, step) for step in range(int(2 * np.log2(value + 1)) + 1)]
     return hashed(bags)
 
 
-def hashed(bags: list[Counter]) -> scipy.sparse.csr_matrix:
-    """Return the words' counts in n bags, csr float32 (n, DIMENSIONS)."""
+def hashed(bags: Iterable[Iterable[Any]]) -> scipy.sparse.csr_matrix:
+    """Return how often n bags hold each word, csr float32 (n, DIMENSIONS)."""
     column = functools.cache(lambda word: zlib.crc32(repr(word).encode()) % DIMENSIONS)
-    columns = [column(word) for bag in bags for word in bag]
-    counts = np.array([count for bag in bags for count in bag.values()], np.float32)
-    offsets = np.cumsum([0] + [len(bag) for bag in bags])
-    found = scipy.sparse.csr_matrix((counts, columns, offsets), (len(bags), DIMENSIONS))
+    rows = [[column(word) for word in bag] for bag in bags]
+    columns = np.array([column for row in rows for column in row], np.int32)
+    offsets = np.cumsum([0] + [len(row) for row in rows])
+    ones = np.ones(len(columns), np.float32)
+    found = scipy.sparse.csr_matrix((ones, columns, offsets), (len(rows), DIMENSIONS))
     found.sum_duplicates()
     return found
 
@@ -258,9 +271,12 @@ def normal_forms(code: Code) -> list[tuple]:
 
 
 def _without_addresses(line: bytes, first: int) -> bytes:
-    if re.match(rb"(call|j\w+|bl?)\b [^ ]*$", line) and b"[" not in line:
+    if BRANCH.match(line):
         return line.partition(b" ")[0]
-    line = re.sub(rb"\b(rip|eip) [+-] (0x[0-9a-f]+|\d+)", rb"\1", line)
-    return re.sub(
-        rb"0x[0-9a-f]+", lambda m: b"@" if 0 <= int(m[0], 16) - first < IMAGE else m[0], line
-    )
+
+    def form(place: re.Match) -> bytes:
+        if place[1]:
+            return place[1]
+        return b"@" if 0 <= int(place[0], 16) - first < IMAGE else place[0]
+
+    return ADDRESS.sub(form, line)

@@ -15,9 +15,18 @@ from preprocessing import Analysis
 
 ALIGNMENT = 16  # of functions, where a compiler optimises for speed
 PLAIN_JUMP = re.compile(rb"(bnd )?(jmp|b|b\.w) (#?0x[0-9a-f]+|\d+)$")
-ADDRESS = re.compile(rb"(?:, |#)0x([0-9a-f]+)$", re.MULTILINE)
 CALLS = re.compile(rb"((bnd|notrack) )*(call|bl|blx|blr)\b")
-BRANCH = re.compile(rb"(bnd )?(j|b|cb|tb)")
+# The number at the end of an instruction that is no branch.
+TAKEN = re.compile(rb"^(?!(?:bnd )?(?:j|b|cb|tb)).*(?:, |#)0x([0-9a-f]+)$", re.MULTILINE)
+
+
+def taken_addresses(analysis: Analysis) -> list[tuple[int, int]]:
+    """Return (code block, number) for each number that an instruction may take as an address."""
+    return [
+        (block, int(number, 16))
+        for block, text in enumerate(analysis.instructions[: analysis.code_blocks])
+        for number in TAKEN.findall(text)
+    ]
 
 
 def mend(analysis: Analysis) -> Analysis:
@@ -43,7 +52,9 @@ def mend(analysis: Analysis) -> Analysis:
 
     source, target = analysis.edges.T
     inside = (source < n) & (target < n)
-    called = _called(analysis, address, target[inside & (analysis.kind == preprocessing.CALL)])
+    taken = {number for _, number in taken_addresses(analysis)}
+    called = np.array([start in taken for start in address.tolist()])
+    called[target[inside & (analysis.kind == preprocessing.CALL)]] = True
     parent = np.arange(len(head))
     has_call = called[head]
     entered = np.zeros(len(head), bool)  # from another stretch of the same function
@@ -96,17 +107,3 @@ def mend(analysis: Analysis) -> Analysis:
         function_name=[known.get(a, f"sub_{a:x}") for a in entry.tolist()]
         + analysis.function_name[len(old) :],
     )
-
-
-def _called(analysis: Analysis, address: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return which blocks are called, or have their address taken by an instruction."""
-    called = np.zeros(len(address), bool)
-    called[targets] = True
-    taken = {
-        int(number, 16)
-        for text in analysis.instructions[: len(address)]
-        for line in text.split(b"\n")
-        if not BRANCH.match(line)
-        for number in ADDRESS.findall(line)
-    }
-    return called | np.isin(address, list(taken))

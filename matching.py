@@ -1,8 +1,9 @@
 """Which function and which block of one binary is which of the other, one to one.
 
 Functions first: likeness alone, then rounds in which the matches found so far speak for what they
-call, what calls them, and what lies beside them. Then the blocks of matched functions, the same way
-over the control-flow graph; and last the blocks of functions that a compiler inlined elsewhere.
+call, what calls them, and what lies beside them; and say how alike matched functions are here. Then
+the blocks of matched functions, the same way over the control-flow graph; and last the blocks of
+functions that a compiler inlined elsewhere.
 """
 
 import dataclasses
@@ -10,8 +11,7 @@ from collections import Counter
 
 import numpy as np
 import scipy.sparse
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 import features
 import preprocessing
@@ -23,7 +23,6 @@ ROUNDS = 3  # in which matches speak for their neighbours
 LIKELY = 0.02  # share from which on a pair speaks
 FUNCTION_THRESHOLD = 0.15
 BESIDE = (1, 6)  # functions to each side that are a function's near and wide surroundings
-EVIDENCE = 10 + len(BESIDE)
 
 # How much each kind of word says about a block.
 BLOCK_WEIGHTS = {"token": 1.0, "gram": 0.5, "number": 1.0, "field": 1.0, "name": 2.0}
@@ -117,13 +116,17 @@ class Surroundings:
     def evidence(
         self, candidates: Candidates, likeness: np.ndarray, logit: np.ndarray
     ) -> np.ndarray:
-        """Return what speaks for each candidate, float32 (n, EVIDENCE)."""
+        """Return what speaks for each candidate, float32 (n, similarity.EVIDENCE)."""
         a, b, shape = candidates.a, candidates.b, candidates.shape
         share_a, share_b = similarity.softmax_both_ways(candidates, logit)
         share = np.sqrt(share_a * share_b)
         likely = share > LIKELY
         pairs = scipy.sparse.csr_matrix((share[likely], (a[likely], b[likely])), shape)
         columns = [likeness, logit, np.log(share_a + 1e-4), np.log(share_b + 1e-4)]
+        # What is unlike tells more where all else is alike: of two builds at one level, say.
+        own = candidates.measures[:, : similarity.OWN]
+        typical = share[likely] @ own[likely] / max(share[likely].sum(), 1e-6)
+        columns += [*(own - typical).T, *np.broadcast_to(typical, own.shape).T]
         for x, y in (self.calls, self.callers):
             spread = (x @ pairs @ y.T).tocsr()
             columns.append(np.asarray(spread[a, b]).ravel())
@@ -162,20 +165,13 @@ def assign(candidates: Candidates, score: np.ndarray, threshold: float) -> Match
     kept = np.flatnonzero(score >= threshold)
     a, b, score = candidates.a[kept], candidates.b[kept], score[kept]
     n, m = candidates.shape
-    graph = scipy.sparse.coo_matrix((np.ones(len(a)), (a, b + n)), (n + m, n + m))
-    _, component = connected_components(graph, directed=False)
-    order = np.argsort(component[a], kind="stable")
-    chosen = []
-    for part in np.split(order, np.flatnonzero(np.diff(component[a][order])) + 1):
-        rows, i = np.unique(a[part], return_inverse=True)
-        columns, j = np.unique(b[part], return_inverse=True)
-        weight = np.zeros((len(rows), len(columns)), np.float32)
-        weight[i, j] = score[part]
-        number = np.full(weight.shape, -1)
-        number[i, j] = part
-        found = number[linear_sum_assignment(weight, maximize=True)]
-        chosen.append(found[found >= 0])
-    chosen = np.sort(np.concatenate([*chosen, np.empty(0, np.int64)]).astype(np.int64))
+    # Each a may also stay alone, at the price of a score of 0. Prices lie above 0: 0 is no edge.
+    alone = np.arange(n)
+    price = np.concatenate([2 - score, np.full(n, 2)])
+    ends = np.concatenate([a, alone]), np.concatenate([b, m + alone])
+    graph = scipy.sparse.csr_matrix((price, ends), (n, m + n))
+    i, j = min_weight_full_bipartite_matching(graph)
+    chosen = np.searchsorted(a * m + b, (i.astype(np.int64) * m + j)[j < m])
     return Matches(a[chosen], b[chosen], score[chosen])
 
 
@@ -293,20 +289,33 @@ def _match(a, b, words, edges, threshold) -> tuple[np.ndarray, np.ndarray, np.nd
     own = (words[0][a] @ words[1][b].T).toarray()
     place = np.abs(np.linspace(0, 1, len(a))[:, None] - np.linspace(0, 1, len(b)))
     own = own - PLACE * place
-    flow = [edges[0][a][:, a], edges[1][b][:, b]]
+    behind = _within(edges[0], a), _within(edges[1], b)
+    before = [m.T.tocsr() for m in behind]
+    degree = sum(np.sqrt(np.outer(x.sum(1), y.sum(1))) for x, y in (behind, before))
     score = own
     for _ in range(BLOCK_ROUNDS):
         e = np.exp(SHARPNESS * (score - score.max(initial=0)))
         share = np.sqrt(
             e / np.maximum(e.sum(1, keepdims=True), 1e-9) * (e / np.maximum(e.sum(0), 1e-9))
         )
-        around = np.zeros_like(own)
-        degree = np.zeros_like(own)
-        for x, y in (flow, [m.T.tocsr() for m in flow]):
-            around += x @ (y @ share.T).T
-            degree += np.sqrt(np.outer(x.sum(1), y.sum(1)))
+        around = sum(x @ (y @ share.T).T for x, y in (behind, before))
         score = (own + NEIGHBOURS * around / np.maximum(degree, 1)) / (1 + NEIGHBOURS)
-    i, j = linear_sum_assignment(score, maximize=True)
+    price = scipy.sparse.csr_matrix(2 - score)  # above 0, for 0 is no edge
+    i, j = min_weight_full_bipartite_matching(price)
     kept = score[i, j] >= threshold
     i, j = i[kept], j[kept]
     return a[i], b[j], np.clip(score[i, j], 0, 1)
+
+
+def _within(edges: scipy.sparse.csr_matrix, blocks: np.ndarray) -> scipy.sparse.csr_matrix:
+    """``edges[blocks][:, blocks]``, of which scipy takes ten times as long."""
+    n, count = len(blocks), np.diff(edges.indptr)[blocks]
+    row = np.repeat(np.arange(n), count)
+    nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    at = edges.indptr[blocks][row] + nth
+    place = np.full(edges.shape[1], -1)
+    place[blocks] = np.arange(n)
+    column = place[edges.indices[at]]
+    inside = column >= 0
+    offsets = np.append(0, np.cumsum(np.bincount(row[inside], minlength=n)))
+    return scipy.sparse.csr_matrix((edges.data[at[inside]], column[inside], offsets), (n, n))

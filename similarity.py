@@ -36,6 +36,8 @@ OF_ENCODER = (
     5  # measures: cosine, its distance from each function's best, both functions' known words
 )
 MEASURES = len(SAME) + len(INLINED) + 10 + OF_ENCODER
+OWN = len(features.KINDS)  # the first measures: cosines of the functions' own words
+EVIDENCE = 12 + 2 * OWN  # of `matching.Surroundings`
 
 
 @dataclasses.dataclass
@@ -250,8 +252,9 @@ def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:
                 for name, kind in PARTS.items()
             }
         )
-        if model.function.w1.shape[1:] != (MEASURES,):
-            raise KeyError(f"it measures other things than the {MEASURES} of today")
+        inputs = model.function.w1.shape[1:] + model.structure.w1.shape[1:]
+        if inputs != (MEASURES, EVIDENCE):
+            raise KeyError(f"it measures other things than the {MEASURES} and {EVIDENCE} of today")
         shapes = {len(model.encoder.words), len(model.encoder.idf), len(model.encoder.table)}
         if len(shapes) > 1 or model.encoder.table.ndim != 2:
             raise KeyError("its encoder is no table of words")

@@ -207,13 +207,14 @@ def show(
     counts = np.zeros((2, 3))
     for first, second, found, around in pairs:
         candidates = leave_out(found, left_out)
-        both = sorted(first.functions.keys() & second.functions.keys())
+        partner = bench.partners(first, second, {})
+        both = sorted(partner)
         unseen += [name not in known for name in both]
-        ranks += bench.rank(bench.spread(candidates, model), first, second, both)
+        ranks += bench.rank(bench.spread(candidates, model), first, second, both, partner)
         anchored = np.zeros(len(candidates.a), bool)
         matches = matching.match_candidates(candidates, around, model, anchored, rounds=rounds)
         for i, names in enumerate((set(), known)):
-            counts[i] += bench.judge(matches, first, second, names, False)
+            counts[i] += bench.judge(matches, first, second, partner, names, False)
     first_is_right, new = np.array(ranks) == 1, np.array(unseen)
     recall = first_is_right.mean(), first_is_right[new].mean()
     f1 = 2 * counts[:, 0] / np.maximum(counts[:, 1] + counts[:, 2], 1)

@@ -13,8 +13,10 @@ right if both blocks come from a common line of the source; to be found is each 
 binary whose lines occur in the new one. Between versions a line is named by its distance from the
 beginning of its function, and only functions of equal length count.
 
-Functions are renamed between versions, and no symbol says so: matching is also given without the
-pairs of which neither name occurs in the other binary ("sure").
+Functions are renamed between versions, or their code moves and leaves a call behind, and no symbol
+says so: matching is also given without the pairs of which neither name occurs in the other binary
+("sure"); and, between versions, where another function has more names of variables in common, with
+that as the partner ("moved").
 
 The peers match by their cosines alone, one to one, and are given the threshold that is best for
 them on the very pairs that are measured. word2vec, with gensim, stands for DeepBinDiff's features
@@ -23,6 +25,7 @@ angr's own BinDiff is run where `--bindiff SECONDS` gives it time, so many for e
 """
 
 import datetime
+import functools
 import json
 import os
 import re
@@ -72,6 +75,8 @@ PEER_THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of a cosine
 PEERS = {"TF-IDF, tokens": ("code",), "TF-IDF, tokens + names": ("code", "words")}
 WORD2VEC = "word2vec, TF-IDF weights"
 OURS = "structure (ours)"
+LIKENESS = "likeness (ours)"
+RETRIEVED = ("TF-IDF, tokens + names", LIKENESS)  # also by where the code moved
 # angr's analysis in a process of its own: it may take hours, or fail.
 BINDIFF = """
 import json, logging, sys
@@ -96,6 +101,7 @@ class Build:
         self.code = features.read_code(raw)
         analysis = self.code.analysis
         self.truth: Truth = truth.read_truth(binary, work / "truth")
+        self.variables = functools.partial(truth.read_variables, binary, work / "truth")
         self.peer_words = peer_words(self.code)
         sizes = truth.block_counts(self.truth, analysis)
         self.number = {a: f for f, a in enumerate(analysis.function_address.tolist()) if a}
@@ -196,13 +202,15 @@ def measure(kind: str, pairs: list, model: similarity.Model, known: set[str], bi
     ranks: dict[str, list[float]] = defaultdict(list)
     counts: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros((1, 3)))
     unseen: list[bool] = []
+    moved: dict[str, list[float]] = defaultdict(list)
     for first, second in pairs:
-        both = sorted(first.functions.keys() & second.functions.keys())
+        same = partners(first, second, {})
+        both = sorted(same)
         unseen += [name not in known for name in both]
         scores = {peer: peer_scores(first, second, groups) for peer, groups in PEERS.items()}
         scores[WORD2VEC] = word2vec_scores(first, second)
         results = {peer: assign(score) for peer, score in scores.items()}
-        scores["likeness (ours)"] = likeness(first.code, second.code, model)
+        scores[LIKENESS] = likeness(first.code, second.code, model)
         matched = matching.match_functions(first.code, second.code, model)
         results[OURS] = [matched]
         if bindiff:
@@ -210,11 +218,18 @@ def measure(kind: str, pairs: list, model: similarity.Model, known: set[str], bi
             print(f"angr's BinDiff, {first.file} {second.file}: {len(found.a)} functions")
             results["angr's BinDiff"] = [found]
         for row, score in scores.items():
-            ranks[row] += rank(score, first, second, both)
+            ranks[row] += rank(score, first, second, both, same)
         lines = source_lines(first, second, kind)
+        parts = [("all", same, set()), ("unseen", same, known), ("sure", same, set())]
+        if not kind.startswith("O"):
+            there = partners(first, second, truth.moved(first.variables(), second.variables()))
+            parts.append(("moved", there, set()))
+            names = sorted(there)
+            for row in RETRIEVED:
+                moved[row] += rank(scores[row], first, second, names, there)
         for row, found in results.items():
-            for part, left_out in (("all", set()), ("unseen", known), ("sure", set())):
-                judged = [judge(m, first, second, left_out, part == "sure") for m in found]
+            for part, partner, left_out in parts:
+                judged = [judge(m, first, second, partner, left_out, part == "sure") for m in found]
                 counts[row, part] = counts[row, part] + np.array(judged)
         peer = "TF-IDF, tokens + names"
         for row, blocks in (
@@ -228,6 +243,8 @@ def measure(kind: str, pairs: list, model: similarity.Model, known: set[str], bi
         r = np.array(values)
         cells = [f"{(r[part] == 1).mean():.3f} {(1 / r[part]).mean():.3f}" for part in (r > 0, new)]
         print(f"  retrieval  {row:38} recall@1, MRR: all {cells[0]}   unseen {cells[1]}")
+    for row, values in moved.items():
+        print(f"  retrieval  {row:38} moved: recall@1 {(np.array(values) == 1).mean():.3f}")
     for (row, part), judged in counts.items():
         p, r = judged[:, 0] / np.maximum(judged[:, 1:], 1).T
         f1, p, r = max(zip(2 * p * r / np.maximum(p + r, 1e-9), p, r, strict=True))
@@ -238,12 +255,25 @@ def measure(kind: str, pairs: list, model: similarity.Model, known: set[str], bi
 # --------------------------------------------------------------------------------------- truth
 
 
-def rank(score: np.ndarray, first: Build, second: Build, names: list[str]) -> list[float]:
-    """Return the rank of the right function for each name; infinite where one was missed."""
+def partners(first: Build, second: Build, moved: dict[str, str]) -> dict[str, str]:
+    """Return the name in the second build of each function of the first that is in both.
+
+    It is the same, but for those whose code ``moved`` elsewhere.
+    """
+    there = set(moved.values())
+    same = {name: name for name in first.functions if name not in there}
+    partner = same | moved
+    return {a: b for a, b in partner.items() if a in first.functions and b in second.functions}
+
+
+def rank(
+    score: np.ndarray, first: Build, second: Build, names: list[str], partner: dict[str, str]
+) -> list[float]:
+    """Return the rank of each name's partner; infinite where one was missed."""
     large = np.flatnonzero(second.code.sizes >= MIN_BLOCKS)
     ranks = []
     for name in names:
-        a, b = first.functions[name], second.functions[name]
+        a, b = first.functions[name], second.functions[partner[name]]
         if a < 0 or b < 0 or second.code.sizes[b] < MIN_BLOCKS:
             ranks.append(np.inf)
             continue
@@ -254,11 +284,23 @@ def rank(score: np.ndarray, first: Build, second: Build, names: list[str]) -> li
 
 
 def judge(
-    found: Matches, first: Build, second: Build, left_out: set[str], sure: bool
+    found: Matches,
+    first: Build,
+    second: Build,
+    partner: dict[str, str],
+    left_out: set[str],
+    sure: bool,
 ) -> np.ndarray:
     """Count right, said and true pairs of functions with MIN_BLOCKS or more.
 
-    ``sure``: without pairs of names that both occur in one binary only; these may be renamings.
+    Parameters
+    ----------
+    partner : dict of str to str
+        What `partners` returns.
+    left_out : set of str
+        Functions of the first build that are not asked for.
+    sure : bool
+        Without pairs of names that both occur in one binary only; these may be renamings.
     """
     names = []
     for build in (first, second):
@@ -273,8 +315,8 @@ def judge(
         if not counted or (sure and renamed) or (one == other and other not in second.functions):
             continue
         said += 1
-        right += one == other
-    true = len((first.functions.keys() & second.functions.keys()) - left_out)
+        right += other is not None and partner.get(one) == other
+    true = len(partner.keys() - left_out)
     return np.array([right, said, true], float)
 
 
@@ -316,12 +358,12 @@ def peer_words(code: Code) -> dict[str, scipy.sparse.csr_matrix]:
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
         strings[block] |= set(preprocessing.string_words(literal))
     imports = {preprocessing.clean_name(name) for name in analysis.import_name}
-    bags: dict[str, list[Counter]] = {"code": [], "words": []}
+    bags: dict[str, list[list[str]]] = {"code": [], "words": []}
     for block, words in enumerate(analysis.words()[: analysis.code_blocks]):
         names = [w in strings[block] or w in imports for w in words]
         for part, bag in bags.items():
             wanted = part == "words"
-            bag.append(Counter(w for w, n in zip(words, names, strict=True) if n == wanted))
+            bag.append([w for w, n in zip(words, names, strict=True) if n == wanted])
     return {part: features.hashed(bag) for part, bag in bags.items()}
 
 

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+from elftools.dwarf.die import DIE
 from elftools.elf.elffile import ELFFile
 
 import preprocessing
@@ -20,6 +21,8 @@ import utils
 PIE_BASE = 0x400000  # where angr maps position-independent executables
 # Copies that the compiler specialises stand for the function; split-off parts do not.
 COPY = re.compile(r"\.(isra|constprop)\.\d+")
+# Functions whose variables have so many names in common, and such a share, are one source.
+COMMON, SHARE = 3, 0.5
 
 
 @dataclasses.dataclass
@@ -115,6 +118,69 @@ def _debug(elf: ELFFile, base: int) -> dict[str, list]:
                 file = files[where["DW_AT_decl_file"].value - first]
                 starts.append((file, where["DW_AT_decl_line"].value, name))
     return {"line": sorted(lines), "start": sorted(set(starts))}
+
+
+def read_variables(binary: Path, cache: Path) -> dict[str, list[str]]:
+    """Read what each function's parameters and local variables are called; ``cache`` is a folder.
+
+    Functions of one name have those of all.
+    """
+    file = cache / f"{utils.sha256_of(binary)}-variables.json"
+    if not file.exists():
+        found: dict[str, set[str]] = defaultdict(set)
+        with binary.open("rb") as stream:
+            elf = ELFFile(stream)
+            units = elf.get_dwarf_info().iter_CUs() if elf.has_dwarf_info() else ()
+            for unit in units:
+                for die in unit.get_top_DIE().iter_children():
+                    if die.tag == "DW_TAG_subprogram" and (name := _name(die)):
+                        found[name] |= _variables(die)
+        utils.write_json(file, {name: sorted(inside) for name, inside in found.items()})
+    return json.loads(file.read_text())
+
+
+def _name(die: DIE) -> str:
+    name = die.attributes.get("DW_AT_name")
+    return name.value.decode("utf-8", "replace") if name else ""
+
+
+def _variables(die: DIE) -> set[str]:
+    found = set()
+    for child in die.iter_children():
+        if child.tag in ("DW_TAG_formal_parameter", "DW_TAG_variable"):
+            found.add(_name(child))
+        elif child.tag == "DW_TAG_lexical_block":
+            found |= _variables(child)
+    return found - {""}
+
+
+def moved(old: dict[str, list[str]], new: dict[str, list[str]]) -> dict[str, str]:
+    """Return which functions' code has another name in another version, by their variables' names.
+
+    Parameters
+    ----------
+    old, new : dict of str to list of str
+        Function -> names of its variables.
+
+    Returns
+    -------
+    dict of str to str
+        OLD's name -> NEW's: each has more in common with the other than with any other function,
+        those of its own name too: what is left of that may only call it.
+    """
+    share = {}
+    for a, inside in old.items():
+        for b, others in new.items():
+            common = len(set(inside) & set(others))
+            if common >= COMMON:
+                share[a, b] = common / len(set(inside) | set(others))
+    best: dict[tuple[int, str], float] = defaultdict(float)
+    for (a, b), value in share.items():
+        best[0, a] = max(best[0, a], value)
+        best[1, b] = max(best[1, b], value)
+    nearest = [(a, b) for (a, b), s in share.items() if s >= max(SHARE, best[0, a], best[1, b])]
+    times = [Counter(side) for side in zip(*nearest, strict=True)]
+    return {a: b for a, b in nearest if a != b and times[0][a] == times[1][b] == 1}
 
 
 def block_counts(truth: Truth, analysis: preprocessing.Analysis) -> dict[int, int]:

@@ -45,6 +45,8 @@ class Recipe:
     flags: str = "CFLAGS"  # the make variable that takes the level
 
 
+LUA = Recipe(("src/lua",), None, ("-C", "src", "lua"))  # its versions differ much
+
 RECIPES = {
     "bzip2": Recipe(("bzip2",), None, ("bzip2",)),
     "dash": Recipe(("src/dash",)),
@@ -53,7 +55,10 @@ RECIPES = {
     "findutils": Recipe(("find/find", "xargs/xargs")),
     "grep": Recipe(("src/grep",), ("--disable-dependency-tracking", "--disable-perl-regexp")),
     "gzip": Recipe(("gzip",)),
-    "lua5.4": Recipe(("src/lua",), None, ("-C", "src", "lua")),
+    "lua5.1": LUA,
+    "lua5.2": LUA,
+    "lua5.3": LUA,
+    "lua5.4": LUA,
     "lz4": Recipe(("programs/lz4",), None, ("-C", "programs", "lz4")),
     "m4": Recipe(("src/m4",)),
     "mawk": Recipe(("mawk",), ()),
@@ -213,6 +218,8 @@ def build(tree: Tree, levels: list[str]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(tree.source, folder, symlinks=True)
     if recipe.configure is not None:
+        if not (folder / "configure").is_file():
+            raise UserError(f"{tree.name}: its source has no configure script")
         say(f"{tree.name}: configure")
         run(tree, "configure", ["./configure", *recipe.configure])
     for level in levels:

@@ -87,6 +87,13 @@ def test_what_cannot_be_had_is_named_and_the_rest_is_built(run, tmp_path):
     assert len(made(tmp_path)) == 4
 
 
+def test_a_source_without_configure_is_named(run, tmp_path):
+    pack(tmp_path / "new.tar.xz", {"Makefile": MAKEFILE, "src/mill.c": ""}, folder="mill-2.0")
+    with pytest.raises(UserError, match="mill-new: its source has no configure script"):
+        run(releases="old new")
+    assert len(made(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("options", [{"packages": "lake"}, {"levels": "O7"}])
 def test_unknown_values(run, options):
     with pytest.raises(UserError, match=next(iter(options.values()))):

@@ -296,6 +296,14 @@ def test_no_model(tmp_path, content):
         similarity.read_model(tmp_path / "m")
 
 
+def test_a_model_that_measures_other_things(tmp_path, model):
+    """Such as one that an earlier contrast.py wrote."""
+    structure = dataclasses.replace(model.structure, w1=model.structure.w1[:, 1:])
+    similarity.write_model(dataclasses.replace(model, structure=structure), tmp_path / "m", {})
+    with pytest.raises(UserError, match="measures other things"):
+        similarity.read_model(tmp_path / "m")
+
+
 # ---------------------------------------------------------------------------------- the parts
 
 bags = st.lists(st.dictionaries(st.integers(0, 12), st.integers(1, 5)), min_size=1, max_size=6)
@@ -305,14 +313,31 @@ bags = st.lists(st.dictionaries(st.integers(0, 12), st.integers(1, 5)), min_size
 @given(bags, bags)
 def test_weights_are_scikit_learns(one, other):
     first, second = (
-        features.hashed([Counter(b) for b in one]),
-        features.hashed([Counter(b) for b in other]),
+        features.hashed(Counter(b).elements() for b in one),
+        features.hashed(Counter(b).elements() for b in other),
     )
     a, b = features.weigh(first, second)
     expected = TfidfTransformer(sublinear_tf=True).fit_transform(
         scipy.sparse.vstack([first, second])
     )
     assert abs(scipy.sparse.vstack([a, b]) - expected).max() < 1e-5
+
+
+def test_the_words_of_a_block_are_those_of_its_instructions(codes):
+    code = codes["O2"]
+    for block in range(0, code.analysis.code_blocks, 7):
+        lines = code.analysis.instructions[block].decode().split("\n")
+        mnemonics = [line.partition(" ")[0] for line in lines]
+        assert code.block_words["token"][block].sum() == 2 * len(lines)
+        for kind, words in (
+            ("token", mnemonics),
+            ("gram", [*itertools.pairwise(mnemonics)]),
+        ):
+            expected = features.hashed([words])
+            part = code.block_words[kind][block].multiply(expected > 0)
+            # Another word may have the same hash.
+            assert (part - expected).min() >= 0
+            assert part.sum() - expected.sum() <= 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -326,6 +351,37 @@ def test_assignment_is_the_best(n, m, random):
     best = cut[linear_sum_assignment(cut, maximize=True)].sum()
     assert found.score.sum() == pytest.approx(best, abs=1e-5)
     assert len(set(found.a.tolist())) == len(found.a) == len(set(found.b.tolist()))
+
+
+def test_evidence_says_how_alike_matched_functions_are(codes, model):
+    first, second = codes["O1"], codes["O2"]
+    candidates = similarity.find_candidates(first, second, model.encoder)
+    names = [code.analysis.function_name for code in (first, second)]
+    pairs = zip(candidates.a, candidates.b, strict=True)
+    right = np.array([names[0][a] == names[1][b] for a, b in pairs])
+    logit = np.where(right, 30, -30).astype(np.float32)
+    found = matching.Surroundings(first, second).evidence(candidates, logit, logit)
+    assert found.shape == (len(right), similarity.EVIDENCE)
+    own = candidates.measures[:, : similarity.OWN]
+    distance, typical = np.split(found[:, 4 : 4 + 2 * similarity.OWN], 2, axis=1)
+    assert np.allclose(typical, own[right].mean(0), atol=1e-4)
+    assert np.allclose(distance + typical, own, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.randoms(use_true_random=False))
+def test_edges_within_some_blocks(n, random):
+    dense = np.array([[random.choice((0, 0, 1, 2)) for _ in range(n)] for _ in range(n)])
+    blocks = np.array(random.sample(range(n), random.randint(1, n)))
+    found = matching._within(scipy.sparse.csr_matrix(dense), blocks)
+    assert np.array_equal(found.toarray(), dense[blocks][:, blocks])
+
+
+def test_starting_imports_nothing_large():
+    """Of a second that comparing two small binaries takes, imports are the greater part."""
+    code = "import sys, diff; print({'angr', 'torch', 'scipy.optimize'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_measures_are_cosines(codes, model):

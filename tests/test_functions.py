@@ -1,5 +1,6 @@
 """functions.py: which blocks become one function."""
 
+import dataclasses
 import subprocess
 
 import numpy as np
@@ -141,6 +142,19 @@ def test_a_swallowed_function_is_one():
     blocks += [(0x1028, 0x1028, "ret")]
     found = parts(analysis_of(blocks, [(0, 2, JUMP), (2, 3, JUMP)]))
     assert found == {0x1000: [0x1000], 0x1010: [0x1010], 0x1020: [0x1020, 0x1028]}
+
+
+def test_addresses_are_taken_by_what_is_no_branch():
+    texts = [
+        b"lea rax, [rip + 0x10]\nmov edi, 0x401000\njmp 0x401000",
+        b"adr x0, #0x1010\ncbz x1, #0x1020\nbnd jmp 0x401000",
+        b"push rbp",
+        b"mov esi, 0x401000\nmov edx, 0x402000",
+    ]
+    analysis = analysis_of([(0x1000 + 16 * i, 0x1000, "") for i in range(4)], [])
+    analysis = dataclasses.replace(analysis, instructions=[*texts, b""])
+    expected = [(0, 0x401000), (1, 0x1010), (3, 0x401000), (3, 0x402000)]
+    assert functions.taken_addresses(analysis) == expected
 
 
 @pytest.mark.parametrize("level", ["-O0", "-O1", "-O2", "-O3"])

@@ -103,22 +103,68 @@ def test_functions_of_stripped_copies_are_known_by_name(bench, builds, tmp_path)
     assert max(build.of_angr.values()) < build.code.functions
 
 
-def test_renamings_count_neither_way(bench):
-    def build(*names):
-        return SimpleNamespace(
-            code=SimpleNamespace(
-                functions=len(names),
-                analysis=SimpleNamespace(function_address=np.arange(len(names)) + 100),
-            ),
-            truth=SimpleNamespace(name={100 + f: name for f, name in enumerate(names)}),
-            functions={name: f for f, name in enumerate(names)},
-        )
+def build(*names):
+    """Make a Build whose functions have 3 blocks and these names."""
+    return SimpleNamespace(
+        code=SimpleNamespace(
+            functions=len(names),
+            analysis=SimpleNamespace(function_address=np.arange(len(names)) + 100),
+            sizes=np.full(len(names), 3),
+        ),
+        truth=SimpleNamespace(name={100 + f: name for f, name in enumerate(names)}),
+        functions={name: f for f, name in enumerate(names)},
+    )
 
+
+def test_renamings_count_neither_way(bench):
     first, second = build("main", "same", "base_name"), build("main", "same", "last_component")
     a = np.arange(3)
     found = Matches(a, a, np.ones(3, np.float32))
-    assert bench.judge(found, first, second, set(), sure=False).tolist() == [2, 3, 2]
-    assert bench.judge(found, first, second, set(), sure=True).tolist() == [2, 2, 2]
+    partner = bench.partners(first, second, {})
+    assert partner == {"main": "main", "same": "same"}
+    assert bench.judge(found, first, second, partner, set(), sure=False).tolist() == [2, 3, 2]
+    assert bench.judge(found, first, second, partner, set(), sure=True).tolist() == [2, 2, 2]
     wrong = Matches(a, np.array([0, 2, 1]), np.ones(3, np.float32))
-    assert bench.judge(wrong, first, second, set(), sure=True).tolist() == [1, 3, 2]
-    assert bench.judge(found, first, second, {"same"}, sure=False).tolist() == [1, 2, 1]
+    assert bench.judge(wrong, first, second, partner, set(), sure=True).tolist() == [1, 3, 2]
+    assert bench.judge(found, first, second, partner, {"same"}, sure=False).tolist() == [1, 2, 1]
+
+
+def test_variables_are_those_of_the_source(builds, tmp_path):
+    found = truth.read_variables(builds / "O2" / "shapes", tmp_path)
+    other = truth.read_variables(builds / "O0" / "shapes", tmp_path)
+    assert {k: v for k, v in found.items() if v} == {k: v for k, v in other.items() if v}
+    assert found == truth.read_variables(builds / "O2" / "shapes", tmp_path), "from the cache"
+    assert {"argc", "argv"} <= set(found["main"])
+
+
+def test_moved_code_is_known_by_its_variables():
+    insert = ["table", "entry", "data", "bucket"]
+    old = {"insert": insert, "base_name": ["name", "base", "p"], "size": ["n"], "same": ["a", "b"]}
+    new = {
+        "insert": ["table", "entry", "error"],  # calls what follows
+        "insert_if_absent": [*insert, "matched"],
+        "last_component": ["name", "base", "p", "slash"],
+        "length": ["n"],  # one name in common says nothing
+        "same": ["a", "b"],
+    }
+    expected = {"insert": "insert_if_absent", "base_name": "last_component"}
+    assert truth.moved(old, new) == expected
+    assert truth.moved(old, old) == {}
+    assert truth.moved(old, new | {"copy": new["last_component"]}).keys() == {"insert"}, "two"
+    assert truth.moved({}, new) == truth.moved(old, {}) == {}
+
+
+def test_the_partner_is_where_the_code_moved(bench):
+    first, second = build("main", "insert"), build("main", "insert", "insert_if_absent")
+    a = np.arange(2)
+    found = Matches(a, np.array([0, 2]), np.ones(2, np.float32))
+    same = bench.partners(first, second, {})
+    moved = bench.partners(first, second, {"insert": "insert_if_absent", "tiny": "main"})
+    assert same == {"main": "main", "insert": "insert"}
+    assert moved == {"insert": "insert_if_absent"}, "tiny, which is too small, is main's partner"
+    moved = bench.partners(first, second, {"insert": "insert_if_absent"})
+    assert bench.judge(found, first, second, same, set(), sure=False).tolist() == [1, 2, 2]
+    assert bench.judge(found, first, second, moved, set(), sure=False).tolist() == [2, 2, 2]
+    score = np.eye(3)[:2][:, [0, 2, 1]]
+    assert bench.rank(score, first, second, ["main", "insert"], same) == [1, 2.5]
+    assert bench.rank(score, first, second, ["main", "insert"], moved) == [1, 1]
