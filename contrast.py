@@ -76,6 +76,8 @@ class Config:
         Of AdamW; the learning rate goes up and down once.
     n_epochs : int
         Passes over all pairs, of each training of a network.
+    networks : int
+        How many are trained of each kind, from different weights; their mean is what counts.
     pairs : int
         Pairs of builds of each program at most, chosen at random.
     words, dimensions : int
@@ -91,6 +93,7 @@ class Config:
     lr: PositiveFloat
     weight_decay: pydantic.NonNegativeFloat
     n_epochs: PositiveInt
+    networks: PositiveInt
     pairs: PositiveInt
     words: PositiveInt
     dimensions: PositiveInt
@@ -442,10 +445,32 @@ def contrastive_loss(logit: Tensor, pair: Pair) -> Tensor:
     return loss
 
 
-def train_network(examples: list[tuple[np.ndarray, Pair]], cfg: Config, what: str) -> Network:
-    """Train a network on (inputs float32 (n, K), the pair whose candidates they describe)."""
-    utils.set_seed(cfg.seed)
-    rng = np.random.default_rng(cfg.seed)
+def train_networks(examples: list[tuple[np.ndarray, Pair]], cfg: Config, what: str) -> Network:
+    """Train networks on (inputs float32 (n, K), the pair whose candidates they describe).
+
+    Return their mean, which is one network with all their hidden units. What one seed gets right
+    and another one wrong is a matter of chance (Lakshminarayanan et al., "Deep Ensembles", 2017,
+    https://arxiv.org/abs/1612.01474).
+    """
+    found = [
+        train_network(examples, cfg, cfg.seed + i, f"{what} {i + 1} of {cfg.networks}")
+        for i in range(cfg.networks)
+    ]
+    return dataclasses.replace(
+        found[0],
+        w1=np.concatenate([network.w1 for network in found]),
+        b1=np.concatenate([network.b1 for network in found]),
+        w2=np.concatenate([network.w2 for network in found]) / np.float32(len(found)),
+        b2=np.mean([network.b2 for network in found], dtype=np.float32),
+    )
+
+
+def train_network(
+    examples: list[tuple[np.ndarray, Pair]], cfg: Config, seed: int, what: str
+) -> Network:
+    """Train one network, from the weights and in the order that ``seed`` draws."""
+    utils.set_seed(seed)
+    rng = np.random.default_rng(seed)
     model = Perceptron(np.concatenate([x for x, _ in examples]), cfg.hidden)
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
     steps = cfg.n_epochs * len(examples)
@@ -465,7 +490,7 @@ def train_network(examples: list[tuple[np.ndarray, Pair]], cfg: Config, what: st
 
 def train_likeness(pairs: list[Pair], cfg: Config) -> Network:
     """Train the network that scores two functions by themselves."""
-    return train_network([(p.candidates.measures, p) for p in pairs], cfg, "likeness")
+    return train_networks([(p.candidates.measures, p) for p in pairs], cfg, "likeness")
 
 
 def train_structure(pairs: list[Pair], likeness: Network, cfg: Config) -> Network:
@@ -480,14 +505,14 @@ def train_structure(pairs: list[Pair], likeness: Network, cfg: Config) -> Networ
         (pair.surroundings.evidence(pair.candidates, s, s), pair)
         for pair, s in zip(pairs, scores, strict=True)
     ]
-    network = train_network(examples, cfg, "structure")
+    network = train_networks(examples, cfg, "structure")
     for _ in range(PASSES - 1):
         for pair, alone in zip(pairs, scores, strict=True):
             logit = alone
             for _ in range(matching.ROUNDS - 1):
                 logit = network(pair.surroundings.evidence(pair.candidates, alone, logit))
             examples.append((pair.surroundings.evidence(pair.candidates, alone, logit), pair))
-        network = train_network(examples, cfg, "structure")
+        network = train_networks(examples, cfg, "structure")
     return network
 
 

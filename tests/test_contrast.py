@@ -54,6 +54,16 @@ def test_network_is_the_perceptron():
     assert np.allclose(model.network()(x), model(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
 
 
+def test_networks_are_their_mean(codes, fitted, cfg):
+    cfg = dataclasses.replace(cfg, n_epochs=1, networks=3)
+    pair = contrast.make_pair("shapes", codes["O0"], codes["O2"], fitted)
+    x = pair.candidates.measures
+    single = [contrast.train_network([(x, pair)], cfg, cfg.seed + i, "one")(x) for i in range(3)]
+    assert not np.allclose(single[0], single[1], atol=1e-3)
+    mean = contrast.train_networks([(x, pair)], cfg, "three")
+    assert np.allclose(mean(x), np.mean(single, axis=0), atol=1e-4)
+
+
 def test_partners_have_the_same_name(codes, fitted):
     first, second = codes["O0"], codes["O2"]
     pair = contrast.make_pair("shapes", first, second, fitted)
