@@ -16,6 +16,7 @@ import itertools
 import os
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -124,8 +125,7 @@ def main(
         used |= {function.name.split(".")[0] for function in functions}
     with utils.atomic_folder(to) as folder:
         for split, rows in tables.items():
-            text = to_tsv(rows)
-            (folder / f"{split}.tsv").write_text(text, encoding="utf-8", newline="\n")
+            write_tsv(folder / f"{split}.tsv", rows)
             names = {function.name for _, *pair in rows for function in pair}
             programs = ", ".join(splits[split])
             print(f"{to}/{split}.tsv: {len(rows):,} pairs, {len(names):,} names, of {programs}")
@@ -216,6 +216,11 @@ def draw(
             f"not {n_pairs:,}; ask for fewer pairs, or give more builds or programs"
         )
     return [rows[i] for i in rng.permutation(len(rows))]
+
+
+def write_tsv(file: Path, rows: list[tuple[str, Function, Function]]) -> None:
+    """Write the rows; ``file`` is in a folder that takes its name when it is whole."""
+    file.write_text(to_tsv(rows), encoding="utf-8", newline="\n")
 
 
 def to_tsv(rows: list[tuple[str, Function, Function]]) -> str:
