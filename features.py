@@ -154,10 +154,8 @@ def _block_words(analysis: preprocessing.Analysis) -> dict[str, scipy.sparse.csr
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
         text = literal.replace(b"\0", b"")
         names[block] += [text, *preprocessing.string_words(text)]
-    kinds = analysis.kind.tolist()
-    for (source, target), kind in zip(analysis.edges.tolist(), kinds, strict=True):
-        if source < n_code <= target and kind != preprocessing.STEP_OVER:
-            names[source].append(("import", analysis.import_name[target - n_code]))
+    for block, name in analysis.import_calls():
+        names[block].append(("import", name))
     words["name"] = hashed(names)
     for matrix in words.values():
         matrix.sort_indices()

@@ -145,6 +145,15 @@ class Analysis:
         words = [self.dictionary[t] for t in self.tokens.tolist()]
         return [words[start:end] for start, end in itertools.pairwise(self.offsets.tolist())]
 
+    def import_calls(self) -> list[tuple[int, str]]:
+        """Return (code block, import's name) for each block that calls an import or jumps to it."""
+        n_code = self.code_blocks
+        return [
+            (source, self.import_name[target - n_code])
+            for (source, target), kind in zip(self.edges.tolist(), self.kind.tolist(), strict=True)
+            if source < n_code <= target and kind != STEP_OVER
+        ]
+
 
 # ---------------------------------------------------------------------------------- one binary
 

@@ -109,10 +109,8 @@ def read_functions(program: str, build: str, file: Path, min_blocks: int) -> lis
     names: list[set[str]] = [set() for _ in range(n_code)]
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
         names[block].update(preprocessing.string_words(literal))
-    kinds = analysis.kind.tolist()
-    for (source, target), kind in zip(analysis.edges.tolist(), kinds, strict=True):
-        if source < n_code <= target and kind != preprocessing.STEP_OVER:
-            names[source].add(preprocessing.clean_name(analysis.import_name[target - n_code]))
+    for block, name in analysis.import_calls():
+        names[block].add(preprocessing.clean_name(name))
     words = analysis.words()
     # What blocks without names say is no name, even if a string says "add", too.
     code = {word for block in range(n_code) if not names[block] for word in words[block]}

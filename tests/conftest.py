@@ -2,9 +2,25 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_script(cwd, script, *arguments):
+    """Run one of our scripts in ``cwd``; return exit code, standard output and errors."""
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
 
 SOURCE = r"""
 #include <ctype.h>

@@ -15,6 +15,7 @@ import pytest
 import test_checkpoint
 import torch
 import transformers
+from conftest import run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -305,14 +306,7 @@ def test_a_start_without_sizes_or_vocabulary(tmp_path, pretrained):
 
 
 def run(cwd, *arguments):
-    done = subprocess.run(
-        [sys.executable, ROOT / "classify.py", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+    return run_script(cwd, "classify.py", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SOURCE, compile_c
+from conftest import SOURCE, compile_c, run_script
 
 import preprocessing
 import samefunc
@@ -32,14 +32,7 @@ __attribute__((noinline)) int {name}_{i}(int *x, int n) {{
 
 
 def run(cwd, *arguments):
-    done = subprocess.run(
-        [sys.executable, ROOT / "samefunc.py", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+    return run_script(cwd, "samefunc.py", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 import csv
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from conftest import SOURCE, compile_c
+from conftest import SOURCE, compile_c, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +13,6 @@ import preprocessing
 import samefunc
 import twins
 
-ROOT = Path(__file__).resolve().parent.parent
 BUILDS = ("O0", "O1", "O2")
 # Functions that no name tells from each other, beside those of SOURCE.
 OWN = """
@@ -26,17 +23,6 @@ __attribute__((noinline)) int plain_{i}(int *x, int n) {{
     return s;
 }}
 """
-
-
-def run(cwd, script, *arguments):
-    done = subprocess.run(
-        [sys.executable, ROOT / script, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +39,12 @@ def made(tmp_path_factory):
             bare.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(named, bare)
             subprocess.run(["strip", bare], check=True)
-    made = run(
+    made = run_script(
         *(cwd, "gendata.py", "--path", "binaries", "--biname", "*"),
         *("--validation", 0.5, "--test", 0, "--workers", 2),
     )
     assert made[0] == 0, made
-    return cwd, run(cwd, "twins.py", "--min_blocks", 1)
+    return cwd, run_script(cwd, "twins.py", "--min_blocks", 1)
 
 
 def rows_of(cwd, file="data/twins.tsv"):
@@ -109,15 +95,15 @@ def test_every_name_is_left_out_of_some_rows(made):
 def test_same_bytes_again_and_other_bytes_with_another_seed(made):
     cwd, _ = made
     again = ["--min_blocks", 1, "--to"]
-    assert run(cwd, "twins.py", *again, "again.tsv")[0] == 0
-    assert run(cwd, "twins.py", *again, "other.tsv", "--seed", 1)[0] == 0
+    assert run_script(cwd, "twins.py", *again, "again.tsv")[0] == 0
+    assert run_script(cwd, "twins.py", *again, "other.tsv", "--seed", 1)[0] == 0
     first = (cwd / "data/twins.tsv").read_bytes()
     assert (cwd / "again.tsv").read_bytes() == first != (cwd / "other.tsv").read_bytes()
 
 
 def test_rows_are_as_many_of_each_pair(made):
     cwd, _ = made
-    assert run(cwd, "twins.py", "--min_blocks", 1, "--rows", 6, "--to", "few.tsv")[0] == 0
+    assert run_script(cwd, "twins.py", "--min_blocks", 1, "--rows", 6, "--to", "few.tsv")[0] == 0
     rows = rows_of(cwd, "few.tsv")
     builds = {tuple(sorted(origin.split("/")[1] for origin in row[3:])) for row in rows}
     assert (len(rows), len(builds)) == (6, 3)
@@ -125,18 +111,18 @@ def test_rows_are_as_many_of_each_pair(made):
 
 def test_bad_input_is_one_sentence(made, tmp_path):
     cwd, _ = made
-    code, out, err = run(tmp_path, "twins.py")
+    code, out, err = run_script(tmp_path, "twins.py")
     assert (code, out) == (1, "")
     assert err.startswith("error: cannot read the folder data")
     (tmp_path / "data").mkdir()
-    code, _, err = run(tmp_path, "twins.py")
+    code, _, err = run_script(tmp_path, "twins.py")
     assert code == 1
     assert "data holds no pair to train on; run `python gendata.py` first" in err
-    code, _, err = run(cwd, "twins.py", "--min_blocks", 1000, "--to", "none.tsv")
+    code, _, err = run_script(cwd, "twins.py", "--min_blocks", 1000, "--to", "none.tsv")
     assert code == 1
     assert "the 3 pairs to train on in data share no names" in err
     assert not (cwd / "none.tsv").exists()
-    code, _, err = run(cwd, "twins.py", "--outputDir", "elsewhere", "--to", "none.tsv")
+    code, _, err = run_script(cwd, "twins.py", "--outputDir", "elsewhere", "--to", "none.tsv")
     assert code == 1
     assert "is missing; name gendata.py's outputDir" in err
 
