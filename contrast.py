@@ -500,6 +500,7 @@ def train_structure(pairs: list[Pair], likeness: Network, cfg: Config) -> Networ
     time on the rounds that the one before went through (Ross et al., "DAgger", 2011,
     https://arxiv.org/abs/1011.0686).
     """
+    pairs = [plausible_part(pair, likeness) for pair in pairs]
     scores = [likeness(pair.candidates.measures) for pair in pairs]
     examples = [
         (pair.surroundings.evidence(pair.candidates, s, s), pair)
@@ -516,19 +517,34 @@ def train_structure(pairs: list[Pair], likeness: Network, cfg: Config) -> Networ
     return network
 
 
+def plausible_part(pair: Pair, likeness: Network) -> Pair:
+    """Return the pair with those candidates only whose surroundings `matching` asks for."""
+    kept = similarity.plausible(pair.candidates, likeness(pair.candidates.measures))
+    # Where each candidate goes; the last two places are those of UNKNOWN and NONE.
+    place = np.append(np.where(kept, np.cumsum(kept) - 1, UNKNOWN), [UNKNOWN, NONE])
+    return dataclasses.replace(
+        pair,
+        candidates=pair.candidates.only(kept),
+        partner_a=place[pair.partner_a],
+        partner_b=place[pair.partner_b],
+    )
+
+
 def measure(pairs: list[Pair], model: Model) -> tuple[float, float]:
     """Return the share of functions with a partner, of MIN_BLOCKS or more, that find it first."""
     right: list[list[np.ndarray]] = [[], []]
     for pair in pairs:
+        asked = np.flatnonzero((pair.partner_a >= 0) & (pair.weight_a == 1))
+        pair = plausible_part(pair, model.function)
         alone = logit = model.function(pair.candidates.measures)
         for _ in range(matching.ROUNDS):
             evidence = pair.surroundings.evidence(pair.candidates, alone, logit)
             logit = model.structure(evidence)
-        asked = np.flatnonzero((pair.partner_a >= 0) & (pair.weight_a == 1))
+        partner = pair.partner_a[asked]
         for found, score in zip(right, (alone, logit), strict=True):
             best = np.full(len(pair.partner_a), -np.inf, np.float32)
             np.maximum.at(best, pair.candidates.a, score)
-            found.append(score[pair.partner_a[asked]] >= best[asked])
+            found.append((partner >= 0) & (score[partner] >= best[asked]))
     return float(np.concatenate(right[0]).mean()), float(np.concatenate(right[1]).mean())
 
 

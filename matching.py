@@ -80,6 +80,8 @@ def match_candidates(
 ) -> Matches:
     """Score candidates, of which some are known to be true, and choose pairs one to one."""
     likeness = with_anchors(model.function(candidates.measures), candidates, anchored)
+    kept = similarity.plausible(candidates, likeness)
+    candidates, likeness, anchored = candidates.only(kept), likeness[kept], anchored[kept]
     logit = likeness
     for _ in range(rounds):
         evidence = surroundings.evidence(candidates, likeness, logit)

@@ -26,6 +26,7 @@ DEFAULT = Path(__file__).resolve().parent / "model" / "diff.safetensors"
 
 CANDIDATES = 80  # of each function in the other binary; all others are never looked at
 ENCODED = 20  # and so many that the encoder finds near
+PLAUSIBLE = 1e-4  # share by likeness below which a candidate's surroundings are not asked
 COMMON = 0.25  # words that a larger share of functions has are not looked up for candidates
 
 SAME = [(group, group) for group in features.GROUPS]
@@ -57,6 +58,10 @@ class Candidates:
     b: np.ndarray
     shape: tuple[int, int]
     measures: np.ndarray
+
+    def only(self, kept: np.ndarray) -> "Candidates":
+        """Return those that a bool array (n,) keeps."""
+        return Candidates(self.a[kept], self.b[kept], self.shape, self.measures[kept])
 
 
 @dataclasses.dataclass
@@ -231,6 +236,11 @@ def softmax_both_ways(candidates: Candidates, logit: np.ndarray) -> tuple[np.nda
         total = np.bincount(index, e, n) + np.exp(-highest)
         shares.append((e / total[index]).astype(np.float32))
     return shares[0], shares[1]
+
+
+def plausible(candidates: Candidates, likeness: np.ndarray) -> np.ndarray:
+    """Return which candidates are not hopeless by themselves, bool (n,)."""
+    return np.maximum(*softmax_both_ways(candidates, likeness)) > PLAUSIBLE
 
 
 PARTS = {"encoder": Encoder, "function": Network, "structure": Network}

@@ -16,7 +16,8 @@ beginning of its function, and only functions of equal length count.
 Functions are renamed between versions, or their code moves and leaves a call behind, and no symbol
 says so: matching is also given without the pairs of which neither name occurs in the other binary
 ("sure"); and, between versions, where another function has more names of variables in common, with
-that as the partner ("moved").
+that as the partner ("moved"). What a matcher that knew these partners would have is a row, too: by
+names alone it is wrong about them.
 
 The peers match by their cosines alone, one to one, and are given the threshold that is best for
 them on the very pairs that are measured. word2vec, with gensim, stands for DeepBinDiff's features
@@ -76,6 +77,7 @@ PEERS = {"TF-IDF, tokens": ("code",), "TF-IDF, tokens + names": ("code", "words"
 WORD2VEC = "word2vec, TF-IDF weights"
 OURS = "structure (ours)"
 LIKENESS = "likeness (ours)"
+ORACLE = "right where code moved"
 RETRIEVED = ("TF-IDF, tokens + names", LIKENESS)  # also by where the code moved
 # angr's analysis in a process of its own: it may take hours, or fail.
 BINDIFF = """
@@ -225,6 +227,7 @@ def measure(kind: str, pairs: list, model: similarity.Model, known: set[str], bi
             there = partners(first, second, truth.moved(first.variables(), second.variables()))
             parts.append(("moved", there, set()))
             names = sorted(there)
+            results[ORACLE] = [matches_of(there, first, second)]
             for row in RETRIEVED:
                 moved[row] += rank(scores[row], first, second, names, there)
         for row, found in results.items():
@@ -264,6 +267,13 @@ def partners(first: Build, second: Build, moved: dict[str, str]) -> dict[str, st
     same = {name: name for name in first.functions if name not in there}
     partner = same | moved
     return {a: b for a, b in partner.items() if a in first.functions and b in second.functions}
+
+
+def matches_of(partner: dict[str, str], first: Build, second: Build) -> Matches:
+    """Return these partners as a matcher would that found all that the disassembler did."""
+    pairs = [(first.functions[a], second.functions[b]) for a, b in partner.items()]
+    a, b = np.array(sorted(pair for pair in pairs if min(pair) >= 0), np.int64).reshape(-1, 2).T
+    return Matches(a, b, np.ones(len(a), np.float32))
 
 
 def rank(

@@ -86,6 +86,29 @@ def test_no_partner_is_said_and_the_runtime_is_not_asked_for(codes, fitted):
     assert pair.partner_a[names.index("_start")] == contrast.UNKNOWN
 
 
+def test_partners_stay_what_they_are_when_hopeless_candidates_go(codes, fitted):
+    pair = contrast.make_pair("shapes", codes["O0"], codes["O2"], fitted)
+    unlike = np.random.default_rng(0).normal(0, 9, len(pair.candidates.a)).astype(np.float32)
+    part = contrast.plausible_part(pair, lambda measures: unlike)
+    shares = similarity.softmax_both_ways(pair.candidates, unlike)
+    kept = (shares[0] > similarity.PLAUSIBLE) | (shares[1] > similarity.PLAUSIBLE)
+    assert 0 < kept.sum() < len(kept)
+    assert np.array_equal(part.candidates.measures, pair.candidates.measures[kept])
+    partners = (pair.partner_a, part.partner_a), (pair.partner_b, part.partner_b)
+    lost = 0
+    for before, after in partners:
+        assert np.array_equal(before == contrast.NONE, after == contrast.NONE)
+        for old, new in zip(before[before >= 0], after[before >= 0], strict=True):
+            if kept[old]:
+                assert part.candidates.a[new] == pair.candidates.a[old]
+                assert part.candidates.b[new] == pair.candidates.b[old]
+            else:
+                assert new == contrast.UNKNOWN
+                lost += 1
+        assert (after[before == contrast.UNKNOWN] == contrast.UNKNOWN).all()
+    assert lost, "the test should meet one"
+
+
 def test_encoder_finds_what_it_learned(codes, fitted):
     """At levels that it did not see; random vectors for the words would find fewer."""
     first, second = codes["O0"], codes["O3-noplt"]

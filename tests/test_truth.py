@@ -165,6 +165,12 @@ def test_the_partner_is_where_the_code_moved(bench):
     moved = bench.partners(first, second, {"insert": "insert_if_absent"})
     assert bench.judge(found, first, second, same, set(), sure=False).tolist() == [1, 2, 2]
     assert bench.judge(found, first, second, moved, set(), sure=False).tolist() == [2, 2, 2]
+    right = bench.matches_of(moved, first, second)
+    assert np.array_equal(right.a, found.a)
+    assert np.array_equal(right.b, found.b)
+    second.functions["main"] = -1  # missed by the disassembler
+    assert bench.matches_of(moved, first, second).a.tolist() == [1]
+    second.functions["main"] = 0
     score = np.eye(3)[:2][:, [0, 2, 1]]
     assert bench.rank(score, first, second, ["main", "insert"], same) == [1, 2.5]
     assert bench.rank(score, first, second, ["main", "insert"], moved) == [1, 1]
