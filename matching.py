@@ -131,7 +131,7 @@ class Surroundings:
         columns += [*(own - typical).T, *np.broadcast_to(typical, own.shape).T]
         for x, y in (self.calls, self.callers):
             spread = (x @ pairs @ y.T).tocsr()
-            columns.append(np.asarray(spread[a, b]).ravel())
+            columns.append(_entries(spread, a, b))
             degree_x, degree_y = np.diff(x.indptr)[a], np.diff(y.indptr)[b]
             columns += [
                 (degree_x > 0) & (degree_y > 0),
@@ -139,8 +139,13 @@ class Surroundings:
             ]
         for x, y in self.beside:
             spread = (x @ pairs @ y.T).tocsr()
-            columns.append(np.asarray(spread[a, b]).ravel())
+            columns.append(_entries(spread, a, b))
         return np.stack(columns, 1).astype(np.float32)
+
+
+def _entries(m: scipy.sparse.csr_matrix, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``m[a, b]``, which scipy does not flatten where there is none."""
+    return np.asarray(m[a, b]).ravel() if len(a) else np.zeros(0, m.dtype)
 
 
 def _rare_first(relation: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:

@@ -3,7 +3,8 @@
     python bench/ablation.py --train DIR2,DIR3 --path DIR --programs sort,cp
 
 The encoders and the candidates stay those of `contrast.py`; of the measures of a pair of functions
-some are set to zero, in the training and in what is measured. Measured is as in `bench/diff.py`.
+some are set to zero, in the training and in what is measured. Two rows have all measures and less
+training. Measured is as in `bench/diff.py`.
 
 `--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of both
 functions' mean hidden states in a BERT that `pretrain.py` trained, whitened by the mean and
@@ -63,6 +64,7 @@ LEFT_OUT = {
     "no words of callees and callers": columns(AROUND),
     "encoder and sizes only": [*range(len(GROUPS)), TOKENS_EQUAL, NAMES_EQUAL],
 }
+QUARTERS = {"networks a quarter as wide": "hidden", "trained a quarter as long": "n_epochs"}
 
 
 def main(
@@ -128,6 +130,11 @@ def main(
             show(f"{row}; {kind}", measured[kind], left_out, model, known, matching.ROUNDS)
             if not left_out:
                 show(f"no surroundings; {kind}", measured[kind], left_out, model, known, 0)
+    for row, setting in QUARTERS.items():
+        quarter = dataclasses.replace(cfg, **{setting: max(1, getattr(cfg, setting) // 4)})
+        model = contrast.train_model(pairs, encoder, quarter)
+        for kind in kinds:
+            show(f"{row}; {kind}", measured[kind], [], model, known, matching.ROUNDS)
     if pretrain_file:
         with_bert(pretrain_file, max_len, pairs, measured)
         model = contrast.train_model(pairs, encoder, cfg)

@@ -100,6 +100,7 @@ def test_rows(builds, bert, tmp_path, capsys):
     )
     rows = capsys.readouterr().out.splitlines()[2:]
     names = [row.split(";")[0] for row in rows]
-    assert sorted(names) == sorted([*ablation.LEFT_OUT, "no surroundings", "and BERT's states"])
+    expected = [*ablation.LEFT_OUT, *ablation.QUARTERS, "no surroundings", "and BERT's states"]
+    assert sorted(names) == sorted(expected)
     for row in rows:
         assert all(0 <= float(x) <= 1 for x in row.split()[-4:])

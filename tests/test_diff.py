@@ -368,6 +368,17 @@ def test_evidence_says_how_alike_matched_functions_are(codes, model):
     assert np.allclose(distance + typical, own, atol=1e-6)
 
 
+def test_what_likeness_calls_hopeless_matches_as_an_anchor_only(codes, model):
+    def always(score):
+        return lambda inputs: np.full(len(inputs), score, np.float32)
+
+    first, second = codes["O1"], codes["O2"]
+    unlike = dataclasses.replace(model, function=always(-20), structure=always(20))
+    assert not len(matching.match_functions(first, second, unlike).a)
+    found = matching.match_functions(first, second, unlike, np.array([[2, 3]]))
+    assert (found.a.tolist(), found.b.tolist()) == ([2], [3])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 9), st.randoms(use_true_random=False))
 def test_edges_within_some_blocks(n, random):
