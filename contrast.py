@@ -500,7 +500,8 @@ def train_structure(pairs: list[Pair], likeness: Network, cfg: Config) -> Networ
     time on the rounds that the one before went through (Ross et al., "DAgger", 2011,
     https://arxiv.org/abs/1011.0686).
     """
-    pairs = [plausible_part(pair, likeness) for pair in pairs]
+    parts = (plausible_part(pair, likeness) for pair in pairs)
+    pairs = [part for part in parts if len(part.candidates.a)]
     scores = [likeness(pair.candidates.measures) for pair in pairs]
     examples = [
         (pair.surroundings.evidence(pair.candidates, s, s), pair)
@@ -541,10 +542,13 @@ def measure(pairs: list[Pair], model: Model) -> tuple[float, float]:
             evidence = pair.surroundings.evidence(pair.candidates, alone, logit)
             logit = model.structure(evidence)
         partner = pair.partner_a[asked]
+        there = partner >= 0
         for found, score in zip(right, (alone, logit), strict=True):
             best = np.full(len(pair.partner_a), -np.inf, np.float32)
             np.maximum.at(best, pair.candidates.a, score)
-            found.append((partner >= 0) & (score[partner] >= best[asked]))
+            first = np.zeros(len(asked), bool)
+            first[there] = score[partner[there]] >= best[asked[there]]
+            found.append(first)
     return float(np.concatenate(right[0]).mean()), float(np.concatenate(right[1]).mean())
 
 

@@ -109,6 +109,23 @@ def test_partners_stay_what_they_are_when_hopeless_candidates_go(codes, fitted):
     assert lost, "the test should meet one"
 
 
+def test_a_pair_without_plausible_candidates(codes, fitted, cfg):
+    """Its functions count as not found; the structure network learns from the others."""
+    pair = contrast.make_pair("shapes", codes["O0"], codes["O2"], fitted)
+    cfg = dataclasses.replace(cfg, n_epochs=1, networks=1, hidden=4)
+    likeness = contrast.train_likeness([pair], cfg)
+    unlike = dataclasses.replace(likeness, b2=np.float32(-99))
+    assert not len(contrast.plausible_part(pair, unlike).candidates.a)
+    empty = dataclasses.replace(pair, candidates=pair.candidates.only(pair.candidates.a < 0))
+    nowhere = np.full_like(pair.partner_a, contrast.UNKNOWN)
+    empty.partner_a, empty.partner_b = nowhere, np.full_like(pair.partner_b, contrast.UNKNOWN)
+    structure = contrast.train_structure([empty, pair], likeness, cfg)
+    alone = contrast.train_structure([pair], likeness, cfg)
+    assert np.array_equal(structure.w1, alone.w1)
+    model = similarity.Model(fitted, unlike, structure)
+    assert contrast.measure([pair], model) == (0, 0)
+
+
 def test_encoder_finds_what_it_learned(codes, fitted):
     """At levels that it did not see; random vectors for the words would find fewer."""
     first, second = codes["O0"], codes["O3-noplt"]
