@@ -510,9 +510,7 @@ def train_structure(pairs: list[Pair], likeness: Network, cfg: Config) -> Networ
     network = train_networks(examples, cfg, "structure")
     for _ in range(PASSES - 1):
         for pair, alone in zip(pairs, scores, strict=True):
-            logit = alone
-            for _ in range(matching.ROUNDS - 1):
-                logit = network(pair.surroundings.evidence(pair.candidates, alone, logit))
+            logit = pair.surroundings.hear(pair.candidates, alone, network, matching.ROUNDS - 1)
             examples.append((pair.surroundings.evidence(pair.candidates, alone, logit), pair))
         network = train_networks(examples, cfg, "structure")
     return network
@@ -537,10 +535,8 @@ def measure(pairs: list[Pair], model: Model) -> tuple[float, float]:
     for pair in pairs:
         asked = np.flatnonzero((pair.partner_a >= 0) & (pair.weight_a == 1))
         pair = plausible_part(pair, model.function)
-        alone = logit = model.function(pair.candidates.measures)
-        for _ in range(matching.ROUNDS):
-            evidence = pair.surroundings.evidence(pair.candidates, alone, logit)
-            logit = model.structure(evidence)
+        alone = model.function(pair.candidates.measures)
+        logit = pair.surroundings.hear(pair.candidates, alone, model.structure)
         partner = pair.partner_a[asked]
         there = partner >= 0
         for found, score in zip(right, (alone, logit), strict=True):

@@ -8,6 +8,7 @@ functions that a compiler inlined elsewhere.
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse
@@ -82,10 +83,11 @@ def match_candidates(
     likeness = with_anchors(model.function(candidates.measures), candidates, anchored)
     kept = similarity.plausible(candidates, likeness)
     candidates, likeness, anchored = candidates.only(kept), likeness[kept], anchored[kept]
-    logit = likeness
-    for _ in range(rounds):
-        evidence = surroundings.evidence(candidates, likeness, logit)
-        logit = with_anchors(model.structure(evidence), candidates, anchored)
+
+    def structure(evidence: np.ndarray) -> np.ndarray:
+        return with_anchors(model.structure(evidence), candidates, anchored)
+
+    logit = surroundings.hear(candidates, likeness, structure, rounds)
     share_a, share_b = similarity.softmax_both_ways(candidates, logit)
     return assign(candidates, np.sqrt(share_a * share_b), threshold)
 
@@ -114,6 +116,19 @@ class Surroundings:
         self.beside = [
             [_beside(code.functions, reach) for code in (first, second)] for reach in BESIDE
         ]
+
+    def hear(
+        self,
+        candidates: Candidates,
+        likeness: np.ndarray,
+        structure: Callable[[np.ndarray], np.ndarray],
+        rounds: int = ROUNDS,
+    ) -> np.ndarray:
+        """Return each candidate's logit after rounds in which those so far are evidence."""
+        logit = likeness
+        for _ in range(rounds):
+            logit = structure(self.evidence(candidates, likeness, logit))
+        return logit
 
     def evidence(
         self, candidates: Candidates, likeness: np.ndarray, logit: np.ndarray
