@@ -1,7 +1,8 @@
 """One analysed binary -> what its functions and basic blocks are compared by.
 
 Each block and each function is a bag of words in several kinds: mnemonics with their operands'
-classes, numbers, offsets of structures' fields, names (string literals and imports). As a compiler
+classes, numbers, offsets of structures' fields, names (string literals, imported functions and
+variables). As a compiler
 inlines, a function also has the words of what it calls, and of its callers. No symbol is looked at.
 """
 
@@ -19,6 +20,8 @@ import scipy.sparse
 
 import functions
 import preprocessing
+import variables
+from variables import Tables
 
 DIMENSIONS = 1 << 18  # words are hashed; of one binary's words few collide
 IMAGE = 1 << 24  # a number less than this behind the first function may be an address
@@ -52,6 +55,10 @@ class Code:
         Kind of word -> how often each block has each.
     words : dict of str to csr float32 (F, DIMENSIONS)
         Group -> how often each function has each.
+    shared : csr float32 (F, F)
+        How much functions have in common of variables, see `variables.shared`.
+    tables : Tables
+        Where data points at functions.
     """
 
     analysis: preprocessing.Analysis
@@ -59,6 +66,8 @@ class Code:
     calls: scipy.sparse.csr_matrix
     block_words: dict[str, scipy.sparse.csr_matrix]
     words: dict[str, scipy.sparse.csr_matrix]
+    shared: scipy.sparse.csr_matrix
+    tables: Tables
 
     @property
     def functions(self) -> int:
@@ -90,6 +99,7 @@ def read_code(analysis: preprocessing.Analysis) -> Code:
         (n_functions, len(function)),
     )
     words = {kind: inside @ block_words[kind] for kind in KINDS}
+    words["name"] = words["name"] + hashed(variables.labels(analysis))
     near = (calls + scipy.sparse.identity(n_functions, np.float32, "csr")).tocsr()
     far = _ones(near @ near)
     up = calls.T.tocsr()
@@ -104,7 +114,8 @@ def read_code(analysis: preprocessing.Analysis) -> Code:
     words["size"] = _sizes(blocks, words, calls)
     for matrix in words.values():  # sums of floats depend on the order
         matrix.sort_indices()
-    return Code(analysis, blocks, calls, block_words, words)
+    shared, tables = variables.shared(analysis), variables.read_tables(analysis)
+    return Code(analysis, blocks, calls, block_words, words, shared, tables)
 
 
 def _ones(matrix: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
@@ -154,8 +165,11 @@ def _block_words(analysis: preprocessing.Analysis) -> dict[str, scipy.sparse.csr
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
         text = literal.replace(b"\0", b"")
         names[block] += [text, *preprocessing.string_words(text)]
-    for block, name in analysis.import_calls():
-        names[block].append(("import", name))
+    imports = analysis.import_calls()
+    imports += zip(analysis.variable_block.tolist(), analysis.variable_name, strict=True)
+    for block, name in imports:
+        if name:
+            names[block].append(("import", name))
     words["name"] = hashed(names)
     for matrix in words.values():
         matrix.sort_indices()

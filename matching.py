@@ -17,10 +17,11 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 import features
 import preprocessing
 import similarity
+import variables
 from features import Code
 from similarity import Candidates, Model
 
-ROUNDS = 3  # in which matches speak for their neighbours
+ROUNDS = 6  # in which matches speak for their neighbours
 LIKELY = 0.02  # share from which on a pair speaks
 FUNCTION_THRESHOLD = 0.15
 BESIDE = (1, 6)  # functions to each side that are a function's near and wide surroundings
@@ -108,11 +109,13 @@ def with_anchors(logit: np.ndarray, candidates: Candidates, anchored: np.ndarray
 
 
 class Surroundings:
-    """Calls and order of the functions of two binaries, and what matches say through them."""
+    """Calls, variables, order of the functions of two binaries: what matches say through them."""
 
     def __init__(self, first: Code, second: Code) -> None:
         self.calls = [_rare_first(code.calls) for code in (first, second)]
         self.callers = [_rare_first(code.calls.T.tocsr()) for code in (first, second)]
+        self.shared = [features.normalise(code.shared) for code in (first, second)]
+        self.tables = first.tables, second.tables
         self.beside = [
             [_beside(code.functions, reach) for code in (first, second)] for reach in BESIDE
         ]
@@ -144,7 +147,7 @@ class Surroundings:
         own = candidates.measures[:, : similarity.OWN]
         typical = share[likely] @ own[likely] / max(share[likely].sum(), 1e-6)
         columns += [*(own - typical).T, *np.broadcast_to(typical, own.shape).T]
-        for x, y in (self.calls, self.callers):
+        for x, y in (self.calls, self.callers, self.shared):
             spread = (x @ pairs @ y.T).tocsr()
             columns.append(_entries(spread, a, b))
             degree_x, degree_y = np.diff(x.indptr)[a], np.diff(y.indptr)[b]
@@ -155,6 +158,7 @@ class Surroundings:
         for x, y in self.beside:
             spread = (x @ pairs @ y.T).tocsr()
             columns.append(_entries(spread, a, b))
+        columns += variables.agreement(self.tables, (a, b, shape), share)
         return np.stack(columns, 1).astype(np.float32)
 
 

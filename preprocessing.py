@@ -26,7 +26,7 @@ import utils
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-VERSION = 3  # of the analysis below; a change of it makes cached analyses stale
+VERSION = 4  # of the analysis below; a change of it makes cached analyses stale
 JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
 
 MAX_STRING_WORDS = 16  # of a string literal that become tokens
@@ -40,6 +40,8 @@ TRAPS = {"hlt", "ud0", "ud1", "ud2", "udf", "int3", "brk", "bkpt"}
 CS_OP_REG, CS_OP_MEM = (1,), (3, 0x80)  # operand types, the same for all of capstone's CPUs
 CS_GRP_CALL, CS_GRP_INT = 2, 4
 MAX_LITERAL = 4096  # bytes of a string literal
+DATA_SECTIONS = {"SHT_PROGBITS", "SHT_NOBITS", "SHT_INIT_ARRAY", "SHT_FINI_ARRAY"}
+LABELS = 2  # words to each side of a pointer in data that may point at its name
 # Above these angr moves parts to disk, which is slower: a graph of so many takes two gigabytes.
 # Version 10 has no limit of edges.
 IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
@@ -106,6 +108,15 @@ class Analysis:
         Import i is the node B - len(import_name) + i.
     string_block : int32 (r,), string : list of bytes
         Block string_block[i] refers to the literal string[i]; sorted, no duplicates.
+    variable_block : int32 (v,), variable_address : uint64 (v,), variable_name : list of str
+        Block variable_block[i] refers to data that is no string literal, at variable_address[i];
+        variable_name[i] is the import that a linker puts there, or "". Sorted, no duplicates.
+        What position-independent code of 32-bit ARM finds through its GOT is not followed.
+    pointer_address : uint64 (p,), pointer_block : int32 (p,)
+        A word of initialised data, at pointer_address[i], holds the address of pointer_block[i];
+        sorted.
+    label_pointer : int32 (l,), label : list of bytes
+        Near pointer label_pointer[i] lies one to the string literal label[i]: its name, perhaps.
     instructions : list of bytes
         For display only: each block's disassembly, a line per instruction.
     """
@@ -123,6 +134,13 @@ class Analysis:
     import_name: list[str]
     string_block: np.ndarray
     string: list[bytes]
+    variable_block: np.ndarray
+    variable_address: np.ndarray
+    variable_name: list[str]
+    pointer_address: np.ndarray
+    pointer_block: np.ndarray
+    label_pointer: np.ndarray
+    label: list[bytes]
     instructions: list[bytes]
 
     @property
@@ -267,7 +285,8 @@ def _tidy(project, cfg, path) -> Analysis:
         for source, target, kind in edges
         if kind != STEP_OVER and target >= len(code) and source < len(code)
     }
-    sentences, string_refs, text = [], set(), []
+    sentences, string_refs, variable_refs, text = [], set(), set(), []
+    imported = _imported_data(project)
     known: dict[tuple[str, str], list[Operand]] = {}
     for block, (node, instructions) in enumerate(code.items()):
         words: list[str] = []
@@ -277,6 +296,9 @@ def _tidy(project, cfg, path) -> Analysis:
             words += _tokens(
                 instruction, operands, literals, pointed_at, loaded, block, string_refs
             )
+            for address in _places(project, instruction, operands, loaded):
+                if address in imported or _is_variable(project, address, literals):
+                    variable_refs.add((block, address, imported.get(address, "")))
         if block in called_import and len(operands) == 1:  # the last instruction's
             words[-1] = clean_name(called_import[block])
         sentences.append(words)
@@ -301,7 +323,8 @@ def _tidy(project, cfg, path) -> Analysis:
 
     dictionary = sorted({word for words in sentences for word in words})
     ids = {word: i for i, word in enumerate(dictionary)}
-    string_refs = sorted(string_refs)
+    string_refs, variable_refs = sorted(string_refs), sorted(variable_refs)
+    pointers, labels = _pointers(project, {node.addr: block for block, node in enumerate(code)})
     pairs = np.array(edges, np.int64).reshape(-1, 3)
     return Analysis(
         address=np.array([node.addr for node in code] + [0] * len(import_name), np.uint64),
@@ -321,6 +344,13 @@ def _tidy(project, cfg, path) -> Analysis:
         import_name=import_name,
         string_block=np.array([block for block, _ in string_refs], np.int32),
         string=[literal for _, literal in string_refs],
+        variable_block=np.array([block for block, _, _ in variable_refs], np.int32),
+        variable_address=np.array([address for _, address, _ in variable_refs], np.uint64),
+        variable_name=[_display(name) for _, _, name in variable_refs],
+        pointer_address=np.array([address for address, _ in pointers], np.uint64),
+        pointer_block=np.array([block for _, block in pointers], np.int32),
+        label_pointer=np.array([pointer for pointer, _ in labels], np.int32),
+        label=[literal for _, literal in labels],
         instructions=text,
     )
 
@@ -417,7 +447,7 @@ def _edges(graph, number, joined) -> set[tuple[int, int, int]]:
 
 
 def _made_addresses(project, node, literals) -> dict[int, int]:
-    """Return instruction -> address of a string literal, in a block of 32-bit ARM.
+    """Return instruction -> address that it makes of several, in a block of 32-bit ARM.
 
     ``movw r0, #1; movt r0, #2`` make an address of two halves. Or it stands in the pool behind the
     function, from which ``ldr r0, [pc, #8]`` loads it, or the distance from the ``pc`` of a later
@@ -457,7 +487,7 @@ def _made_addresses(project, node, literals) -> dict[int, int]:
             literal = _literal_at(project, address)
             if literal is not None:
                 literals[address] = literal
-        if address in literals:
+        if address is not None:
             found[instruction.address] = address
     return found
 
@@ -518,7 +548,7 @@ def _tokens(instruction, operands, literals, pointed_at, loaded, block, string_r
         address = operand.address
         if operand.relative:
             address += instruction.address + instruction.size
-        if last and instruction.address in loaded:
+        if last and loaded.get(instruction.address) in literals:
             address = loaded[instruction.address]
         elif last and operand.token == "imme" and address not in literals:
             # only the last operand can be what angr computed from several instructions
@@ -529,6 +559,78 @@ def _tokens(instruction, operands, literals, pointed_at, loaded, block, string_r
         else:
             words.append(operand.token)
     return words
+
+
+def _places(project, instruction, operands, loaded) -> set[int]:
+    """Return the addresses that an instruction names, or completes."""
+    end = instruction.address + instruction.size
+    named = {o.address + end * o.relative for o in operands if o.address is not None}
+    if instruction.address in loaded:
+        named.add(loaded[instruction.address])
+    if project.arch.name != "AMD64":  # there, no address takes two instructions
+        references = project.kb.xrefs.get_xrefs_by_ins_addr(instruction.address)
+        named |= {reference.dst for reference in references}
+    return named
+
+
+def _is_variable(project, address: int, literals: dict[int, bytes]) -> bool:
+    """Whether there is data at the address, and no text."""
+    section = project.loader.main_object.find_section_containing(address)
+    if section is None or not _holds_data(section):
+        return False
+    return address not in literals and _literal_at(project, address) is None
+
+
+def _holds_data(section) -> bool:
+    """Whether it is a section of the program's own data: no code, no symbols."""
+    kind = getattr(section, "type", "SHT_PROGBITS")  # only ELF's have one
+    mapped = getattr(section, "occupies_memory", True)
+    return mapped and not section.is_executable and kind in DATA_SECTIONS
+
+
+def _imported_data(project) -> dict[int, str]:
+    """Return address -> name of what the dynamic linker puts there."""
+    from cle.backends.elf.relocation.generic import GenericCopyReloc
+
+    return {
+        relocation.rebased_addr: relocation.symbol.name
+        for relocation in project.loader.main_object.relocs
+        if relocation.symbol is not None
+        and (relocation.symbol.is_import or isinstance(relocation, GenericCopyReloc))
+    }
+
+
+def _pointers(
+    project, block_at: dict[int, int]
+) -> tuple[list[tuple[int, int]], list[tuple[int, bytes]]]:
+    """Return (address, code block) of each word of data that points at code, and their labels.
+
+    Labels are (index of the pointer, string literal that a word beside it points at).
+    """
+    size = project.arch.bytes
+    word = np.dtype(f"{'<' if project.arch.memory_endness == 'Iend_LE' else '>'}u{size}")
+    code = np.array(list(block_at), word)
+    pointers = set()
+    for section in project.loader.main_object.sections:
+        if not _holds_data(section) or section.only_contains_uninitialized_data:
+            continue
+        start = -(-section.vaddr // size) * size
+        try:
+            content = project.loader.memory.load(start, section.vaddr + section.memsize - start)
+        except (KeyError, ValueError):  # not mapped, or empty
+            continue
+        values = np.frombuffer(content[: len(content) // size * size], word)
+        hits = np.flatnonzero(np.isin(values, code)).tolist()
+        pointers |= {(start + size * i, block_at[int(values[i])]) for i in hits}
+    pointers = sorted(pointers)
+    labels = set()
+    for pointer, (place, _) in enumerate(pointers):
+        for step in range(-LABELS, LABELS + 1):
+            value = _word(project, place + size * step) if step else None
+            literal = None if value is None or value in block_at else _literal_at(project, value)
+            if literal is not None:
+                labels.add((pointer, literal))
+    return pointers, sorted(labels)
 
 
 def _gives_back(project, node, instruction) -> bool:
@@ -625,7 +727,7 @@ def load(path: str | os.PathLike[str], for_display: bool = True) -> Analysis:
     UserError
         The file is damaged.
     """
-    bytes_fields = ("string", "instructions")
+    bytes_fields = ("string", "label", "instructions")
     values = {} if for_display else {"function_name": [], "instructions": []}
     with _damage(path), np.load(path) as arrays:
         for field in dataclasses.fields(Analysis):

@@ -38,7 +38,7 @@ OF_ENCODER = (
 )
 MEASURES = len(SAME) + len(INLINED) + 10 + OF_ENCODER
 OWN = len(features.KINDS)  # the first measures: cosines of the functions' own words
-EVIDENCE = 12 + 2 * OWN  # of `matching.Surroundings`
+EVIDENCE = 21 + 2 * OWN  # of `matching.Surroundings`
 
 
 @dataclasses.dataclass

@@ -47,6 +47,13 @@ def write_analysis(file, blocks, words):
         import_name=[],
         string_block=np.zeros(0, np.int32),
         string=[],
+        variable_block=np.zeros(0, np.int32),
+        variable_address=np.zeros(0, np.uint64),
+        variable_name=[],
+        pointer_address=np.zeros(0, np.uint64),
+        pointer_block=np.zeros(0, np.int32),
+        label_pointer=np.zeros(0, np.int32),
+        label=[],
         instructions=[b""] * n,
     )
     preprocessing.save(analysis, file)

@@ -196,6 +196,10 @@ def test_stripping_changes_names_only(analyses):
     assert full.dictionary == bare.dictionary
     assert np.array_equal(full.tokens, bare.tokens)
     assert full.function_name != bare.function_name
+    for field in ("variable_block", "variable_address", "variable_name", "pointer_address"):
+        assert np.array_equal(getattr(full, field), getattr(bare, field)), field
+    assert np.array_equal(full.pointer_block, bare.pointer_block)
+    assert full.label == bare.label
 
 
 def test_analysis_is_the_same_when_angr_keeps_its_graph_on_disk(analyses, builds, monkeypatch):
@@ -303,6 +307,13 @@ def made_up(imports: list[str], references: list[tuple[int, bytes]], code: int =
         import_name=sorted(imports),
         string_block=np.array([b for b, _ in references], np.int32),
         string=[s for _, s in references],
+        variable_block=np.zeros(0, np.int32),
+        variable_address=np.zeros(0, np.uint64),
+        variable_name=[],
+        pointer_address=np.zeros(0, np.uint64),
+        pointer_block=np.zeros(0, np.int32),
+        label_pointer=np.zeros(0, np.int32),
+        label=[],
         instructions=[b""] * blocks,
     )
 
