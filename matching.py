@@ -23,7 +23,7 @@ from similarity import Candidates, Model
 
 ROUNDS = 6  # in which matches speak for their neighbours
 LIKELY = 0.02  # share from which on a pair speaks
-FUNCTION_THRESHOLD = 0.15
+FUNCTION_THRESHOLD = 0.3
 BESIDE = (1, 6)  # functions to each side that are a function's near and wide surroundings
 
 # How much each kind of word says about a block.

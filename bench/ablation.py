@@ -2,9 +2,9 @@
 
     python bench/ablation.py --train DIR2,DIR3 --path DIR --programs sort,cp
 
-The encoders and the candidates stay those of `contrast.py`; of the measures of a pair of functions
-some are set to zero, in the training and in what is measured. Two rows have all measures and less
-training. Measured is as in `bench/diff.py`.
+The encoders and the candidates stay those of `contrast.py`; of the measures of a pair of functions,
+or of what its surroundings say, some are set to zero, in the training and in what is measured. Two
+rows have all measures and less training. Measured is as in `bench/diff.py`.
 
 `--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of both
 functions' mean hidden states in a BERT that `pretrain.py` trained, whitened by the mean and
@@ -64,6 +64,8 @@ LEFT_OUT = {
     "no words of callees and callers": columns(AROUND),
     "encoder and sizes only": [*range(len(GROUPS)), TOKENS_EQUAL, NAMES_EQUAL],
 }
+# What `matching.Surroundings.evidence` says last: of shared variables, of neighbours, of tables.
+NOT_HEARD = {"no shared variables": [*range(-11, -8)], "no tables of pointers": [*range(-6, 0)]}
 QUARTERS = {"networks a quarter as wide": "hidden", "trained a quarter as long": "n_epochs"}
 
 
@@ -130,6 +132,15 @@ def main(
             show(f"{row}; {kind}", measured[kind], left_out, model, known, matching.ROUNDS)
             if not left_out:
                 show(f"no surroundings; {kind}", measured[kind], left_out, model, known, 0)
+    for row, not_heard in NOT_HEARD.items():
+        without = [
+            dataclasses.replace(pair, surroundings=Deaf(pair.surroundings, not_heard))
+            for pair in pairs
+        ]
+        model = contrast.train_model(without, encoder, cfg)
+        for kind in kinds:
+            deaf = [(*rest, Deaf(around, not_heard)) for *rest, around in measured[kind]]
+            show(f"{row}; {kind}", deaf, [], model, known, matching.ROUNDS)
     for row, setting in QUARTERS.items():
         quarter = dataclasses.replace(cfg, **{setting: max(1, getattr(cfg, setting) // 4)})
         model = contrast.train_model(pairs, encoder, quarter)
@@ -140,6 +151,22 @@ def main(
         model = contrast.train_model(pairs, encoder, cfg)
         for kind in kinds:
             show(f"and BERT's states; {kind}", measured[kind], [], model, known, matching.ROUNDS)
+
+
+class Deaf(matching.Surroundings):
+    """Surroundings of which some is not heard: columns of the evidence are zero."""
+
+    def __init__(self, surroundings: matching.Surroundings, not_heard: list[int]) -> None:
+        vars(self).update(vars(surroundings))
+        self.not_heard = not_heard
+
+    def evidence(
+        self, candidates: Candidates, likeness: np.ndarray, logit: np.ndarray
+    ) -> np.ndarray:
+        """As `matching.Surroundings.evidence`."""
+        found = super().evidence(candidates, likeness, logit)
+        found[:, self.not_heard] = 0
+        return found
 
 
 def with_bert(file: str, max_len: int, pairs: list[Pair], measured: dict[str, list]) -> None:

@@ -58,6 +58,23 @@ def test_leaving_out_changes_a_copy(pair):
     assert np.array_equal(np.delete(left.measures, [0, 3], 1), np.delete(before, [0, 3], 1))
 
 
+def test_what_is_not_heard_is_zero_and_the_rest_is_heard(pair):
+    score = pair.candidates.measures[:, 0]
+    whole = pair.surroundings.evidence(pair.candidates, score, score)
+    for columns in ablation.NOT_HEARD.values():
+        deaf = ablation.Deaf(pair.surroundings, columns)
+        left = deaf.evidence(pair.candidates, score, score)
+        assert not left[:, columns].any()
+        assert np.array_equal(np.delete(left, columns, 1), np.delete(whole, columns, 1))
+    shared = whole[:, ablation.NOT_HEARD["no shared variables"]]
+    both_have_some = [code.shared.getnnz(1) > 0 for code in pair.codes]
+    a, b = pair.candidates.a, pair.candidates.b
+    assert np.array_equal(shared[:, 1], both_have_some[0][a] & both_have_some[1][b])
+    listed = whole[:, ablation.NOT_HEARD["no tables of pointers"]][:, 4]
+    in_table = [np.isin(np.arange(c.functions), c.tables.function) for c in pair.codes]
+    assert np.array_equal(listed, in_table[0][a] & in_table[1][b])
+
+
 @pytest.fixture
 def bert(monkeypatch):
     """A random BERT instead of a file with a trained one."""
@@ -100,7 +117,8 @@ def test_rows(builds, bert, tmp_path, capsys):
     )
     rows = capsys.readouterr().out.splitlines()[2:]
     names = [row.split(";")[0] for row in rows]
-    expected = [*ablation.LEFT_OUT, *ablation.QUARTERS, "no surroundings", "and BERT's states"]
+    expected = [*ablation.LEFT_OUT, *ablation.NOT_HEARD, *ablation.QUARTERS]
+    expected += ["no surroundings", "and BERT's states"]
     assert sorted(names) == sorted(expected)
     for row in rows:
         assert all(0 <= float(x) <= 1 for x in row.split()[-4:])

@@ -58,7 +58,7 @@ FLAGS = {
 TWINS = r"""
 #include <stdlib.h>
 #include <string.h>
-#define TWIN __attribute__((noinline, noclone, no_icf, noreorder)) static int
+#define TWIN __attribute__((noinline, noclone, no_icf, no_reorder)) static int
 #define BODY { \
     if (!n) return 3; \
     for (int i = 0; i < n; i++) if (strlen(s) > 9) n -= atoi(s); \
