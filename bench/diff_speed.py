@@ -132,7 +132,11 @@ def join(parts: list[Analysis]) -> Analysis:
         nodes["imports"].append(code + sum(len(p.import_name) for p in before))
         functions["code"].append(sum(p.code_functions for p in before))
         functions["imports"].append(n_functions + sum(len(p.import_name) for p in before))
-    columns: dict[str, list] = {"edges": [], "kind": [], "string_block": [], "string": []}
+    columns: dict[str, list] = {"edges": [], "kind": []}
+    columns |= {"string_block": [], "variable_block": [], "variable_address": []}
+    columns |= {"pointer_address": [], "pointer_block": [], "label_pointer": []}
+    listed: dict[str, list] = {"string": [], "variable_name": [], "label": []}
+    pointers = 0
     split: dict[str, list[list]] = {
         name: [[], []]
         for name in ("address", "function", "returns", "function_address", "function_name")
@@ -154,9 +158,15 @@ def join(parts: list[Analysis]) -> Analysis:
         )
         columns["edges"].append(number[part.edges])
         columns["kind"].append(part.kind)
-        columns["string_block"].append(number[part.string_block])
-        columns["string"] += part.string
         shift = np.uint64(i * APART)
+        for name in ("string_block", "variable_block", "pointer_block"):
+            columns[name].append(number[getattr(part, name)])
+        for name in ("variable_address", "pointer_address"):
+            columns[name].append(getattr(part, name) + shift)
+        columns["label_pointer"].append(part.label_pointer + pointers)
+        pointers += len(part.pointer_block)
+        for name, column in listed.items():
+            column += getattr(part, name)
         for side, (inside, heads) in enumerate(
             ((slice(0, n), slice(0, f)), (slice(n, None), slice(f, None)))
         ):
@@ -178,10 +188,8 @@ def join(parts: list[Analysis]) -> Analysis:
         function_name=split["function_name"][0] + split["function_name"][1],
         import_name=[name for part in parts for name in part.import_name],
         instructions=texts[0] + texts[1],
-        edges=np.concatenate(columns["edges"]),
-        kind=np.concatenate(columns["kind"]),
-        string_block=np.concatenate(columns["string_block"]),
-        string=columns["string"],
+        **{name: np.concatenate(column) for name, column in columns.items()},
+        **listed,
         tokens=np.zeros(0, np.int32),
         offsets=np.zeros(len(flat["address"]) + 1, np.int64),
     )

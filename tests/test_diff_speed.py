@@ -31,6 +31,10 @@ def test_joined_programs_are_what_they_were(analyses):
         for group in ("token", "gram", "field", "name", "name near", "name up"):
             assert (joined.words[group][own] != code.words[group]).nnz == 0, group
         assert (joined.calls[own, own] != code.calls).nnz == 0
+        assert ((joined.shared[own, own] > 0) != (code.shared > 0)).nnz == 0
+    assert joined.shared.nnz == sum(code.shared.nnz for code in alone)
+    steps = [np.diff(code.tables.place).tolist() for code in alone]
+    assert np.diff(joined.tables.place).tolist() == [*steps[0], -sum(steps[0]), *steps[1]]
 
 
 def test_growth_is_measured_on_more_and_more_programs(analyses, capsys):
