@@ -2,8 +2,8 @@
 
 Each block and each function is a bag of words in several kinds: mnemonics with their operands'
 classes, numbers, offsets of structures' fields, names (string literals, imported functions and
-variables). As a compiler
-inlines, a function also has the words of what it calls, and of its callers. No symbol is looked at.
+variables). As a compiler inlines, a function also has the words of what it calls, and of its
+callers. No symbol is looked at.
 """
 
 import dataclasses

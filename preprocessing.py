@@ -596,6 +596,7 @@ def _imported_data(project) -> dict[int, str]:
         relocation.rebased_addr: relocation.symbol.name
         for relocation in project.loader.main_object.relocs
         if relocation.symbol is not None
+        and relocation.symbol.name
         and (relocation.symbol.is_import or isinstance(relocation, GenericCopyReloc))
     }
 

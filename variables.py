@@ -65,7 +65,7 @@ def labels(analysis: Analysis) -> list[list]:
 def shared(analysis: Analysis) -> scipy.sparse.csr_matrix:
     """Return how much functions have in common of variables, csr float32 (F, F), 0 with itself.
 
-    Products of how often each uses each variable, rare variables weighing more (idf).
+    The sum of the squares of idf over the variables that both use: rare ones say more.
     """
     n = analysis.code_functions
     _, variable = np.unique(analysis.variable_address, return_inverse=True)
