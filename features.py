@@ -163,8 +163,7 @@ def _block_words(analysis: preprocessing.Analysis) -> dict[str, scipy.sparse.csr
     )
     names: list[list] = [[] for _ in texts]
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
-        text = literal.replace(b"\0", b"")
-        names[block] += [text, *preprocessing.string_words(text)]
+        names[block] += preprocessing.literal_words(literal)
     imports = analysis.import_calls()
     imports += zip(analysis.variable_block.tolist(), analysis.variable_name, strict=True)
     for block, name in imports:

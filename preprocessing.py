@@ -649,6 +649,12 @@ def string_words(literal: bytes) -> list[str]:
     return [word[:MAX_TOKEN].decode("ascii").lower() for word in words]
 
 
+def literal_words(literal: bytes) -> list[bytes | str]:
+    """Return what a function is known by that has this literal: the text, and its words."""
+    text = literal.replace(b"\0", b"")
+    return [text, *string_words(text)]
+
+
 def clean_name(name: str) -> str:
     """Return an import's name as a token: other characters than ``A-Za-z0-9_.@$?-`` become _."""
     return re.sub(r"[^A-Za-z0-9_.@$?-]", "_", name[:MAX_TOKEN]) or "_"

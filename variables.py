@@ -57,8 +57,7 @@ def labels(analysis: Analysis) -> list[list]:
     target = analysis.address[analysis.pointer_block[analysis.label_pointer]]
     for address, literal in zip(target.tolist(), analysis.label, strict=True):
         if address in entry:
-            text = literal.replace(b"\0", b"")
-            found[entry[address]] += [text, *preprocessing.string_words(text)]
+            found[entry[address]] += preprocessing.literal_words(literal)
     return found
 
 

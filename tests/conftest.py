@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,6 +90,18 @@ BUILDS = {
     "O1": ["-O1"],
     "O2": ["-O2", "-fno-pie", "-no-pie"],
     "O3-noplt": ["-O3", "-fno-plt"],
+}
+
+
+# Of an Analysis that is made up: no variables, no pointers in data.
+NO_DATA = {
+    "variable_block": np.zeros(0, np.int32),
+    "variable_address": np.zeros(0, np.uint64),
+    "variable_name": [],
+    "pointer_address": np.zeros(0, np.uint64),
+    "pointer_block": np.zeros(0, np.int32),
+    "label_pointer": np.zeros(0, np.int32),
+    "label": [],
 }
 
 

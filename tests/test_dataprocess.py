@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import NO_DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,13 +48,7 @@ def write_analysis(file, blocks, words):
         import_name=[],
         string_block=np.zeros(0, np.int32),
         string=[],
-        variable_block=np.zeros(0, np.int32),
-        variable_address=np.zeros(0, np.uint64),
-        variable_name=[],
-        pointer_address=np.zeros(0, np.uint64),
-        pointer_block=np.zeros(0, np.int32),
-        label_pointer=np.zeros(0, np.int32),
-        label=[],
+        **NO_DATA,
         instructions=[b""] * n,
     )
     preprocessing.save(analysis, file)

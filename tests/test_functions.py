@@ -5,7 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import compile_c
+from conftest import NO_DATA, compile_c
 
 import functions
 import preprocessing
@@ -66,13 +66,7 @@ def analysis_of(blocks, edges):
         import_name=["puts"],
         string_block=np.zeros(0, np.int32),
         string=[],
-        variable_block=np.zeros(0, np.int32),
-        variable_address=np.zeros(0, np.uint64),
-        variable_name=[],
-        pointer_address=np.zeros(0, np.uint64),
-        pointer_block=np.zeros(0, np.int32),
-        label_pointer=np.zeros(0, np.int32),
-        label=[],
+        **NO_DATA,
         instructions=[text.encode() for _, _, text in blocks] + [b""],
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BUILDS, compile_c
+from conftest import BUILDS, NO_DATA, compile_c
 from elftools.elf.elffile import ELFFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -307,13 +307,7 @@ def made_up(imports: list[str], references: list[tuple[int, bytes]], code: int =
         import_name=sorted(imports),
         string_block=np.array([b for b, _ in references], np.int32),
         string=[s for _, s in references],
-        variable_block=np.zeros(0, np.int32),
-        variable_address=np.zeros(0, np.uint64),
-        variable_name=[],
-        pointer_address=np.zeros(0, np.uint64),
-        pointer_block=np.zeros(0, np.int32),
-        label_pointer=np.zeros(0, np.int32),
-        label=[],
+        **NO_DATA,
         instructions=[b""] * blocks,
     )
 
