@@ -128,13 +128,13 @@ def _calls(analysis: preprocessing.Analysis, n_functions: int) -> scipy.sparse.c
     n_code = analysis.code_blocks
     source, target = analysis.edges.T
     used = (analysis.kind != preprocessing.STEP_OVER) & (source < n_code) & (target < n_code)
-    ends = (analysis.function[block[used]].tolist() for block in (source, target))
-    pairs = {*zip(*ends, strict=True)}
-    entries = {a: f for f, a in enumerate(analysis.function_address[:n_functions].tolist())}
-    of = analysis.function.tolist()
-    taken = functions.taken_addresses(analysis)
-    pairs |= {(of[block], entries[number]) for block, number in taken if number in entries}
-    between = np.array(sorted((a, b) for a, b in pairs if a != b), np.int64).reshape(-1, 2)
+    entry = np.isin(analysis.address[analysis.taken_block], analysis.function_address)
+    callers = np.append(source[used], analysis.taker_block[entry])
+    called = np.append(target[used], analysis.taken_block[entry])
+    ends = (analysis.function[block].tolist() for block in (callers, called))
+    between = np.array(
+        sorted((a, b) for a, b in {*zip(*ends, strict=True)} if a != b), np.int64
+    ).reshape(-1, 2)
     ones = np.ones(len(between), np.float32)
     return scipy.sparse.csr_matrix((ones, tuple(between.T)), (n_functions, n_functions))
 

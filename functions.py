@@ -16,17 +16,6 @@ from preprocessing import Analysis
 ALIGNMENT = 16  # of functions, where a compiler optimises for speed
 PLAIN_JUMP = re.compile(rb"(bnd )?(jmp|b|b\.w) (#?0x[0-9a-f]+|\d+)$")
 CALLS = re.compile(rb"((bnd|notrack) )*(call|bl|blx|blr)\b")
-# The number at the end of an instruction that is no branch.
-TAKEN = re.compile(rb"^(?!(?:bnd )?(?:j|b|cb|tb)).*(?:, |#)0x([0-9a-f]+)$", re.MULTILINE)
-
-
-def taken_addresses(analysis: Analysis) -> list[tuple[int, int]]:
-    """Return (code block, number) for each number that an instruction may take as an address."""
-    return [
-        (block, int(number, 16))
-        for block, text in enumerate(analysis.instructions[: analysis.code_blocks])
-        for number in TAKEN.findall(text)
-    ]
 
 
 def mend(analysis: Analysis) -> Analysis:
@@ -52,8 +41,8 @@ def mend(analysis: Analysis) -> Analysis:
 
     source, target = analysis.edges.T
     inside = (source < n) & (target < n)
-    taken = {number for _, number in taken_addresses(analysis)}
-    called = np.array([start in taken for start in address.tolist()])
+    called = np.zeros(n, bool)
+    called[analysis.taken_block] = True
     called[target[inside & (analysis.kind == preprocessing.CALL)]] = True
     parent = np.arange(len(head))
     has_call = called[head]

@@ -26,7 +26,7 @@ import utils
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-VERSION = 4  # of the analysis below; a change of it makes cached analyses stale
+VERSION = 5  # of the analysis below; a change of it makes cached analyses stale
 JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
 
 MAX_STRING_WORDS = 16  # of a string literal that become tokens
@@ -37,6 +37,7 @@ MIN_JOINING_STRING = 6  # a literal shorter than this says too little to make tw
 PADDING_MNEMONICS = {"nop", "xchg", "lea", "mov", "hint", "endbr64", "endbr32", "int3"}
 MOVING_MNEMONICS = {"xchg", "lea", "mov"}  # they do nothing only from a register to itself
 TRAPS = {"hlt", "ud0", "ud1", "ud2", "udf", "int3", "brk", "bkpt"}
+BRANCHES = ("call", "j", "loop", "b", "cb", "tb")  # how the mnemonics of all CPUs begin; bnd jmp
 CS_OP_REG, CS_OP_MEM = (1,), (3, 0x80)  # operand types, the same for all of capstone's CPUs
 CS_GRP_CALL, CS_GRP_INT = 2, 4
 MAX_LITERAL = 4096  # bytes of a string literal
@@ -112,6 +113,9 @@ class Analysis:
         Block variable_block[i] refers to data that is no string literal, at variable_address[i];
         variable_name[i] is the import that a linker puts there, or "". Sorted, no duplicates.
         What position-independent code of 32-bit ARM finds through its GOT is not followed.
+    taker_block : int32 (t,), taken_block : int32 (t,)
+        Code in block taker_block[i] takes the address of block taken_block[i], and does not branch
+        there: `main` for the C library, a comparator for qsort. Sorted, no duplicates.
     pointer_address : uint64 (p,), pointer_block : int32 (p,)
         A word of initialised data, at pointer_address[i], holds the address of pointer_block[i];
         sorted.
@@ -137,6 +141,8 @@ class Analysis:
     variable_block: np.ndarray
     variable_address: np.ndarray
     variable_name: list[str]
+    taker_block: np.ndarray
+    taken_block: np.ndarray
     pointer_address: np.ndarray
     pointer_block: np.ndarray
     label_pointer: np.ndarray
@@ -285,7 +291,8 @@ def _tidy(project, cfg, path) -> Analysis:
         for source, target, kind in edges
         if kind != STEP_OVER and target >= len(code) and source < len(code)
     }
-    sentences, string_refs, variable_refs, text = [], set(), set(), []
+    sentences, string_refs, variable_refs, taken, text = [], set(), set(), set(), []
+    block_at = {node.addr: block for block, node in enumerate(code)}
     imported = _imported_data(project)
     known: dict[tuple[str, str], list[Operand]] = {}
     for block, (node, instructions) in enumerate(code.items()):
@@ -299,6 +306,8 @@ def _tidy(project, cfg, path) -> Analysis:
             for address in _places(project, instruction, operands, loaded):
                 if address in imported or _is_variable(project, address, literals):
                     variable_refs.add((block, address, imported.get(address, "")))
+                if address in block_at and not instruction.mnemonic.startswith(BRANCHES):
+                    taken.add((block, block_at[address]))
         if block in called_import and len(operands) == 1:  # the last instruction's
             words[-1] = clean_name(called_import[block])
         sentences.append(words)
@@ -323,8 +332,8 @@ def _tidy(project, cfg, path) -> Analysis:
 
     dictionary = sorted({word for words in sentences for word in words})
     ids = {word: i for i, word in enumerate(dictionary)}
-    string_refs, variable_refs = sorted(string_refs), sorted(variable_refs)
-    pointers, labels = _pointers(project, {node.addr: block for block, node in enumerate(code)})
+    string_refs, variable_refs, taken = (sorted(s) for s in (string_refs, variable_refs, taken))
+    pointers, labels = _pointers(project, block_at)
     pairs = np.array(edges, np.int64).reshape(-1, 3)
     return Analysis(
         address=np.array([node.addr for node in code] + [0] * len(import_name), np.uint64),
@@ -347,6 +356,8 @@ def _tidy(project, cfg, path) -> Analysis:
         variable_block=np.array([block for block, _, _ in variable_refs], np.int32),
         variable_address=np.array([address for _, address, _ in variable_refs], np.uint64),
         variable_name=[_display(name) for _, _, name in variable_refs],
+        taker_block=np.array([block for block, _ in taken], np.int32),
+        taken_block=np.array([target for _, target in taken], np.int32),
         pointer_address=np.array([address for address, _ in pointers], np.uint64),
         pointer_block=np.array([block for _, block in pointers], np.int32),
         label_pointer=np.array([pointer for pointer, _ in labels], np.int32),

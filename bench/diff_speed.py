@@ -134,6 +134,7 @@ def join(parts: list[Analysis]) -> Analysis:
         functions["imports"].append(n_functions + sum(len(p.import_name) for p in before))
     columns: dict[str, list] = {"edges": [], "kind": []}
     columns |= {"string_block": [], "variable_block": [], "variable_address": []}
+    columns |= {"taker_block": [], "taken_block": []}
     columns |= {"pointer_address": [], "pointer_block": [], "label_pointer": []}
     listed: dict[str, list] = {"string": [], "variable_name": [], "label": []}
     pointers = 0
@@ -159,7 +160,13 @@ def join(parts: list[Analysis]) -> Analysis:
         columns["edges"].append(number[part.edges])
         columns["kind"].append(part.kind)
         shift = np.uint64(i * APART)
-        for name in ("string_block", "variable_block", "pointer_block"):
+        for name in (
+            "string_block",
+            "variable_block",
+            "taker_block",
+            "taken_block",
+            "pointer_block",
+        ):
             columns[name].append(number[getattr(part, name)])
         for name in ("variable_address", "pointer_address"):
             columns[name].append(getattr(part, name) + shift)

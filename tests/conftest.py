@@ -93,11 +93,13 @@ BUILDS = {
 }
 
 
-# Of an Analysis that is made up: no variables, no pointers in data.
+# Of an Analysis that is made up: no variables, no addresses taken, no pointers in data.
 NO_DATA = {
     "variable_block": np.zeros(0, np.int32),
     "variable_address": np.zeros(0, np.uint64),
     "variable_name": [],
+    "taker_block": np.zeros(0, np.int32),
+    "taken_block": np.zeros(0, np.int32),
     "pointer_address": np.zeros(0, np.uint64),
     "pointer_block": np.zeros(0, np.int32),
     "label_pointer": np.zeros(0, np.int32),

@@ -130,6 +130,16 @@ def test_all_code_of_our_functions_is_there(target):
                 assert ours[address].split()[0].split(".")[0] == mnemonic, (ours[address], text)
 
 
+def test_the_comparators_address_is_taken(target):
+    """In whatever way the processor makes an address."""
+    _, _, analysis = target
+    taken = [analysis.function_name[analysis.function[b]] for b in analysis.taken_block]
+    takers = [analysis.function_name[analysis.function[b]] for b in analysis.taker_block]
+    used = [taker for taker, f in zip(takers, taken, strict=True) if f == "compare"]
+    assert len(used) == 1
+    assert used[0] in OURS
+
+
 def is_stub(rows, name: str) -> bool:
     """Whether ``name`` is the import, not a function of the same name, of which MinGW has some."""
     inside = [text for _, text in rows.get(name, []) if not re.search(r"\bnop", text)]

@@ -189,6 +189,26 @@ def test_edges_follow_the_last_instruction(analyses, build):
             assert len(out[block]) >= 1
 
 
+@pytest.mark.parametrize("build", ALL)
+def test_addresses_are_taken_by_what_is_no_branch(analyses, builds, build):
+    """The C runtime takes main's, and some function of ours that of qsort's comparator."""
+    analysis = analyses[build]
+    file = builds / build.removesuffix("-stripped") / "shapes"
+    with open(file, "rb") as stream:
+        elf = ELFFile(stream)
+        base = 0x400000 if elf["e_type"] == "ET_DYN" else 0
+        start = elf["e_entry"] + base
+    place = {name: address + base for name, (address, _) in functions_of(file).items()}
+    taken = {}
+    for taker, block in zip(analysis.taker_block, analysis.taken_block, strict=True):
+        entry = analysis.function_address[analysis.function[taker]]
+        taken.setdefault(int(analysis.address[block]), set()).add(int(entry))
+    assert taken.pop(place["main"]) == {start}
+    (user,) = taken.pop(place["compare"])
+    assert user in place.values()
+    assert not taken.keys() & set(place.values())  # all others are called, or nobody's
+
+
 def test_stripping_changes_names_only(analyses):
     full, bare = analyses["O1"], analyses["O1-stripped"]
     assert np.array_equal(full.address, bare.address)
@@ -196,7 +216,13 @@ def test_stripping_changes_names_only(analyses):
     assert full.dictionary == bare.dictionary
     assert np.array_equal(full.tokens, bare.tokens)
     assert full.function_name != bare.function_name
-    for field in ("variable_block", "variable_address", "variable_name", "pointer_address"):
+    for field in (
+        "variable_block",
+        "variable_address",
+        "variable_name",
+        "taker_block",
+        "pointer_address",
+    ):
         assert np.array_equal(getattr(full, field), getattr(bare, field)), field
     assert np.array_equal(full.pointer_block, bare.pointer_block)
     assert full.label == bare.label
