@@ -11,9 +11,11 @@ in one folder, ignored by git:
     packages/build/bookworm/grep/             configured once, compiled per level, never installed
     packages/binaries/grep-bookworm-O1/grep   what contrast.py reads, with symbols
 
-What is there is kept; delete a folder to have it made anew.
+What is there is kept; delete a folder to have it made anew. less and screen need curses (Debian,
+Ubuntu: libncurses-dev); if it is not there, they fail, and the others are built.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -43,31 +45,63 @@ class Recipe:
     configure: tuple[str, ...] | None = ("--disable-dependency-tracking", "--disable-nls")
     targets: tuple[str, ...] = ()
     flags: str = "CFLAGS"  # the make variable that takes the level
+    standard: str = "gnu11"  # of the language
+    linker: str = "LDFLAGS"  # the make variable that the linker's options go to
 
 
-LUA = Recipe(("src/lua",), None, ("-C", "src", "lua"))  # its versions differ much
+LUA = Recipe(("src/lua",), None, ("-C", "src", "lua"), linker="MYLDFLAGS")
 
 RECIPES = {
     "bzip2": Recipe(("bzip2",), None, ("bzip2",)),
     "dash": Recipe(("src/dash",)),
     "diffutils": Recipe(("src/diff", "src/diff3", "src/sdiff")),
     "ed": Recipe(("ed",), ()),
+    "file": Recipe(
+        ("src/file",),
+        (
+            "--disable-shared",
+            "--disable-zlib",
+            "--disable-bzlib",
+            "--disable-xzlib",
+            "--disable-zstdlib",
+            "--disable-libseccomp",
+        ),
+    ),
     "findutils": Recipe(("find/find", "xargs/xargs")),
     "grep": Recipe(("src/grep",), ("--disable-dependency-tracking", "--disable-perl-regexp")),
     "gzip": Recipe(("gzip",)),
+    "inetutils": Recipe(
+        ("ftp/ftp", "src/tftp", "ping/ping", "src/inetd", "src/syslogd", "ifconfig/ifconfig")
+    ),
+    "less": Recipe(("less",), ()),
     "lua5.1": LUA,
     "lua5.2": LUA,
     "lua5.3": LUA,
     "lua5.4": LUA,
+    "lzip": Recipe(("lzip",), (), flags="CXXFLAGS", standard="gnu++17"),
     "lz4": Recipe(("programs/lz4",), None, ("-C", "programs", "lz4")),
     "m4": Recipe(("src/m4",)),
     "mawk": Recipe(("mawk",), ()),
     "patch": Recipe(("src/patch",)),
+    "screen": Recipe(("screen",), ()),
     "sed": Recipe(("sed/sed",)),
+    "wget": Recipe(
+        ("src/wget",),
+        (
+            "--disable-nls",
+            "--without-ssl",
+            "--without-zlib",
+            "--disable-pcre",
+            "--disable-pcre2",
+            "--without-libpsl",
+            "--disable-iri",
+        ),
+    ),
+    "xz-utils": Recipe(("src/xz/xz",), ("--disable-shared", "--disable-nls")),
 }
 
-# Built to lie at a fixed place, as distributions did until 2016; the others may lie anywhere.
-FIXED = ("diffutils", "findutils", "grep", "lz4", "patch")
+# How a program is compiled and linked to lie at a fixed place, and anywhere.
+PLACES = ("-fno-pie", "-no-pie"), ("-fpie", "-pie")
 
 
 @dataclass(frozen=True)
@@ -93,6 +127,13 @@ class Tree:
     @property
     def folder(self) -> Path:
         return self.output / "build" / self.release / self.package
+
+    def lies_anywhere(self, level: str) -> bool:
+        """Return whether its code may lie at any place, as in most programs since 2016.
+
+        Every second build or so: a comparison meets programs of both kinds.
+        """
+        return hashlib.sha256(f"{self.name}-{level}".encode()).digest()[0] % 2 == 1
 
     def binaries(self, level: str) -> list[Path]:
         """Return where the programs go."""
@@ -226,9 +267,14 @@ def build(tree: Tree, levels: list[str]) -> None:
         say(f"{tree.name}: make at -{level}")
         run(tree, f"clean-{level}", ["make", "clean"])
         # No debug information: the symbol table is all that is read.
-        pie = " -fno-pie -no-pie" if tree.package in FIXED else ""
-        flags = f"{recipe.flags}=-{level} -w -std=gnu11{pie}"
-        run(tree, f"make-{level}", ["make", *recipe.targets, flags])
+        code, program = PLACES[tree.lies_anywhere(level)]
+        flags = f"{recipe.flags}=-{level} -w -std={recipe.standard} {code}"
+        no_manuals = "MAKEINFO=true"
+        run(
+            tree,
+            f"make-{level}",
+            ["make", *recipe.targets, flags, f"{recipe.linker}={program}", no_manuals],
+        )
         for file, target in zip(recipe.programs, tree.binaries(level), strict=True):
             with atomic_file(target, "wb") as binary:
                 binary.write((folder / file).read_bytes())

@@ -11,7 +11,7 @@ from utils import UserError
 
 # A package whose one "program" holds its version and the flags that it is compiled with.
 MAKEFILE = """\
-src/mill: ; printf '%s' '@VERSION@ $(CFLAGS)' > $@
+src/mill: ; printf '%s' '@VERSION@ $(CFLAGS) $(LDFLAGS)' > $@
 clean: ; rm -f src/mill
 """
 
@@ -57,11 +57,19 @@ def made(tmp_path):
 
 def test_each_release_has_its_version(run, tmp_path):
     assert run(releases="old new") == 0
-    assert made(tmp_path) == {
-        f"mill-{release}-{level}/mill": f"{version} -{level} -w -std=gnu11"
-        for release, version in (("new", "2.0"), ("old", "1.0"))
-        for level in ("O0", "O3")
-    }
+    found = made(tmp_path)
+    assert len(found) == 4
+    for release, version in (("new", "2.0"), ("old", "1.0")):
+        for level in ("O0", "O3"):
+            flags = found[f"mill-{release}-{level}/mill"]
+            assert flags.startswith(f"{version} -{level} -w -std=gnu11 -f")
+
+
+def test_some_builds_lie_at_a_fixed_place_and_others_anywhere(run, tmp_path):
+    run(releases="old new", levels="O0 O1 O2 O3")
+    places = [flags.split("gnu11 ")[1] for flags in made(tmp_path).values()]
+    assert set(places) == {"-fpie -pie", "-fno-pie -no-pie"}
+    assert 2 <= places.count("-fpie -pie") <= 6
 
 
 def test_without_releases_it_is_this_machines(run, tmp_path):
