@@ -131,10 +131,8 @@ def _calls(analysis: preprocessing.Analysis, n_functions: int) -> scipy.sparse.c
     entry = np.isin(analysis.address[analysis.taken_block], analysis.function_address)
     callers = np.append(source[used], analysis.taker_block[entry])
     called = np.append(target[used], analysis.taken_block[entry])
-    ends = (analysis.function[block].tolist() for block in (callers, called))
-    between = np.array(
-        sorted((a, b) for a, b in {*zip(*ends, strict=True)} if a != b), np.int64
-    ).reshape(-1, 2)
+    ends = analysis.function[np.stack([callers, called], 1)]
+    between = np.unique(ends[ends[:, 0] != ends[:, 1]], axis=0)
     ones = np.ones(len(between), np.float32)
     return scipy.sparse.csr_matrix((ones, tuple(between.T)), (n_functions, n_functions))
 
