@@ -160,13 +160,7 @@ def join(parts: list[Analysis]) -> Analysis:
         columns["edges"].append(number[part.edges])
         columns["kind"].append(part.kind)
         shift = np.uint64(i * APART)
-        for name in (
-            "string_block",
-            "variable_block",
-            "taker_block",
-            "taken_block",
-            "pointer_block",
-        ):
+        for name in (name for name in columns if name.endswith("_block")):
             columns[name].append(number[getattr(part, name)])
         for name in ("variable_address", "pointer_address"):
             columns[name].append(getattr(part, name) + shift)

@@ -268,13 +268,12 @@ def build(tree: Tree, levels: list[str]) -> None:
         run(tree, f"clean-{level}", ["make", "clean"])
         # No debug information: the symbol table is all that is read.
         code, program = PLACES[tree.lies_anywhere(level)]
-        flags = f"{recipe.flags}=-{level} -w -std={recipe.standard} {code}"
-        no_manuals = "MAKEINFO=true"
-        run(
-            tree,
-            f"make-{level}",
-            ["make", *recipe.targets, flags, f"{recipe.linker}={program}", no_manuals],
-        )
+        options = [
+            f"{recipe.flags}=-{level} -w -std={recipe.standard} {code}",
+            f"{recipe.linker}={program}",
+            "MAKEINFO=true",  # no manuals
+        ]
+        run(tree, f"make-{level}", ["make", *recipe.targets, *options])
         for file, target in zip(recipe.programs, tree.binaries(level), strict=True):
             with atomic_file(target, "wb") as binary:
                 binary.write((folder / file).read_bytes())

@@ -138,6 +138,8 @@ def test_the_comparators_address_is_taken(target):
     used = [taker for taker, f in zip(takers, taken, strict=True) if f == "compare"]
     assert len(used) == 1
     assert used[0] in OURS
+    pairs = zip(analysis.taker_block.tolist(), analysis.taken_block.tolist(), strict=True)
+    assert not {*pairs} & {*map(tuple, analysis.edges.tolist())}  # branches take no address
 
 
 def is_stub(rows, name: str) -> bool:

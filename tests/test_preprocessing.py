@@ -207,6 +207,8 @@ def test_addresses_are_taken_by_what_is_no_branch(analyses, builds, build):
     (user,) = taken.pop(place["compare"])
     assert user in place.values()
     assert not taken.keys() & set(place.values())  # all others are called, or nobody's
+    pairs = zip(analysis.taker_block.tolist(), analysis.taken_block.tolist(), strict=True)
+    assert not {*pairs} & {*map(tuple, analysis.edges.tolist())}  # branches take no address
 
 
 def test_stripping_changes_names_only(analyses):
@@ -221,6 +223,7 @@ def test_stripping_changes_names_only(analyses):
         "variable_address",
         "variable_name",
         "taker_block",
+        "taken_block",
         "pointer_address",
     ):
         assert np.array_equal(getattr(full, field), getattr(bare, field)), field
