@@ -187,7 +187,7 @@ def _read_instruction(line: bytes) -> tuple[str, str, list[str], list[int]]:
         for base, sign, number in MEMORY.findall(text)
         if base not in FRAME and int(number, 0) < IMAGE
     ]
-    branch = mnemonic.startswith(("call", "j", "b"))
+    branch = mnemonic.startswith(preprocessing.BRANCHES)
     numbers = [] if branch else [int(number, 0) for number in NUMBER.findall(text)]
     return mnemonic, f"{mnemonic} {classes}", fields, numbers
 

@@ -26,7 +26,7 @@ import utils
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-VERSION = 5  # of the analysis below; a change of it makes cached analyses stale
+VERSION = 6  # of the analysis below; a change of it makes cached analyses stale
 JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
 
 MAX_STRING_WORDS = 16  # of a string literal that become tokens
@@ -294,6 +294,9 @@ def _tidy(project, cfg, path) -> Analysis:
     sentences, string_refs, variable_refs, taken, text = [], set(), set(), set(), []
     block_at = {node.addr: block for block, node in enumerate(code)}
     imported = _imported_data(project)
+    pointers, labels = _pointers(project, block_at)
+    got = project.loader.main_object.sections_map.get(".got")
+    offset_table = {place: block for place, block in pointers if got and got.contains_addr(place)}
     known: dict[tuple[str, str], list[Operand]] = {}
     for block, (node, instructions) in enumerate(code.items()):
         words: list[str] = []
@@ -304,10 +307,12 @@ def _tidy(project, cfg, path) -> Analysis:
                 instruction, operands, literals, pointed_at, loaded, block, string_refs
             )
             for address in _places(project, instruction, operands, loaded):
-                if address in imported or _is_variable(project, address, literals):
+                target = offset_table.get(address, block_at.get(address))
+                if target is not None:
+                    if not instruction.mnemonic.startswith(BRANCHES):
+                        taken.add((block, target))
+                elif address in imported or _is_variable(project, address, literals):
                     variable_refs.add((block, address, imported.get(address, "")))
-                if address in block_at and not instruction.mnemonic.startswith(BRANCHES):
-                    taken.add((block, block_at[address]))
         if block in called_import and len(operands) == 1:  # the last instruction's
             words[-1] = clean_name(called_import[block])
         sentences.append(words)
@@ -333,7 +338,6 @@ def _tidy(project, cfg, path) -> Analysis:
     dictionary = sorted({word for words in sentences for word in words})
     ids = {word: i for i, word in enumerate(dictionary)}
     string_refs, variable_refs, taken = (sorted(s) for s in (string_refs, variable_refs, taken))
-    pointers, labels = _pointers(project, block_at)
     pairs = np.array(edges, np.int64).reshape(-1, 3)
     return Analysis(
         address=np.array([node.addr for node in code] + [0] * len(import_name), np.uint64),

@@ -142,6 +142,17 @@ def test_the_comparators_address_is_taken(target):
     assert not {*pairs} & {*map(tuple, analysis.edges.tolist())}  # branches take no address
 
 
+def test_start_up_code_takes_the_address_of_main(target):
+    """On AArch64 from the global offset table, or that of a stub that jumps there."""
+    name, _, analysis = target
+    if "windows" in name:
+        pytest.skip("Windows' start-up code calls it")
+    main = "__wrap_main" if name == "aarch64-O2-nopie" else "main"
+    taken = [analysis.function_name[analysis.function[b]] for b in analysis.taken_block]
+    takers = [analysis.function_name[analysis.function[b]] for b in analysis.taker_block]
+    assert {taker for taker, f in zip(takers, taken, strict=True) if f == main} == {"_start"}
+
+
 def is_stub(rows, name: str) -> bool:
     """Whether ``name`` is the import, not a function of the same name, of which MinGW has some."""
     inside = [text for _, text in rows.get(name, []) if not re.search(r"\bnop", text)]
