@@ -29,12 +29,13 @@ BESIDE = (1, 6)  # functions to each side that are a function's near and wide su
 # How much each kind of word says about a block.
 BLOCK_WEIGHTS = {"token": 1.0, "gram": 0.5, "number": 1.0, "field": 1.0, "name": 2.0}
 CALL_WEIGHT = 2.0  # of a call of a matched function
-NEIGHBOURS = 0.5  # of the matches before and behind a block, against its own likeness
-PLACE = 0.1  # of where in the function it lies
-BLOCK_ROUNDS = 3
-SHARPNESS = 12.0
+NEIGHBOURS = 2.0  # of the matches before and behind a block, against its own likeness
+PLACE = 0.05  # of where in the function it lies
+SAME = 0.1  # of being the same code
+BLOCK_ROUNDS = 12
+SHARPNESS = 24.0
 BLOCK_THRESHOLD = 0.2
-INLINED_THRESHOLD = 0.6
+INLINED_THRESHOLD = 0.5
 IDENTICAL_SIZE = 4  # instructions, literals and imports that make a block hardly a coincidence
 
 
@@ -213,10 +214,15 @@ def match_blocks(first: Code, second: Code, functions: Matches) -> Matches:
     """
     words = _weighed_blocks(first, second, functions)
     edges = [_flow(code.analysis) for code in (first, second)]
+    number: dict[tuple, int] = {}
+    forms = [
+        np.array([number.setdefault(form, len(number)) for form in code.forms])
+        for code in (first, second)
+    ]
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for f, g in zip(functions.a.tolist(), functions.b.tolist(), strict=True):
         a, b = first.blocks[f], second.blocks[g]
-        found.append(_match(a, b, words, edges, BLOCK_THRESHOLD))
+        found.append(_match(a, b, words, forms, edges, BLOCK_THRESHOLD))
     partner = dict(zip(functions.a.tolist(), functions.b.tolist(), strict=True))
     back = {b: a for a, b in partner.items()}
     for here, there, to, swapped in ((first, second, partner, False), (second, first, back, True)):
@@ -232,7 +238,7 @@ def match_blocks(first: Code, second: Code, functions: Matches) -> Matches:
                 continue
             inside = here.blocks[f]
             a, b = (np.array(free), inside) if swapped else (inside, np.array(free))
-            match = _match(a, b, words, edges, INLINED_THRESHOLD)
+            match = _match(a, b, words, forms, edges, INLINED_THRESHOLD)
             taken |= set(match[1 - side].tolist())
             found.append(match)
     found.append(_left_over(first, second, functions, found))
@@ -310,14 +316,19 @@ def _flow(analysis: preprocessing.Analysis) -> scipy.sparse.csr_matrix:
     return scipy.sparse.csr_matrix((ones, (source[inside], target[inside])), (n, n))
 
 
-def _match(a, b, words, edges, threshold) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _match(a, b, words, forms, edges, threshold) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Match the blocks a of the first binary with the blocks b of the second."""
+    from scipy.optimize import linear_sum_assignment  # half a second, which --help can do without
+
     own = (words[0][a] @ words[1][b].T).toarray()
     place = np.abs(np.linspace(0, 1, len(a))[:, None] - np.linspace(0, 1, len(b)))
-    own = own - PLACE * place
+    same = forms[0][a][:, None] == forms[1][b]
+    own = own + SAME * same - PLACE * place
     behind = _within(edges[0], a), _within(edges[1], b)
     before = [m.T.tocsr() for m in behind]
-    degree = sum(np.sqrt(np.outer(x.sum(1), y.sum(1))) for x, y in (behind, before))
+    # Of twins, that one whose surroundings are as many; where few of them match, too.
+    degree = sum(np.add.outer(_degrees(x), _degrees(y)) / 2 for x, y in (behind, before))
+    weight = NEIGHBOURS * (degree > 0)
     score = own
     for _ in range(BLOCK_ROUNDS):
         e = np.exp(SHARPNESS * (score - score.max(initial=0)))
@@ -325,12 +336,15 @@ def _match(a, b, words, edges, threshold) -> tuple[np.ndarray, np.ndarray, np.nd
             e / np.maximum(e.sum(1, keepdims=True), 1e-9) * (e / np.maximum(e.sum(0), 1e-9))
         )
         around = sum(x @ (y @ share.T).T for x, y in (behind, before))
-        score = (own + NEIGHBOURS * around / np.maximum(degree, 1)) / (1 + NEIGHBOURS)
-    price = scipy.sparse.csr_matrix(2 - score)  # above 0, for 0 is no edge
-    i, j = min_weight_full_bipartite_matching(price)
+        score = (own + weight * around / np.maximum(degree, 1)) / (1 + weight)
+    i, j = linear_sum_assignment(score, maximize=True)
     kept = score[i, j] >= threshold
     i, j = i[kept], j[kept]
     return a[i], b[j], np.clip(score[i, j], 0, 1)
+
+
+def _degrees(edges: scipy.sparse.csr_matrix) -> np.ndarray:
+    return np.diff(edges.indptr)
 
 
 def _within(edges: scipy.sparse.csr_matrix, blocks: np.ndarray) -> scipy.sparse.csr_matrix:

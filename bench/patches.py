@@ -1,0 +1,313 @@
+"""How soon diff.py shows the functions that a patch changed, by real patches of Debian's.
+
+    python bench/patches.py
+
+Debian keeps what it changes in a program as a series of patches, most of them for security. Each
+one that changes code makes a pair, built before it and with it, by one compiler with the same
+flags. diff.py is given stripped copies. What a patch changed, debug information tells: the
+functions, as diff.py lists them, that hold code of lines that the patch takes away or adds. That no
+function is split or renamed here is no help: there are no names.
+
+Sources come from the machine's own Debian or Ubuntu, as in experiment_data/.
+What is built already is not built again.
+"""
+
+import datetime
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "experiment_data")]
+
+import numpy as np
+import truth
+from build_coreutils import distribution, open_tarball, private_apt
+from build_packages import extract
+from tqdm import tqdm
+
+import analyse
+import diff
+import features
+import preprocessing
+import similarity
+import utils
+
+
+class Recipe(NamedTuple):
+    """How a package's program is built."""
+
+    program: str
+    configure: tuple[str, ...] | None
+    make: tuple[tuple[str, ...], ...] = ((),)  # the arguments of each call
+
+
+PLAIN = ("--disable-nls", "--disable-dependency-tracking")
+RECIPES = {
+    "cpio": Recipe("src/cpio", PLAIN, (("-C", "gnu"), ("-C", "lib"), ("-C", "src"))),
+    "dnsmasq": Recipe("src/dnsmasq", None),
+    "rsync": Recipe(
+        "rsync",
+        (
+            "--disable-openssl",
+            "--disable-xxhash",
+            "--disable-zstd",
+            "--disable-lz4",
+            "--disable-iconv",
+            "--disable-acl-support",
+            "--disable-xattr-support",
+            "--disable-md2man",
+            "--with-included-popt",
+            "--with-included-zlib",
+        ),
+        (("rsync",),),
+    ),
+    "tar": Recipe("src/tar", PLAIN, (("-C", "gnu"), ("-C", "lib"), ("-C", "src"))),
+    "unzip": Recipe(
+        "unzip",
+        None,
+        (
+            (
+                *("-f", "unix/Makefile", "unzip", "CC=gcc"),
+                "LF2=",  # not stripped
+                "LOC=-DLARGE_FILE_SUPPORT -DUNICODE_SUPPORT -DUNICODE_WCHAR -DUTF8_MAYBE_NATIVE "
+                "-DNO_LCHMOD -DNOMEMCPY",
+            ),
+        ),
+    ),
+}
+C_FILE = re.compile(r"^\+\+\+ [^/\n]+/(\S+\.[ch])\b", re.M)  # that a part of a patch is of
+HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", re.M)
+
+Lines = set[tuple[str, int]]  # file, line
+
+
+@dataclass
+class Step:
+    """One patch: the programs without it and with it, and its lines of these two."""
+
+    package: str
+    patch: str
+    old: Path
+    new: Path
+    removed: Lines
+    added: Lines
+
+
+def main(
+    packages: str = " ".join(RECIPES),
+    release: str = "",
+    level: str = "O2",
+    model_file: str = str(similarity.DEFAULT),
+    work: str = "out-patches",
+    workers: int = 2,
+) -> None:
+    """Print where each patch's functions stand in diff.py's list.
+
+    Args:
+        packages: Source packages, of those that this script has a recipe for.
+        release: The release of the distribution that has them. Default: this machine's.
+        level: Optimisation level.
+        model_file: What contrast.py wrote.
+        work: Where sources, programs and analyses are kept.
+        workers: Processes that analyse.
+    """
+    model = similarity.read_model(model_file)
+    release = release or distribution()[1]
+    folder = Path(work)
+    steps = []
+    for package in packages.split():
+        source = folder / "sources" / release / package
+        if not source.is_dir():
+            get_source(package, release, source)
+        steps += build_series(package, source, folder / f"{package}-{release}-{level}", level)
+    copies = {
+        file: truth.stripped_copy(file, folder / "stripped" / file.relative_to(folder))
+        for step in steps
+        for file in (step.old, step.new)
+    }
+    binaries = [{"path": str(f), "sha256": utils.sha256_of(f)} for f in copies.values()]
+    output = str(folder / "output")
+    failed = analyse.analyse_all(binaries, output, workers)
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {release}, -{level}")
+    print("functions, to read (not identical), patched (of them to read), first at; patch")
+    rows = []
+    for step in tqdm(steps, desc="compare", disable=None):
+        pair = copies[step.old], copies[step.new]
+        if any(str(file) in failed for file in pair):
+            continue
+        if utils.sha256_of(pair[0]) == utils.sha256_of(pair[1]):
+            print(f"{step.package}: {step.patch} changes nothing in the program")
+            continue
+        codes = tuple(
+            features.read_code(preprocessing.load(preprocessing.cache_file(output, digest)))
+            for digest in map(utils.sha256_of, pair)
+        )
+        found = diff.compare(*codes, model)
+        patched = patched_functions(step, codes, folder / "truth")
+        rows.append((step.package, *judge(step, codes, found, patched)))
+    for package in packages.split():
+        show(package, [row[1:] for row in rows if row[0] == package])
+    show("all", [row[1:] for row in rows])
+
+
+def get_source(package: str, release: str, source: Path) -> None:
+    """Have the upstream source of a package, with Debian's folder of patches in it."""
+    with private_apt([release], source.parent.parent) as (apt, folder):
+        said = apt("apt-get", "update")
+        said += apt("apt-get", "source", "--download-only", "--only-source", package)
+        upstream = sorted(folder.glob(f"{package}_*.orig.tar.?z*"))
+        patches = sorted(folder.glob(f"{package}_*.debian.tar.?z"))
+        if not upstream or not patches:
+            raise utils.UserError(f"cannot download {package} of {release}: {said.strip()[-200:]}")
+        extract(upstream[0], source)
+        with open_tarball(patches[0]) as tar:
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)
+            tar.extractall(source)
+
+
+def build_series(package: str, source: Path, folder: Path, level: str) -> list[Step]:
+    """Build a program before the first patch and after each one that changes C code."""
+    recipe = RECIPES[package]
+    tree = folder / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    shutil.copytree(source, tree, symlinks=True)
+    programs = folder / "programs"
+    programs.mkdir(parents=True, exist_ok=True)
+    configured = recipe.configure is None
+
+    def program(number: int) -> Path:
+        """Return the program as it is after so many patches."""
+        nonlocal configured
+        file = programs / f"{number:03}"
+        if not file.exists():
+            if not configured:
+                run(tree, ["./configure", *recipe.configure])
+                configured = True
+            for arguments in recipe.make:
+                run(tree, ["make", *arguments, f"CFLAGS=-g -{level} -w -fcommon"])
+            shutil.copy(tree / recipe.program, file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
+        return file
+
+    steps = []
+    last = program(0)
+    series = (tree / "debian/patches/series").read_text().splitlines()
+    names = [line.split("#")[0].strip() for line in series]
+    for number, name in enumerate(tqdm(list(filter(None, names)), desc=package, disable=None), 1):
+        text = (tree / "debian/patches" / name).read_text(errors="surrogateescape")
+        parts = [p for p in re.split(r"^(?=--- )", text, flags=re.M) if C_FILE.search(p)]
+        if not parts:
+            continue
+        try:
+            removed, added = apply(tree, parts)
+            current = program(number)
+        except utils.UserError as error:
+            print(f"{package}: {name} left out: {error}")
+            continue
+        steps.append(Step(package, name, last, current, removed, added))
+        last = current
+    return steps
+
+
+def run(folder: Path, command: list[str], text: str | None = None) -> None:
+    """Run a command, its output in a log; raise a UserError if it fails."""
+    with (folder / "log").open("a") as log:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=os.environ | {"FORCE_UNSAFE_CONFIGURE": "1"},
+            input=text,
+            errors="surrogateescape",
+            stdout=log,
+            stderr=log,
+        )
+    if done.returncode:
+        raise utils.UserError(f"{command[0]} failed, see the end of {folder / 'log'}")
+
+
+def apply(tree: Path, parts: list[str]) -> tuple[Lines, Lines]:
+    """Apply parts of a patch; return the lines that it takes away and those that it adds."""
+    files = sorted({C_FILE.search(part)[1] for part in parts})
+    before = tree.parent / "before"
+    shutil.rmtree(before, ignore_errors=True)
+    for file in files:
+        (before / file).parent.mkdir(parents=True, exist_ok=True)
+        if (tree / file).exists():
+            shutil.copy(tree / file, before / file)
+    run(tree, ["patch", "-p1", "--no-backup-if-mismatch"], "".join(parts))
+    removed: Lines = set()
+    added: Lines = set()
+    for file in files:
+        command = ["diff", "-N", "-U0", before / file, tree / file]
+        said = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
+        for hunk in HUNK.finditer(said):
+            for lines, first, count in ((removed, *hunk.groups()[:2]), (added, *hunk.groups()[2:])):
+                n = int(first)
+                lines |= {(Path(file).name, n + i) for i in range(int(count or 1))}
+    return removed, added
+
+
+def patched_functions(
+    step: Step, codes: tuple[features.Code, ...], cache: Path
+) -> tuple[set[int], set[int]]:
+    """Return the functions of OLD and of NEW that hold code of the patch's lines."""
+    found = []
+    for code, file, lines in zip(
+        codes, (step.old, step.new), (step.removed, step.added), strict=True
+    ):
+        analysis = code.analysis
+        blocks = np.sort(analysis.address[: analysis.code_blocks].astype(np.int64))
+        inside = set()
+        for address, name, line in truth.read_truth(file, cache).line:
+            if (name, line) in lines:
+                block = int(np.searchsorted(blocks, address, side="right")) - 1
+                inside.add(int(analysis.function[block]))
+        found.append(inside)
+    return found[0], found[1]
+
+
+def judge(
+    step: Step,
+    codes: tuple[features.Code, ...],
+    found: diff.Diff,
+    patched: tuple[set[int], set[int]],
+) -> tuple[int, int, int, int]:
+    """Print and return how many rows are to be read, are patched, are both; the first one's place.
+
+    The place counts from 1; it is 0 where no patched function is shown as different.
+    """
+    shown = [row["status"] != diff.IDENTICAL for row in found.functions]
+    a, b = patched
+    hit = [row["sides"][0] in a or row["sides"][1] in b for row in found.functions]
+    places = [i for i, (s, h) in enumerate(zip(shown, hit, strict=True), 1) if s and h]
+    first = places[0] if places else 0
+    print(
+        f"{len(found.functions):5} {sum(shown):4} {sum(hit):4} ({len(places)}) {first:4}; "
+        f"{step.package}: {step.patch}"
+    )
+    return sum(shown), sum(hit), len(places), first
+
+
+def show(what: str, rows: list[tuple[int, int, int, int]]) -> None:
+    """Print one line of the summary."""
+    rows = [row for row in rows if row[1]]
+    if not rows:
+        return
+    to_read, patched, places, first = np.array(rows).T
+    print(
+        f"{what}: {len(rows)} patches with code; first {np.sum(first == 1)}, among the first five "
+        f"{np.sum((first > 0) & (first <= 5))}, not shown {np.sum(first == 0)}; "
+        f"{np.median(to_read):.0f} functions to read (median); "
+        f"{places.sum()} of {patched.sum()} patched functions are among them"
+    )
+
+
+if __name__ == "__main__":
+    utils.command_line(main)
