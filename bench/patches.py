@@ -83,6 +83,8 @@ RECIPES = {
     ),
 }
 C_FILE = re.compile(r"^\+\+\+ [^/\n]+/(\S+\.[ch])\b", re.M)  # that a part of a patch is of
+# Places in the image, as objdump shows them: 0x20(%rip), # 4010 <main+0x8>, call 4010 <main>
+ADDRESS = re.compile(r"-?0x[0-9a-f]+(?=\(%rip\))|\s+#.*|<.*>|(?<=\s)[0-9a-f]+(?= <|$)", re.M)
 HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", re.M)
 
 Lines = set[tuple[str, int]]  # file, line
@@ -136,14 +138,14 @@ def main(
     output = str(folder / "output")
     failed = analyse.analyse_all(binaries, output, workers)
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {release}, -{level}")
-    print("functions, to read (not identical), patched (of them to read), first at; patch")
+    print("functions differ patched first")
     rows = []
     for step in tqdm(steps, desc="compare", disable=None):
         pair = copies[step.old], copies[step.new]
         if any(str(file) in failed for file in pair):
             continue
-        if utils.sha256_of(pair[0]) == utils.sha256_of(pair[1]):
-            print(f"{step.package}: {step.patch} changes nothing in the program")
+        if instructions(pair[0]) == instructions(pair[1]):
+            print(f"{step.package}: {step.patch} changes no instruction")
             continue
         codes = tuple(
             features.read_code(preprocessing.load(preprocessing.cache_file(output, digest)))
@@ -180,18 +182,19 @@ def build_series(package: str, source: Path, folder: Path, level: str) -> list[S
     shutil.copytree(source, tree, symlinks=True)
     programs = folder / "programs"
     programs.mkdir(parents=True, exist_ok=True)
-    configured = recipe.configure is None
+    flags = f"CFLAGS=-g -{level} -w -fcommon"
+    configured = False
 
     def program(number: int) -> Path:
         """Return the program as it is after so many patches."""
         nonlocal configured
         file = programs / f"{number:03}"
         if not file.exists():
-            if not configured:
-                run(tree, ["./configure", *recipe.configure])
+            if recipe.configure is not None and not configured:
+                run(tree, ["./configure", *recipe.configure, flags])
                 configured = True
             for arguments in recipe.make:
-                run(tree, ["make", *arguments, f"CFLAGS=-g -{level} -w -fcommon"])
+                run(tree, ["make", *arguments, *([flags] if recipe.configure is None else [])])
             shutil.copy(tree / recipe.program, file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
         return file
@@ -202,7 +205,7 @@ def build_series(package: str, source: Path, folder: Path, level: str) -> list[S
     names = [line.split("#")[0].strip() for line in series]
     for number, name in enumerate(tqdm(list(filter(None, names)), desc=package, disable=None), 1):
         text = (tree / "debian/patches" / name).read_text(errors="surrogateescape")
-        parts = [p for p in re.split(r"^(?=--- )", text, flags=re.M) if C_FILE.search(p)]
+        parts = c_parts(text)
         if not parts:
             continue
         try:
@@ -232,6 +235,12 @@ def run(folder: Path, command: list[str], text: str | None = None) -> None:
         raise utils.UserError(f"{command[0]} failed, see the end of {folder / 'log'}")
 
 
+def c_parts(patch: str) -> list[str]:
+    """Return what a patch changes in C files: one part for each."""
+    parts = re.split(r"^(?=--- |diff --git )", patch, flags=re.M)
+    return [part for part in parts if C_FILE.search(part)]
+
+
 def apply(tree: Path, parts: list[str]) -> tuple[Lines, Lines]:
     """Apply parts of a patch; return the lines that it takes away and those that it adds."""
     files = sorted({C_FILE.search(part)[1] for part in parts})
@@ -254,6 +263,13 @@ def apply(tree: Path, parts: list[str]) -> tuple[Lines, Lines]:
     return removed, added
 
 
+def instructions(program: Path) -> str:
+    """Return what objdump shows of a program's code, without addresses."""
+    command = ["objdump", "-d", "--no-addresses", "--no-show-raw-insn", str(program)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return ADDRESS.sub("", text.partition("Disassembly")[2])
+
+
 def patched_functions(
     step: Step, codes: tuple[features.Code, ...], cache: Path
 ) -> tuple[set[int], set[int]]:
@@ -263,7 +279,7 @@ def patched_functions(
         codes, (step.old, step.new), (step.removed, step.added), strict=True
     ):
         analysis = code.analysis
-        blocks = np.sort(analysis.address[: analysis.code_blocks].astype(np.int64))
+        blocks = analysis.address[: analysis.code_blocks].astype(np.int64)
         inside = set()
         for address, name, line in truth.read_truth(file, cache).line:
             if (name, line) in lines:
@@ -278,34 +294,34 @@ def judge(
     codes: tuple[features.Code, ...],
     found: diff.Diff,
     patched: tuple[set[int], set[int]],
-) -> tuple[int, int, int, int]:
-    """Print and return how many rows are to be read, are patched, are both; the first one's place.
+) -> tuple[int, int, int]:
+    """Print and return how many rows differ, how many hold patched lines, and the first of both.
 
-    The place counts from 1; it is 0 where no patched function is shown as different.
+    Places count from 1; 0 is nowhere.
     """
-    shown = [row["status"] != diff.IDENTICAL for row in found.functions]
+    differs = [row["status"] != diff.IDENTICAL for row in found.functions]
     a, b = patched
     hit = [row["sides"][0] in a or row["sides"][1] in b for row in found.functions]
-    places = [i for i, (s, h) in enumerate(zip(shown, hit, strict=True), 1) if s and h]
-    first = places[0] if places else 0
+    both = [place for place, row in enumerate(zip(differs, hit, strict=True), 1) if all(row)]
+    first = both[0] if both else 0
     print(
-        f"{len(found.functions):5} {sum(shown):4} {sum(hit):4} ({len(places)}) {first:4}; "
+        f"{len(found.functions):9} {sum(differs):6} {sum(hit):7} {first:5}  "
         f"{step.package}: {step.patch}"
     )
-    return sum(shown), sum(hit), len(places), first
+    return sum(differs), sum(hit), first
 
 
-def show(what: str, rows: list[tuple[int, int, int, int]]) -> None:
-    """Print one line of the summary."""
+def show(what: str, rows: list[tuple[int, int, int]]) -> None:
+    """Print one line of the summary, of the patches that have a line in some function."""
     rows = [row for row in rows if row[1]]
     if not rows:
         return
-    to_read, patched, places, first = np.array(rows).T
+    differ, _, first = np.array(rows).T
     print(
-        f"{what}: {len(rows)} patches with code; first {np.sum(first == 1)}, among the first five "
-        f"{np.sum((first > 0) & (first <= 5))}, not shown {np.sum(first == 0)}; "
-        f"{np.median(to_read):.0f} functions to read (median); "
-        f"{places.sum()} of {patched.sum()} patched functions are among them"
+        f"{what}: of {len(rows)} patches {np.sum(first == 1)} have their function first, "
+        f"{np.sum((first > 1) & (first <= 5))} second to fifth, {np.sum(first > 5)} later, "
+        f"{np.sum(first == 0)} nowhere; of functions {np.median(differ):.0f} differ (median; "
+        f"{np.max(differ)} at most)"
     )
 
 

@@ -368,6 +368,21 @@ def test_evidence_says_how_alike_matched_functions_are(codes, model):
     assert np.allclose(distance + typical, own, atol=1e-6)
 
 
+@pytest.mark.parametrize("what", ["code", "surroundings"])
+def test_twins_in_words_match_by(what):
+    """Of the second binary, blocks 0 and 1 have changed places; block 2 branches to one of them."""
+    words = [scipy.sparse.csr_matrix(np.array([[1.0, 0], [1, 0], [0, 1]]))] * 2
+    forms = [np.array([0, 1, 2]), np.array([1, 0, 2])] if what == "code" else [np.zeros(3)] * 2
+    flow = [np.zeros((3, 3)), np.zeros((3, 3))]
+    if what == "surroundings":
+        flow[0][2, 0] = flow[1][2, 1] = 1
+    edges = [scipy.sparse.csr_matrix(m) for m in flow]
+    blocks = np.arange(3)
+    a, b, score = matching._match(blocks, blocks, words, forms, edges, 0.2)
+    assert dict(zip(a.tolist(), b.tolist(), strict=True)) == {0: 1, 1: 0, 2: 2}
+    assert np.all((score > 0.9) & (score <= 1))
+
+
 def test_what_likeness_calls_hopeless_matches_as_an_anchor_only(codes, model):
     def always(score):
         return lambda inputs: np.full(len(inputs), score, np.float32)
