@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from scipy.sparse.csgraph import dijkstra, min_weight_full_bipartite_matching
 
 import features
 import preprocessing
@@ -31,6 +31,7 @@ BLOCK_WEIGHTS = {"token": 1.0, "gram": 0.5, "number": 1.0, "field": 1.0, "name":
 CALL_WEIGHT = 2.0  # of a call of a matched function
 NEIGHBOURS = 2.0  # of the matches before and behind a block, against its own likeness
 PLACE = 0.05  # of where in the function it lies
+DEPTH = 0.1  # of how many blocks lie before it, and behind it
 SAME = 0.1  # of being the same code
 BLOCK_ROUNDS = 12
 SHARPNESS = 24.0
@@ -326,6 +327,8 @@ def _match(a, b, words, forms, edges, threshold) -> tuple[np.ndarray, np.ndarray
     own = own + SAME * same - PLACE * place
     behind = _within(edges[0], a), _within(edges[1], b)
     before = [m.T.tocsr() for m in behind]
+    for depth in zip(*map(_depths, behind, before), strict=True):
+        own -= DEPTH * np.abs(np.subtract.outer(*depth))
     # Of twins, that one whose surroundings are as many; where few of them match, too.
     degree = sum(np.add.outer(_degrees(x), _degrees(y)) / 2 for x, y in (behind, before))
     weight = NEIGHBOURS * (degree > 0)
@@ -341,6 +344,20 @@ def _match(a, b, words, forms, edges, threshold) -> tuple[np.ndarray, np.ndarray
     kept = score[i, j] >= threshold
     i, j = i[kept], j[kept]
     return a[i], b[j], np.clip(score[i, j], 0, 1)
+
+
+def _depths(behind: scipy.sparse.csr_matrix, before: scipy.sparse.csr_matrix) -> list[np.ndarray]:
+    """How far each block is from the first one, and from those that nothing follows; 0..1."""
+    last = np.flatnonzero(_degrees(behind) == 0)
+    if not len(last):  # it loops for ever
+        last = [behind.shape[0] - 1]
+    found = []
+    for edges, start in ((behind, [0]), (before, last)):
+        distance = dijkstra(edges, indices=start, unweighted=True, min_only=True)
+        reached = np.isfinite(distance)
+        furthest = distance[reached].max()
+        found.append(np.where(reached, distance, furthest) / max(furthest, 1))
+    return found
 
 
 def _degrees(edges: scipy.sparse.csr_matrix) -> np.ndarray:

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import networkx
 import numpy as np
 import pytest
 import scipy.sparse
@@ -401,6 +402,21 @@ def test_edges_within_some_blocks(n, random):
     blocks = np.array(random.sample(range(n), random.randint(1, n)))
     found = matching._within(scipy.sparse.csr_matrix(dense), blocks)
     assert np.array_equal(found.toarray(), dense[blocks][:, blocks])
+
+
+@given(st.integers(1, 7), st.randoms(use_true_random=False))
+def test_depths_are_shortest_paths(n, random):
+    edges = [(i, j) for i in range(n) for j in range(n) if random.random() < 0.25]
+    graph = networkx.DiGraph(edges)
+    graph.add_nodes_from(range(n))
+    last = [i for i in range(n) if graph.out_degree(i) == 0] or [n - 1]
+    behind = scipy.sparse.csr_matrix(networkx.to_numpy_array(graph, range(n)))
+    depths = matching._depths(behind, behind.T.tocsr())
+    for found, way, start in zip(depths, (graph, graph.reverse()), ([0], last), strict=True):
+        distance = networkx.multi_source_dijkstra_path_length(way, start)
+        furthest = max(distance.values())
+        expected = [distance.get(i, furthest) / max(furthest, 1) for i in range(n)]
+        assert found.tolist() == expected
 
 
 def test_starting_imports_nothing_large():
