@@ -24,6 +24,7 @@ from similarity import Candidates, Model
 ROUNDS = 6  # in which matches speak for their neighbours
 LIKELY = 0.02  # share from which on a pair speaks
 FUNCTION_THRESHOLD = 0.3
+SAME_FUNCTION = 2.0  # added to the logit of two functions of the same code: twins differ in it
 BESIDE = (1, 6)  # functions to each side that are a function's near and wide surroundings
 
 # How much each kind of word says about a block.
@@ -91,6 +92,7 @@ def match_candidates(
         return with_anchors(model.structure(evidence), candidates, anchored)
 
     logit = surroundings.hear(candidates, likeness, structure, rounds)
+    logit = logit + SAME_FUNCTION * surroundings.same_code(candidates)
     share_a, share_b = similarity.softmax_both_ways(candidates, logit)
     return assign(candidates, np.sqrt(share_a * share_b), threshold)
 
@@ -114,6 +116,7 @@ class Surroundings:
     """Calls, variables, order of the functions of two binaries: what matches say through them."""
 
     def __init__(self, first: Code, second: Code) -> None:
+        self.codes = first, second
         self.calls = [_rare_first(code.calls) for code in (first, second)]
         self.callers = [_rare_first(code.calls.T.tocsr()) for code in (first, second)]
         self.shared = [features.normalise(code.shared) for code in (first, second)]
@@ -134,6 +137,23 @@ class Surroundings:
         for _ in range(rounds):
             logit = structure(self.evidence(candidates, likeness, logit))
         return logit
+
+    def same_code(self, candidates: Candidates) -> np.ndarray:
+        """Return which candidates differ in addresses only, if not in everything; bool (n,).
+
+        Functions of hardly any code are left out.
+        """
+        number: dict[tuple, int] = {}
+        sides = []
+        for code, unlike in zip(self.codes, (-1, -2), strict=True):
+            whole = [tuple(code.forms[b] for b in inside.tolist()) for inside in code.blocks]
+            enough = [sum(map(len, function)) >= IDENTICAL_SIZE for function in whole]
+            numbers = [
+                number.setdefault(function, len(number)) if long else unlike
+                for function, long in zip(whole, enough, strict=True)
+            ]
+            sides.append(np.array(numbers))
+        return sides[0][candidates.a] == sides[1][candidates.b]
 
     def evidence(
         self, candidates: Candidates, likeness: np.ndarray, logit: np.ndarray

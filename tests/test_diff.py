@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import networkx
 import numpy as np
@@ -367,6 +368,27 @@ def test_evidence_says_how_alike_matched_functions_are(codes, model):
     distance, typical = np.split(found[:, 4 : 4 + 2 * similarity.OWN], 2, axis=1)
     assert np.allclose(typical, own[right].mean(0), atol=1e-4)
     assert np.allclose(distance + typical, own, atol=1e-6)
+
+
+def test_of_functions_that_are_about_as_likely_the_same_code_matches(codes, model):
+    code = codes["O2"]
+    rng = np.random.default_rng(0)
+    undecided = SimpleNamespace(
+        function=lambda measures: np.zeros(len(measures), np.float32),
+        structure=lambda evidence: rng.random(len(evidence), np.float32),
+    )
+    candidates = similarity.find_candidates(code, code, model.encoder)
+    nothing_known = np.zeros(len(candidates.a), bool)
+    around = matching.Surroundings(code, code)
+    found = matching.match_candidates(candidates, around, undecided, nothing_known, threshold=0)
+    whole = [[code.forms[b] for b in inside] for inside in code.blocks]
+    sizes = [sum(map(len, function)) for function in whole]
+    large = [f for f in found.a.tolist() if sizes[f] >= matching.IDENTICAL_SIZE]
+    assert len(large) > 8
+    partner = dict(zip(found.a.tolist(), found.b.tolist(), strict=True))
+    assert all(whole[f] == whole[partner[f]] for f in large)
+    small = [f for f, size in enumerate(sizes) if size < matching.IDENTICAL_SIZE]
+    assert not around.same_code(candidates)[np.isin(candidates.a, small)].any()
 
 
 @pytest.mark.parametrize("what", ["code", "surroundings"])
