@@ -5,11 +5,10 @@
 Debian keeps what it changes in a program as a series of patches, most of them for security. Each
 one that changes code makes a pair, built before it and with it, by one compiler with the same
 flags. diff.py is given stripped copies. What a patch changed, debug information tells: the
-functions, as diff.py lists them, that hold code of lines that the patch takes away or adds. That no
-function is split or renamed here is no help: there are no names.
+functions, as diff.py lists them, that hold code of lines that the patch takes away or adds.
 
-Sources come from the machine's own Debian or Ubuntu, as in experiment_data/.
-What is built already is not built again.
+Sources come from the machine's own Debian or Ubuntu, as in experiment_data/. What is built already
+is not built again; delete the folder to have all made anew.
 """
 
 import datetime
@@ -87,6 +86,8 @@ C_FILE = re.compile(r"^\+\+\+ [^/\n]+/(\S+\.[ch])\b", re.M)  # that a part of a 
 ADDRESS = re.compile(r"-?0x[0-9a-f]+(?=\(%rip\))|\s+#.*|<.*>|(?<=\s)[0-9a-f]+(?= <|$)", re.M)
 HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", re.M)
 
+TOOLS = ("gcc", "make", "patch", "diff", "objdump", "strip")
+
 Lines = set[tuple[str, int]]  # file, line
 
 
@@ -120,6 +121,11 @@ def main(
         work: Where sources, programs and analyses are kept.
         workers: Processes that analyse.
     """
+    for tool in TOOLS:
+        if not shutil.which(tool):
+            raise utils.UserError(
+                f"no {tool} is installed (Debian, Ubuntu: sudo apt-get install build-essential)"
+            )
     model = similarity.read_model(model_file)
     release = release or distribution()[1]
     folder = Path(work)
@@ -142,7 +148,8 @@ def main(
     rows = []
     for step in tqdm(steps, desc="compare", disable=None):
         pair = copies[step.old], copies[step.new]
-        if any(str(file) in failed for file in pair):
+        if missing := [str(file) for file in pair if str(file) in failed]:
+            print(f"{step.package}: {step.patch} left out: {failed[missing[0]]}")
             continue
         if instructions(pair[0]) == instructions(pair[1]):
             print(f"{step.package}: {step.patch} changes no instruction")
@@ -250,7 +257,9 @@ def apply(tree: Path, parts: list[str]) -> tuple[Lines, Lines]:
         (before / file).parent.mkdir(parents=True, exist_ok=True)
         if (tree / file).exists():
             shutil.copy(tree / file, before / file)
-    run(tree, ["patch", "-p1", "--no-backup-if-mismatch"], "".join(parts))
+    command = ["patch", "-p1", "--no-backup-if-mismatch"]
+    run(tree, [*command, "--dry-run"], "".join(parts))  # all of it, or nothing
+    run(tree, command, "".join(parts))
     removed: Lines = set()
     added: Lines = set()
     for file in files:
@@ -259,6 +268,7 @@ def apply(tree: Path, parts: list[str]) -> tuple[Lines, Lines]:
         for hunk in HUNK.finditer(said):
             for lines, first, count in ((removed, *hunk.groups()[:2]), (added, *hunk.groups()[2:])):
                 n = int(first)
+                # Line tables are read without folders, too.
                 lines |= {(Path(file).name, n + i) for i in range(int(count or 1))}
     return removed, added
 

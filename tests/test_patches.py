@@ -117,6 +117,9 @@ def test_only_what_changes_instructions_counts(step, tmp_path):
 
 def test_a_patch_that_does_not_fit_is_one_sentence(tmp_path):
     (tmp_path / "tree/src").mkdir(parents=True)
-    (tmp_path / "tree/src/shapes.c").write_text("int main(void) { return 0; }\n")
+    source = tmp_path / "tree/src/shapes.c"
+    source.write_text("int main(void) { return 0; }\n")
     with pytest.raises(patches.utils.UserError, match=r"patch failed, see the end of .*log"):
         patches.apply(tmp_path / "tree", patches.c_parts(PATCH))
+    assert source.read_text() == "int main(void) { return 0; }\n"
+    assert sorted(p.name for p in source.parent.iterdir()) == ["shapes.c"]
