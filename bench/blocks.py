@@ -1,0 +1,97 @@
+"""What each part of the matching of blocks is worth: F1 without it, as in bench/diff.py.
+
+    python bench/blocks.py --path DIR --programs sort,cp
+
+Functions are matched once, by the model; then their blocks, with one part left out in each row.
+"""
+
+import datetime
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import numpy as np
+
+import matching
+import similarity
+import utils
+
+# This folder's diff.py, not the one above, whose name it shares.
+_spec = importlib.util.spec_from_file_location("bench_diff", ROOT / "bench" / "diff.py")
+bench = importlib.util.module_from_spec(_spec)
+sys.modules["bench_diff"] = bench
+_spec.loader.exec_module(bench)
+
+NEVER = 2.0  # no score is as high
+# Row -> what matching.py's constants are in it.
+ROWS = {
+    "all": {},
+    "no surroundings": {"NEIGHBOURS": 0.0},
+    "three rounds": {"BLOCK_ROUNDS": 3},
+    "no calls of matched functions": {"CALL_WEIGHT": 0.0},
+    "no place": {"PLACE": 0.0},
+    "no depths": {"DEPTH": 0.0},
+    "no same code": {"SAME": 0.0},
+    "nothing that was inlined": {"INLINED_THRESHOLD": NEVER},
+}
+
+
+def main(
+    path: str = "experiment_data/coreutils/binaries/",
+    programs: bench.Names = ("sort", "cp"),
+    kinds: bench.Names = tuple(bench.KINDS),
+    model_file: str = str(similarity.DEFAULT),
+    work: str = "out-diff",
+    workers: int = 2,
+) -> None:
+    """Print the table.
+
+    Args:
+        path: Builds, DIR/<build>/<program>.
+        programs: What is measured.
+        kinds: Kinds of pairs, of bench/diff.py's.
+        model_file: What contrast.py wrote.
+        work: Where stripped copies and analyses are kept.
+        workers: Processes that analyse.
+    """
+    programs, kinds = (x.split(",") if isinstance(x, str) else list(x) for x in (programs, kinds))
+    model = similarity.read_model(model_file)
+    builds = bench.read_builds(Path(path), programs, kinds, Path(work), workers)
+    pairs = []
+    for kind in kinds:
+        for a, b in bench.KINDS[kind]:
+            for first, second in ((builds[a, p], builds[b, p]) for p in programs):
+                matched = matching.match_functions(first.code, second.code, model)
+                lines = bench.source_lines(first, second, kind)
+                pairs.append((kind, first.code, second.code, matched, lines))
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}; F1 over blocks")
+    print(f"{'':30} {', '.join(kinds)}")
+    for row, changes in ROWS.items():
+        counts = {kind: np.zeros(3) for kind in kinds}
+        with changed(changes):
+            for kind, first, second, matched, lines in pairs:
+                found = matching.match_blocks(first, second, matched)
+                counts[kind] += bench.judge_blocks(found, *lines)
+        cells = [2 * right / max(said + true, 1) for right, said, true in counts.values()]
+        print(f"{row:30} {' '.join(f'{cell:.3f}' for cell in cells)}", flush=True)
+
+
+@contextmanager
+def changed(constants: dict[str, float]) -> Iterator[None]:
+    """Let matching.py have other constants inside the block."""
+    before = {name: getattr(matching, name) for name in constants}
+    try:
+        vars(matching).update(constants)
+        yield
+    finally:
+        vars(matching).update(before)
+
+
+if __name__ == "__main__":
+    utils.command_line(main)
