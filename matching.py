@@ -143,17 +143,14 @@ class Surroundings:
 
         Functions of hardly any code are left out.
         """
-        number: dict[tuple, int] = {}
-        sides = []
-        for code, unlike in zip(self.codes, (-1, -2), strict=True):
-            whole = [tuple(code.forms[b] for b in inside.tolist()) for inside in code.blocks]
-            enough = [sum(map(len, function)) >= IDENTICAL_SIZE for function in whole]
-            numbers = [
-                number.setdefault(function, len(number)) if long else unlike
-                for function, long in zip(whole, enough, strict=True)
-            ]
-            sides.append(np.array(numbers))
-        return sides[0][candidates.a] == sides[1][candidates.b]
+        whole = [
+            [tuple(code.forms[b] for b in inside.tolist()) for inside in code.blocks]
+            for code in self.codes
+        ]
+        first, second = _numbered(*whole)
+        enough = np.array([sum(map(len, function)) >= IDENTICAL_SIZE for function in whole[0]])
+        a, b = candidates.a, candidates.b
+        return (first[a] == second[b]) & enough[a]
 
     def evidence(
         self, candidates: Candidates, likeness: np.ndarray, logit: np.ndarray
@@ -182,6 +179,12 @@ class Surroundings:
             columns.append(_entries(spread, a, b))
         columns += variables.agreement(self.tables, (a, b, shape), share)
         return np.stack(columns, 1).astype(np.float32)
+
+
+def _numbered(*sides: list[tuple]) -> list[np.ndarray]:
+    """Return a number for each thing, the same for equal ones of all sides."""
+    number: dict[tuple, int] = {}
+    return [np.array([number.setdefault(x, len(number)) for x in side]) for side in sides]
 
 
 def _entries(m: scipy.sparse.csr_matrix, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -235,11 +238,7 @@ def match_blocks(first: Code, second: Code, functions: Matches) -> Matches:
     """
     words = _weighed_blocks(first, second, functions)
     edges = [_flow(code.analysis) for code in (first, second)]
-    number: dict[tuple, int] = {}
-    forms = [
-        np.array([number.setdefault(form, len(number)) for form in code.forms])
-        for code in (first, second)
-    ]
+    forms = _numbered(first.forms, second.forms)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for f, g in zip(functions.a.tolist(), functions.b.tolist(), strict=True):
         a, b = first.blocks[f], second.blocks[g]

@@ -20,8 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-import importlib.util
-
+import bench_diff as bench
 import numpy as np
 import torch
 
@@ -37,12 +36,6 @@ from contrast import Pair
 from features import Code
 from similarity import Candidates, Model
 from tokenization import CorpusTokenizer, FullTokenizer
-
-# This folder's diff.py, not the one above, whose name it shares.
-_spec = importlib.util.spec_from_file_location("bench_diff", ROOT / "bench" / "diff.py")
-bench = importlib.util.module_from_spec(_spec)
-sys.modules["bench_diff"] = bench
-_spec.loader.exec_module(bench)
 
 GROUPS = similarity.SAME + similarity.INLINED
 TOKENS_EQUAL, NAMES_EQUAL = len(GROUPS) + 8, len(GROUPS) + 9  # behind the sizes

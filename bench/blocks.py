@@ -6,7 +6,6 @@ Functions are matched once, by the model; then their blocks, with one part left 
 """
 
 import datetime
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -16,17 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
+import bench_diff as bench
 import numpy as np
 
 import matching
 import similarity
 import utils
-
-# This folder's diff.py, not the one above, whose name it shares.
-_spec = importlib.util.spec_from_file_location("bench_diff", ROOT / "bench" / "diff.py")
-bench = importlib.util.module_from_spec(_spec)
-sys.modules["bench_diff"] = bench
-_spec.loader.exec_module(bench)
 
 NEVER = 2.0  # no score is as high
 # Row -> what matching.py's constants are in it.

@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "experiment_data")]
 import numpy as np
 import truth
 from build_coreutils import distribution, open_tarball, private_apt
-from build_packages import extract
+from build_packages import extract, require_tools
 from tqdm import tqdm
 
 import analyse
@@ -86,8 +86,6 @@ C_FILE = re.compile(r"^\+\+\+ [^/\n]+/(\S+\.[ch])\b", re.M)  # that a part of a 
 ADDRESS = re.compile(r"-?0x[0-9a-f]+(?=\(%rip\))|\s+#.*|<.*>|(?<=\s)[0-9a-f]+(?= <|$)", re.M)
 HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", re.M)
 
-TOOLS = ("gcc", "make", "patch", "diff", "objdump", "strip")
-
 Lines = set[tuple[str, int]]  # file, line
 
 
@@ -121,11 +119,7 @@ def main(
         work: Where sources, programs and analyses are kept.
         workers: Processes that analyse.
     """
-    for tool in TOOLS:
-        if not shutil.which(tool):
-            raise utils.UserError(
-                f"no {tool} is installed (Debian, Ubuntu: sudo apt-get install build-essential)"
-            )
+    require_tools("gcc", "make", "patch", "diff", "objdump", "strip")
     model = similarity.read_model(model_file)
     release = release or distribution()[1]
     folder = Path(work)

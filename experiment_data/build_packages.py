@@ -179,11 +179,7 @@ def main(
     for package in package_list:
         if package not in RECIPES:
             raise UserError(f"--packages {package}: there are recipes for {' '.join(RECIPES)}")
-    for tool in ("gcc", "make"):
-        if not shutil.which(tool):
-            raise UserError(
-                f"no {tool} is installed (Debian, Ubuntu: sudo apt-get install build-essential)"
-            )
+    require_tools("gcc", "make")
     release_list = split("releases", releases) if releases else [distribution()[1]]
     todo = {}
     for release in release_list:
@@ -201,6 +197,15 @@ def main(
     if failures:
         raise UserError("; ".join(failures))
     return 0
+
+
+def require_tools(*tools: str) -> None:
+    """Raise a UserError for a tool that is not installed."""
+    for tool in tools:
+        if not shutil.which(tool):
+            raise UserError(
+                f"no {tool} is installed (Debian, Ubuntu: sudo apt-get install build-essential)"
+            )
 
 
 def get_sources(trees: list[Tree]) -> list[str]:

@@ -1,6 +1,5 @@
 """bench/truth.py against nm and addr2line; what bench/diff.py calls right."""
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -16,23 +15,13 @@ import utils
 from matching import Matches
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+import bench_diff as bench
 import truth
-
-BENCH = Path(truth.__file__).parent
 
 
 @pytest.fixture(scope="module")
 def of_o0(builds, tmp_path_factory):
     return truth.read_truth(builds / "O0" / "shapes", tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def bench():
-    """bench/diff.py, which shares its name with the root's."""
-    spec = importlib.util.spec_from_file_location("bench_diff", BENCH / "diff.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def output(*command):
@@ -87,7 +76,7 @@ def test_blocks_are_counted_by_address(of_o0, analyses):
         assert counts[address] == len(code.blocks[f])
 
 
-def test_functions_of_stripped_copies_are_known_by_name(bench, builds, tmp_path):
+def test_functions_of_stripped_copies_are_known_by_name(builds, tmp_path):
     binary = builds / "O2" / "shapes"
     copy = bench.stripped(binary, tmp_path)
     analyse.analyse_all(
@@ -116,7 +105,7 @@ def build(*names):
     )
 
 
-def test_renamings_count_neither_way(bench):
+def test_renamings_count_neither_way():
     first, second = build("main", "same", "base_name"), build("main", "same", "last_component")
     a = np.arange(3)
     found = Matches(a, a, np.ones(3, np.float32))
@@ -154,7 +143,7 @@ def test_moved_code_is_known_by_its_variables():
     assert truth.moved({}, new) == truth.moved(old, {}) == {}
 
 
-def test_the_partner_is_where_the_code_moved(bench):
+def test_the_partner_is_where_the_code_moved():
     first, second = build("main", "insert"), build("main", "insert", "insert_if_absent")
     a = np.arange(2)
     found = Matches(a, np.array([0, 2]), np.ones(2, np.float32))
