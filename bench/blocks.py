@@ -39,7 +39,7 @@ ROWS = {
 def main(
     path: str = "experiment_data/coreutils/binaries/",
     programs: bench.Names = ("sort", "cp"),
-    kinds: bench.Names = tuple(bench.KINDS),
+    kinds: bench.Names = tuple(bench.LEVELS_AND_VERSIONS),
     model_file: str = str(similarity.DEFAULT),
     work: str = "out-diff",
     workers: int = 2,
@@ -62,7 +62,7 @@ def main(
         for a, b in bench.KINDS[kind]:
             for first, second in ((builds[a, p], builds[b, p]) for p in programs):
                 matched = matching.match_functions(first.code, second.code, model)
-                lines = bench.source_lines(first, second, kind)
+                lines = bench.source_lines(first, second)
                 pairs.append((kind, first.code, second.code, matched, lines))
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}; F1 over blocks")
     print(f"{'':30} {', '.join(kinds)}")

@@ -1,6 +1,7 @@
 """How well diff.py finds what corresponds, against symbols and debug information.
 
     python bench/diff.py --path DIR --programs sort,cp --seen DIR2,DIR3
+    python bench/diff.py --compilers --programs sort,cp --seen DIR2,DIR3
 
 DIR/<build>/<program> are builds with symbols and DWARF line tables; what is compared are stripped
 copies. Every figure is given for all functions and for those whose name occurs in no program that
@@ -57,7 +58,7 @@ from matching import Matches
 
 MIN_BLOCKS = 3
 # Kinds of pairs: the builds' names end so.
-KINDS = {
+LEVELS_AND_VERSIONS = {
     "O0-O1": [("8.30-O0", "8.30-O1")],
     "O0-O2": [("8.30-O0", "8.30-O2")],
     "O0-O3": [("8.30-O0", "8.30-O3")],
@@ -72,6 +73,14 @@ KINDS = {
     ],
     "5.93-O0 to 8.30-O3": [("5.93-O0", "8.30-O3")],
 }
+COMPILERS = {
+    "gcc-clang at O0": [("9.10-gcc-12-O0", "9.10-clang-19-O0")],
+    "gcc-clang at O2": [("9.10-gcc-12-O2", "9.10-clang-19-O2")],
+    "gcc at O0 to clang at O3": [("9.10-gcc-12-O0", "9.10-clang-19-O3")],
+    "clang at O0-O3": [("9.10-clang-19-O0", "9.10-clang-19-O3")],
+    "8.32 by gcc to 9.10 by clang": [("8.32-gcc-12-O2", "9.10-clang-19-O2")],
+}
+KINDS = LEVELS_AND_VERSIONS | COMPILERS
 PEER_THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of a cosine
 PEERS = {"TF-IDF, tokens": ("code",), "TF-IDF, tokens + names": ("code", "words")}
 WORD2VEC = "word2vec, TF-IDF weights"
@@ -99,6 +108,7 @@ class Build:
         copy = stripped(binary, work)
         file = preprocessing.cache_file(work / "output", utils.sha256_of(copy))
         self.file = copy
+        self.version = re.match(r"[\d.]*", copy.parent.name).group()  # "" for a folder "O2"
         raw = preprocessing.load(file)
         self.code = features.read_code(raw)
         analysis = self.code.analysis
@@ -130,7 +140,8 @@ def main(
     path: str = "experiment_data/coreutils/binaries/",
     programs: Names = ("sort", "cp"),
     seen: Names = (),
-    kinds: Names = tuple(KINDS),
+    kinds: Names = tuple(LEVELS_AND_VERSIONS),
+    compilers: bool = False,
     model_file: str = str(similarity.DEFAULT),
     work: str = "out-diff",
     workers: int = 2,
@@ -143,11 +154,13 @@ def main(
         programs: What is measured.
         seen: Binaries, or folders of them, that something was learned from or chosen by.
         kinds: Kinds of pairs.
+        compilers: Measure the kinds across compilers instead.
         model_file: What contrast.py wrote.
         work: Where stripped copies and analyses are kept.
         workers: Processes that analyse.
         bindiff: Seconds that angr's BinDiff may take for each pair; 0: it is not run.
     """
+    kinds = tuple(COMPILERS) if compilers else kinds
     programs, kinds, seen = (
         x.split(",") if isinstance(x, str) else list(x) for x in (programs, kinds, seen)
     )
@@ -221,9 +234,9 @@ def measure(kind: str, pairs: list, model: similarity.Model, known: set[str], bi
             results["angr's BinDiff"] = [found]
         for row, score in scores.items():
             ranks[row] += rank(score, first, second, both, same)
-        lines = source_lines(first, second, kind)
+        lines = source_lines(first, second)
         parts = [("all", same, set()), ("unseen", same, known), ("sure", same, set())]
-        if not kind.startswith("O"):
+        if first.version != second.version:
             there = partners(first, second, truth.moved(first.variables(), second.variables()))
             parts.append(("moved", there, set()))
             names = sorted(there)
@@ -330,9 +343,9 @@ def judge(
     return np.array([right, said, true], float)
 
 
-def source_lines(first: Build, second: Build, kind: str) -> tuple[list[set], list[set]]:
+def source_lines(first: Build, second: Build) -> tuple[list[set], list[set]]:
     """Return the source lines of both binaries' blocks, without those that cannot be compared."""
-    relative = not kind.startswith("O")
+    relative = first.version != second.version
     lines = [truth.block_lines(b.truth, b.code.analysis, relative) for b in (first, second)]
     if relative:
         ends = []

@@ -3,6 +3,7 @@
     python experiment_data/build_packages.py
     python experiment_data/build_packages.py --packages "grep sed" --levels "O0 O2"
     python experiment_data/build_packages.py --releases "bookworm bullseye"
+    python experiment_data/build_packages.py --compilers "gcc-12 clang"
 
 What contrast.py learns from, beside GNU coreutils: functions of many authors. Everything made lies
 in one folder, ignored by git:
@@ -16,6 +17,7 @@ Ubuntu: libncurses-dev); if it is not there, they fail, and the others are built
 """
 
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -111,6 +113,7 @@ class Tree:
     output: Path
     package: str
     release: str
+    compiler: str  # or "": gcc, unnamed
 
     @property
     def recipe(self) -> Recipe:
@@ -118,7 +121,7 @@ class Tree:
 
     @property
     def name(self) -> str:
-        return f"{self.package}-{self.release}"
+        return "-".join(filter(None, (self.package, self.release, self.compiler)))
 
     @property
     def source(self) -> Path:
@@ -126,7 +129,14 @@ class Tree:
 
     @property
     def folder(self) -> Path:
-        return self.output / "build" / self.release / self.package
+        inside = "-".join(filter(None, (self.package, self.compiler)))
+        return self.output / "build" / self.release / inside
+
+    @property
+    def compilers(self) -> list[str]:
+        """What configure and make are told of a named compiler: of C, and its sibling of C++."""
+        sibling = self.compiler.replace("gcc", "g++").replace("clang", "clang++")
+        return [f"CC={self.compiler}", f"CXX={sibling}"] if self.compiler else []
 
     def lies_anywhere(self, level: str) -> bool:
         """Return whether its code may lie at any place, as in most programs since 2016.
@@ -141,12 +151,13 @@ class Tree:
         return [folder / Path(file).name for file in self.recipe.programs]
 
 
-@fire.decorators.SetParseFns(packages=str, levels=str, releases=str, output=str)
+@fire.decorators.SetParseFns(packages=str, levels=str, releases=str, compilers=str, output=str)
 def main(
     *,
     packages: str = " ".join(RECIPES),
     levels: str = "O0 O1 O3",
     releases: str = "",
+    compilers: str = "",
     jobs: int = 0,
     output: Path = OUTPUT,
 ) -> int:
@@ -162,6 +173,9 @@ def main(
         Optimisation levels, of O0 O1 O2 O3 Os Og.
     releases : str
         Codenames of releases, whose versions of the packages are built. Default: this machine's.
+    compilers : str
+        Installed compilers: "gcc-12 clang". They are then part of the folders' names. Default: gcc,
+        unnamed.
     jobs : int
         Packages at a time. Default: one for each CPU.
     output : Path
@@ -179,13 +193,14 @@ def main(
     for package in package_list:
         if package not in RECIPES:
             raise UserError(f"--packages {package}: there are recipes for {' '.join(RECIPES)}")
-    require_tools("gcc", "make")
+    compiler_list = split("compilers", compilers) if compilers else [""]
+    require_tools(*(compiler or "gcc" for compiler in compiler_list), "make")
     release_list = split("releases", releases) if releases else [distribution()[1]]
     todo = {}
-    for release in release_list:
-        for tree in (Tree(output, package, release) for package in package_list):
-            missing = [v for v in level_list if not all(f.is_file() for f in tree.binaries(v))]
-            todo |= {tree: missing} if missing else {}
+    for release, package, compiler in itertools.product(release_list, package_list, compiler_list):
+        tree = Tree(output, package, release, compiler)
+        missing = [v for v in level_list if not all(f.is_file() for f in tree.binaries(v))]
+        todo |= {tree: missing} if missing else {}
     with disk_errors(output):
         failures = get_sources(list(todo))
         ready = [job for job in todo.items() if job[0].source.is_dir()]
@@ -203,15 +218,16 @@ def require_tools(*tools: str) -> None:
     """Raise a UserError for a tool that is not installed."""
     for tool in tools:
         if not shutil.which(tool):
+            package = tool if "clang" in tool or "gcc-" in tool else "build-essential"
             raise UserError(
-                f"no {tool} is installed (Debian, Ubuntu: sudo apt-get install build-essential)"
+                f"no {tool} is installed (Debian, Ubuntu: sudo apt-get install {package})"
             )
 
 
 def get_sources(trees: list[Tree]) -> list[str]:
     """Have the sources, upstream's tarballs without the distribution's patches; return failures."""
     failures = []
-    missing = [tree for tree in trees if not tree.source.is_dir()]
+    missing = {tree.source: tree for tree in trees if not tree.source.is_dir()}.values()
     for release in dict.fromkeys(tree.release for tree in missing):
         wanted = [tree for tree in missing if tree.release == release]
         say(f"{release}: download {' '.join(tree.package for tree in wanted)}")
@@ -267,7 +283,7 @@ def build(tree: Tree, levels: list[str]) -> None:
         if not (folder / "configure").is_file():
             raise UserError(f"{tree.name}: its source has no configure script")
         say(f"{tree.name}: configure")
-        run(tree, "configure", ["./configure", *recipe.configure])
+        run(tree, "configure", ["./configure", *recipe.configure, *tree.compilers])
     for level in levels:
         say(f"{tree.name}: make at -{level}")
         run(tree, f"clean-{level}", ["make", "clean"])
@@ -277,6 +293,7 @@ def build(tree: Tree, levels: list[str]) -> None:
             f"{recipe.flags}=-{level} -w -std={recipe.standard} {code}",
             f"{recipe.linker}={program}",
             "MAKEINFO=true",  # no manuals
+            *tree.compilers,
         ]
         run(tree, f"make-{level}", ["make", *recipe.targets, *options])
         for file, target in zip(recipe.programs, tree.binaries(level), strict=True):

@@ -75,6 +75,30 @@ def test_some_builds_lie_at_a_fixed_place_and_others_anywhere(run, tmp_path):
     assert 2 <= places.count("-fpie -pie") <= 6
 
 
+def test_named_compilers_build_one_source(run, tmp_path, monkeypatch):
+    # configure is told, and make: a package may have no configure script.
+    files = {"configure": '#!/bin/sh\necho configured: "$@" > said\n', "src/mill.c": ""}
+    files["Makefile"] = MAKEFILE.replace("@VERSION@", "2.0 $(CC) $(CXX)")
+    pack(tmp_path / "new.tar.xz", files, folder="mill-2.0")
+    for name in ("gcc-98", "clang-99"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    run(compilers="gcc-98 clang-99", levels="O0")
+    siblings = {"gcc-98": "g++-98", "clang-99": "clang++-99"}
+    for compiler, sibling in siblings.items():
+        program = (tmp_path / f"out/binaries/mill-new-{compiler}-O0/mill").read_text()
+        assert program.startswith(f"2.0 {compiler} {sibling} -O0 -w")
+        said = (tmp_path / f"out/build/new/mill-{compiler}/said").read_text()
+        assert said == f"configured: CC={compiler} CXX={sibling}\n"
+    assert (tmp_path / "asked").read_text() == "new\nsource mill\n"  # once for both
+
+
+def test_a_compiler_that_is_not_there_is_named(run, tmp_path):
+    with pytest.raises(UserError, match="no clang-99 is installed"):
+        run(compilers="gcc clang-99")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_releases_it_is_this_machines(run, tmp_path):
     run()
     assert list(made(tmp_path)) == ["mill-new-O0/mill", "mill-new-O3/mill"]
