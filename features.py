@@ -31,6 +31,9 @@ MEMORY = re.compile(rb"\[(\w+)(?: \+ \w+(?:\*\d)?)? ([+-]) (0x[0-9a-f]+|\d+)\]")
 NUMBER = re.compile(rb"(?<![\w*#])#?(-?0x[0-9a-f]+|-?\d+)\b(?!\])")
 BRANCH = re.compile(rb"(call|j\w+|bl?)\b [^ \[]*$")
 ADDRESS = re.compile(rb"\b(rip|eip) [+-] (?:0x[0-9a-f]+|\d+)|0x[0-9a-f]+")
+# Instructions that compute nothing: alignment, and the landing pads of control-flow protection,
+# which one distribution has compiled in and the other not. "notrack" belongs to these.
+IDLE = {b"nop", b"endbr64", b"endbr32", b"bti", b"hint"}
 # Offsets from these are places in a stack frame or in the image, which no two builds share.
 FRAME = {b"rsp", b"rbp", b"esp", b"ebp", b"sp", b"fp", b"rip", b"eip", b"pc"}
 
@@ -261,7 +264,7 @@ def normal_forms(code: Code) -> list[tuple]:
     """Return of each code block what is left of it when addresses are taken away.
 
     Two blocks are the same code if these are equal: instructions without targets of branches and
-    places in the image, string literals, imports.
+    places in the image, and but those that compute nothing; string literals; imports.
     """
     analysis = code.analysis
     first = int(analysis.function_address[0])
@@ -272,14 +275,18 @@ def normal_forms(code: Code) -> list[tuple]:
     for source, target in analysis.edges.tolist():
         if source < analysis.code_blocks <= target:
             names[source].append(analysis.import_name[target - analysis.code_blocks])
-    form = functools.cache(lambda line: _without_addresses(line, first))
+    form = functools.cache(lambda line: _normal_form(line, first))
     return [
-        (*(form(line) for line in text.split(b"\n")), *texts[block], *names[block])
+        (*filter(None, map(form, text.split(b"\n"))), *texts[block], *names[block])
         for block, text in enumerate(analysis.instructions[: analysis.code_blocks])
     ]
 
 
-def _without_addresses(line: bytes, first: int) -> bytes:
+def _normal_form(line: bytes, first: int) -> bytes:
+    """Return an instruction without its addresses, nothing of one that computes nothing."""
+    if line.partition(b" ")[0] in IDLE:
+        return b""
+    line = line.removeprefix(b"notrack ")
     if BRANCH.match(line):
         return line.partition(b" ")[0]
 

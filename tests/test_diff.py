@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -458,6 +459,35 @@ def test_measures_are_cosines(codes, model):
         assert np.allclose(found.measures[:, column], expected, atol=1e-5)
 
 
+def test_what_computes_nothing_is_no_difference():
+    plain = features._normal_form
+    for line in (b"endbr64", b"nop", b"nop word ptr cs:[rax + rax]", b"bti c"):
+        assert plain(line, 0x401000) == b""
+    assert plain(b"notrack jmp rax", 0x401000) == plain(b"jmp rax", 0x401000)
+    assert plain(b"notrack jmp qword ptr [rip + 0x20]", 0x401000) == b"jmp qword ptr [rip]"
+
+
+def test_landing_pads_leave_functions_identical(tmp_path, model):
+    if platform.machine() != "x86_64":
+        pytest.skip("-fcf-protection is of x86")
+    codes = []
+    for protection in ("none", "full"):
+        flags = "-O2", "-fno-jump-tables", f"-fcf-protection={protection}"
+        binary = compile_c(SOURCE, tmp_path / protection / "shapes", *flags)
+        codes.append(features.read_code(preprocessing.analyse(binary)))
+    pads = [b"\n".join(code.analysis.instructions).count(b"endbr64") for code in codes]
+    assert pads[1] >= pads[0] + 6  # those of the C runtime are in both
+    found = diff.compare(*codes, model)
+    names = [code.analysis.function_name for code in codes]
+    same = {
+        tuple(name[f] for name, f in zip(names, row["sides"], strict=True))
+        for row in found.functions
+        if row["status"] == diff.IDENTICAL
+    }
+    ours = ("main", "area", "usage", "kind", "copy", "compare")
+    assert {(name, name) for name in ours} <= same
+
+
 def test_words_say_what_classes_drop():
     line = features._read_instruction
     assert line(b"cmp dword ptr [rbx + 0x38], 0x2f") == ("cmp", "cmp mn", ["+0x38"], [0x2F])
@@ -468,7 +498,7 @@ def test_words_say_what_classes_drop():
 
 
 def test_addresses_are_no_difference():
-    plain = features._without_addresses
+    plain = features._normal_form
     assert plain(b"jne 0x401234", 0x401000) == b"jne"
     assert plain(b"lea rdi, [rip + 0x2f31]", 0x401000) == b"lea rdi, [rip]"
     assert plain(b"mov edi, 0x409010", 0x401000) == b"mov edi, @"
