@@ -4,7 +4,8 @@
 
 The encoders and the candidates stay those of `contrast.py`; of the measures of a pair of functions,
 or of what its surroundings say, some are set to zero, in the training and in what is measured. Two
-rows have all measures and less training. Measured is as in `bench/diff.py`.
+rows have all measures and less training, and one has encoders that pool the vectors of a function's
+words without weighing them by how rare they are. Measured is as in `bench/diff.py`.
 
 `--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of both
 functions' mean hidden states in a BERT that `pretrain.py` trained, whitened by the mean and
@@ -15,6 +16,8 @@ import dataclasses
 import datetime
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +29,7 @@ import torch
 
 import checkpoint
 import contrast
+import encoder
 import features
 import matching
 import models
@@ -54,11 +58,13 @@ LEFT_OUT = {
     "no encoder": [*ENCODER],
     "no names": [*columns(("name",)), NAMES_EQUAL],
     "no numbers, no fields": columns(("number", "field")),
+    "no sequences of instructions": columns(("gram",)),
     "no words of callees and callers": columns(AROUND),
     "encoder and sizes only": [*range(len(GROUPS)), TOKENS_EQUAL, NAMES_EQUAL],
 }
 # What `matching.Surroundings.evidence` says last: of shared variables, of neighbours, of tables.
 NOT_HEARD = {"no shared variables": [*range(-11, -8)], "no tables of pointers": [*range(-6, 0)]}
+UNWEIGHED = "the encoder's words not weighed"
 QUARTERS = {"networks a quarter as wide": "hidden", "trained a quarter as long": "n_epochs"}
 
 
@@ -101,18 +107,13 @@ def main(
         for program, analyses in found.items()
         if program not in held_out
     }
-    pairs = contrast.cross_fitted(codes, cfg)
-    encoder = contrast.train_encoder(codes, cfg, "encoder")
     known = bench.seen_names(seen)
     builds = bench.read_builds(Path(path), programs, kinds, Path(work), workers)
-    measured = {}
-    for kind in kinds:
-        for a, b in bench.KINDS[kind]:
-            for program in programs:
-                first, second = builds[a, program], builds[b, program]
-                found = similarity.find_candidates(first.code, second.code, encoder)
-                around = matching.Surroundings(first.code, second.code)
-                measured.setdefault(kind, []).append((first, second, found, around))
+    both = {
+        kind: [(builds[a, p], builds[b, p]) for a, b in bench.KINDS[kind] for p in programs]
+        for kind in kinds
+    }
+    fitted, pairs, measured = with_encoders(codes, both, cfg)
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
     print("recall@1 all, unseen; F1 all, unseen")
     for row, left_out in LEFT_OUT.items():
@@ -120,7 +121,7 @@ def main(
             dataclasses.replace(pair, candidates=leave_out(pair.candidates, left_out))
             for pair in pairs
         ]
-        model = contrast.train_model(without, encoder, cfg)
+        model = contrast.train_model(without, fitted, cfg)
         for kind in kinds:
             show(f"{row}; {kind}", measured[kind], left_out, model, known, matching.ROUNDS)
             if not left_out:
@@ -130,20 +131,72 @@ def main(
             dataclasses.replace(pair, surroundings=Deaf(pair.surroundings, not_heard))
             for pair in pairs
         ]
-        model = contrast.train_model(without, encoder, cfg)
+        model = contrast.train_model(without, fitted, cfg)
         for kind in kinds:
             deaf = [(*rest, Deaf(around, not_heard)) for *rest, around in measured[kind]]
             show(f"{row}; {kind}", deaf, [], model, known, matching.ROUNDS)
     for row, setting in QUARTERS.items():
         quarter = dataclasses.replace(cfg, **{setting: max(1, getattr(cfg, setting) // 4)})
-        model = contrast.train_model(pairs, encoder, quarter)
+        model = contrast.train_model(pairs, fitted, quarter)
         for kind in kinds:
             show(f"{row}; {kind}", measured[kind], [], model, known, matching.ROUNDS)
+    with unweighed():
+        unlike = with_encoders(codes, both, cfg)
+    model = contrast.train_model(unlike[1], unlike[0], cfg)
+    for kind in kinds:
+        show(f"{UNWEIGHED}; {kind}", unlike[2][kind], [], model, known, matching.ROUNDS)
     if pretrain_file:
         with_bert(pretrain_file, max_len, pairs, measured)
-        model = contrast.train_model(pairs, encoder, cfg)
+        model = contrast.train_model(pairs, fitted, cfg)
         for kind in kinds:
             show(f"and BERT's states; {kind}", measured[kind], [], model, known, matching.ROUNDS)
+
+
+def with_encoders(
+    codes: dict[str, list[Code]], both: dict[str, list], cfg: contrast.Config
+) -> tuple[encoder.Encoder, list[Pair], dict[str, list]]:
+    """Train encoders; return the one of all programs, and what they say of all pairs.
+
+    Returns
+    -------
+    Encoder
+    list of Pair
+        That the networks learn from.
+    dict
+        Kind -> two builds, their candidates and surroundings, for each pair that is measured.
+    """
+    pairs = contrast.cross_fitted(codes, cfg)
+    fitted = contrast.train_encoder(codes, cfg, "encoder")
+    measured = {}
+    for kind, builds in both.items():
+        measured[kind] = [
+            (
+                first,
+                second,
+                similarity.find_candidates(first.code, second.code, fitted),
+                matching.Surroundings(first.code, second.code),
+            )
+            for first, second in builds
+        ]
+    return fitted, pairs, measured
+
+
+@contextmanager
+def unweighed() -> Iterator[None]:
+    """Let new encoders weigh all words the same inside the block."""
+    choose = encoder.choose_words
+
+    def choose_and_not_weigh(
+        programs: list[list[Code]], size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        words, idf = choose(programs, size)
+        return words, np.ones_like(idf)
+
+    encoder.choose_words = choose_and_not_weigh
+    try:
+        yield
+    finally:
+        encoder.choose_words = choose
 
 
 class Deaf(matching.Surroundings):

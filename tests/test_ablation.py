@@ -75,6 +75,16 @@ def test_what_is_not_heard_is_zero_and_the_rest_is_heard(pair):
     assert np.array_equal(listed, in_table[0][a] & in_table[1][b])
 
 
+def test_words_are_weighed_again_behind_the_row_without(analyses, cfg):
+    programs = {"shapes": [features.read_code(analyses[build]) for build in ("O0", "O2")]}
+    with ablation.unweighed():
+        plain = contrast.train_encoder(programs, cfg, "encoder")
+    weighed = contrast.train_encoder(programs, cfg, "encoder")
+    assert np.array_equal(plain.words, weighed.words)
+    assert np.all(plain.idf == 1)
+    assert len(np.unique(weighed.idf)) > 3
+
+
 @pytest.fixture
 def bert(monkeypatch):
     """A random BERT instead of a file with a trained one."""
@@ -118,7 +128,7 @@ def test_rows(builds, bert, tmp_path, capsys):
     rows = capsys.readouterr().out.splitlines()[2:]
     names = [row.split(";")[0] for row in rows]
     expected = [*ablation.LEFT_OUT, *ablation.NOT_HEARD, *ablation.QUARTERS]
-    expected += ["no surroundings", "and BERT's states"]
+    expected += ["no surroundings", ablation.UNWEIGHED, "and BERT's states"]
     assert sorted(names) == sorted(expected)
     for row in rows:
         assert all(0 <= float(x) <= 1 for x in row.split()[-4:])
