@@ -146,6 +146,7 @@ def main(
     work: str = "out-diff",
     workers: int = 2,
     bindiff: int = 0,
+    wrong: bool = False,
 ) -> None:
     """Print the tables.
 
@@ -159,6 +160,7 @@ def main(
         work: Where stripped copies and analyses are kept.
         workers: Processes that analyse.
         bindiff: Seconds that angr's BinDiff may take for each pair; 0: it is not run.
+        wrong: Print which pairs of functions of ours count as wrong.
     """
     kinds = tuple(COMPILERS) if compilers else kinds
     programs, kinds, seen = (
@@ -171,6 +173,8 @@ def main(
     for kind in kinds:
         pairs = [(builds[a, p], builds[b, p]) for a, b in KINDS[kind] for p in programs]
         measure(kind, pairs, model, known, bindiff)
+        if wrong:
+            show_wrong(pairs, model, known)
 
 
 def read_builds(
@@ -268,6 +272,18 @@ def measure(kind: str, pairs: list, model: similarity.Model, known: set[str], bi
     sys.stdout.flush()
 
 
+def show_wrong(pairs: list, model: similarity.Model, known: set[str]) -> None:
+    """Print the pairs that count as wrong by their names, which may be renamings."""
+    for first, second in pairs:
+        same = partners(first, second, {})
+        found = matching.match_functions(first.code, second.code, model)
+        for one, other in judged_pairs(found, first, second, set(), sure=False):
+            if other is None or same.get(one) != other:
+                there = ", also there" if one in second.truth.name.values() else ""
+                new = "unseen" if one not in known else "seen"
+                print(f"  wrong, {new:6} {first.file.name}: {one} -> {other or 'no name'}{there}")
+
+
 # --------------------------------------------------------------------------------------- truth
 
 
@@ -325,22 +341,32 @@ def judge(
     sure : bool
         Without pairs of names that both occur in one binary only; these may be renamings.
     """
+    said = judged_pairs(found, first, second, left_out, sure)
+    right = sum(other is not None and partner.get(one) == other for one, other in said)
+    return np.array([right, len(said), len(partner.keys() - left_out)], float)
+
+
+def judged_pairs(
+    found: Matches, first: Build, second: Build, left_out: set[str], sure: bool
+) -> list[tuple[str, str | None]]:
+    """Return the names of the pairs that count, right or wrong; parameters as in `judge`.
+
+    None is a function without a name: a part that the compiler split off, or start-up code.
+    """
     names = []
     for build in (first, second):
         address = build.code.analysis.function_address
         names.append([build.truth.name.get(int(address[f])) for f in range(build.code.functions)])
     all_names = set(names[0]) & set(names[1])
-    right = said = 0
+    said = []
     for a, b in zip(found.a.tolist(), found.b.tolist(), strict=True):
         one, other = names[0][a], names[1][b]
         counted = one in first.functions and one not in left_out
         renamed = other is not None and not {one, other} & all_names
         if not counted or (sure and renamed) or (one == other and other not in second.functions):
             continue
-        said += 1
-        right += other is not None and partner.get(one) == other
-    true = len(partner.keys() - left_out)
-    return np.array([right, said, true], float)
+        said.append((one, other))
+    return said
 
 
 def source_lines(first: Build, second: Build) -> tuple[list[set], list[set]]:
