@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "experiment_data")]
 import numpy as np
 import truth
 from build_coreutils import distribution, open_tarball, private_apt
-from build_packages import extract, require_tools
+from build_packages import download, extract, require_tools
 from tqdm import tqdm
 
 import analyse
@@ -163,16 +163,16 @@ def main(
 def get_source(package: str, release: str, source: Path) -> None:
     """Have the upstream source of a package, with Debian's folder of patches in it."""
     with private_apt([release], source.parent.parent) as (apt, folder):
-        said = apt("apt-get", "update")
-        said += apt("apt-get", "source", "--download-only", "--only-source", package)
-        upstream = sorted(folder.glob(f"{package}_*.orig.tar.?z*"))
+        upstream = download(apt, folder, package, release, apt("apt-get", "update"))
         patches = sorted(folder.glob(f"{package}_*.debian.tar.?z"))
-        if not upstream or not patches:
-            raise utils.UserError(f"cannot download {package} of {release}: {said.strip()[-200:]}")
-        extract(upstream[0], source)
+        if not patches:
+            raise utils.UserError(f"{package} of {release} has no debian.tar with patches")
+        extract(upstream, folder / "tree")
         with open_tarball(patches[0]) as tar:
             tar.extraction_filter = getattr(tarfile, "data_filter", None)
-            tar.extractall(source)
+            tar.extractall(folder / "tree")
+        source.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "tree").rename(source)  # whole or not at all
 
 
 def build_series(package: str, source: Path, folder: Path, level: str) -> list[Step]:

@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,18 +235,32 @@ def get_sources(trees: list[Tree]) -> list[str]:
         with private_apt([release], wanted[0].output / "sources") as (apt, folder):
             complaint = apt("apt-get", "update")
             for tree in wanted:
-                package = tree.package
-                said = apt("apt-get", "source", "--download-only", "--only-source", package)
-                tarballs = sorted(folder.glob(f"{package}_*.orig.tar.?z*"))
-                if tarballs:
-                    extract(tarballs[0], tree.source)
-                else:
-                    lines = (said + complaint).strip().splitlines() or ["no output"]
-                    reason = next((line for line in lines if line.startswith("E:")), lines[-1])
-                    failures.append(
-                        f"cannot download the source package {package} of {release}: {reason}"
-                    )
+                try:
+                    extract(download(apt, folder, tree.package, release, complaint), tree.source)
+                except UserError as error:
+                    failures.append(str(error))
     return failures
+
+
+def download(
+    apt: Callable[..., str], folder: Path, package: str, release: str, complaint: str
+) -> Path:
+    """Download a source package into ``folder``; return upstream's tarball.
+
+    Parameters
+    ----------
+    apt, folder
+        What `private_apt` yields.
+    complaint : str
+        What ``apt`` said of the release's lists, of which the error may speak.
+    """
+    said = apt("apt-get", "source", "--download-only", "--only-source", package)
+    tarballs = sorted(folder.glob(f"{package}_*.orig.tar.?z*"))
+    if not tarballs:
+        lines = (said + complaint).strip().splitlines() or ["no output"]
+        reason = next((line for line in lines if line.startswith("E:")), lines[-1])
+        raise UserError(f"cannot download the source package {package} of {release}: {reason}")
+    return tarballs[0]
 
 
 def extract(tarball: Path, target: Path) -> None:
