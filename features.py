@@ -263,8 +263,8 @@ def normalise(m: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
 def normal_forms(code: Code) -> list[tuple]:
     """Return of each code block what is left of it when addresses are taken away.
 
-    Two blocks are the same code if these are equal: instructions without targets of branches and
-    places in the image, and but those that compute nothing; string literals; imports.
+    Two blocks are the same code if these are equal: instructions that compute something, without
+    targets of branches and places in the image; string literals; imports.
     """
     analysis = code.analysis
     first = int(analysis.function_address[0])
