@@ -98,7 +98,7 @@ def test_named_compilers_build_one_source(run, tmp_path, monkeypatch):
 def test_a_compiler_that_is_not_there_is_named(run, tmp_path):
     with pytest.raises(UserError, match=r"no clang-99 is installed .*install clang-99\)"):
         run(compilers="gcc clang-99")
-    with pytest.raises(UserError, match="--compilers /usr/bin/gcc: .* not a path"):
+    with pytest.raises(UserError, match=r"--compilers /usr/bin/gcc: .* not a path"):
         run(compilers="/usr/bin/gcc")
     assert not (tmp_path / "out").exists()
 
