@@ -16,9 +16,9 @@ import dataclasses
 import datetime
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
@@ -108,11 +108,7 @@ def main(
         if program not in held_out
     }
     known = bench.seen_names(seen)
-    builds = bench.read_builds(Path(path), programs, kinds, Path(work), workers)
-    both = {
-        kind: [(builds[a, p], builds[b, p]) for a, b in bench.KINDS[kind] for p in programs]
-        for kind in kinds
-    }
+    both = bench.read_pairs(Path(path), programs, kinds, Path(work), workers)
     fitted, pairs, measured = with_encoders(codes, both, cfg)
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
     print("recall@1 all, unseen; F1 all, unseen")
@@ -141,10 +137,10 @@ def main(
         for kind in kinds:
             show(f"{row}; {kind}", measured[kind], [], model, known, matching.ROUNDS)
     with unweighed():
-        unlike = with_encoders(codes, both, cfg)
-    model = contrast.train_model(unlike[1], unlike[0], cfg)
+        plain, plain_pairs, plain_measured = with_encoders(codes, both, cfg)
+    model = contrast.train_model(plain_pairs, plain, cfg)
     for kind in kinds:
-        show(f"{UNWEIGHED}; {kind}", unlike[2][kind], [], model, known, matching.ROUNDS)
+        show(f"{UNWEIGHED}; {kind}", plain_measured[kind], [], model, known, matching.ROUNDS)
     if pretrain_file:
         with_bert(pretrain_file, max_len, pairs, measured)
         model = contrast.train_model(pairs, fitted, cfg)
@@ -181,8 +177,7 @@ def with_encoders(
     return fitted, pairs, measured
 
 
-@contextmanager
-def unweighed() -> Iterator[None]:
+def unweighed() -> AbstractContextManager:
     """Let new encoders weigh all words the same inside the block."""
     choose = encoder.choose_words
 
@@ -192,11 +187,7 @@ def unweighed() -> Iterator[None]:
         words, idf = choose(programs, size)
         return words, np.ones_like(idf)
 
-    encoder.choose_words = choose_and_not_weigh
-    try:
-        yield
-    finally:
-        encoder.choose_words = choose
+    return mock.patch.object(encoder, "choose_words", choose_and_not_weigh)
 
 
 class Deaf(matching.Surroundings):

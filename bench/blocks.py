@@ -56,14 +56,12 @@ def main(
     """
     programs, kinds = (x.split(",") if isinstance(x, str) else list(x) for x in (programs, kinds))
     model = similarity.read_model(model_file)
-    builds = bench.read_builds(Path(path), programs, kinds, Path(work), workers)
     pairs = []
-    for kind in kinds:
-        for a, b in bench.KINDS[kind]:
-            for first, second in ((builds[a, p], builds[b, p]) for p in programs):
-                matched = matching.match_functions(first.code, second.code, model)
-                lines = bench.source_lines(first, second)
-                pairs.append((kind, first.code, second.code, matched, lines))
+    for kind, builds in bench.read_pairs(Path(path), programs, kinds, Path(work), workers).items():
+        for first, second in builds:
+            matched = matching.match_functions(first.code, second.code, model)
+            lines = bench.source_lines(first, second)
+            pairs.append((kind, first.code, second.code, matched, lines))
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}; F1 over blocks")
     print(f"{'':30} {', '.join(kinds)}")
     for row, changes in ROWS.items():

@@ -168,19 +168,16 @@ def main(
     )
     model = similarity.read_model(model_file)
     known = seen_names(seen)
-    builds = read_builds(Path(path), programs, kinds, Path(work), workers)
+    pairs = read_pairs(Path(path), programs, kinds, Path(work), workers)
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
     for kind in kinds:
-        pairs = [(builds[a, p], builds[b, p]) for a, b in KINDS[kind] for p in programs]
-        measure(kind, pairs, model, known, bindiff)
-        if wrong:
-            show_wrong(pairs, model, known)
+        measure(kind, pairs[kind], model, known, bindiff, wrong)
 
 
-def read_builds(
+def read_pairs(
     path: Path, programs: list[str], kinds: list[str], work: Path, workers: int
-) -> dict[tuple[str, str], Build]:
-    """Strip, analyse and read what the kinds of pairs need: (build, program) -> Build."""
+) -> dict[str, list[tuple[Build, Build]]]:
+    """Strip, analyse and read what the kinds of pairs need: kind -> its pairs."""
     where = {
         (build, program): find(path, build, program)
         for kind in kinds
@@ -193,7 +190,11 @@ def read_builds(
     failed = analyse.analyse_all(binaries, str(work / "output"), workers)
     if failed:
         raise utils.UserError(str(failed))
-    return {key: Build(binary, work) for key, binary in tqdm(where.items(), disable=None)}
+    builds = {key: Build(binary, work) for key, binary in tqdm(where.items(), disable=None)}
+    return {
+        kind: [(builds[a, p], builds[b, p]) for a, b in KINDS[kind] for p in programs]
+        for kind in kinds
+    }
 
 
 def find(path: Path, build: str, program: str) -> Path:
@@ -216,8 +217,16 @@ def seen_names(places: list[str]) -> set[str]:
     return names
 
 
-def measure(kind: str, pairs: list, model: similarity.Model, known: set[str], bindiff: int) -> None:
+def measure(
+    kind: str,
+    pairs: list[tuple[Build, Build]],
+    model: similarity.Model,
+    known: set[str],
+    bindiff: int,
+    wrong: bool,
+) -> None:
     """Print the rows of one kind of pairs."""
+    mistakes: list[str] = []
     ranks: dict[str, list[float]] = defaultdict(list)
     counts: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros((1, 3)))
     unseen: list[bool] = []
@@ -232,6 +241,8 @@ def measure(kind: str, pairs: list, model: similarity.Model, known: set[str], bi
         scores[LIKENESS] = likeness(first.code, second.code, model)
         matched = matching.match_functions(first.code, second.code, model)
         results[OURS] = [matched]
+        if wrong:
+            mistakes += said_wrong(matched, first, second, same, known)
         if bindiff:
             found = angr_matches(first, second, bindiff)
             print(f"angr's BinDiff, {first.file} {second.file}: {len(found.a)} functions")
@@ -269,19 +280,23 @@ def measure(kind: str, pairs: list, model: similarity.Model, known: set[str], bi
         p, r = judged[:, 0] / np.maximum(judged[:, 1:], 1).T
         f1, p, r = max(zip(2 * p * r / np.maximum(p + r, 1e-9), p, r, strict=True))
         print(f"  matching   {row:38} {part:7} precision {p:.3f} recall {r:.3f} F1 {f1:.3f}")
+    for line in mistakes:
+        print(line)
     sys.stdout.flush()
 
 
-def show_wrong(pairs: list, model: similarity.Model, known: set[str]) -> None:
-    """Print the pairs that count as wrong by their names, which may be renamings."""
-    for first, second in pairs:
-        same = partners(first, second, {})
-        found = matching.match_functions(first.code, second.code, model)
-        for one, other in judged_pairs(found, first, second, set(), sure=False):
-            if other is None or same.get(one) != other:
-                there = ", also there" if one in second.truth.name.values() else ""
-                new = "unseen" if one not in known else "seen"
-                print(f"  wrong, {new:6} {first.file.name}: {one} -> {other or 'no name'}{there}")
+def said_wrong(
+    found: Matches, first: Build, second: Build, partner: dict[str, str], known: set[str]
+) -> list[str]:
+    """Return a line for each pair that counts as wrong by its names, which may be a renaming."""
+    lines = []
+    for one, other, right in judged_pairs(found, first, second, partner, set(), sure=False):
+        if not right:
+            there = ", also there" if one in second.truth.name.values() else ""
+            new = "unseen" if one not in known else "seen"
+            names = f"{one} -> {other or 'no name'}"
+            lines.append(f"  wrong, {new:6} {first.file.name}: {names}{there}")
+    return lines
 
 
 # --------------------------------------------------------------------------------------- truth
@@ -341,15 +356,20 @@ def judge(
     sure : bool
         Without pairs of names that both occur in one binary only; these may be renamings.
     """
-    said = judged_pairs(found, first, second, left_out, sure)
-    right = sum(other is not None and partner.get(one) == other for one, other in said)
+    said = judged_pairs(found, first, second, partner, left_out, sure)
+    right = sum(is_right for _, _, is_right in said)
     return np.array([right, len(said), len(partner.keys() - left_out)], float)
 
 
 def judged_pairs(
-    found: Matches, first: Build, second: Build, left_out: set[str], sure: bool
-) -> list[tuple[str, str | None]]:
-    """Return the names of the pairs that count, right or wrong; parameters as in `judge`.
+    found: Matches,
+    first: Build,
+    second: Build,
+    partner: dict[str, str],
+    left_out: set[str],
+    sure: bool,
+) -> list[tuple[str, str | None, bool]]:
+    """Return the names of the pairs that count, and whether each is right; see `judge`.
 
     None is a function without a name: a part that the compiler split off, or start-up code.
     """
@@ -365,7 +385,7 @@ def judged_pairs(
         renamed = other is not None and not {one, other} & all_names
         if not counted or (sure and renamed) or (one == other and other not in second.functions):
             continue
-        said.append((one, other))
+        said.append((one, other, other is not None and partner.get(one) == other))
     return said
 
 

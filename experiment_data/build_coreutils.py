@@ -140,9 +140,6 @@ def main(
             raise UserError(f"--levels {level}: the levels are {' '.join(LEVELS)}")
     program_list = split("programs", programs)
     compiler_list = split("compilers", compilers) if compilers else [""]
-    for name in program_list + compiler_list:
-        if "/" in name:
-            raise UserError(f"{name}: give the name of a program or compiler, not a path")
     if jobs < 0:
         raise UserError(f"--jobs {jobs}: must be 1 or more, or 0 for one for each CPU")
     jobs = jobs or os.cpu_count() or 1
@@ -191,10 +188,13 @@ def main(
 
 
 def split(flag: str, text: str) -> list[str]:
-    """Return the values in ``text``, in order, each once."""
+    """Return the values in ``text``, in order, each once: names, which become those of folders."""
     values = list(dict.fromkeys(re.split(r"[\s,]+", text.strip(" \t\n,"))))
     if values == [""]:
         raise UserError(f'--{flag} is empty; give values with blanks between, like --{flag} "A B"')
+    for value in values:
+        if "/" in value:
+            raise UserError(f"--{flag} {value}: give a name, not a path")
     return values
 
 

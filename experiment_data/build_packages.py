@@ -195,9 +195,6 @@ def main(
         if package not in RECIPES:
             raise UserError(f"--packages {package}: there are recipes for {' '.join(RECIPES)}")
     compiler_list = split("compilers", compilers) if compilers else [""]
-    for compiler in compiler_list:
-        if "/" in compiler:
-            raise UserError(f"--compilers {compiler}: give the name of a compiler, not a path")
     require_tools(*(compiler or "gcc" for compiler in compiler_list), "make")
     release_list = split("releases", releases) if releases else [distribution()[1]]
     todo = {}

@@ -118,13 +118,13 @@ def test_renamings_count_neither_way():
     assert bench.judge(found, first, second, partner, {"same"}, sure=False).tolist() == [1, 2, 1]
 
 
-def test_what_counts_as_wrong_is_shown_by_name(monkeypatch, capsys):
+def test_what_counts_as_wrong_is_shown_by_name():
     first, second = build("main", "same", "base_name"), build("main", "same", "last_component")
     first.file = Path("stripped/9.10-gcc-O2/sort")
     found = Matches(np.arange(3), np.array([0, 2, 1]), np.ones(3, np.float32))
-    monkeypatch.setattr(bench.matching, "match_functions", lambda *_: found)
-    bench.show_wrong([(first, second)], None, {"same"})
-    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+    partner = bench.partners(first, second, {})
+    lines = bench.said_wrong(found, first, second, partner, {"same"})
+    assert [line.strip() for line in lines] == [
         "wrong, seen   sort: same -> last_component, also there",
         "wrong, unseen sort: base_name -> same",
     ]
