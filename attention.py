@@ -2,7 +2,7 @@
 
 PyTorch's fused attention has no bfloat16 products on CPUs and none at all with dropout, and its
 dropout draws one 64-bit random number per element, on one core. Both are replaced on CPUs only;
-GPUs have better kernels than can be written here. `bench/pretrain.py` measures what this gains.
+GPUs have better kernels than can be written here. `bench/speed_training.py` measures the gain.
 """
 
 from typing import Any

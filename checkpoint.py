@@ -23,9 +23,17 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-import huggingface
 import models
-from huggingface import hugging_face_name, shape_text, some
+from formats.huggingface import (
+    first_few,
+    hugging_face_name,
+    read_folder,
+    read_vocab,
+    shape_text,
+    swap_next,
+    write_folder,
+    write_vocab,
+)
 from models import BertModel4Pretrain
 from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
 from utils import (
@@ -157,7 +165,7 @@ def load_model_file(model: nn.Module, path: str | os.PathLike[str]) -> None:
             if key in state and state[key].shape != own[key].shape
         ],
     }
-    reasons = [f"{what} {some(keys)}" for what, keys in faults.items() if keys]
+    reasons = [f"{what} {first_few(keys)}" for what, keys in faults.items() if keys]
     if reasons:
         raise UserError(f"{path} does not fit the model: it {'; it '.join(reasons)}")
     model.load_state_dict(state)
@@ -244,7 +252,7 @@ def load_model(
             elif tuple(found) != tuple(shape):
                 faults.append(f"{name} is {shape_text(found)}, expected {shape_text(shape)}")
         if faults:
-            raise UserError(f"{checkpoint_file} does not fit the model: {some(faults)}")
+            raise UserError(f"{checkpoint_file} does not fit the model: {first_few(faults)}")
         for key in own:
             array = np.asarray(reader.get_tensor(google_name(key)), np.float32)
             state[key] = torch.tensor(array.T if google_name(key).endswith("/kernel") else array)
@@ -253,7 +261,7 @@ def load_model(
             f"{checkpoint_file} is damaged or no TensorFlow checkpoint: {str(error)[:200]}"
         ) from error
 
-    huggingface.swap_next(state)
+    swap_next(state)
     if tied is not None:
         state["decoder.weight"] = state["transformer.embed.tok_embed.weight"]
     model.load_state_dict({key.removeprefix(scope): value for key, value in state.items()})
@@ -262,7 +270,8 @@ def load_model(
     others = sorted(name for name in shapes if not is_slot(name))
     ignored = [f"{count} {slot}" for slot, count in sorted(slots.items())] + others
     print(
-        f"{checkpoint_file}: read {len(own)} variables, ignored {some(ignored, named=12) or 'none'}"
+        f"{checkpoint_file}: read {len(own)} variables, "
+        f"ignored {first_few(ignored, named=12) or 'none'}"
     )
 
 
@@ -316,7 +325,7 @@ def export_model(
         raise UserError("model_cfg and vocab belong together; give both, or none")
     training = {key: getattr(info, key) for key in TRAINING}
     with atomic_folder(to) as folder:
-        huggingface.write_folder(folder, model, cfg, words, training)
+        write_folder(folder, model, cfg, words, training)
     print(f"{to}: config.json, model.safetensors, tokenizer.json, tokenizer_config.json, vocab.txt")
 
 
@@ -330,8 +339,8 @@ def import_model(source: str, to: str) -> None:
             its tokenizer is the corpus's.
     """
     _refuse_filled(to)
-    cfg, state, training, ignored = huggingface.read_model(source)
-    tokens, reading = huggingface.read_vocab(source, cfg.vocab_size)
+    cfg, state, training, ignored = read_folder(source)
+    tokens, reading = read_vocab(source, cfg.vocab_size)
     with torch.device("meta"):
         lacking = [key for key in BertModel4Pretrain(cfg).state_dict() if key not in state]
     sizes = dataclasses.asdict(cfg)
@@ -339,7 +348,7 @@ def import_model(source: str, to: str) -> None:
         save_pt(state, folder / "model.pt")
         write_json(folder / "model_cfg.json", sizes)
         if tokens:
-            huggingface.write_vocab(folder / "vocab.txt", tokens)
+            write_vocab(folder / "vocab.txt", tokens)
         if reading == CorpusTokenizer.name and not lacking:
             try:
                 info = ModelInfo(
@@ -357,9 +366,9 @@ def import_model(source: str, to: str) -> None:
         written = sorted(path.name for path in folder.iterdir())
     print(f"{to}: {', '.join(written)}")
     if ignored:
-        print(f"  ignored: {some(ignored)}")
+        print(f"  ignored: {first_few(ignored)}")
     if lacking:
-        print(f"  pre-training heads that {source} lacks: {some(lacking)}")
+        print(f"  pre-training heads that {source} lacks: {first_few(lacking)}")
     if not tokens:
         print(f"  no vocab.txt: {source} holds no WordPiece vocabulary")
     elif reading != CorpusTokenizer.name:

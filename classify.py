@@ -27,12 +27,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import checkpoint
-import huggingface
 import models
 import train
 import utils
-from compare import Comparer, ComparisonData, contrast
+from formats.huggingface import read_folder, read_vocab, write_vocab
 from optim import OneCycleAdamW, optim4GPU
+from tasks.catalogue import TASKS, read_ids
+from tasks.comparer import Comparer, ComparisonData, contrast
+from tasks.sentences import ClassificationData
+from tasks.tables import Examples, Task, read_examples
 from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
 from utils import UserError
 
@@ -40,77 +43,6 @@ EVAL_BATCH = 64
 GROUP = 20  # batches that are sorted by length together
 CALIBRATION = 4096  # pairs that a Comparer's weights of words are taken from
 HEAD_LR = 40  # a Comparer's learning rate, where cfg.lr is its BERT's
-
-
-class Classifier(nn.Module):
-    """BERT with one linear layer on the pooled [CLS]."""
-
-    def __init__(self, cfg: models.Config, n_labels: int) -> None:
-        super().__init__()
-        self.transformer = models.Transformer(cfg)
-        self.fc = nn.Linear(cfg.dim, cfg.dim)
-        self.drop = nn.Dropout(cfg.p_drop_hidden)
-        self.classifier = nn.Linear(cfg.dim, n_labels)
-        models.init_weights(self.fc)
-        models.init_weights(self.classifier)
-
-    def forward(self, input_ids: Tensor, segment_ids: Tensor, input_mask: Tensor) -> Tensor:
-        """int64 (B, S), (B, S), (B, S) -> logits (B, labels)"""
-        h = self.transformer(input_ids, segment_ids, input_mask)
-        return self.classifier(self.drop(torch.tanh(self.fc(h[:, 0]))))
-
-
-class Task:
-    """Columns and labels of a TSV file.
-
-    Attributes
-    ----------
-    labels : tuple of str
-        Of two labels the last one is the positive one.
-    label, text_a, text_b : str
-        Names of columns in the header; ``text_b`` is None for single texts.
-    tokenizer : {"corpus", "bert"}
-        How texts are read, where no pre-trained model says it.
-    network : type
-        `Classifier`, [CLS] over both texts, or `compare.Comparer`, a vector for each.
-    """
-
-    labels: tuple[str, ...]
-    label: str
-    text_a: str
-    text_b: str | None
-    tokenizer: Literal["corpus", "bert"]
-    network: type[nn.Module]
-
-
-class Mrpc(Task):
-    """GLUE's MRPC: does the second sentence say the same as the first?"""
-
-    labels = ("0", "1")
-    label, text_a, text_b = "Quality", "#1 String", "#2 String"
-    tokenizer = "bert"
-    network = Classifier
-
-
-class Mnli(Task):
-    """GLUE's MNLI: does the second sentence follow from the first?"""
-
-    labels = ("contradiction", "entailment", "neutral")
-    label, text_a, text_b = "gold_label", "sentence1", "sentence2"
-    tokenizer = "bert"
-    network = Classifier
-
-
-class Samefunc(Task):
-    """samefunc.py's: are two functions of two builds of the same source?"""
-
-    labels = ("different", "same")
-    label, text_a, text_b = "label", "text_a", "text_b"
-    tokenizer = "corpus"
-    network = Comparer
-
-
-TASKS: dict[str, type[Task]] = {"mrpc": Mrpc, "mnli": Mnli, "samefunc": Samefunc}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
@@ -127,146 +59,6 @@ class ClassifierInfo:
     @pydantic.model_validator(mode="after")
     def _fits_the_model(self) -> "ClassifierInfo":
         return checkpoint.check_fit(self)
-
-
-@dataclasses.dataclass
-class Examples:
-    """The rows of a TSV file; ``text_b`` and ``label`` (index into the task's) may be None."""
-
-    text_a: list[str]
-    text_b: list[str] | None
-    label: np.ndarray | None
-
-
-def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Examples:
-    """Read a TSV file of GLUE's kind: a header, no quoting, every line as many columns.
-
-    Raises
-    ------
-    UserError
-        No such file, an empty one, a header without the task's columns, a line with another number
-        of columns, an unknown label, bytes that are no UTF-8: named with the line's number.
-    """
-    try:
-        lines = Path(file).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    if lines[-1] == b"":
-        lines.pop()
-    if len(lines) < 2:
-        raise UserError(f"{file} holds no examples; it needs a header and a line for each example")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(line.removesuffix(b"\r").decode("utf-8").split("\t"))
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{file}:{number}: byte {error.start + 1} is not UTF-8; save it as UTF-8"
-            ) from error
-        if len(rows[-1]) != len(rows[0]):
-            raise UserError(
-                f"{file}:{number}: {len(rows[-1])} columns, but the header has {len(rows[0])}; "
-                "columns are separated by tabs"
-            )
-    header, *rows = rows
-    names = [task.text_a, task.text_b, task.label if labelled else None]
-    missing = [name for name in names if name is not None and name not in header]
-    if missing:
-        raise UserError(
-            f"{file}:1: no column '{missing[0]}' in the header ({', '.join(header)}); "
-            f"{task.__name__.lower()} needs it"
-        )
-    a, b, label = (None if n is None else [row[header.index(n)] for row in rows] for n in names)
-    if labelled:
-        for number, value in enumerate(label, 2):
-            if value not in task.labels:
-                raise UserError(
-                    f"{file}:{number}: unknown label '{value}'; the labels are "
-                    f"{', '.join(task.labels)}"
-                )
-        label = np.array([task.labels.index(value) for value in label])
-    return Examples(a, b, label)
-
-
-class ClassificationData:
-    """Examples as token ids; ``data.batch(rows)`` is [CLS] A [SEP] or [CLS] A [SEP] B [SEP].
-
-    Where a pair is too long, the longer text is cut first. ``lengths``: tokens of each example.
-
-    Parameters
-    ----------
-    examples : Examples
-    tokenizer : CorpusTokenizer or FullTokenizer
-    max_len : int
-        Most tokens of an example, special ones included.
-    """
-
-    def __init__(
-        self, examples: Examples, tokenizer: CorpusTokenizer | FullTokenizer, max_len: int
-    ) -> None:
-        self.pad, self.cls, self.sep = (tokenizer.vocab[t] for t in ("[PAD]", "[CLS]", "[SEP]"))
-        self.label = examples.label
-        known: dict[str, np.ndarray] = {}  # a function is in many pairs
-
-        def encode(text: str) -> np.ndarray:
-            if text not in known:
-                ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
-                known[text] = np.array(ids[:max_len], np.int32)
-            return known[text]
-
-        self.rows = []
-        texts_b = examples.text_b or [None] * len(examples.text_a)
-        texts = zip(examples.text_a, texts_b, strict=True)
-        for text_a, text_b in tqdm(texts, "texts", len(texts_b), unit="row", disable=None):
-            a = encode(text_a)
-            if text_b is None:
-                self.rows.append((a[: max_len - 2], None))
-                continue
-            b, room = encode(text_b), max_len - 3
-            a = a[: max(room - len(b), room - room // 2)]
-            self.rows.append((a, b[: room - len(a)]))
-        self.lengths = np.array([len(a) + (0 if b is None else len(b)) for a, b in self.rows])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, rows: np.ndarray) -> train.Batch:
-        """Return the examples ``rows``, padded to the longest.
-
-        Returns
-        -------
-        dict of arrays
-            ``input_ids``, ``segment_ids``, ``input_mask`` : int64 (B, S). ``label`` : int64 (B,),
-            0 where there are none. ``weight`` : float32 (B,), 1 / B.
-        """
-        sequences = []
-        for row in rows:
-            a, b = self.rows[row]
-            sequences.append([self.cls, *a, self.sep] + ([] if b is None else [*b, self.sep]))
-        length = max(map(len, sequences))
-        ids = np.full((len(rows), length), self.pad, np.int64)
-        segment, mask = np.zeros_like(ids), np.zeros_like(ids)
-        for i, (sequence, row) in enumerate(zip(sequences, rows, strict=True)):
-            ids[i, : len(sequence)] = sequence
-            mask[i, : len(sequence)] = 1
-            segment[i, len(self.rows[row][0]) + 2 : len(sequence)] = 1
-        label = np.zeros(len(rows), np.int64) if self.label is None else self.label[rows]
-        weight = np.full(len(rows), 1 / len(rows), np.float32)
-        return dict(input_ids=ids, segment_ids=segment, input_mask=mask, label=label, weight=weight)
-
-
-def read_ids(
-    task: type[Task],
-    examples: Examples,
-    tokenizer: CorpusTokenizer | FullTokenizer,
-    max_len: int,
-) -> "ClassificationData | ComparisonData":
-    """Return the examples as what the task's network reads."""
-    if task.network is Comparer:
-        pairs = zip(examples.text_a, examples.text_b, strict=True)
-        rows = tqdm(pairs, "texts", len(examples.text_a), unit="row", disable=None)
-        return ComparisonData(rows, examples.label, tokenizer, max_len)
-    return ClassificationData(examples, tokenizer, max_len)
 
 
 def get_optimizer(cfg: train.Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -403,12 +195,12 @@ def read_start(
     """
     file = Path(pretrain_file) if pretrain_file is not None else None
     if file is not None and file.is_dir():
-        sizes, state, training, _ = huggingface.read_model(file)
-        tokens, reading = huggingface.read_vocab(file, sizes.vocab_size)
+        sizes, state, training, _ = read_folder(file)
+        tokens, reading = read_vocab(file, sizes.vocab_size)
         if not tokens:
             raise UserError(f"{file} holds no WordPiece vocabulary (vocab.txt, tokenizer.json)")
         with tempfile.TemporaryDirectory() as folder:
-            huggingface.write_vocab(Path(folder, "vocab.txt"), tokens)
+            write_vocab(Path(folder, "vocab.txt"), tokens)
             tokenizer = get_tokenizer(reading, Path(folder, "vocab.txt"))
         max_len = training.get("max_len", sizes.max_len)
         if type(max_len) is not int or not 0 < max_len <= sizes.max_len:

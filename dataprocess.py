@@ -44,8 +44,8 @@ import numpy as np
 import pydantic
 from tqdm import tqdm
 
-import deepwalk
-import preprocessing
+from binary.analysis import load_analysis
+from pairs.walks import load_walks
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import (
     UserError,
@@ -231,7 +231,7 @@ def read_binary(file: Path) -> BinaryText:
         The file is damaged, its arrays do not fit together, or a token could forge a special
         token, a blank or a line.
     """
-    analysis = preprocessing.load(file, for_display=False)
+    analysis = load_analysis(file, for_display=False)
     words, tokens, offsets = analysis.dictionary, analysis.tokens, analysis.offsets
     try:
         for word in words:
@@ -289,7 +289,7 @@ def read_pair(folder: Path, output_dir: str) -> Pair:
     binaries = [read_binary(file) for file in files]
     file = folder / "walks.npz"
     try:
-        blocks, start = deepwalk.load_walks(file)
+        blocks, start = load_walks(file)
         size = sum(len(binary.texts) for binary in binaries)
         check_ids("step", blocks, size)
         if size != info.counts.blocks:

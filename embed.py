@@ -17,10 +17,9 @@ import scipy.sparse
 from pydantic import Field, PositiveInt
 from sklearn.random_projection import SparseRandomProjection
 
-import diff
-import features
 import utils
-from features import Code
+from features.extract import GROUPS, Features, read_binaries
+from features.tfidf import weigh
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 workers = os.cpu_count() or 1  # processes
@@ -60,7 +59,7 @@ def main(
     """
     if not binaries:
         raise utils.UserError("give at least one binary: python embed.py BINARY...")
-    codes = diff.read_binaries(binaries, outputDir, workers)
+    codes = read_binaries(binaries, outputDir, workers)
     vectors = embed(codes, dimensions, seed)
     starts = [code.analysis.function_address[: code.functions] for code in codes]
     names = [name for code in codes for name in code.analysis.function_name[: code.functions]]
@@ -82,7 +81,7 @@ def main(
         print(plot)
 
 
-def embed(codes: tuple[Code, ...], dimensions: int, seed: int) -> np.ndarray:
+def embed(codes: tuple[Features, ...], dimensions: int, seed: int) -> np.ndarray:
     """Return the functions' vectors, one binary after the other.
 
     Returns
@@ -95,7 +94,7 @@ def embed(codes: tuple[Code, ...], dimensions: int, seed: int) -> np.ndarray:
     Achlioptas, "Database-friendly random projections", 2003: entries of -1, 0 and 1. Sparser ones
     would be too rough for functions of few words.
     """
-    groups = [features.weigh(*(code.words[g] for code in codes)) for g in features.GROUPS]
+    groups = [weigh(*(code.words[g] for code in codes)) for g in GROUPS]
     words = scipy.sparse.vstack(
         [scipy.sparse.hstack(rows) for rows in zip(*groups, strict=True)], "csr"
     )

@@ -9,16 +9,14 @@ Every folder of `path` that holds `biname` is one binary. Each is analysed once 
 
 A pair's folder holds what is the pair's own: pair.json (which binaries, which analyses, counts) and
 walks.npz (block ids). Blocks, edges and tokens stand once per binary in `outputDir`, from which
-:func:`preprocessing.merge` gives the pair's graph again in milliseconds.
+:func:`pairs.merge.merge` gives the pair's graph again in milliseconds.
 """
 
-import fnmatch
 import hashlib
 import itertools
 import json
 import math
 import os
-import stat
 import sys
 import time
 from collections import Counter
@@ -30,10 +28,13 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-import analyse
-import preprocessing
-import processes
 import utils
+from binary.analysis import Analysis, analysis_settings, cache_file, count_imports, load_analysis
+from binary.builds import find_programs, find_refused
+from binary.cache import SKIPPED, analyse_all
+from jobs.processes import MEMORY_LIMIT, TIME_LIMIT
+from jobs.run import run_all
+from pairs.merge import merge
 
 biname = "chroot"  # the program to look for; several: ["chroot", "ls"]; all: "*"
 path = "experiment_data/coreutils/binaries/"  # its builds: path/<build>/<biname>
@@ -47,15 +48,13 @@ walk_length = 16  # basic blocks per sentence
 sentences = 4  # sentences per document at most
 seed = 0
 workers = os.cpu_count() or 1  # processes
-time_limit = processes.TIME_LIMIT  # seconds that one binary, or one pair, may take
-memory_limit = processes.MEMORY_LIMIT  # GiB that it may take
-
+time_limit = TIME_LIMIT  # seconds that one binary, or one pair, may take
+memory_limit = MEMORY_LIMIT  # GiB that it may take
 FORMAT_VERSION = 2  # of a pair's folder
 BUILD = ("path", "build", "sha256")  # what pair.json says of a binary
 COUNTS = ("blocks", "edges", "merged", "walks", "documents", "documents_in_both", "tokens")
 MOST = 2**32  # of anything in a pair
 ENOUGH_PAIRS = 100
-
 Count = Annotated[int, Field(ge=1)]
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -124,7 +123,7 @@ def main(
     utils.remove_leftovers(outputDir, data)
     refused = {file: why for name in programs for file, why in find_refused(path, name).items()}
     limits = (time_limit, memory_limit)
-    skipped = refused | analyse.analyse_all(binaries, outputDir, workers, limits, cluster)
+    skipped = refused | analyse_all(binaries, outputDir, workers, limits, cluster)
     analysed = {
         program: [build for build in builds if build["path"] not in skipped]
         for program, builds in programs.items()
@@ -149,10 +148,8 @@ def main(
     )
     failed = {}
     if missing and cluster is None:
-        import deepwalk  # noqa: F401 - once, as angr; others that use this file need no numba
-    for number, error in processes.run_all(
-        write_pair, jobs, missing, workers, "pairs", limits, cluster
-    ):
+        from pairs import walks  # noqa: F401 - once, as angr; numba is not needed to import this file
+    for number, error in run_all(write_pair, jobs, missing, workers, "pairs", limits, cluster):
         if error is not None:
             failed[number] = error
     if len(failed) == total:
@@ -165,81 +162,7 @@ def main(
         print(f"note: {utils.printable(file)} imports nothing; only strings join it with others")
     for number, reason in failed.items():
         print(f"skipped pair {number}: {utils.printable(reason)}", file=sys.stderr)
-    return analyse.SKIPPED if skipped or failed else 0
-
-
-def find_programs(path: str, names: list[str]) -> dict[str, list[dict[str, str]]]:
-    """Return program -> its builds, in the order of ``names``; those of a pattern sorted.
-
-    A program that a pattern finds in one build only is left out; one that is named must have two.
-    """
-    found: Counter[str] = Counter()
-    if any(is_pattern(name) for name in names):
-        folders = sorted(Path(path).iterdir()) if Path(path).is_dir() else []
-        files = (file for folder in folders if folder.is_dir() for file in folder.iterdir())
-        found.update(file.name for file in files if _why_refused(file) is None)
-    programs = {}
-    for name in names:
-        matching = [name]
-        if is_pattern(name):
-            matching = sorted(f for f, n in found.items() if n > 1 and fnmatch.fnmatchcase(f, name))
-            if not matching:
-                raise utils.UserError(
-                    f"no file under {path}*/ that two builds have matches --biname {name!r}"
-                )
-        for program in matching:
-            programs[program] = find_binaries(path, program)
-    return programs
-
-
-def is_pattern(name: str) -> bool:
-    """Whether a --biname stands for several file names, as in a shell."""
-    return any(char in name for char in "*?[")
-
-
-def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
-    """Return path, build (its folder's name) and sha256 of each ``path/<build>/<biname>``, sorted.
-
-    Raises
-    ------
-    UserError
-        There are fewer than two.
-    """
-    if biname != Path(biname).name or biname in ("", ".", ".."):
-        raise utils.UserError(f"--biname {biname!r} must be a file name, no path")
-    files = [file for file in _builds(path, biname) if _why_refused(file) is None]
-    if not files:
-        raise utils.UserError(
-            f"no {biname} under {path}*/; to build the sample binaries run\n"
-            "    python experiment_data/build_coreutils.py\n"
-            "or name a folder of your own with --path, laid out as <path>/<build>/<biname>"
-        )
-    if len(files) == 1:
-        raise utils.UserError(f"only one {biname} under {path} ({files[0]}); a pair needs two")
-    return [{"path": str(f), "build": f.parent.name, "sha256": utils.sha256_of(f)} for f in files]
-
-
-def find_refused(path: str, biname: str) -> dict[str, str]:
-    """Return path -> reason for each ``path/<build>/<biname>`` that is no file one can read."""
-    reasons = {str(file): _why_refused(file) for file in _builds(path, biname)}
-    return {file: reason for file, reason in reasons.items() if reason is not None}
-
-
-def _builds(path: str, biname: str) -> list[Path]:
-    folders = sorted(Path(path).iterdir()) if os.path.isdir(path) else []
-    return [folder / biname for folder in folders if os.path.lexists(folder / biname)]
-
-
-def _why_refused(file: Path) -> str | None:
-    try:
-        mode = file.stat().st_mode
-        if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
-            return f"it is a {'directory' if stat.S_ISDIR(mode) else 'special file'}"
-        with file.open("rb") as content:
-            content.read(1)
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
-    return None
+    return SKIPPED if skipped or failed else 0
 
 
 def without_imports(binaries: list[dict[str, str]], output_dir: str, skipped: dict) -> list[str]:
@@ -248,7 +171,7 @@ def without_imports(binaries: list[dict[str, str]], output_dir: str, skipped: di
         binary["path"]
         for binary in binaries
         if binary["path"] not in skipped
-        and not preprocessing.count_imports(preprocessing.cache_file(output_dir, binary["sha256"]))
+        and not count_imports(cache_file(output_dir, binary["sha256"]))
     ]
 
 
@@ -274,10 +197,8 @@ def describe_pairs(
                     {key: utils.printable(value) for key, value in binary.items()}
                     for binary in binaries
                 ],
-                "analysis": preprocessing.analysis_settings(),
-                "analyses": [
-                    preprocessing.cache_file(".", binary["sha256"]).name for binary in binaries
-                ],
+                "analysis": analysis_settings(),
+                "analyses": [cache_file(".", binary["sha256"]).name for binary in binaries],
                 "settings": settings,
                 "seed": seed,
             }
@@ -375,23 +296,23 @@ def is_written(data: str, pair: dict[str, Any]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _analysis(output_dir: str, file: str) -> preprocessing.Analysis:
-    return preprocessing.load(Path(output_dir) / file, for_display=False)
+def _analysis(output_dir: str, file: str) -> Analysis:
+    return load_analysis(Path(output_dir) / file, for_display=False)
 
 
 def write_pair(pair: dict[str, Any], output_dir: str, data: str) -> None:
     """Merge, walk and write one pair; runs in a worker."""
-    import deepwalk
+    from pairs import walks
 
     first, second = (_analysis(output_dir, file) for file in pair["analyses"])
-    merged = preprocessing.merge(first, second)
-    graph = deepwalk.walk_graph(
+    merged = merge(first, second)
+    graph = walks.walk_graph(
         merged.edges, merged.kind, merged.merged, merged.function, merged.returns
     )
     settings = pair["settings"]
     # Seeded by content, so that a pair's walks stay when other binaries join and numbers move.
     contents = [int(binary["sha256"][:16], 16) for binary in pair["binaries"]]
-    blocks, document = deepwalk.control_flow_walks(
+    blocks, document = walks.control_flow_walks(
         graph,
         merged.has_code,
         settings["num_walks"],
@@ -413,7 +334,7 @@ def write_pair(pair: dict[str, Any], output_dir: str, data: str) -> None:
     }
     try:
         with utils.atomic_folder(Path(data) / str(pair["pair"])) as folder:
-            deepwalk.save_walks(folder / "walks.npz", blocks, document)
+            walks.save_walks(folder / "walks.npz", blocks, document)
             (folder / "pair.json").write_text(json.dumps({**pair, "counts": counts}) + "\n")
     except OSError:
         # On a cluster, a worker that was thought dead may have written the same pair just now.
@@ -494,8 +415,8 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
             raise utils.UserError(
                 f"{file}, the analysis of {build['path']}, is gone; run gendata.py"
             )
-        analyses.append(preprocessing.load(file))
-    merged = preprocessing.merge(*analyses)
+        analyses.append(load_analysis(file))
+    merged = merge(*analyses)
     words, tokens, offsets = merged.dictionary, merged.tokens, merged.offsets
     text = [lines for analysis in analyses for lines in analysis.instructions]
     names = [name for analysis in analyses for name in analysis.function_name]

@@ -21,7 +21,8 @@ import checkpoint
 import models
 import train
 import utils
-from corpus import Corpus, read_corpus, split_corpus, split_test
+from corpus.ids import Corpus, read_corpus
+from corpus.split import split_corpus, split_test
 from models import BertModel4Pretrain
 from optim import optim4GPU
 from tokenization import CorpusTokenizer

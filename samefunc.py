@@ -14,7 +14,6 @@ name that occurs in an earlier split's programs occurs in no later split.
 import dataclasses
 import itertools
 import os
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -22,10 +21,11 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, PositiveInt
 
-import analyse
-import gendata
-import preprocessing
 import utils
+from binary.analysis import cache_file, load_analysis
+from binary.builds import find_binaries
+from binary.cache import SKIPPED, analyse_all
+from binary.symbols import STARTUP, is_symbol
 
 path = "experiment_data/coreutils/binaries/"  # builds: path/<build>/<program>
 train = ["chroot", "ls"]  # programs of each split
@@ -38,14 +38,8 @@ outputDir = "output/"  # analysed binaries, shared with gendata.py
 to = "data/samefunc"
 seed = 0
 workers = os.cpu_count() or 1  # processes
-
 LABELS = ("different", "same")
 NEAREST = 8  # a negative is one of so many functions whose sizes are nearest
-# The same in every binary of a toolchain, whatever the program.
-STARTUP = {"_start", "_init", "_fini", "frame_dummy", "register_tm_clones"}
-STARTUP |= {"deregister_tm_clones", "__do_global_dtors_aux", "_dl_relocate_static_pie"}
-STARTUP |= {"__libc_csu_init", "__libc_csu_fini"}
-
 Programs = str | list[str]
 
 
@@ -114,8 +108,8 @@ def main(
     for number, (split, programs) in enumerate(splits.items()):
         functions = []
         for program in programs:
-            binaries = gendata.find_binaries(path, program)
-            skipped |= analyse.analyse_all(binaries, outputDir, workers)
+            binaries = find_binaries(path, program)
+            skipped |= analyse_all(binaries, outputDir, workers)
             for binary in binaries:
                 if binary["path"] not in skipped:
                     functions += read_functions(binary, program, outputDir)
@@ -131,12 +125,12 @@ def main(
             print(f"{to}/{split}.tsv: {len(rows):,} pairs, {len(names):,} names, of {programs}")
     for file, reason in skipped.items():
         print(f"skipped {file}: {reason}")
-    return analyse.SKIPPED if skipped else 0
+    return SKIPPED if skipped else 0
 
 
 def read_functions(binary: dict[str, str], program: str, output_dir: str) -> list[Function]:
     """Return a binary's functions that have a symbol, parts and copies (foo.part.0) included."""
-    analysis = preprocessing.load(preprocessing.cache_file(output_dir, binary["sha256"]))
+    analysis = load_analysis(cache_file(output_dir, binary["sha256"]))
     words = analysis.words()
     blocks: dict[int, list[int]] = {}
     for block, function in enumerate(analysis.function[: analysis.code_blocks].tolist()):
@@ -152,12 +146,6 @@ def read_functions(binary: dict[str, str], program: str, output_dir: str) -> lis
         )
         found.append(function)
     return found
-
-
-def is_symbol(name: str) -> bool:
-    """Whether a C compiler gives such a name; others are angr's own."""
-    named_by_c = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name) is not None
-    return named_by_c and not re.match("sub_[0-9a-f]+$", name)
 
 
 def choose(functions: list[Function], used: set[str], min_blocks: int) -> list[Function]:

@@ -23,9 +23,10 @@ from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 import dataprocess
-import preprocessing
 import samefunc
 import utils
+from binary.analysis import load_analysis
+from binary.instructions import clean_name, string_words
 
 data = "data"  # the folder that gendata.py wrote
 outputDir = "output/"  # where it keeps the analysed binaries
@@ -104,13 +105,13 @@ def main(
 @lru_cache(maxsize=64)
 def read_functions(program: str, build: str, file: Path, min_blocks: int) -> list[Function]:
     """Return a binary's functions of ``min_blocks`` basic blocks or more, by address."""
-    analysis = preprocessing.load(file)
+    analysis = load_analysis(file)
     n_code = analysis.code_blocks
     names: list[set[str]] = [set() for _ in range(n_code)]
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
-        names[block].update(preprocessing.string_words(literal))
+        names[block].update(string_words(literal))
     for block, name in analysis.import_calls():
-        names[block].add(preprocessing.clean_name(name))
+        names[block].add(clean_name(name))
     words = analysis.words()
     # What blocks without names say is no name, even if a string says "add", too.
     code = {word for block in range(n_code) if not names[block] for word in words[block]}

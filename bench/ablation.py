@@ -2,10 +2,10 @@
 
     python bench/ablation.py --train DIR2,DIR3 --path DIR --programs sort,cp
 
-The encoders and the candidates stay those of `contrast.py`; of the measures of a pair of functions,
-or of what its surroundings say, some are set to zero, in the training and in what is measured. Two
-rows have all measures and less training, and one has encoders that pool the vectors of a function's
-words without weighing them by how rare they are. Measured is as in `bench/diff.py`.
+The encoders and the candidates stay those of `matching/train.py`; of the measures of a pair of
+functions, or of what its surroundings say, some are set to zero, in the training and in what is
+measured. Two rows have all measures and less training, and one has encoders that pool the vectors of a function's
+words without weighing them by how rare they are. Measured is as in `bench/accuracy.py`.
 
 `--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of both
 functions' mean hidden states in a BERT that `pretrain.py` trained, whitened by the mean and
@@ -23,27 +23,26 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-import bench_diff as bench
+import accuracy as bench
 import numpy as np
 import torch
 
 import checkpoint
-import contrast
-import encoder
-import features
-import matching
 import models
-import similarity
 import utils
-from compare import ComparisonData
-from contrast import Pair
-from features import Code
-from similarity import Candidates, Model
+from encoder.table import Encoder, choose_words
+from features.extract import Features, extract_features
+from matching.candidates import INLINED, MEASURES, OF_ENCODER, SAME, Candidates, find_candidates
+from matching.evidence import ROUNDS, Surroundings
+from matching.functions import match_candidates
+from matching.model import Model
+from matching.train import Config, Pair, cross_fitted, find_builds, train_encoder, train_model
+from tasks.comparer import ComparisonData
 from tokenization import CorpusTokenizer, FullTokenizer
 
-GROUPS = similarity.SAME + similarity.INLINED
+GROUPS = SAME + INLINED
 TOKENS_EQUAL, NAMES_EQUAL = len(GROUPS) + 8, len(GROUPS) + 9  # behind the sizes
-ENCODER = range(similarity.MEASURES - similarity.OF_ENCODER, similarity.MEASURES)
+ENCODER = range(MEASURES - OF_ENCODER, MEASURES)
 AROUND = ("near", "far", "up")
 WINDOWS = 4  # of max_len tokens, that BERT reads of a function
 
@@ -62,7 +61,7 @@ LEFT_OUT = {
     "no words of callees and callers": columns(AROUND),
     "encoder and sizes only": [*range(len(GROUPS)), TOKENS_EQUAL, NAMES_EQUAL],
 }
-# What `matching.Surroundings.evidence` says last: of shared variables, of neighbours, of tables.
+# The last columns of `Surroundings.evidence`: shared variables, neighbours, tables.
 NOT_HEARD = {"no shared variables": [*range(-11, -8)], "no tables of pointers": [*range(-6, 0)]}
 UNWEIGHED = "the encoder's words not weighed"
 QUARTERS = {"networks a quarter as wide": "hidden", "trained a quarter as long": "n_epochs"}
@@ -84,11 +83,11 @@ def main(
     """Print the table.
 
     Args:
-        train: Builds that the networks learn from, as contrast.py's --path.
+        train: Builds that the networks learn from, as matching/train.py's --path.
         path: Builds that are measured, DIR/<build>/<program>.
         programs: What is measured.
         seen: Binaries, or folders of them, that something was learned from or chosen by.
-        kinds: Kinds of pairs, of bench/diff.py's.
+        kinds: Kinds of pairs, of bench/accuracy.py's.
         held_out: Programs that are not trained on.
         train_cfg: Settings of the training.
         pretrain_file: A BERT, for the row with its hidden states.
@@ -100,10 +99,10 @@ def main(
         x.split(",") if isinstance(x, str) else list(x)
         for x in (train, programs, seen, kinds, held_out)
     )
-    cfg = utils.read_config(contrast.Config, train_cfg)
-    found, _ = contrast.find_builds(train, str(Path(work) / "output"), workers)
+    cfg = utils.read_config(Config, train_cfg)
+    found, _ = find_builds(train, str(Path(work) / "output"), workers)
     codes = {
-        program: [features.read_code(analysis) for analysis in analyses]
+        program: [extract_features(analysis) for analysis in analyses]
         for program, analyses in found.items()
         if program not in held_out
     }
@@ -117,9 +116,9 @@ def main(
             dataclasses.replace(pair, candidates=leave_out(pair.candidates, left_out))
             for pair in pairs
         ]
-        model = contrast.train_model(without, fitted, cfg)
+        model = train_model(without, fitted, cfg)
         for kind in kinds:
-            show(f"{row}; {kind}", measured[kind], left_out, model, known, matching.ROUNDS)
+            show(f"{row}; {kind}", measured[kind], left_out, model, known, ROUNDS)
             if not left_out:
                 show(f"no surroundings; {kind}", measured[kind], left_out, model, known, 0)
     for row, not_heard in NOT_HEARD.items():
@@ -127,30 +126,30 @@ def main(
             dataclasses.replace(pair, surroundings=Deaf(pair.surroundings, not_heard))
             for pair in pairs
         ]
-        model = contrast.train_model(without, fitted, cfg)
+        model = train_model(without, fitted, cfg)
         for kind in kinds:
             deaf = [(*rest, Deaf(around, not_heard)) for *rest, around in measured[kind]]
-            show(f"{row}; {kind}", deaf, [], model, known, matching.ROUNDS)
+            show(f"{row}; {kind}", deaf, [], model, known, ROUNDS)
     for row, setting in QUARTERS.items():
         quarter = dataclasses.replace(cfg, **{setting: max(1, getattr(cfg, setting) // 4)})
-        model = contrast.train_model(pairs, fitted, quarter)
+        model = train_model(pairs, fitted, quarter)
         for kind in kinds:
-            show(f"{row}; {kind}", measured[kind], [], model, known, matching.ROUNDS)
+            show(f"{row}; {kind}", measured[kind], [], model, known, ROUNDS)
     with unweighed():
         plain, plain_pairs, plain_measured = with_encoders(codes, both, cfg)
-    model = contrast.train_model(plain_pairs, plain, cfg)
+    model = train_model(plain_pairs, plain, cfg)
     for kind in kinds:
-        show(f"{UNWEIGHED}; {kind}", plain_measured[kind], [], model, known, matching.ROUNDS)
+        show(f"{UNWEIGHED}; {kind}", plain_measured[kind], [], model, known, ROUNDS)
     if pretrain_file:
         with_bert(pretrain_file, max_len, pairs, measured)
-        model = contrast.train_model(pairs, fitted, cfg)
+        model = train_model(pairs, fitted, cfg)
         for kind in kinds:
-            show(f"and BERT's states; {kind}", measured[kind], [], model, known, matching.ROUNDS)
+            show(f"and BERT's states; {kind}", measured[kind], [], model, known, ROUNDS)
 
 
 def with_encoders(
-    codes: dict[str, list[Code]], both: dict[str, list], cfg: contrast.Config
-) -> tuple[encoder.Encoder, list[Pair], dict[str, list]]:
+    codes: dict[str, list[Features]], both: dict[str, list], cfg: Config
+) -> tuple[Encoder, list[Pair], dict[str, list]]:
     """Train encoders; return the one of all programs, and what they say of all pairs.
 
     Returns
@@ -161,16 +160,16 @@ def with_encoders(
     dict
         Kind -> two builds, their candidates and surroundings, for each pair that is measured.
     """
-    pairs = contrast.cross_fitted(codes, cfg)
-    fitted = contrast.train_encoder(codes, cfg, "encoder")
+    pairs = cross_fitted(codes, cfg)
+    fitted = train_encoder(codes, cfg, "encoder")
     measured = {}
     for kind, builds in both.items():
         measured[kind] = [
             (
                 first,
                 second,
-                similarity.find_candidates(first.code, second.code, fitted),
-                matching.Surroundings(first.code, second.code),
+                find_candidates(first.code, second.code, fitted),
+                Surroundings(first.code, second.code),
             )
             for first, second in builds
         ]
@@ -179,28 +178,28 @@ def with_encoders(
 
 def unweighed() -> AbstractContextManager:
     """Let new encoders weigh all words the same inside the block."""
-    choose = encoder.choose_words
+    choose = choose_words
 
     def choose_and_not_weigh(
-        programs: list[list[Code]], size: int
+        programs: list[list[Features]], size: int
     ) -> tuple[np.ndarray, np.ndarray]:
         words, idf = choose(programs, size)
         return words, np.ones_like(idf)
 
-    return mock.patch.object(encoder, "choose_words", choose_and_not_weigh)
+    return mock.patch.object("encoder.table.choose_words", choose_and_not_weigh)
 
 
-class Deaf(matching.Surroundings):
+class Deaf(Surroundings):
     """Surroundings of which some is not heard: columns of the evidence are zero."""
 
-    def __init__(self, surroundings: matching.Surroundings, not_heard: list[int]) -> None:
+    def __init__(self, surroundings: Surroundings, not_heard: list[int]) -> None:
         vars(self).update(vars(surroundings))
         self.not_heard = not_heard
 
     def evidence(
         self, candidates: Candidates, likeness: np.ndarray, logit: np.ndarray
     ) -> np.ndarray:
-        """As `matching.Surroundings.evidence`."""
+        """As `matching.evidence.Surroundings.evidence`."""
         found = super().evidence(candidates, likeness, logit)
         found[:, self.not_heard] = 0
         return found
@@ -212,7 +211,7 @@ def with_bert(file: str, max_len: int, pairs: list[Pair], measured: dict[str, li
     bert = bert.transformer.eval()
     states: dict[int, np.ndarray] = {}
 
-    def encode(code: Code) -> np.ndarray:
+    def encode(code: Features) -> np.ndarray:
         if id(code) not in states:
             states[id(code)] = mean_states(bert, tokenizer, texts(code), max_len)
         return states[id(code)]
@@ -224,11 +223,11 @@ def with_bert(file: str, max_len: int, pairs: list[Pair], measured: dict[str, li
     values, vectors = np.linalg.eigh(np.cov(x.T))
     matrix, centre = vectors / np.sqrt(values + 0.01 * values.mean()), x.mean(0)
 
-    def whitened(code: Code) -> np.ndarray:
+    def whitened(code: Features) -> np.ndarray:
         vectors = (encode(code) - centre) @ matrix
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
-    def add(candidates: Candidates, codes: tuple[Code, Code]) -> None:
+    def add(candidates: Candidates, codes: tuple[Features, Features]) -> None:
         x, y = map(whitened, codes)
         cosine = np.einsum("nd,nd->n", x[candidates.a], y[candidates.b])
         candidates.measures = np.column_stack([candidates.measures, cosine])
@@ -257,7 +256,7 @@ def mean_states(
     return torch.stack(means)[data.rows[:, 0]].numpy()
 
 
-def texts(code: Code) -> list[str]:
+def texts(code: Features) -> list[str]:
     """Return the functions' normalised tokens, as the corpus has them."""
     words = code.analysis.words()
     return [" ".join(word for b in inside for word in words[b]) for inside in code.blocks]
@@ -283,7 +282,7 @@ def show(
         unseen += [name not in known for name in both]
         ranks += bench.rank(bench.spread(candidates, model), first, second, both, partner)
         anchored = np.zeros(len(candidates.a), bool)
-        matches = matching.match_candidates(candidates, around, model, anchored, rounds=rounds)
+        matches = match_candidates(candidates, around, model, anchored, rounds=rounds)
         for i, names in enumerate((set(), known)):
             counts[i] += bench.judge(matches, first, second, partner, names, False)
     first_is_right, new = np.array(ranks) == 1, np.array(unseen)

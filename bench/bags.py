@@ -7,7 +7,8 @@ import scipy.sparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import MaxAbsScaler
 
-import classify
+from tasks.catalogue import Samefunc
+from tasks.tables import Examples, read_examples
 
 # Strings and names of imports are words too; what occurs in fewer than 5 functions is left out.
 WORDS = {"token_pattern": r"(?u)\S+", "lowercase": False, "min_df": 5}
@@ -17,9 +18,9 @@ VECTORIZERS = {
 }
 
 
-def read(file: Path) -> classify.Examples:
+def read(file: Path) -> Examples:
     """Read labelled pairs that the root's samefunc.py made."""
-    return classify.read_examples(classify.Samefunc, file, labelled=True)
+    return read_examples(Samefunc, file, labelled=True)
 
 
 class Bags:
@@ -32,15 +33,15 @@ class Bags:
         What words and scales are taken from.
     """
 
-    def __init__(self, kind: str, train: classify.Examples) -> None:
+    def __init__(self, kind: str, train: Examples) -> None:
         self.words = VECTORIZERS[kind]().fit(train.text_a + train.text_b)
         self.scaler = MaxAbsScaler().fit(self.raw(train))
 
-    def features(self, examples: classify.Examples) -> scipy.sparse.csr_matrix:
+    def features(self, examples: Examples) -> scipy.sparse.csr_matrix:
         """Return features of the pairs, scaled to -1..1: (N, 4 + 2 words)."""
         return self.scaler.transform(self.raw(examples)).tocsr()
 
-    def raw(self, examples: classify.Examples) -> scipy.sparse.csr_matrix:
+    def raw(self, examples: Examples) -> scipy.sparse.csr_matrix:
         a, b = (self.words.transform(texts) for texts in (examples.text_a, examples.text_b))
         norms = [np.sqrt(x.multiply(x).sum(1)) for x in (a, b)]
         cosine = np.asarray(a.multiply(b).sum(1)) / np.maximum(np.multiply(*norms), 1e-9)

@@ -1,4 +1,4 @@
-"""What each part of the matching of blocks is worth: F1 without it, as in bench/diff.py.
+"""What each part of the matching of blocks is worth: F1 without it, as in bench/accuracy.py.
 
     python bench/blocks.py --path DIR --programs sort,cp
 
@@ -15,15 +15,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-import bench_diff as bench
+import accuracy as bench
 import numpy as np
 
-import matching
-import similarity
 import utils
+from matching import blocks as matching_blocks
+from matching.blocks import match_blocks
+from matching.functions import match_functions
+from matching.model import DEFAULT, read_model
 
 NEVER = 2.0  # no score is as high
-# Row -> what matching.py's constants are in it.
+# Row -> what the constants of matching/blocks.py are in it.
 ROWS = {
     "all": {},
     "no surroundings": {"NEIGHBOURS": 0.0},
@@ -40,7 +42,7 @@ def main(
     path: str = "experiment_data/coreutils/binaries/",
     programs: bench.Names = ("sort", "cp"),
     kinds: bench.Names = tuple(bench.LEVELS_AND_VERSIONS),
-    model_file: str = str(similarity.DEFAULT),
+    model_file: str = str(DEFAULT),
     work: str = "out-diff",
     workers: int = 2,
 ) -> None:
@@ -49,17 +51,17 @@ def main(
     Args:
         path: Builds, DIR/<build>/<program>.
         programs: What is measured.
-        kinds: Kinds of pairs, of bench/diff.py's.
-        model_file: What contrast.py wrote.
+        kinds: Kinds of pairs, of bench/accuracy.py's.
+        model_file: What matching/train.py wrote.
         work: Where stripped copies and analyses are kept.
         workers: Processes that analyse.
     """
     programs, kinds = (x.split(",") if isinstance(x, str) else list(x) for x in (programs, kinds))
-    model = similarity.read_model(model_file)
+    model = read_model(model_file)
     pairs = []
     for kind, builds in bench.read_pairs(Path(path), programs, kinds, Path(work), workers).items():
         for first, second in builds:
-            matched = matching.match_functions(first.code, second.code, model)
+            matched = match_functions(first.code, second.code, model)
             lines = bench.source_lines(first, second)
             pairs.append((kind, first.code, second.code, matched, lines))
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}; F1 over blocks")
@@ -68,7 +70,7 @@ def main(
         counts = {kind: np.zeros(3) for kind in kinds}
         with changed(changes):
             for kind, first, second, matched, lines in pairs:
-                found = matching.match_blocks(first, second, matched)
+                found = match_blocks(first, second, matched)
                 counts[kind] += bench.judge_blocks(found, *lines)
         cells = [2 * right / max(said + true, 1) for right, said, true in counts.values()]
         print(f"{row:30} {' '.join(f'{cell:.3f}' for cell in cells)}", flush=True)
@@ -76,13 +78,13 @@ def main(
 
 @contextmanager
 def changed(constants: dict[str, float]) -> Iterator[None]:
-    """Let matching.py have other constants inside the block."""
-    before = {name: getattr(matching, name) for name in constants}
+    """Let matching/blocks.py have other constants inside the block."""
+    before = {name: getattr(matching_blocks, name) for name in constants}
     try:
-        vars(matching).update(constants)
+        vars(matching_blocks).update(constants)
         yield
     finally:
-        vars(matching).update(before)
+        vars(matching_blocks).update(before)
 
 
 if __name__ == "__main__":

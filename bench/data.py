@@ -27,7 +27,8 @@ import optim
 import pretrain
 import train
 import utils
-from corpus import Corpus, read_corpus, split_corpus
+from corpus.ids import Corpus, read_corpus
+from corpus.split import split_corpus
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 
 MODEL = "config/bert_tiny.json"

@@ -29,7 +29,8 @@ from sklearn.preprocessing import MaxAbsScaler
 import checkpoint
 import pretrain
 import utils
-from corpus import Corpus, read_corpus, split_corpus
+from corpus.ids import Corpus, read_corpus
+from corpus.split import split_corpus
 
 N = 5
 TRAINING_BATCHES = 3000  # of 64 pairs, for the logistic regression

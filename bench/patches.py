@@ -31,12 +31,12 @@ from build_coreutils import distribution, open_tarball, private_apt
 from build_packages import download, extract, require_tools
 from tqdm import tqdm
 
-import analyse
-import diff
-import features
-import preprocessing
-import similarity
 import utils
+from binary.analysis import cache_file, load_analysis
+from binary.cache import analyse_all
+from features.extract import Features, extract_features
+from matching.changes import IDENTICAL, Diff, compare
+from matching.model import DEFAULT, read_model
 
 
 class Recipe(NamedTuple):
@@ -105,7 +105,7 @@ def main(
     packages: str = " ".join(RECIPES),
     release: str = "",
     level: str = "O2",
-    model_file: str = str(similarity.DEFAULT),
+    model_file: str = str(DEFAULT),
     work: str = "out-patches",
     workers: int = 2,
 ) -> None:
@@ -115,12 +115,12 @@ def main(
         packages: Source packages, of those that this script has a recipe for.
         release: The release of the distribution that has them. Default: this machine's.
         level: Optimisation level.
-        model_file: What contrast.py wrote.
+        model_file: What matching/train.py wrote.
         work: Where sources, programs and analyses are kept.
         workers: Processes that analyse.
     """
     require_tools("gcc", "make", "patch", "diff", "objdump", "strip")
-    model = similarity.read_model(model_file)
+    model = read_model(model_file)
     release = release or distribution()[1]
     folder = Path(work)
     steps = []
@@ -136,7 +136,7 @@ def main(
     }
     binaries = [{"path": str(f), "sha256": utils.sha256_of(f)} for f in copies.values()]
     output = str(folder / "output")
-    failed = analyse.analyse_all(binaries, output, workers)
+    failed = analyse_all(binaries, output, workers)
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {release}, -{level}")
     print("functions differ patched first")
     rows = []
@@ -149,10 +149,10 @@ def main(
             print(f"{step.package}: {step.patch} changes no instruction")
             continue
         codes = tuple(
-            features.read_code(preprocessing.load(preprocessing.cache_file(output, digest)))
+            extract_features(load_analysis(cache_file(output, digest)))
             for digest in map(utils.sha256_of, pair)
         )
-        found = diff.compare(*codes, model)
+        found = compare(*codes, model)
         patched = patched_functions(step, codes, folder / "truth")
         rows.append((step.package, *judge(step, codes, found, patched)))
     for package in packages.split():
@@ -275,7 +275,7 @@ def instructions(program: Path) -> str:
 
 
 def patched_functions(
-    step: Step, codes: tuple[features.Code, ...], cache: Path
+    step: Step, codes: tuple[Features, ...], cache: Path
 ) -> tuple[set[int], set[int]]:
     """Return the functions of OLD and of NEW that hold code of the patch's lines."""
     found = []
@@ -295,15 +295,15 @@ def patched_functions(
 
 def judge(
     step: Step,
-    codes: tuple[features.Code, ...],
-    found: diff.Diff,
+    codes: tuple[Features, ...],
+    found: Diff,
     patched: tuple[set[int], set[int]],
 ) -> tuple[int, int, int]:
     """Print and return how many rows differ, how many hold patched lines, and the first of both.
 
     Places count from 1; 0 is nowhere.
     """
-    differs = [row["status"] != diff.IDENTICAL for row in found.functions]
+    differs = [row["status"] != IDENTICAL for row in found.functions]
     a, b = patched
     hit = [row["sides"][0] in a or row["sides"][1] in b for row in found.functions]
     both = [place for place, row in enumerate(zip(differs, hit, strict=True), 1) if all(row)]

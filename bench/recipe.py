@@ -27,7 +27,8 @@ import optim
 import pretrain
 import train
 import utils
-from corpus import read_corpus, split_corpus
+from corpus.ids import read_corpus
+from corpus.split import split_corpus
 from tokenization import CorpusTokenizer
 
 LINEAGE = {"lr": 1e-4, "warmup": 0.1}

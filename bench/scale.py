@@ -4,7 +4,7 @@
 
 A program's builds are copied under other names, as programs of their own. Each copy has a few bytes
 more at its end, so its walks are others; its analysis is the original's, for the code is the same,
-and stands in the cache already. So this measures pairs, not angr (bench/gendata.py does that).
+and stands in the cache already. So this measures pairs, not angr (bench/throughput.py does that).
 
 CPU seconds are those of all processes; memory is the most that the first process, and the largest
 of its workers, held (VmHWM). "Tokens/s a core" is tokens of all walks per CPU second of pairing,
@@ -25,10 +25,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import analyse
-import gendata
-import preprocessing
-from utils import command_line
+from binary.analysis import cache_file, load_analysis
+from binary.builds import find_binaries
+from binary.cache import analyse_all
+from utils import command_line, sha256_of
 
 
 def main(
@@ -51,11 +51,9 @@ def main(
     print(f"{workers} workers on {os.cpu_count()} cores; memory: first process / largest worker\n")
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
-        originals = gendata.find_binaries(path, biname)
-        analyse.analyse_all(originals, outputDir, workers)
-        analyses = [
-            preprocessing.load(preprocessing.cache_file(outputDir, b["sha256"])) for b in originals
-        ]
+        originals = find_binaries(path, biname)
+        analyse_all(originals, outputDir, workers)
+        analyses = [load_analysis(cache_file(outputDir, b["sha256"])) for b in originals]
         (folder / "output").mkdir()
         distinct = sum(analysis.code_blocks for analysis in analyses)
         print("      pairs  step           wall s   CPU s  memory MB   disk MB  tokens/s a core")
@@ -75,10 +73,10 @@ def copies(folder: Path, originals: list[dict[str, str]], output_dir: str, facto
             shutil.copyfile(original["path"], copy)
             with copy.open("ab") as file:
                 file.write(f"copy {number}".encode())
-            sha256 = gendata.utils.sha256_of(copy)
+            sha256 = sha256_of(copy)
             shutil.copyfile(
-                preprocessing.cache_file(output_dir, original["sha256"]),
-                preprocessing.cache_file(folder / "output", sha256),
+                cache_file(output_dir, original["sha256"]),
+                cache_file(folder / "output", sha256),
             )
 
 

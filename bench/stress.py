@@ -27,10 +27,10 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-import analyse
-import gendata
-import processes
 import utils
+from binary.builds import find_binaries
+from binary.cache import analyse_one
+from jobs.processes import in_processes
 
 MODEL = dict(dim=32, n_layers=1, n_heads=2, dim_ff=64, p_drop_hidden=0.1, p_drop_attn=0.1)
 MODEL |= dict(max_len=32, n_segments=2)
@@ -57,7 +57,7 @@ def main(
         mutants: Copies with flipped bits.
         seed: Of moments and bits.
     """
-    binaries = gendata.find_binaries(path, biname)
+    binaries = find_binaries(path, biname)
     chosen = binaries[:: -(-len(binaries) // builds)]
     rng = np.random.default_rng(seed)
     print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}")
@@ -178,8 +178,8 @@ def outcomes(mutants: list[bytes], folder: str) -> str:
         for i in range(len(mutants))
     )
     count = collections.Counter()
-    for number, error in processes.in_processes(
-        analyse.analyse_one, jobs, len(mutants), 2, "mutants", time_limit=60, memory_limit=4
+    for number, error in in_processes(
+        analyse_one, jobs, len(mutants), 2, "mutants", time_limit=60, memory_limit=4
     ):
         if error is None:
             count["analysed"] += 1

@@ -1,4 +1,4 @@
-"""What bench/diff.py compares with: symbol tables and DWARF line tables of unstripped builds.
+"""What bench/accuracy.py compares with: symbol tables and DWARF line tables of unstripped builds.
 
 Only the bench reads these; what is compared are stripped copies.
 """
@@ -14,9 +14,9 @@ import numpy as np
 from elftools.dwarf.die import DIE
 from elftools.elf.elffile import ELFFile
 
-import preprocessing
-import samefunc
 import utils
+from binary.analysis import Analysis
+from binary.symbols import STARTUP
 
 PIE_BASE = 0x400000  # where angr maps position-independent executables
 # Copies that the compiler specialises stand for the function; split-off parts do not.
@@ -74,9 +74,7 @@ def read_truth(binary: Path, cache: Path) -> Truth:
     times = Counter(names.values())
     return Truth(
         name={
-            a: n
-            for a, n in names.items()
-            if times[n] == 1 and "." not in n and n not in samefunc.STARTUP
+            a: n for a, n in names.items() if times[n] == 1 and "." not in n and n not in STARTUP
         },
         end=ends,
         line=[tuple(entry) for entry in found["line"]],
@@ -183,7 +181,7 @@ def moved(old: dict[str, list[str]], new: dict[str, list[str]]) -> dict[str, str
     return {a: b for a, b in nearest if a != b and times[0][a] == times[1][b] == 1}
 
 
-def block_counts(truth: Truth, analysis: preprocessing.Analysis) -> dict[int, int]:
+def block_counts(truth: Truth, analysis: Analysis) -> dict[int, int]:
     """Return how many of the analysis's blocks lie in each named function."""
     address = np.sort(analysis.address[: analysis.code_blocks].astype(np.int64))
     return {
@@ -192,9 +190,7 @@ def block_counts(truth: Truth, analysis: preprocessing.Analysis) -> dict[int, in
     }
 
 
-def block_lines(
-    truth: Truth, analysis: preprocessing.Analysis, relative: bool
-) -> list[set[tuple[str, int]]]:
+def block_lines(truth: Truth, analysis: Analysis, relative: bool) -> list[set[tuple[str, int]]]:
     """Return the source lines of each code block.
 
     Parameters

@@ -5,12 +5,12 @@
     python experiment_data/build_packages.py --releases "bookworm bullseye"
     python experiment_data/build_packages.py --compilers "gcc-12 clang"
 
-What contrast.py learns from, beside GNU coreutils: functions of many authors. Everything made lies
-in one folder, ignored by git:
+What matching/train.py learns from, beside GNU coreutils: functions of many authors. Everything
+made lies in one folder, ignored by git:
 
     packages/sources/bookworm/grep/           upstream's source, from a release's source package
     packages/build/bookworm/grep/             configured once, compiled per level, never installed
-    packages/binaries/grep-bookworm-O1/grep   what contrast.py reads, with symbols
+    packages/binaries/grep-bookworm-O1/grep   what matching/train.py reads, with symbols
 
 What is there is kept; delete a folder to have it made anew. less and screen need curses (Debian,
 Ubuntu: libncurses-dev); if it is not there, they fail, and the others are built.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Build what the model in model/ learned from, but DeepBinDiff's builds of chroot and ls, on Debian 12:
-#     sh experiment_data/build_training.sh && python contrast.py \
+#     sh experiment_data/build_training.sh && python -m matching.train \
 #         --path experiment_data/coreutils/binaries,experiment_data/packages/binaries
 # Takes gcc, clang, make and libncurses-dev. What is there is kept; what fails is named, and the
 # rest is built.
@@ -19,7 +19,7 @@ packages() { # RELEASE LEVELS PACKAGES [COMPILER]
         failed=1
 }
 
-# Neither sort nor cp, which bench/diff.py measures, nor mv and install, which share cp's code.
+# Neither sort nor cp, which bench/accuracy.py measures, nor mv and install, which share cp's code.
 programs="chroot ls df date od pr ptx csplit chmod chown rm ln split stty tr who expr touch id cut env"
 coreutils 8.32 "O0 O2"
 coreutils 9.10 "O1 O3"

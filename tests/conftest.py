@@ -134,6 +134,6 @@ def builds(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def analyses(builds):
     """Build name -> its Analysis."""
-    import preprocessing
+    from binary.disassemble import analyse
 
-    return {f.name: preprocessing.analyse(f / "shapes") for f in sorted(builds.iterdir())}
+    return {f.name: analyse(f / "shapes") for f in sorted(builds.iterdir())}

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import test_compare
+import test_comparer
 import torch
 
-import contrast
-import features
 import models
-import similarity
 import utils
+from features.extract import extract_features
+from matching.candidates import MEASURES, Candidates
+from matching.train import Config, make_pair, train_encoder
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 import ablation
@@ -28,21 +28,21 @@ SMALL = dict(zip(WORDS, [2, 512, 8, 20, 16, 2], strict=True))
 
 @pytest.fixture(scope="module")
 def cfg():
-    cfg = utils.read_config(contrast.Config, ROOT / "config/contrast.json")
+    cfg = utils.read_config(Config, ROOT / "config/contrast.json")
     return dataclasses.replace(cfg, **SMALL)
 
 
 @pytest.fixture(scope="module")
 def pair(analyses, cfg):
-    codes = [features.read_code(analyses[build]) for build in ("O0", "O2")]
-    fitted = contrast.train_encoder({"shapes": codes}, cfg, "encoder")
-    return contrast.make_pair("shapes", *codes, fitted)
+    codes = [extract_features(analyses[build]) for build in ("O0", "O2")]
+    fitted = train_encoder({"shapes": codes}, cfg, "encoder")
+    return make_pair("shapes", *codes, fitted)
 
 
 def test_every_measure_but_sizes_is_left_out_somewhere():
     groups = len(ablation.GROUPS)
     assert set().union(*ablation.LEFT_OUT.values()) == {
-        i for i in range(similarity.MEASURES) if not groups <= i < groups + 8
+        i for i in range(MEASURES) if not groups <= i < groups + 8
     }
     named = [ablation.GROUPS[i] for i in ablation.columns(("number", "field"))]
     assert ("number", "number") in named
@@ -76,10 +76,10 @@ def test_what_is_not_heard_is_zero_and_the_rest_is_heard(pair):
 
 
 def test_words_are_weighed_again_behind_the_row_without(analyses, cfg):
-    programs = {"shapes": [features.read_code(analyses[build]) for build in ("O0", "O2")]}
+    programs = {"shapes": [extract_features(analyses[build]) for build in ("O0", "O2")]}
     with ablation.unweighed():
-        plain = contrast.train_encoder(programs, cfg, "encoder")
-    weighed = contrast.train_encoder(programs, cfg, "encoder")
+        plain = train_encoder(programs, cfg, "encoder")
+    weighed = train_encoder(programs, cfg, "encoder")
     assert np.array_equal(plain.words, weighed.words)
     assert np.all(plain.idf == 1)
     assert len(np.unique(weighed.idf)) > 3
@@ -89,8 +89,8 @@ def test_words_are_weighed_again_behind_the_row_without(analyses, cfg):
 def bert(monkeypatch):
     """A random BERT instead of a file with a trained one."""
     torch.manual_seed(0)
-    fake = SimpleNamespace(transformer=models.Transformer(test_compare.CFG))
-    found = fake, None, test_compare.TOKENIZER
+    fake = SimpleNamespace(transformer=models.Transformer(test_comparer.CFG))
+    found = fake, None, test_comparer.TOKENIZER
     monkeypatch.setattr(ablation.checkpoint, "load_pretrained", lambda file: found)
 
 
@@ -98,10 +98,10 @@ def test_berts_measure_is_a_cosine_that_equal_texts_have_in_full(pair, bert):
     alike = dataclasses.replace(pair, codes=(pair.codes[0], pair.codes[0]))
     n = alike.codes[0].functions
     a, b = (x.ravel() for x in np.indices((n, n)))
-    measures = np.zeros((len(a), similarity.MEASURES), np.float32)
-    alike.candidates = similarity.Candidates(a, b, (n, n), measures)
+    measures = np.zeros((len(a), MEASURES), np.float32)
+    alike.candidates = Candidates(a, b, (n, n), measures)
     ablation.with_bert("model.pt", 12, [alike], {})
-    assert alike.candidates.measures.shape[1] == similarity.MEASURES + 1
+    assert alike.candidates.measures.shape[1] == MEASURES + 1
     cosine = alike.candidates.measures[:, -1].reshape(n, n)
     assert np.allclose(np.diag(cosine), 1, atol=1e-3)
     assert np.allclose(cosine, cosine.T, atol=1e-5)

@@ -15,8 +15,9 @@ from conftest import SOURCE
 from test_gendata import gendata_py
 
 import dataprocess
-import preprocessing
-from preprocessing import CALL
+from binary.analysis import CALL, load_analysis
+from binary.disassemble import analyse
+from pairs.merge import merge
 
 TARGETS = {  # name: (toolchain, flags)
     "aarch64-O0": ("aarch64-linux-gnu", ["-O0"]),
@@ -75,7 +76,7 @@ def target(request, foreign, cached):
     if not file.exists():
         pytest.skip(f"no {tools}-gcc; on Debian and Ubuntu: apt install gcc-... (see the file)")
     if request.param not in cached:
-        cached[request.param] = preprocessing.analyse(file)
+        cached[request.param] = analyse(file)
     return request.param, file, cached[request.param]
 
 
@@ -249,8 +250,8 @@ def test_pairs_across_architectures_merge_at_imports_and_strings(builds, foreign
     pairs = [json.loads(f.read_text()) for f in (tmp_path / "data").glob("*/pair.json")]
     assert len(pairs) == 6
     for pair in pairs:
-        first, second = (preprocessing.load(tmp_path / "output" / f) for f in pair["analyses"])
-        merged = preprocessing.merge(first, second)
+        first, second = (load_analysis(tmp_path / "output" / f) for f in pair["analyses"])
+        merged = merge(first, second)
         at = [
             " ".join(merged.dictionary[t] for t in merged.tokens[slice(*merged.offsets[a : a + 2])])
             for a in merged.merged[:, 0].tolist()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import classify
+from tasks.tables import Examples
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 import bags
@@ -15,10 +15,10 @@ import bags
 @pytest.mark.parametrize("kind", list(bags.VECTORIZERS))
 def test_bags(kind):
     texts = ["mov __ctype_b_loc", "mov str", "mov"] * 5
-    train = classify.Examples(texts, texts[::-1], None)
+    train = Examples(texts, texts[::-1], None)
     words = bags.Bags(kind, train)
     assert set(words.words.vocabulary_) == {"mov", "__ctype_b_loc", "str"}
-    equal = words.features(classify.Examples(["mov str"] * 2, ["mov str", "__ctype_b_loc"], None))
+    equal = words.features(Examples(["mov str"] * 2, ["mov str", "__ctype_b_loc"], None))
     assert equal.shape == (2, 4 + 2 * 3)
     cosine, differences, common = np.split(equal.toarray(), [1, 7], axis=1)
     assert cosine[:, 0].tolist() == pytest.approx([1, 0])

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-import matching
-
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 import blocks
 
+from matching import blocks as matching_blocks
+
 
 def test_each_row_changes_constants_for_its_time_only():
-    before = dict(vars(matching))
+    before = dict(vars(matching_blocks))
     for changes in blocks.ROWS.values():
         with blocks.changed(changes):
-            assert {name: getattr(matching, name) for name in changes} == changes
+            assert {name: getattr(matching_blocks, name) for name in changes} == changes
             assert all(before[name] != value for name, value in changes.items())
-        assert vars(matching) == before
+        assert vars(matching_blocks) == before
     with pytest.raises(AttributeError), blocks.changed({"NO_SUCH_PART": 1.0}):
         pass
 

@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 import checkpoint
 import classify
 import models
-from classify import ClassificationData, Examples
-from huggingface import hugging_face_name
+from formats.huggingface import hugging_face_name
+from tasks.catalogue import Mnli, Mrpc, Samefunc
+from tasks.sentences import ClassificationData, Classifier
+from tasks.tables import Examples, read_examples
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import UserError
 
@@ -60,12 +62,12 @@ def test_mrpc_as_glue_has_it(tmp_path):
     """A byte order mark, no quoting (a quote is a quote), Windows' line ends, \\x85 in a text."""
     text = MRPC + '1\t7\t8\tHe said "no.\t"No", he\x85said.\n0\t9\t10\tA\u2028b .\tc "" d\n'
     file = write(tmp_path / "train.tsv", b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    examples = classify.read_examples(classify.Mrpc, file, labelled=True)
+    examples = read_examples(Mrpc, file, labelled=True)
     assert examples.text_a == ['He said "no.', "A\u2028b ."]
     assert examples.text_b == ['"No", he\x85said.', 'c "" d']
     assert examples.label.tolist() == [1, 0]
     test = write(tmp_path / "test.tsv", "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t1\t2\ta\tb")
-    examples = classify.read_examples(classify.Mrpc, test, labelled=False)
+    examples = read_examples(Mrpc, test, labelled=False)
     assert (examples.text_a, examples.text_b, examples.label) == (["a"], ["b"], None)
 
 
@@ -75,9 +77,9 @@ def test_mnli_as_glue_has_it(tmp_path, labels):
     others = "\t".join(["neutral"] * len(labels.split("\t")))
     row = f"0\t1\t2\tfiction\t( a )\t( b )\t(ROOT a)\t(ROOT b)\tone\ttwo\t{others}\tentailment\n"
     file = write(tmp_path / "mnli.tsv", f"{MNLI}{labels}\tgold_label\n{row}")
-    examples = classify.read_examples(classify.Mnli, file, labelled=True)
+    examples = read_examples(Mnli, file, labelled=True)
     assert (examples.text_a, examples.text_b) == (["one"], ["two"])
-    assert classify.Mnli.labels[examples.label[0]] == "entailment"
+    assert Mnli.labels[examples.label[0]] == "entailment"
 
 
 @pytest.mark.parametrize(
@@ -96,13 +98,13 @@ def test_mnli_as_glue_has_it(tmp_path, labels):
 def test_bad_rows_are_named_by_line(tmp_path, content, message):
     file = write(tmp_path / "x.tsv", content)
     with pytest.raises(UserError, match=message) as error:
-        classify.read_examples(classify.Mrpc, file, labelled=True)
+        read_examples(Mrpc, file, labelled=True)
     assert "\n" not in str(error.value)
 
 
 def test_no_file(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*none\.tsv: No such file"):
-        classify.read_examples(classify.Mrpc, tmp_path / "none.tsv", labelled=True)
+        read_examples(Mrpc, tmp_path / "none.tsv", labelled=True)
 
 
 # Examples as ids
@@ -167,7 +169,7 @@ def test_batches_hold_rows_of_about_one_length():
 
 
 def test_same_logits_as_hugging_face():
-    ours = classify.Classifier(CFG, 3).eval()
+    ours = Classifier(CFG, 3).eval()
     theirs = transformers.BertForSequenceClassification(
         transformers.BertConfig(
             vocab_size=len(VOCAB),
@@ -239,9 +241,9 @@ def test_the_three_starts(pretrained, tmp_path):
     pt, vocab = str(folder / "model_steps_7.pt"), str(folder / "vocab.txt")
     checkpoint.export_model(pt, str(tmp_path / "hugging"))
     starts = [
-        classify.read_start(pt, None, None, classify.Samefunc),
-        classify.read_start(pt, str(folder / "sizes.json"), vocab, classify.Samefunc),
-        classify.read_start(str(tmp_path / "hugging"), None, None, classify.Samefunc),
+        classify.read_start(pt, None, None, Samefunc),
+        classify.read_start(pt, str(folder / "sizes.json"), vocab, Samefunc),
+        classify.read_start(str(tmp_path / "hugging"), None, None, Samefunc),
     ]
     assert [start.max_len for start in starts] == [16, 32, 16]
     for start in starts:
@@ -250,7 +252,7 @@ def test_the_three_starts(pretrained, tmp_path):
         assert list(start.tokenizer.vocab) == VOCAB
         for key, value in model.state_dict().items():
             assert torch.equal(start.state[key], value), key
-    random_start = classify.read_start(None, str(folder / "sizes.json"), vocab, classify.Samefunc)
+    random_start = classify.read_start(None, str(folder / "sizes.json"), vocab, Samefunc)
     assert random_start.state is None
 
 
@@ -265,7 +267,7 @@ def test_start_from_tensorflow(tmp_path):
     sizes = {k: v for k, v in dataclasses.asdict(test_checkpoint.CFG).items() if k != "vocab_size"}
     (tmp_path / "sizes.json").write_text(json.dumps(sizes))
     start = classify.read_start(
-        prefix, str(tmp_path / "sizes.json"), str(tmp_path / "vocab.txt"), classify.Mrpc
+        prefix, str(tmp_path / "sizes.json"), str(tmp_path / "vocab.txt"), Mrpc
     )
     expected = torch.from_numpy(
         test_checkpoint.google_variables()["bert/encoder/layer_1/intermediate/dense/kernel"]
@@ -286,7 +288,7 @@ def test_start_from_a_folder_of_others(tmp_path, cased):
     write(tmp_path / "vocab.txt", "\n".join([*VOCAB[:-2], "a", "A"]))
     tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=not cased)
     tokenizer.save_pretrained(tmp_path / "theirs")
-    start = classify.read_start(str(tmp_path / "theirs"), None, None, classify.Mrpc)
+    start = classify.read_start(str(tmp_path / "theirs"), None, None, Mrpc)
     assert start.tokenizer.name == ("bert-cased" if cased else "bert")
     assert start.tokenizer.tokenize("A") == tokenizer.tokenize("A") == ["A" if cased else "a"]
     weight = theirs.embeddings.word_embeddings.weight
@@ -295,11 +297,11 @@ def test_start_from_a_folder_of_others(tmp_path, cased):
 
 def test_a_start_without_sizes_or_vocabulary(tmp_path, pretrained):
     with pytest.raises(UserError, match=r"give --model_cfg and --vocab: .* of the model"):
-        classify.read_start(None, None, None, classify.Mrpc)
+        classify.read_start(None, None, None, Mrpc)
     with pytest.raises(UserError, match=r"give --model_cfg and --vocab: .* of bert_model\.ckpt"):
-        classify.read_start("bert_model.ckpt", "config/bert_base.json", None, classify.Mrpc)
+        classify.read_start("bert_model.ckpt", "config/bert_base.json", None, Mrpc)
     with pytest.raises(UserError, match=r"model\.json is missing"):
-        classify.read_start(str(tmp_path / "model_steps_1.pt"), None, None, classify.Mrpc)
+        classify.read_start(str(tmp_path / "model_steps_1.pt"), None, None, Mrpc)
 
 
 # The script
@@ -338,7 +340,7 @@ def test_a_fine_tuned_model_is_a_start_too(trained):
     """Of a comparison, BERT is taken, and nothing of how it weighed words."""
     folder, _, _ = trained
     file = folder / "out/model_steps_228.pt"
-    start = classify.read_start(str(file), None, None, classify.Mrpc)
+    start = classify.read_start(str(file), None, None, Mrpc)
     saved = checkpoint.load_pt(file)
     assert start.state.keys() == {key for key in saved if key.startswith("transformer.")}
     assert start.state.keys() < saved.keys()

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from test_gendata import ROOT, bytes_of, gendata_py
 
-import analyse
 import gendata
-import processes
+from binary.cache import SKIPPED, analyse_one
+from jobs.run import run_all
 from utils import UserError
 
 PATIENCE = 900  # seconds that anything here may take before the test fails
@@ -88,7 +88,7 @@ def test_a_worker_is_killed_and_the_bytes_are_those_of_a_local_run(builds, tmp_p
     local = ["--outputDir", "local/output", "--data", "local/data", "--workers", 2]
     on_cluster = ["--outputDir", "far/output", "--data", "far/data", "--cluster"]
     run = gendata_py(tmp_path, *arguments, *local, check=False)
-    assert run.returncode == analyse.SKIPPED, run.stderr
+    assert run.returncode == SKIPPED, run.stderr
 
     (tmp_path / "dask").mkdir()
     with cluster(tmp_path / "dask", 2, DASK_DISTRIBUTED__WORKER__DAEMON="False") as (
@@ -106,7 +106,7 @@ def test_a_worker_is_killed_and_the_bytes_are_those_of_a_local_run(builds, tmp_p
         out, err = process.communicate(timeout=PATIENCE)
         again = wait_for(lambda: worker_of(nannies[0]), "the worker to come back")
         assert again != victim
-    assert process.returncode == analyse.SKIPPED, err
+    assert process.returncode == SKIPPED, err
     assert "Traceback" not in err
     assert "binaries/broken/shapes" in err
     assert "pairs          6 in far/data/" in out
@@ -128,14 +128,14 @@ def test_a_binary_that_kills_its_workers_costs_itself_only(builds, tmp_path):
         wait_for(lambda: list(tmp_path.glob("output/*")), "a job")
         os.kill(wait_for(lambda: worker_of(nanny), "the worker"), signal.SIGKILL)
         _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == analyse.SKIPPED, err
+    assert process.returncode == SKIPPED, err
     assert "the workers that had it died, one after the other" in err
     assert "Traceback" not in err
     assert (tmp_path / "data" / "0" / "pair.json").exists()
 
 
 def test_no_scheduler_and_no_workers(builds, tmp_path, monkeypatch):
-    monkeypatch.setattr("cluster.PATIENCE", 1)
+    monkeypatch.setattr("jobs.cluster.PATIENCE", 1)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no Dask scheduler answers at --cluster tcp"):
         gendata.main(biname="shapes", path=str(builds), cluster="tcp://127.0.0.1:1")
@@ -166,8 +166,6 @@ def test_workers_that_were_started_wrongly(builds, tmp_path, environment, remedy
 
 def test_without_dask_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    monkeypatch.delitem(sys.modules, "cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "jobs.cluster", raising=False)
     with pytest.raises(UserError, match=r"pip install -r requirements-cluster\.txt"):
-        processes.run_all(
-            analyse.analyse_one, iter([]), 0, 1, "binaries", (60, 1), "tcp://127.0.0.1:1"
-        )
+        run_all(analyse_one, iter([]), 0, 1, "binaries", (60, 1), "tcp://127.0.0.1:1")

@@ -3,14 +3,15 @@
 import hashlib
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import corpus as corpus_module
-from corpus import read_corpus, split_corpus, split_test
+from corpus.ids import _tokenise, read_corpus
+from corpus.split import split_corpus, split_test
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import UserError
 
@@ -67,8 +68,8 @@ def test_ids_sentences_documents(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_many_chunks_are_one_text(tmp_path, tokenizer, monkeypatch, parallel):
-    monkeypatch.setattr(corpus_module, "PARALLEL", 0 if parallel else 2**60)
-    monkeypatch.setattr(corpus_module.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr("corpus.ids.PARALLEL", 0 if parallel else 2**60)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     rng = np.random.default_rng(0)
     lines = [" ".join(rng.choice(WORDS[:4], rng.integers(1, 9))) for _ in range(60_000)]
     for blank in range(7, 60_000, 13):
@@ -86,8 +87,8 @@ def test_many_chunks_are_one_text(tmp_path, tokenizer, monkeypatch, parallel):
 
 def test_tokenised_once_until_text_or_vocabulary_changes(tmp_path, tokenizer, monkeypatch):
     calls = []
-    real = corpus_module._tokenise
-    monkeypatch.setattr(corpus_module, "_tokenise", lambda *a: (calls.append(a), real(*a)))
+    real = _tokenise
+    monkeypatch.setattr("corpus.ids._tokenise", lambda *a: (calls.append(a), real(*a)))
     data_file = write(tmp_path, "mov\nreg8\n")
     read_corpus(data_file, tokenizer, "v")
     read_corpus(data_file, tokenizer, "v")
@@ -152,7 +153,7 @@ def test_round_trip(tmp_path_factory, documents, block):
     text = "".join("".join(f"{line}\n" for line in document) + "\n" for document in lines)
     (folder / "corpus.txt").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus_module, "BLOCK", block)
+        patch.setattr("corpus.ids.BLOCK", block)
         corpus = read_corpus(folder / "corpus.txt", tokenizer, "v")
     names = list(tokenizer.vocab)
     found = [

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dataprocess
-import deepwalk
-import preprocessing
+from binary.analysis import Analysis, save_analysis
+from pairs.walks import save_walks
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer, load_vocab
 from utils import UserError
 
@@ -34,7 +34,7 @@ WALK_LENGTH = 2
 def write_analysis(file, blocks, words):
     """Write an analysed binary of which only the tokens matter here."""
     n = len(blocks)
-    analysis = preprocessing.Analysis(
+    analysis = Analysis(
         address=np.arange(n, dtype=np.uint64),
         function=np.zeros(n, np.int32),
         tokens=np.array([words.index(word) for block in blocks for word in block], np.int32),
@@ -51,7 +51,7 @@ def write_analysis(file, blocks, words):
         **NO_DATA,
         instructions=[b""] * n,
     )
-    preprocessing.save(analysis, file)
+    save_analysis(analysis, file)
 
 
 def write_pair(folder, blocks, documents, words=None, **info):
@@ -67,7 +67,7 @@ def write_pair(folder, blocks, documents, words=None, **info):
         own = sorted({word for block in part for word in block}, key=lambda w: (len(w), w))
         analyses.append(f"{folder.name}-{side}.npz")
         write_analysis(folder.parent.parent / "output" / analyses[-1], part, words or own)
-    deepwalk.save_walks(
+    save_walks(
         folder / "walks.npz",
         np.array([block for document in documents for block in document], np.int32),
         np.cumsum([0] + [len(document) for document in documents]),

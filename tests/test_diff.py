@@ -23,13 +23,19 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from sklearn.feature_extraction.text import TfidfTransformer
 
-import diff
-import features
-import matching
-import preprocessing
-import report
-import similarity
-from similarity import Candidates
+from binary.disassemble import analyse
+from features.extract import _read_instruction, extract_features
+from features.normalised import _normal_form, normal_forms
+from features.tfidf import hashed, weigh
+from matching.anchors import read_anchors
+from matching.blocks import IDENTICAL_SIZE, _depths, _match, _within, match_blocks
+from matching.candidates import EVIDENCE, INLINED, MEASURES, OWN, SAME, Candidates, find_candidates
+from matching.changes import CHANGED, IDENTICAL, STATUS, compare
+from matching.evidence import Surroundings
+from matching.exports import PIE_BASE, as_csv, naming_script
+from matching.functions import Matches, assign, match_candidates, match_functions
+from matching.model import read_model, write_model
+from matching.page import TEMPLATE, make_page
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,18 +44,18 @@ PATCHED = SOURCE.replace("sum / 2;", "sum > 100000 ? 7 * sum : sum / 2 - 1234;")
 
 @pytest.fixture(scope="module")
 def model():
-    return similarity.read_model()
+    return read_model()
 
 
 @pytest.fixture(scope="module")
 def codes(analyses):
-    return {build: features.read_code(analysis) for build, analysis in analyses.items()}
+    return {build: extract_features(analysis) for build, analysis in analyses.items()}
 
 
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory):
     binary = compile_c(PATCHED, tmp_path_factory.mktemp("patched") / "shapes", "-O1")
-    return features.read_code(preprocessing.analyse(binary))
+    return extract_features(analyse(binary))
 
 
 def names_of(code, functions):
@@ -58,18 +64,18 @@ def names_of(code, functions):
 
 def test_a_stripped_copy_is_identical(codes, model):
     first, second = codes["O1"], codes["O1-stripped"]
-    found = diff.compare(first, second, model)
+    found = compare(first, second, model)
     # A function's own address may be that of the padding before it, where no symbol says better.
     begin = [
         {f: code.analysis.address[code.analysis.function == f].min() for f in range(code.functions)}
         for code in (first, second)
     ]
     for row in found.functions:
-        if row["status"] == diff.IDENTICAL:
+        if row["status"] == IDENTICAL:
             assert begin[0][row["sides"][0]] == begin[1][row["sides"][1]]
     names = {first.analysis.function_name[row["sides"][0]]: row for row in found.functions}
     for name in ("area", "kind", "copy", "usage", "compare"):
-        assert names[name]["status"] == diff.IDENTICAL
+        assert names[name]["status"] == IDENTICAL
     # Without symbols, angr takes what the linker puts behind main for a part of it.
     assert begin[0][names["main"]["sides"][0]] == begin[1][names["main"]["sides"][1]]
     assert names["main"]["change"] < 0.1
@@ -80,8 +86,8 @@ def test_a_stripped_copy_is_identical(codes, model):
 
 
 def test_the_patched_function_is_the_changed_one(codes, patched, model):
-    found = diff.compare(codes["O1"], patched, model)
-    rows = [row for row in found.functions if row["status"] == diff.CHANGED]
+    found = compare(codes["O1"], patched, model)
+    rows = [row for row in found.functions if row["status"] == CHANGED]
     assert names_of(codes["O1"], [row["sides"][0] for row in rows]) == ["area"]
     assert names_of(patched, [row["sides"][1] for row in rows]) == ["area"]
     assert found.functions[0] == rows[0], "changed ones come first"
@@ -90,7 +96,7 @@ def test_the_patched_function_is_the_changed_one(codes, patched, model):
 
 def test_the_most_differing_blocks_come_first(codes, model):
     first, second = codes["O0"], codes["O2"]
-    found = diff.compare(first, second, model)
+    found = compare(first, second, model)
     function = first.analysis.function, second.analysis.function
     same = list(zip(found.blocks.a[found.same], found.blocks.b[found.same], strict=True))
     order = []
@@ -114,7 +120,7 @@ def test_names_are_not_looked_at(codes, model):
             function_name=[f"f{i}" for i in range(len(second.analysis.function_name))],
         ),
     )
-    one, other = (matching.match_functions(first, code, model) for code in (second, renamed))
+    one, other = (match_functions(first, code, model) for code in (second, renamed))
     for field in ("a", "b", "score"):
         assert np.array_equal(getattr(one, field), getattr(other, field))
 
@@ -122,8 +128,8 @@ def test_names_are_not_looked_at(codes, model):
 @pytest.mark.parametrize(("old", "new"), [("O0", "O1"), ("O0", "O2"), ("O1", "O3-noplt")])
 def test_optimised_functions_are_found_one_to_one(codes, model, old, new):
     first, second = codes[old], codes[new]
-    functions = matching.match_functions(first, second, model)
-    blocks = matching.match_blocks(first, second, functions)
+    functions = match_functions(first, second, model)
+    blocks = match_blocks(first, second, functions)
     for found in (functions, blocks):
         assert len(set(found.a.tolist())) == len(found.a)
         assert len(set(found.b.tolist())) == len(found.b)
@@ -134,8 +140,8 @@ def test_optimised_functions_are_found_one_to_one(codes, model, old, new):
 
 def test_blocks_match_inside_matched_functions_or_where_they_were_inlined(codes, model):
     first, second = codes["O0"], codes["O2"]
-    functions = matching.match_functions(first, second, model)
-    blocks = matching.match_blocks(first, second, functions)
+    functions = match_functions(first, second, model)
+    blocks = match_blocks(first, second, functions)
     partner = dict(zip(functions.a.tolist(), functions.b.tolist(), strict=True))
     back = {b: a for a, b in partner.items()}
     for a, b in zip(blocks.a, blocks.b, strict=True):
@@ -146,9 +152,9 @@ def test_blocks_match_inside_matched_functions_or_where_they_were_inlined(codes,
 def test_identical_blocks_match_where_no_function_does(codes):
     """Each at most once, and only blocks that are the only ones of their kind."""
     first, second = codes["O1"], codes["O1-stripped"]
-    nothing = matching.Matches(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32)))
-    blocks = matching.match_blocks(first, second, nothing)
-    forms = features.normal_forms(first), features.normal_forms(second)
+    nothing = Matches(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32)))
+    blocks = match_blocks(first, second, nothing)
+    forms = normal_forms(first), normal_forms(second)
     assert len(blocks.a) > 10
     for a, b in zip(blocks.a, blocks.b, strict=True):
         assert forms[0][a] == forms[1][b]
@@ -159,7 +165,7 @@ def test_anchors_hold(codes, model):
     first, second = codes["O0"], codes["O1"]
     f = first.analysis.function_name.index("area")
     g = second.analysis.function_name.index("kind")
-    found = matching.match_functions(first, second, model, np.array([[f, g]]))
+    found = match_functions(first, second, model, np.array([[f, g]]))
     pairs = dict(zip(found.a.tolist(), found.b.tolist(), strict=True))
     assert pairs[f] == g
     assert found.score[found.a == f] > 0.99
@@ -180,7 +186,7 @@ def test_anchors_that_cannot_be(codes, tmp_path, text, reason):
     at = {n: hex(a) for n, a in zip(*(code.analysis.function_name, code.analysis.function_address))}  # noqa: B905
     (tmp_path / "anchors").write_text(text.format(main=at["main"], area=at["area"]))
     with pytest.raises(UserError, match=re.escape(reason)):
-        diff.read_anchors(str(tmp_path / "anchors"), (code, code))
+        read_anchors(str(tmp_path / "anchors"), (code, code))
 
 
 # ------------------------------------------------------------------------- what is written
@@ -202,13 +208,13 @@ def hostile(codes, model):
         names = list(itertools.islice(itertools.cycle(HOSTILE), len(analysis.function_name)))
         analysis = dataclasses.replace(analysis, function_name=names)
         renamed.append(dataclasses.replace(codes[build], analysis=analysis))
-    return tuple(renamed), diff.compare(*renamed, model)
+    return tuple(renamed), compare(*renamed, model)
 
 
 def test_no_name_ends_the_page_s_data(hostile):
     codes, found = hostile
-    page = report.page(("</title><b>", "b"), codes, found.functions, [])
-    template = report.TEMPLATE.read_text()
+    page = make_page(("</title><b>", "b"), codes, found.functions, [])
+    template = TEMPLATE.read_text()
     for tag in ("<script", "</script", "<b", "<!--"):
         assert page.count(tag) == template.count(tag)
     text = re.search('<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
@@ -218,7 +224,7 @@ def test_no_name_ends_the_page_s_data(hostile):
 
 
 def test_page_needs_no_network_and_makes_no_markup():
-    template = report.TEMPLATE.read_text()
+    template = TEMPLATE.read_text()
     assert "default-src 'none'" in template
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", template
@@ -229,7 +235,7 @@ def test_page_needs_no_network_and_makes_no_markup():
 @pytest.mark.parametrize("tool", ["ghidra", "ida"])
 def test_naming_scripts_hold_names_as_data(hostile, builds, tool):
     codes, found = hostile
-    script = diff.naming_script(tool, str(builds / "O1" / "shapes"), codes, found)
+    script = naming_script(tool, str(builds / "O1" / "shapes"), codes, found)
     tree = ast.parse(script)
     values = {
         node.targets[0].id: ast.literal_eval(node.value)
@@ -242,13 +248,13 @@ def test_naming_scripts_hold_names_as_data(hostile, builds, tool):
     header = (builds / "O1" / "shapes").read_bytes()[16]
     assert values["RELATIVE"] == (header == 3)
     starts = set(codes[1].analysis.function_address.tolist())
-    base = diff.PIE_BASE if values["RELATIVE"] else 0
+    base = PIE_BASE if values["RELATIVE"] else 0
     assert {place + base for place, _ in values["NAMES"]} <= starts
 
 
 def test_no_cell_is_a_formula(hostile):
     codes, found = hostile
-    rows = list(csv.DictReader(diff.as_csv(codes, found).splitlines()))
+    rows = list(csv.DictReader(as_csv(codes, found).splitlines()))
     assert len(rows) == len(found.functions)
     names = {row["old name"] for row in rows}
     assert any("cmd" in name for name in names)
@@ -270,7 +276,7 @@ def test_command_line(builds, tmp_path):
     assert run.returncode == 0, run.stderr
     written = json.loads((tmp_path / "r.json").read_text())
     statuses = Counter(row["status"] for row in written["functions"])
-    for name in diff.STATUS:
+    for name in STATUS:
         assert re.search(rf"^ *{statuses[name]} functions {name}$", run.stdout, re.M)
     assert statuses["identical"] > 5
     assert sum(1 for _ in (tmp_path / "r.csv").open()) == 1 + len(written["functions"])
@@ -295,16 +301,16 @@ def test_mistakes_are_one_sentence(builds, tmp_path, which):
 @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_no_model(tmp_path, content):
     (tmp_path / "m").write_bytes(content)
-    with pytest.raises(UserError, match=r"no model that contrast\.py wrote"):
-        similarity.read_model(tmp_path / "m")
+    with pytest.raises(UserError, match=r"no model that matching/train\.py wrote"):
+        read_model(tmp_path / "m")
 
 
 def test_a_model_that_measures_other_things(tmp_path, model):
-    """Such as one that an earlier contrast.py wrote."""
+    """Such as one that an earlier matching/train.py wrote."""
     structure = dataclasses.replace(model.structure, w1=model.structure.w1[:, 1:])
-    similarity.write_model(dataclasses.replace(model, structure=structure), tmp_path / "m", {})
+    write_model(dataclasses.replace(model, structure=structure), tmp_path / "m", {})
     with pytest.raises(UserError, match="measures other things"):
-        similarity.read_model(tmp_path / "m")
+        read_model(tmp_path / "m")
 
 
 # ---------------------------------------------------------------------------------- the parts
@@ -316,10 +322,10 @@ bags = st.lists(st.dictionaries(st.integers(0, 12), st.integers(1, 5)), min_size
 @given(bags, bags)
 def test_weights_are_scikit_learns(one, other):
     first, second = (
-        features.hashed(Counter(b).elements() for b in one),
-        features.hashed(Counter(b).elements() for b in other),
+        hashed(Counter(b).elements() for b in one),
+        hashed(Counter(b).elements() for b in other),
     )
-    a, b = features.weigh(first, second)
+    a, b = weigh(first, second)
     expected = TfidfTransformer(sublinear_tf=True).fit_transform(
         scipy.sparse.vstack([first, second])
     )
@@ -336,7 +342,7 @@ def test_the_words_of_a_block_are_those_of_its_instructions(codes):
             ("token", mnemonics),
             ("gram", [*itertools.pairwise(mnemonics)]),
         ):
-            expected = features.hashed([words])
+            expected = hashed([words])
             part = code.block_words[kind][block].multiply(expected > 0)
             # Another word may have the same hash.
             assert (part - expected).min() >= 0
@@ -349,7 +355,7 @@ def test_assignment_is_the_best(n, m, random):
     a, b = np.divmod(np.arange(n * m), m)
     score = np.array([random.random() for _ in a], np.float32)
     candidates = Candidates(a, b, (n, m), np.empty((n * m, 0), np.float32))
-    found = matching.assign(candidates, score, 0.4)
+    found = assign(candidates, score, 0.4)
     cut = np.where(score >= 0.4, score, 0).reshape(n, m)
     best = cut[linear_sum_assignment(cut, maximize=True)].sum()
     assert found.score.sum() == pytest.approx(best, abs=1e-5)
@@ -358,15 +364,15 @@ def test_assignment_is_the_best(n, m, random):
 
 def test_evidence_says_how_alike_matched_functions_are(codes, model):
     first, second = codes["O1"], codes["O2"]
-    candidates = similarity.find_candidates(first, second, model.encoder)
+    candidates = find_candidates(first, second, model.encoder)
     names = [code.analysis.function_name for code in (first, second)]
     pairs = zip(candidates.a, candidates.b, strict=True)
     right = np.array([names[0][a] == names[1][b] for a, b in pairs])
     logit = np.where(right, 30, -30).astype(np.float32)
-    found = matching.Surroundings(first, second).evidence(candidates, logit, logit)
-    assert found.shape == (len(right), similarity.EVIDENCE)
-    own = candidates.measures[:, : similarity.OWN]
-    distance, typical = np.split(found[:, 4 : 4 + 2 * similarity.OWN], 2, axis=1)
+    found = Surroundings(first, second).evidence(candidates, logit, logit)
+    assert found.shape == (len(right), EVIDENCE)
+    own = candidates.measures[:, :OWN]
+    distance, typical = np.split(found[:, 4 : 4 + 2 * OWN], 2, axis=1)
     assert np.allclose(typical, own[right].mean(0), atol=1e-4)
     assert np.allclose(distance + typical, own, atol=1e-6)
 
@@ -378,17 +384,17 @@ def test_of_functions_that_are_about_as_likely_the_same_code_matches(codes, mode
         function=lambda measures: np.zeros(len(measures), np.float32),
         structure=lambda evidence: rng.random(len(evidence), np.float32),
     )
-    candidates = similarity.find_candidates(code, code, model.encoder)
+    candidates = find_candidates(code, code, model.encoder)
     nothing_known = np.zeros(len(candidates.a), bool)
-    around = matching.Surroundings(code, code)
-    found = matching.match_candidates(candidates, around, undecided, nothing_known, threshold=0)
+    around = Surroundings(code, code)
+    found = match_candidates(candidates, around, undecided, nothing_known, threshold=0)
     whole = [[code.forms[b] for b in inside] for inside in code.blocks]
     sizes = [sum(map(len, function)) for function in whole]
-    large = [f for f in found.a.tolist() if sizes[f] >= matching.IDENTICAL_SIZE]
+    large = [f for f in found.a.tolist() if sizes[f] >= IDENTICAL_SIZE]
     assert len(large) > 8
     partner = dict(zip(found.a.tolist(), found.b.tolist(), strict=True))
     assert all(whole[f] == whole[partner[f]] for f in large)
-    small = [f for f, size in enumerate(sizes) if size < matching.IDENTICAL_SIZE]
+    small = [f for f, size in enumerate(sizes) if size < IDENTICAL_SIZE]
     assert not around.same_code(candidates)[np.isin(candidates.a, small)].any()
 
 
@@ -402,7 +408,7 @@ def test_twins_in_words_match_by(what):
         flow[0][2, 0] = flow[1][2, 1] = 1
     edges = [scipy.sparse.csr_matrix(m) for m in flow]
     blocks = np.arange(3)
-    a, b, score = matching._match(blocks, blocks, words, forms, edges, 0.2)
+    a, b, score = _match(blocks, blocks, words, forms, edges, 0.2)
     assert dict(zip(a.tolist(), b.tolist(), strict=True)) == {0: 1, 1: 0, 2: 2}
     assert np.all((score > 0.9) & (score <= 1))
 
@@ -413,8 +419,8 @@ def test_what_likeness_calls_hopeless_matches_as_an_anchor_only(codes, model):
 
     first, second = codes["O1"], codes["O2"]
     unlike = dataclasses.replace(model, function=always(-20), structure=always(20))
-    assert not len(matching.match_functions(first, second, unlike).a)
-    found = matching.match_functions(first, second, unlike, np.array([[2, 3]]))
+    assert not len(match_functions(first, second, unlike).a)
+    found = match_functions(first, second, unlike, np.array([[2, 3]]))
     assert (found.a.tolist(), found.b.tolist()) == ([2], [3])
 
 
@@ -423,7 +429,7 @@ def test_what_likeness_calls_hopeless_matches_as_an_anchor_only(codes, model):
 def test_edges_within_some_blocks(n, random):
     dense = np.array([[random.choice((0, 0, 1, 2)) for _ in range(n)] for _ in range(n)])
     blocks = np.array(random.sample(range(n), random.randint(1, n)))
-    found = matching._within(scipy.sparse.csr_matrix(dense), blocks)
+    found = _within(scipy.sparse.csr_matrix(dense), blocks)
     assert np.array_equal(found.toarray(), dense[blocks][:, blocks])
 
 
@@ -434,7 +440,7 @@ def test_depths_are_shortest_paths(n, random):
     graph.add_nodes_from(range(n))
     last = [i for i in range(n) if graph.out_degree(i) == 0] or [n - 1]
     behind = scipy.sparse.csr_matrix(networkx.to_numpy_array(graph, range(n)))
-    depths = matching._depths(behind, behind.T.tocsr())
+    depths = _depths(behind, behind.T.tocsr())
     for found, way, start in zip(depths, (graph, graph.reverse()), ([0], last), strict=True):
         distance = networkx.multi_source_dijkstra_path_length(way, start)
         furthest = max(distance.values())
@@ -451,16 +457,16 @@ def test_starting_imports_nothing_large():
 
 def test_measures_are_cosines(codes, model):
     first, second = codes["O0"], codes["O2"]
-    found = similarity.find_candidates(first, second, model.encoder)
-    assert found.measures.shape == (len(found.a), similarity.MEASURES)
-    for column, (one, other) in enumerate(similarity.SAME + similarity.INLINED):
-        a, b = features.weigh(first.words[one], second.words[other])
+    found = find_candidates(first, second, model.encoder)
+    assert found.measures.shape == (len(found.a), MEASURES)
+    for column, (one, other) in enumerate(SAME + INLINED):
+        a, b = weigh(first.words[one], second.words[other])
         expected = (a @ b.T).toarray()[found.a, found.b]
         assert np.allclose(found.measures[:, column], expected, atol=1e-5)
 
 
 def test_what_computes_nothing_is_no_difference():
-    plain = features._normal_form
+    plain = _normal_form
     for line in (b"endbr64", b"nop", b"nop word ptr cs:[rax + rax]", b"bti c"):
         assert plain(line, 0x401000) == b""
     assert plain(b"notrack jmp rax", 0x401000) == plain(b"jmp rax", 0x401000)
@@ -474,22 +480,22 @@ def test_landing_pads_leave_functions_identical(tmp_path, model):
     for protection in ("none", "full"):
         flags = "-O2", "-fno-jump-tables", f"-fcf-protection={protection}"
         binary = compile_c(SOURCE, tmp_path / protection / "shapes", *flags)
-        codes.append(features.read_code(preprocessing.analyse(binary)))
+        codes.append(extract_features(analyse(binary)))
     pads = [b"\n".join(code.analysis.instructions).count(b"endbr64") for code in codes]
     assert pads[1] >= pads[0] + 6  # those of the C runtime are in both
-    found = diff.compare(*codes, model)
+    found = compare(*codes, model)
     names = [code.analysis.function_name for code in codes]
     same = {
         tuple(name[f] for name, f in zip(names, row["sides"], strict=True))
         for row in found.functions
-        if row["status"] == diff.IDENTICAL
+        if row["status"] == IDENTICAL
     }
     ours = ("main", "area", "usage", "kind", "copy", "compare")
     assert {(name, name) for name in ours} <= same
 
 
 def test_words_say_what_classes_drop():
-    line = features._read_instruction
+    line = _read_instruction
     assert line(b"cmp dword ptr [rbx + 0x38], 0x2f") == ("cmp", "cmp mn", ["+0x38"], [0x2F])
     assert line(b"mov eax, dword ptr [rbp - 0x14]") == ("mov", "mov rm", [], [])
     assert line(b"lea rax, [rdi + rcx*4 + 8]")[2] == ["+8"]
@@ -498,7 +504,7 @@ def test_words_say_what_classes_drop():
 
 
 def test_addresses_are_no_difference():
-    plain = features._normal_form
+    plain = _normal_form
     assert plain(b"jne 0x401234", 0x401000) == b"jne"
     assert plain(b"lea rdi, [rip + 0x2f31]", 0x401000) == b"lea rdi, [rip]"
     assert plain(b"mov edi, 0x409010", 0x401000) == b"mov edi, @"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import embed
-import features
+from features.extract import GROUPS, extract_features
+from features.tfidf import weigh
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,13 +32,13 @@ def made(builds, tmp_path_factory):
 
 
 def test_products_are_near_the_mean_cosine(analyses):
-    codes = tuple(features.read_code(analyses[build]) for build in ("O0", "O2"))
+    codes = tuple(extract_features(analyses[build]) for build in ("O0", "O2"))
     vectors = embed.embed(codes, 4096, 0)
     n = codes[0].functions
     total = np.zeros((n, codes[1].functions))
     used = [np.zeros(code.functions) for code in codes]
-    for group in features.GROUPS:
-        a, b = features.weigh(*(code.words[group] for code in codes))
+    for group in GROUPS:
+        a, b = weigh(*(code.words[group] for code in codes))
         total += (a @ b.T).toarray()
         used[0] += np.diff(a.indptr) > 0
         used[1] += np.diff(b.indptr) > 0

@@ -18,17 +18,19 @@ import torch
 from conftest import compile_c
 from test_hostile import SIZES, SMALL, TINY
 
-import analyse
 import checkpoint
 import classify
 import dataprocess
 import gendata
 import models
-import preprocessing
 import pretrain
-import processes
 import samefunc
 import utils
+from binary.analysis import cache_file, load_analysis, save_analysis
+from binary.cache import analyse_one
+from binary.disassemble import analyse
+from jobs.processes import in_processes
+from tasks.catalogue import Mrpc
 from tokenization import SPECIAL_TOKENS
 from utils import DiskError
 
@@ -123,8 +125,8 @@ def analysed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("analysed")
     for level in ("O0", "O2"):
         file = compile_c(TINY, folder / "binaries" / level / "tiny", f"-{level}", *SMALL)
-        target = preprocessing.cache_file(folder / "output", utils.sha256_of(file))
-        preprocessing.save(preprocessing.analyse(file), target)
+        target = cache_file(folder / "output", utils.sha256_of(file))
+        save_analysis(analyse(file), target)
     return folder
 
 
@@ -143,10 +145,10 @@ def test_gendata(disk, analysed, tmp_path):
 
 def test_cached_analysis(disk, analysed, tmp_path):
     file = next((analysed / "output").iterdir())
-    analysis = preprocessing.load(file)
+    analysis = load_analysis(file)
 
     def main():
-        preprocessing.save(analysis, "output/analysis.npz")
+        save_analysis(analysis, "output/analysis.npz")
 
     (tmp_path / "reference/output").mkdir(parents=True)
     shutil.copy(file, tmp_path / "reference/output/analysis.npz")
@@ -157,7 +159,7 @@ def test_a_full_disk_is_no_binarys_fault(disk, analysed):
     """Not one line for each binary, but one error that stops all."""
     jobs = ((i, (str(analysed / "binaries/O0/tiny"), Path("output", str(i)))) for i in range(3))
     with disk.with_room(0), pytest.raises(DiskError):
-        list(processes.in_processes(analyse.analyse_one, jobs, 3, 1, "tests"))
+        list(in_processes(analyse_one, jobs, 3, 1, "tests"))
 
 
 def test_dataprocess(disk, analysed, tmp_path):
@@ -200,10 +202,10 @@ def test_pretrain(disk, tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("task", ["mrpc", "samefunc"])
 def test_classify(disk, tmp_path, task, monkeypatch):
-    monkeypatch.setattr(classify.Mrpc, "text_a", "text_a")
-    monkeypatch.setattr(classify.Mrpc, "text_b", "text_b")
-    monkeypatch.setattr(classify.Mrpc, "label", "label")
-    monkeypatch.setattr(classify.Mrpc, "labels", ("different", "same"))
+    monkeypatch.setattr(Mrpc, "text_a", "text_a")
+    monkeypatch.setattr(Mrpc, "text_b", "text_b")
+    monkeypatch.setattr(Mrpc, "label", "label")
+    monkeypatch.setattr(Mrpc, "labels", ("different", "same"))
     start = {"model_cfg": "model.json", "vocab": "vocab.txt", "save_dir": "out", "max_len": 12}
 
     def main():

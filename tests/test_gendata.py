@@ -17,12 +17,15 @@ from conftest import SOURCE, compile_c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import analyse
 import dataprocess
-import deepwalk
 import gendata
-import preprocessing
-import processes
+from binary.analysis import cache_file, load_analysis, save_analysis
+from binary.builds import find_binaries
+from binary.cache import SKIPPED
+from binary.disassemble import analyse
+from jobs.processes import in_processes
+from pairs.merge import merge
+from pairs.walks import load_walks
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,16 +100,16 @@ def test_files_are_as_designed(made):
     for folder in (cwd / "data").iterdir():
         assert sorted(f.name for f in folder.iterdir()) == ["pair.json", "walks.npz"]
         pair = json.loads((folder / "pair.json").read_text())
-        analyses = [preprocessing.load(cwd / "output" / name) for name in pair["analyses"]]
-        expected = [preprocessing.cache_file(".", b["sha256"]).name for b in pair["binaries"]]
+        analyses = [load_analysis(cwd / "output" / name) for name in pair["analyses"]]
+        expected = [cache_file(".", b["sha256"]).name for b in pair["binaries"]]
         assert pair["analyses"] == expected
         with np.load(folder / "walks.npz") as walks:
             assert {k: str(walks[k].dtype) for k in walks} == {"step": "int16", "length": "int32"}
-        blocks, start = deepwalk.load_walks(folder / "walks.npz")
+        blocks, start = load_walks(folder / "walks.npz")
         assert start[-1] == len(blocks) == pair["counts"]["visits"]
         lengths = np.diff(start)
         assert 1 <= lengths.min() <= lengths.max() <= 64
-        merged = preprocessing.merge(*analyses)
+        merged = merge(*analyses)
         visits = np.bincount(blocks, minlength=len(merged.binary))
         assert visits[merged.has_code].min() >= 2
         counts = pair["counts"]
@@ -216,7 +219,7 @@ def test_a_run_that_is_stopped_mixes_no_settings(made, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         yield from ()
 
-    monkeypatch.setattr(processes, "in_processes", stopped)
+    monkeypatch.setattr("jobs.run.in_processes", stopped)
     with pytest.raises(KeyboardInterrupt):
         gendata.main("shapes", "binaries", seed=1, workers=1)
     assert os.listdir("data") == ["mine"]
@@ -240,7 +243,7 @@ def test_a_pair_that_fails_costs_itself_only(made, tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(gendata, "write_pair", write_pair_but_the_third)
     code = gendata.main("shapes", "binaries", data=str(tmp_path / "data"), workers=1)
-    assert code == analyse.SKIPPED
+    assert code == SKIPPED
     assert "skipped pair 3: the worker process died (exit code 1)" in capsys.readouterr().err
     expected = bytes_of(made[0] / "data")
     assert bytes_of(tmp_path / "data") == {k: v for k, v in expected.items() if k[:2] != "3/"}
@@ -266,7 +269,7 @@ def test_a_broken_binary_costs_its_pairs_only(made, tmp_path):
     (cwd / "binaries" / "O1a" / "shapes").write_bytes(b"not a program at all")
     (cwd / "binaries" / "empty-folder").mkdir()
     run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries", check=False)
-    assert run.returncode == analyse.SKIPPED
+    assert run.returncode == SKIPPED
     assert "binaries/O1a/shapes" in run.stderr
     assert "no executable" in run.stderr
     builds = [
@@ -287,13 +290,13 @@ def test_no_binaries_prints_the_command_that_makes_them(tmp_path):
 def test_one_binary_is_too_few(made, tmp_path):
     shutil.copytree(made[0] / "binaries" / "O0", tmp_path / "binaries" / "O0")
     with pytest.raises(UserError, match="needs two"):
-        gendata.find_binaries(str(tmp_path / "binaries"), "shapes")
+        find_binaries(str(tmp_path / "binaries"), "shapes")
 
 
 @pytest.mark.parametrize("name", ["../shapes", "O0/shapes", "", ".."])
 def test_biname_is_no_path(made, name):
     with pytest.raises(UserError, match="file name"):
-        gendata.find_binaries(str(made[0] / "binaries"), name)
+        find_binaries(str(made[0] / "binaries"), name)
 
 
 @pytest.mark.parametrize("flag", ["--num_walks", "--walk_length", "--sentences", "--workers"])
@@ -314,7 +317,7 @@ def test_settings_out_of_range(tmp_path, flag):
 )
 def test_a_worker_that_misbehaves_costs_its_own_job(how, limits, error):
     jobs = [(key, (key,)) for key in ("fine", how, "fine too")]
-    errors = dict(processes.in_processes(misbehave, iter(jobs), len(jobs), 2, "tests", **limits))
+    errors = dict(in_processes(misbehave, iter(jobs), len(jobs), 2, "tests", **limits))
     assert errors == {"fine": None, how: error, "fine too": None}
 
 
@@ -374,10 +377,10 @@ def test_show(made):
 
 
 def test_cached_analyses_are_keyed_by_content_and_version(monkeypatch):
-    one = preprocessing.cache_file("output", "a" * 64)
-    assert one != preprocessing.cache_file("output", "b" * 64)
-    monkeypatch.setattr(preprocessing, "analysis_settings", lambda: "another version")
-    assert one != preprocessing.cache_file("output", "a" * 64)
+    one = cache_file("output", "a" * 64)
+    assert one != cache_file("output", "b" * 64)
+    monkeypatch.setattr("binary.analysis.analysis_settings", lambda: "another version")
+    assert one != cache_file("output", "a" * 64)
 
 
 # ------------------------------------------------------------------------------ many programs
@@ -403,14 +406,14 @@ def read_pairs(cwd: Path) -> list[dict]:
 
 def fake_analyses(monkeypatch, cwd: Path, builds: Path) -> None:
     """Let gendata.main find the same analysis for every content: analysing takes seconds."""
-    analysis = preprocessing.analyse(builds / "O1" / "shapes")
+    analysis = analyse(builds / "O1" / "shapes")
 
     def analyse_all(binaries, output_dir, *_):
         for binary in binaries:
-            preprocessing.save(analysis, preprocessing.cache_file(output_dir, binary["sha256"]))
+            save_analysis(analysis, cache_file(output_dir, binary["sha256"]))
         return {}
 
-    monkeypatch.setattr(analyse, "analyse_all", analyse_all)
+    monkeypatch.setattr(gendata, "analyse_all", analyse_all)
     monkeypatch.chdir(cwd)
 
 
@@ -523,7 +526,7 @@ def test_split_is_written_and_shares_are_checked(builds, tmp_path, monkeypatch):
 
 def test_pairs_are_never_all_in_memory(monkeypatch):
     """Jobs are taken from their iterator no faster than they are done."""
-    monkeypatch.setattr(processes, "AHEAD", 5)
+    monkeypatch.setattr("jobs.processes.AHEAD", 5)
     taken = 0
 
     def jobs():
@@ -532,7 +535,7 @@ def test_pairs_are_never_all_in_memory(monkeypatch):
             taken += 1
             yield number, (0,)
 
-    for done, (number, error) in enumerate(processes.in_processes(misbehave, jobs(), 50, 2, "t")):
+    for done, (number, error) in enumerate(in_processes(misbehave, jobs(), 50, 2, "t")):
         assert (number, error) == (done, None)
         assert taken <= done + 1 + 5
     assert taken == 50

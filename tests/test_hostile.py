@@ -17,19 +17,21 @@ import pytest
 import torch
 from conftest import compile_c
 
-import analyse
 import checkpoint
 import classify
-import corpus
 import dataprocess
 import gendata
-import huggingface
 import models
-import preprocessing
 import pretrain
-import processes
 import train
 import utils
+from binary.analysis import load_analysis
+from binary.builds import find_refused
+from binary.cache import SKIPPED, analyse_one
+from corpus.ids import read_corpus
+from formats.huggingface import read_vocab
+from jobs.processes import in_processes
+from tasks.catalogue import TASKS, Mrpc
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import UserError
 
@@ -172,7 +174,7 @@ def odd(tmp_path_factory):
 
 def test_each_odd_file_is_analysed_or_refused_with_its_reason(odd):
     cwd, (code, out, err), _, _ = odd
-    assert code == analyse.SKIPPED, err
+    assert code == SKIPPED, err
     skipped = dict(re.findall(r"^skipped binaries/(.+?)/tiny: (.+)$", err, re.M))
     assert skipped.keys() == REFUSED.keys()
     for name, reason in REFUSED.items():
@@ -260,7 +262,7 @@ def test_without_permission_to_read():
         try:
             if before == 0:
                 os.seteuid(65534)
-            reasons = gendata.find_refused(folder, PROGRAM)
+            reasons = find_refused(folder, PROGRAM)
         finally:
             os.seteuid(before)
     assert reasons == {str(file): "it cannot be read: Permission denied"}
@@ -283,9 +285,7 @@ def test_mutants(odd, tmp_path):
     before = snapshot(tmp_path / "binaries")
     jobs = ((key, (str(file), tmp_path / "output" / key)) for key, file in files.items())
     limits = {"time_limit": 20, "memory_limit": 2}  # some run into it
-    errors = dict(
-        processes.in_processes(analyse.analyse_one, jobs, len(files), 2, "mutants", **limits)
-    )
+    errors = dict(in_processes(analyse_one, jobs, len(files), 2, "mutants", **limits))
     assert errors.keys() == files.keys()
     assert errors[str(N_MUTANTS)] is None  # the pool still works in the end
     assert snapshot(tmp_path / "binaries") == before
@@ -297,7 +297,7 @@ def test_mutants(odd, tmp_path):
         reasons = (str(files[key]), "the worker process died", "took longer", "took more than")
         assert error is None or any(reason in error for reason in reasons), error
     for key in good:
-        check(preprocessing.load(tmp_path / "output" / key))
+        check(load_analysis(tmp_path / "output" / key))
 
 
 def check(analysis):
@@ -431,7 +431,7 @@ def test_description_of_a_classifier(pretrained):
             max_len=12,
         )
         utils.write_json(pretrained.with_name("model.json"), dataclasses.asdict(info))
-        network = classify.TASKS[task].network(info.model, 2)
+        network = TASKS[task].network(info.model, 2)
         checkpoint.save_pt(network.state_dict(), pretrained)
         assert_checked(
             pretrained.with_name("model.json"),
@@ -444,7 +444,7 @@ def test_config_of_a_hugging_face_folder(pretrained, tmp_path):
     file = tmp_path / "theirs/config.json"
 
     def read():
-        classify.read_start(str(file.parent), None, None, classify.Mrpc)
+        classify.read_start(str(file.parent), None, None, Mrpc)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.import_model(str(file.parent), folder + "/ours")
 
@@ -460,7 +460,7 @@ def test_tokenizer_of_a_hugging_face_folder(pretrained, tmp_path, name):
     for path, text in itertools.islice(variants(json.loads(file.read_text())), 0, None, 3):
         file.write_text(text)
         try:
-            huggingface.read_vocab(file.parent, 8)
+            read_vocab(file.parent, 8)
         except UserError as error:
             assert "\n" not in str(error), path  # noqa: PT017
 
@@ -477,7 +477,7 @@ def test_description_of_a_corpus(odd, tmp_path):
     kept["corpus_sha256"] = utils.sha256_of(tmp_path / "corpus.txt")
     file.write_text(json.dumps(kept))
     tokenizer = CorpusTokenizer(tmp_path / "vocab.txt")
-    assert_checked(file, lambda: corpus.read_corpus(tmp_path / "corpus.txt", tokenizer, "v"))
+    assert_checked(file, lambda: read_corpus(tmp_path / "corpus.txt", tokenizer, "v"))
 
 
 def test_description_of_a_pair(odd, tmp_path, capsys):

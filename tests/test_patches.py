@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import SOURCE
 
-import diff
-import features
-import preprocessing
-import similarity
+from binary.disassemble import analyse
+from features.extract import extract_features
+from matching.changes import compare
+from matching.model import DEFAULT, read_model
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 import patches
@@ -84,13 +84,13 @@ def test_lines_are_those_of_the_patch(step):
 
 def test_the_patched_function_comes_first(step, tmp_path, capsys):
     copies = [truth.stripped_copy(file, tmp_path / file.name) for file in (step.old, step.new)]
-    codes = tuple(features.read_code(preprocessing.analyse(file)) for file in copies)
+    codes = tuple(extract_features(analyse(file)) for file in copies)
     patched = patches.patched_functions(step, codes, tmp_path)
     for inside, code, file in zip(patched, codes, (step.old, step.new), strict=True):
         (f,) = inside
         address = int(code.analysis.function_address[f])
         assert truth.read_truth(file, tmp_path).name[address] == "area"
-    found = diff.compare(*codes, similarity.read_model(str(similarity.DEFAULT)))
+    found = compare(*codes, read_model(str(DEFAULT)))
     assert patches.judge(step, codes, found, patched) == (1, 1, 1)
     patches.show("shapes", [(1, 1, 1), (3, 2, 0), (5, 0, 0), (9, 1, 6), (4, 1, 5)])
     assert capsys.readouterr().out.splitlines()[1] == (

@@ -24,7 +24,7 @@ import checkpoint
 import models
 import pretrain
 import train
-from corpus import Corpus
+from corpus.ids import Corpus
 from pretrain import Preprocess4Pretrain, SentPairDataLoader, SentPairSampler, get_losses
 from tokenization import SPECIAL_TOKENS
 from utils import UserError

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import SOURCE, compile_c, run_script
 
-import preprocessing
 import samefunc
+from binary.disassemble import analyse
 from samefunc import Function
 from utils import UserError
 
@@ -79,7 +79,7 @@ def test_texts_are_the_functions(made):
         program, build, name = origin.split("/")
         file = cwd / "binaries" / build / program
         if file not in analyses:
-            analyses[file] = preprocessing.analyse(file)
+            analyses[file] = analyse(file)
         analysis = analyses[file]
         inside = np.flatnonzero(analysis.function == analysis.function_name.index(name))
         assert len(inside) >= 3

@@ -1,4 +1,4 @@
-"""bench/truth.py against nm and addr2line; what bench/diff.py calls right."""
+"""bench/truth.py against nm and addr2line; what bench/accuracy.py calls right."""
 
 import shutil
 import subprocess
@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import analyse
-import features
 import utils
-from matching import Matches
+from binary.cache import analyse_all
+from features.extract import extract_features
+from matching.functions import Matches
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
-import bench_diff as bench
+import accuracy as bench
 import truth
 
 
@@ -44,7 +44,7 @@ def test_names_are_those_of_nm(builds, of_o0):
 def test_lines_are_those_of_addr2line(builds, of_o0, analyses):
     analysis = analyses["O0"]
     lines = truth.block_lines(of_o0, analysis, relative=False)
-    code = features.read_code(analysis)
+    code = extract_features(analysis)
     area = analysis.function_name.index("area")
     base = truth.PIE_BASE if min(of_o0.name) >= truth.PIE_BASE else 0
     binary = str(builds / "O0" / "shapes")
@@ -59,7 +59,7 @@ def test_lines_are_those_of_addr2line(builds, of_o0, analyses):
 def test_relative_lines_count_from_the_function(of_o0, analyses):
     analysis = analyses["O0"]
     lines = truth.block_lines(of_o0, analysis, relative=True)
-    code = features.read_code(analysis)
+    code = extract_features(analysis)
     for name in ("area", "kind", "main"):
         inside = code.blocks[analysis.function_name.index(name)]
         found = set().union(*(lines[block] for block in inside))
@@ -69,7 +69,7 @@ def test_relative_lines_count_from_the_function(of_o0, analyses):
 
 def test_blocks_are_counted_by_address(of_o0, analyses):
     analysis = analyses["O0"]
-    code = features.read_code(analysis)
+    code = extract_features(analysis)
     counts = truth.block_counts(of_o0, analysis)
     for address, name in of_o0.name.items():
         f = analysis.function_name.index(name)
@@ -79,9 +79,7 @@ def test_blocks_are_counted_by_address(of_o0, analyses):
 def test_functions_of_stripped_copies_are_known_by_name(builds, tmp_path):
     binary = builds / "O2" / "shapes"
     copy = bench.stripped(binary, tmp_path)
-    analyse.analyse_all(
-        [{"path": str(copy), "sha256": utils.sha256_of(copy)}], str(tmp_path / "output"), 1
-    )
+    analyse_all([{"path": str(copy), "sha256": utils.sha256_of(copy)}], str(tmp_path / "output"), 1)
     build = bench.Build(binary, tmp_path)
     assert {"area", "kind", "main"} <= build.functions.keys()
     assert "compare" not in build.functions, "it has one block"

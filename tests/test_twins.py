@@ -9,9 +9,10 @@ from conftest import SOURCE, compile_c, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
-import preprocessing
 import samefunc
 import twins
+from binary.analysis import save_analysis
+from binary.disassemble import analyse
 
 BUILDS = ("O0", "O1", "O2")
 # Functions that no name tells from each other, beside those of SOURCE.
@@ -171,9 +172,9 @@ def _is_tied(first, second, i, j):
 
 def test_names_are_words_of_strings_and_imports(tmp_path):
     binary = compile_c(SOURCE, tmp_path / "b", "-O1")
-    analysis = preprocessing.analyse(binary)
+    analysis = analyse(binary)
     file = tmp_path / "b.npz"
-    preprocessing.save(analysis, file)
+    save_analysis(analysis, file)
     functions = {
         analysis.function_name[
             analysis.function_address.tolist().index(int(f.texts[0].name, 16))

@@ -1,0 +1,554 @@
+"""How well diff.py finds what corresponds, against symbols and debug information.
+
+    python bench/accuracy.py --path DIR --programs sort,cp --seen DIR2,DIR3
+    python bench/accuracy.py --compilers --programs sort,cp --seen DIR2,DIR3
+
+DIR/<build>/<program> are builds with symbols and DWARF line tables; what is compared are stripped
+copies. Every figure is given for all functions and for those whose name occurs in no program that
+something was learned from or chosen by (`--seen`).
+
+Retrieval: is the right function the first among all functions of the other binary with 3 blocks or
+more? Matching: of the pairs of functions of 3 blocks or more, how many are right, how many of the
+right ones are found? Functions that the disassembler misses count as not found. Blocks: a pair is
+right if both blocks come from a common line of the source; to be found is each block of the old
+binary whose lines occur in the new one. Between versions a line is named by its distance from the
+beginning of its function, and only functions of equal length count.
+
+Functions are renamed between versions, or their code moves and leaves a call behind, and no symbol
+says so: matching is also given without the pairs of which neither name occurs in the other binary
+("sure"); and, between versions, where another function has more names of variables in common, with
+that as the partner ("moved"). What a matcher that knew these partners would have is a row, too: by
+names alone it is wrong about them.
+
+The peers match by their cosines alone, one to one, and are given the threshold that is best for
+them on the very pairs that are measured. word2vec, with gensim, stands for DeepBinDiff's features
+of blocks: vectors of tokens, learned from the two binaries, averaged with their TF-IDF weights.
+angr's own BinDiff is run where `--bindiff SECONDS` gives it time, so many for each pair.
+"""
+
+import datetime
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import numpy as np
+import scipy.sparse
+import truth
+from elftools.elf.elffile import ELFFile
+from scipy.optimize import linear_sum_assignment
+from tqdm import tqdm
+from truth import Truth
+
+import utils
+from binary.analysis import cache_file, load_analysis
+from binary.cache import analyse_all
+from binary.instructions import clean_name, string_words
+from features.extract import Features, extract_features
+from features.tfidf import hashed, weigh
+from matching.blocks import match_blocks
+from matching.candidates import Candidates, find_candidates
+from matching.functions import Matches, match_functions
+from matching.model import DEFAULT, Model, read_model
+
+MIN_BLOCKS = 3
+# Kinds of pairs: the builds' names end so.
+LEVELS_AND_VERSIONS = {
+    "O0-O1": [("8.30-O0", "8.30-O1")],
+    "O0-O2": [("8.30-O0", "8.30-O2")],
+    "O0-O3": [("8.30-O0", "8.30-O3")],
+    "O1-O3": [("8.30-O1", "8.30-O3")],
+    "O2-O3": [("8.30-O2", "8.30-O3")],
+    "5.93-8.30 at O2": [("5.93-O2", "8.30-O2")],
+    "neighbours at O2": [
+        ("5.93-O2", "6.4-O2"),
+        ("6.4-O2", "7.6-O2"),
+        ("7.6-O2", "8.1-O2"),
+        ("8.1-O2", "8.30-O2"),
+    ],
+    "5.93-O0 to 8.30-O3": [("5.93-O0", "8.30-O3")],
+}
+COMPILERS = {
+    "gcc-clang at O0": [("9.10-gcc-12-O0", "9.10-clang-19-O0")],
+    "gcc-clang at O2": [("9.10-gcc-12-O2", "9.10-clang-19-O2")],
+    "gcc at O0 to clang at O3": [("9.10-gcc-12-O0", "9.10-clang-19-O3")],
+    "clang at O0-O3": [("9.10-clang-19-O0", "9.10-clang-19-O3")],
+    "8.32 by gcc to 9.10 by clang": [("8.32-gcc-12-O2", "9.10-clang-19-O2")],
+}
+KINDS = LEVELS_AND_VERSIONS | COMPILERS
+PEER_THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of a cosine
+PEERS = {"TF-IDF, tokens": ("code",), "TF-IDF, tokens + names": ("code", "words")}
+WORD2VEC = "word2vec, TF-IDF weights"
+OURS = "structure (ours)"
+LIKENESS = "likeness (ours)"
+ORACLE = "right where code moved"
+RETRIEVED = ("TF-IDF, tokens + names", LIKENESS)  # also by where the code moved
+# angr's analysis in a process of its own: it may take hours, or fail.
+BINDIFF = """
+import json, logging, sys
+import angr
+logging.disable(logging.ERROR)
+old, new = (angr.Project(file, auto_load_libs=False) for file in sys.argv[1:])
+found = old.analyses.BinDiff(new)
+print(json.dumps(sorted([int(a), int(b)] for a, b in found.function_matches)))
+"""
+
+Names = str | tuple[str, ...] | list[str]
+
+
+class Build:
+    """A stripped copy's features, and the truth about it."""
+
+    def __init__(self, binary: Path, work: Path) -> None:
+        copy = stripped(binary, work)
+        file = cache_file(work / "output", utils.sha256_of(copy))
+        self.file = copy
+        self.version = re.match(r"[\d.]*", copy.parent.name).group()  # "" for a folder "O2"
+        raw = load_analysis(file)
+        self.code = extract_features(raw)
+        analysis = self.code.analysis
+        self.truth: Truth = truth.read_truth(binary, work / "truth")
+        self.variables = functools.partial(truth.read_variables, binary, work / "truth")
+        self.peer_words = peer_words(self.code)
+        sizes = truth.block_counts(self.truth, analysis)
+        self.number = {a: f for f, a in enumerate(analysis.function_address.tolist()) if a}
+        # angr's functions, which may begin elsewhere, lie in ours.
+        starts = raw.function_address[: raw.code_functions]
+        block = np.searchsorted(analysis.address[: analysis.code_blocks], starts)
+        block = np.minimum(block, analysis.code_blocks - 1)
+        self.of_angr = dict(zip(starts.tolist(), analysis.function[block].tolist(), strict=True))
+        # name -> function as the disassembler has it, or -1
+        self.functions = {
+            name: self.number.get(address, -1)
+            for address, name in self.truth.name.items()
+            if sizes[address] >= MIN_BLOCKS
+        }
+
+
+def stripped(binary: Path, work: Path) -> Path:
+    """Return the stripped copy of a build, made if it is not there."""
+    build = re.sub("^coreutils-", "", binary.parent.name)
+    return truth.stripped_copy(binary, work / "stripped" / build / binary.name)
+
+
+def main(
+    path: str = "experiment_data/coreutils/binaries/",
+    programs: Names = ("sort", "cp"),
+    seen: Names = (),
+    kinds: Names = tuple(LEVELS_AND_VERSIONS),
+    compilers: bool = False,
+    model_file: str = str(DEFAULT),
+    work: str = "out-diff",
+    workers: int = 2,
+    bindiff: int = 0,
+    wrong: bool = False,
+) -> None:
+    """Print the tables.
+
+    Args:
+        path: Builds, DIR/<build>/<program>.
+        programs: What is measured.
+        seen: Binaries, or folders of them, that something was learned from or chosen by.
+        kinds: Kinds of pairs.
+        compilers: Measure the kinds across compilers instead.
+        model_file: What matching/train.py wrote.
+        work: Where stripped copies and analyses are kept.
+        workers: Processes that analyse.
+        bindiff: Seconds that angr's BinDiff may take for each pair; 0: it is not run.
+        wrong: Print which pairs of functions of ours count as wrong.
+    """
+    kinds = tuple(COMPILERS) if compilers else kinds
+    programs, kinds, seen = (
+        x.split(",") if isinstance(x, str) else list(x) for x in (programs, kinds, seen)
+    )
+    model = read_model(model_file)
+    known = seen_names(seen)
+    pairs = read_pairs(Path(path), programs, kinds, Path(work), workers)
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
+    for kind in kinds:
+        measure(kind, pairs[kind], model, known, bindiff, wrong)
+
+
+def read_pairs(
+    path: Path, programs: list[str], kinds: list[str], work: Path, workers: int
+) -> dict[str, list[tuple[Build, Build]]]:
+    """Strip, analyse and read what the kinds of pairs need: kind -> its pairs."""
+    where = {
+        (build, program): find(path, build, program)
+        for kind in kinds
+        for pair in KINDS[kind]
+        for build in pair
+        for program in programs
+    }
+    copies = [stripped(binary, work) for binary in where.values()]
+    binaries = [{"path": str(copy), "sha256": utils.sha256_of(copy)} for copy in copies]
+    failed = analyse_all(binaries, str(work / "output"), workers)
+    if failed:
+        raise utils.UserError(str(failed))
+    builds = {key: Build(binary, work) for key, binary in tqdm(where.items(), disable=None)}
+    return {
+        kind: [(builds[a, p], builds[b, p]) for a, b in KINDS[kind] for p in programs]
+        for kind in kinds
+    }
+
+
+def find(path: Path, build: str, program: str) -> Path:
+    """Return the one build whose folder's name ends in ``build``."""
+    found = [folder / program for folder in sorted(path.glob(f"*{build}"))]
+    if len(found) != 1 or not found[0].is_file():
+        raise utils.UserError(f"{path}: no build *{build} with {program}, or several")
+    return found[0]
+
+
+def seen_names(places: list[str]) -> set[str]:
+    """Return the names of all functions in the symbol tables of binaries."""
+    names: set[str] = set()
+    for place in map(Path, places):
+        for file in [place] if place.is_file() else sorted(place.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    table = ELFFile(stream).get_section_by_name(".symtab")
+                    names |= {s.name.split(".")[0] for s in table.iter_symbols()}
+    return names
+
+
+def measure(
+    kind: str,
+    pairs: list[tuple[Build, Build]],
+    model: Model,
+    known: set[str],
+    bindiff: int,
+    wrong: bool,
+) -> None:
+    """Print the rows of one kind of pairs."""
+    mistakes: list[str] = []
+    ranks: dict[str, list[float]] = defaultdict(list)
+    counts: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros((1, 3)))
+    unseen: list[bool] = []
+    moved: dict[str, list[float]] = defaultdict(list)
+    for first, second in pairs:
+        same = partners(first, second, {})
+        both = sorted(same)
+        unseen += [name not in known for name in both]
+        scores = {peer: peer_scores(first, second, groups) for peer, groups in PEERS.items()}
+        scores[WORD2VEC] = word2vec_scores(first, second)
+        results = {peer: assign(score) for peer, score in scores.items()}
+        scores[LIKENESS] = likeness(first.code, second.code, model)
+        matched = match_functions(first.code, second.code, model)
+        results[OURS] = [matched]
+        if wrong:
+            mistakes += said_wrong(matched, first, second, same, known)
+        if bindiff:
+            found = angr_matches(first, second, bindiff)
+            print(f"angr's BinDiff, {first.file} {second.file}: {len(found.a)} functions")
+            results["angr's BinDiff"] = [found]
+        for row, score in scores.items():
+            ranks[row] += rank(score, first, second, both, same)
+        lines = source_lines(first, second)
+        parts = [("all", same, set()), ("unseen", same, known), ("sure", same, set())]
+        if first.version != second.version:
+            there = partners(first, second, truth.moved(first.variables(), second.variables()))
+            parts.append(("moved", there, set()))
+            names = sorted(there)
+            results[ORACLE] = [matches_of(there, first, second)]
+            for row in RETRIEVED:
+                moved[row] += rank(scores[row], first, second, names, there)
+        for row, found in results.items():
+            for part, partner, left_out in parts:
+                judged = [judge(m, first, second, partner, left_out, part == "sure") for m in found]
+                counts[row, part] = counts[row, part] + np.array(judged)
+        peer = "TF-IDF, tokens + names"
+        for row, blocks in (
+            (peer, plain_blocks(first, second, results[peer][0])),
+            (OURS, match_blocks(first.code, second.code, matched)),
+        ):
+            counts[row, "blocks"] += judge_blocks(blocks, *lines)
+    new = np.array(unseen)
+    print(f"\n{kind}: {len(new)} functions, {int(new.sum())} of them unseen")
+    for row, values in ranks.items():
+        r = np.array(values)
+        cells = [f"{(r[part] == 1).mean():.3f} {(1 / r[part]).mean():.3f}" for part in (r > 0, new)]
+        print(f"  retrieval  {row:38} recall@1, MRR: all {cells[0]}   unseen {cells[1]}")
+    for row, values in moved.items():
+        print(f"  retrieval  {row:38} moved: recall@1 {(np.array(values) == 1).mean():.3f}")
+    for (row, part), judged in counts.items():
+        p, r = judged[:, 0] / np.maximum(judged[:, 1:], 1).T
+        f1, p, r = max(zip(2 * p * r / np.maximum(p + r, 1e-9), p, r, strict=True))
+        print(f"  matching   {row:38} {part:7} precision {p:.3f} recall {r:.3f} F1 {f1:.3f}")
+    for line in mistakes:
+        print(line)
+    sys.stdout.flush()
+
+
+def said_wrong(
+    found: Matches, first: Build, second: Build, partner: dict[str, str], known: set[str]
+) -> list[str]:
+    """Return a line for each pair that counts as wrong by its names, which may be a renaming."""
+    lines = []
+    for one, other, right in judged_pairs(found, first, second, partner, set(), sure=False):
+        if not right:
+            there = ", also there" if one in second.truth.name.values() else ""
+            new = "unseen" if one not in known else "seen"
+            names = f"{one} -> {other or 'no name'}"
+            lines.append(f"  wrong, {new:6} {first.file.name}: {names}{there}")
+    return lines
+
+
+# --------------------------------------------------------------------------------------- truth
+
+
+def partners(first: Build, second: Build, moved: dict[str, str]) -> dict[str, str]:
+    """Return the name in the second build of each function of the first that is in both.
+
+    It is the same, but for those whose code ``moved`` elsewhere.
+    """
+    there = set(moved.values())
+    same = {name: name for name in first.functions if name not in there}
+    partner = same | moved
+    return {a: b for a, b in partner.items() if a in first.functions and b in second.functions}
+
+
+def matches_of(partner: dict[str, str], first: Build, second: Build) -> Matches:
+    """Return these partners as a matcher would that found all that the disassembler did."""
+    pairs = [(first.functions[a], second.functions[b]) for a, b in partner.items()]
+    a, b = np.array(sorted(pair for pair in pairs if min(pair) >= 0), np.int64).reshape(-1, 2).T
+    return Matches(a, b, np.ones(len(a), np.float32))
+
+
+def rank(
+    score: np.ndarray, first: Build, second: Build, names: list[str], partner: dict[str, str]
+) -> list[float]:
+    """Return the rank of each name's partner; infinite where one was missed."""
+    large = np.flatnonzero(second.code.sizes >= MIN_BLOCKS)
+    ranks = []
+    for name in names:
+        a, b = first.functions[name], second.functions[partner[name]]
+        if a < 0 or b < 0 or second.code.sizes[b] < MIN_BLOCKS:
+            ranks.append(np.inf)
+            continue
+        row = score[a, large]
+        better, equal = (row > score[a, b]).sum(), (row == score[a, b]).sum()
+        ranks.append(float(better + (equal + 1) / 2))  # among equals, the middle
+    return ranks
+
+
+def judge(
+    found: Matches,
+    first: Build,
+    second: Build,
+    partner: dict[str, str],
+    left_out: set[str],
+    sure: bool,
+) -> np.ndarray:
+    """Count right, said and true pairs of functions with MIN_BLOCKS or more.
+
+    Parameters
+    ----------
+    partner : dict of str to str
+        What `partners` returns.
+    left_out : set of str
+        Functions of the first build that are not asked for.
+    sure : bool
+        Without pairs of names that both occur in one binary only; these may be renamings.
+    """
+    said = judged_pairs(found, first, second, partner, left_out, sure)
+    right = sum(is_right for _, _, is_right in said)
+    return np.array([right, len(said), len(partner.keys() - left_out)], float)
+
+
+def judged_pairs(
+    found: Matches,
+    first: Build,
+    second: Build,
+    partner: dict[str, str],
+    left_out: set[str],
+    sure: bool,
+) -> list[tuple[str, str | None, bool]]:
+    """Return the names of the pairs that count, and whether each is right; see `judge`.
+
+    None is a function without a name: a part that the compiler split off, or start-up code.
+    """
+    names = []
+    for build in (first, second):
+        address = build.code.analysis.function_address
+        names.append([build.truth.name.get(int(address[f])) for f in range(build.code.functions)])
+    all_names = set(names[0]) & set(names[1])
+    said = []
+    for a, b in zip(found.a.tolist(), found.b.tolist(), strict=True):
+        one, other = names[0][a], names[1][b]
+        counted = one in first.functions and one not in left_out
+        renamed = other is not None and not {one, other} & all_names
+        if not counted or (sure and renamed) or (one == other and other not in second.functions):
+            continue
+        said.append((one, other, other is not None and partner.get(one) == other))
+    return said
+
+
+def source_lines(first: Build, second: Build) -> tuple[list[set], list[set]]:
+    """Return the source lines of both binaries' blocks, without those that cannot be compared."""
+    relative = first.version != second.version
+    lines = [truth.block_lines(b.truth, b.code.analysis, relative) for b in (first, second)]
+    if relative:
+        ends = []
+        for side in lines:
+            end: Counter = Counter()
+            for name, line in set().union(*side):
+                end[name] = max(end[name], line)
+            ends.append(end)
+        equal = {name for name in ends[0] if ends[0][name] == ends[1][name]}
+        lines = [[{x for x in block if x[0] in equal} for block in side] for side in lines]
+    return lines[0], lines[1]
+
+
+def judge_blocks(found: Matches, old: list[set], new: list[set]) -> np.ndarray:
+    """Count right, said and true pairs of blocks."""
+    there = set().union(*new)
+    true = sum(bool(lines & there) for lines in old)
+    said = right = 0
+    for a, b in zip(found.a.tolist(), found.b.tolist(), strict=True):
+        if old[a] and new[b]:
+            said += 1
+            right += bool(old[a] & new[b])
+    return np.array([right, said, true], float)
+
+
+# --------------------------------------------------------------------------------------- peers
+
+
+def peer_words(code: Features) -> dict[str, scipy.sparse.csr_matrix]:
+    """Counts of each block's normalised tokens: of instructions, and of strings and imports."""
+    analysis = code.analysis
+    strings = defaultdict(set)
+    for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
+        strings[block] |= set(string_words(literal))
+    imports = {clean_name(name) for name in analysis.import_name}
+    bags: dict[str, list[list[str]]] = {"code": [], "words": []}
+    for block, words in enumerate(analysis.words()[: analysis.code_blocks]):
+        names = [w in strings[block] or w in imports for w in words]
+        for part, bag in bags.items():
+            wanted = part == "words"
+            bag.append([w for w, n in zip(words, names, strict=True) if n == wanted])
+    return {part: hashed(bag) for part, bag in bags.items()}
+
+
+def peer_matrix(build: Build, groups: tuple[str, ...]) -> scipy.sparse.csr_matrix:
+    """Words of the functions, csr (F, all words)."""
+    function = build.code.analysis.function[: build.code.analysis.code_blocks]
+    ones = np.ones(len(function), np.float32)
+    shape = build.code.functions, len(function)
+    inside = scipy.sparse.csr_matrix((ones, (function, np.arange(len(function)))), shape)
+    blocks = scipy.sparse.hstack([build.peer_words[group] for group in groups], "csr")
+    return inside @ blocks
+
+
+def peer_scores(first: Build, second: Build, groups: tuple[str, ...]) -> np.ndarray:
+    """Cosines of TF-IDF weighed tokens of all pairs of functions."""
+    a, b = weigh(peer_matrix(first, groups), peer_matrix(second, groups))
+    return (a @ b.T).toarray()
+
+
+def word2vec_scores(first: Build, second: Build) -> np.ndarray:
+    """Cosines of all pairs of functions by the mean of their tokens' vectors, TF-IDF weighed.
+
+    References
+    ----------
+    Duan et al., "DeepBinDiff", NDSS 2020, section IV-B; there vectors are of blocks, and learned
+    from random walks; here from the functions' blocks in the order of their addresses.
+    """
+    from gensim.models import Word2Vec
+
+    texts = []
+    for build in (first, second):
+        words = build.code.analysis.words()
+        texts += [[w for b in inside for w in words[b]] for inside in build.code.blocks]
+    trained = Word2Vec(texts, vector_size=64, min_count=1, workers=1, seed=0, epochs=10).wv
+    number = trained.key_to_index
+    rows = [Counter(number[word] for word in text) for text in texts]
+    counts = scipy.sparse.csr_matrix(
+        (
+            [n for row in rows for n in row.values()],
+            [w for row in rows for w in row],
+            np.cumsum([0] + [len(row) for row in rows]),
+        ),
+        (len(rows), len(number)),
+        np.float32,
+    )
+    vectors = weigh(counts)[0] @ trained.vectors
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    return vectors[: first.code.functions] @ vectors[first.code.functions :].T
+
+
+def angr_matches(first: Build, second: Build, seconds: int) -> Matches:
+    """Return what angr's BinDiff matches; nothing if it takes too long or fails."""
+    command = [sys.executable, "-c", BINDIFF, str(first.file), str(second.file)]
+    try:
+        done = subprocess.run(command, timeout=seconds, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, IndexError, ValueError) as error:
+        print(f"angr's BinDiff: {type(error).__name__} after at most {seconds} s")
+        found = []
+    pairs = sorted(
+        {
+            (first.of_angr[a], second.of_angr[b])
+            for a, b in found
+            if a in first.of_angr and b in second.of_angr
+        }
+    )
+    a, b = np.array(pairs, np.int64).reshape(-1, 2).T
+    return Matches(a, b, np.ones(len(a), np.float32))
+
+
+def assign(score: np.ndarray) -> list[Matches]:
+    """Match one to one by the highest sum of cosines, as a peer without structure can.
+
+    Returns
+    -------
+    list of Matches
+        For each of PEER_THRESHOLDS; the tables show the one with the best F1.
+    """
+    a, b = linear_sum_assignment(score, maximize=True)
+    found = score[a, b]
+    return [Matches(a[found > t], b[found > t], found[found > t]) for t in PEER_THRESHOLDS]
+
+
+def plain_blocks(first: Build, second: Build, functions: Matches) -> Matches:
+    """Match blocks of matched functions by their tokens' cosines alone."""
+    parts = [
+        scipy.sparse.hstack([b.peer_words["code"], b.peer_words["words"]], "csr")
+        for b in (first, second)
+    ]
+    x, y = weigh(*parts)
+    found: list[list] = [[], []]
+    for f, g in zip(functions.a, functions.b, strict=True):
+        a, b = first.code.blocks[f], second.code.blocks[g]
+        i, j = linear_sum_assignment((x[a] @ y[b].T).toarray(), maximize=True)
+        found[0] += a[i].tolist()
+        found[1] += b[j].tolist()
+    a, b = (np.array(side, np.int64) for side in found)
+    return Matches(a, b, np.ones(len(a), np.float32))
+
+
+# ---------------------------------------------------------------------------------------- ours
+
+
+def likeness(first: Features, second: Features, model: Model) -> np.ndarray:
+    """Scores of all pairs of functions; those that are no candidates are last."""
+    return spread(find_candidates(first, second, model.encoder), model)
+
+
+def spread(candidates: Candidates, model: Model) -> np.ndarray:
+    """Scores of candidates as a matrix of all pairs."""
+    score = np.full(candidates.shape, -np.inf, np.float32)
+    score[candidates.a, candidates.b] = model.function(candidates.measures)
+    return score
+
+
+if __name__ == "__main__":
+    utils.command_line(main)

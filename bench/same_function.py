@@ -1,0 +1,219 @@
+"""Does pre-training help to compare functions? BERT from our model, from random weights, and
+logistic regression, on functions of programs that none of them has seen.
+
+    python bench/same_function.py --path DIR --more DIR2,DIR3     # hours on two cores
+
+DIR/<build>/{chroot,ls,cp,sort} are the builds that pairs of functions are made of. Pre-training
+reads all programs of the other folders, but none of that name, masked LM and next sentence first,
+then twins (twins.py), which need no symbol: BERT has to be as strange to what it is fine-tuned on
+as to what it is measured on, or it is trusted too far. Then fine-tunes with each number of
+labelled pairs and each seed, and measures all on the same test pairs. The random network is the
+same but for its first weights. *Vectors alone*: the same fine-tuned networks, but only the cosine
+of BERT's two vectors counts. The logistic regressions' regularisation is the best of three on the
+test pairs themselves, which is more than BERT is given.
+"""
+
+import datetime
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from bags import VECTORIZERS, Bags, read
+from sklearn.linear_model import LogisticRegression
+
+import classify
+import utils
+from tasks.catalogue import Samefunc, read_ids
+from tasks.tables import Examples
+
+REGULARISATION = (0.01, 0.1, 1.0)  # scikit-learn's C
+EXAMPLES = 4000  # that a fine-tuning reads at least: few pairs several times
+
+
+def main(
+    path: str = "experiment_data/coreutils/binaries/",
+    more: str | list[str] = "experiment_data/packages/binaries/",
+    train: str | list[str] = ("chroot", "ls"),
+    tests: str | list[str] = ("cp", "sort"),
+    model_cfg: str = "config/bert_tiny.json",
+    steps: int = 6000,
+    train_pairs: int | list[int] = (1000, 10000),
+    seeds: int = 3,
+    pretrain_file: str | None = None,
+    work: str = "out-samefunc",
+) -> None:
+    """Train everything, and print the table.
+
+    Args:
+        path: Builds, as for gendata.py.
+        more: Folders of the builds for pre-training.
+        train: The programs of the training pairs.
+        tests: Two programs whose functions are the test pairs.
+        model_cfg: The model's sizes.
+        steps: Of pre-training, on 32 x 64 tokens, before the twins.
+        train_pairs: Of functions; one or more numbers.
+        seeds: How often each fine-tuning is done.
+        pretrain_file: A model that this bench made, instead of pre-training one.
+        work: Where everything is made.
+    """
+    folder = Path(work)
+    folder.mkdir(exist_ok=True)
+    numbers = [train_pairs] if isinstance(train_pairs, int) else list(train_pairs)
+    more = more.split(",") if isinstance(more, str) else list(more)
+    if pretrain_file is None:
+        pretrain_file = pretrain(folder, link(folder, more, {*train, *tests}), model_cfg, steps)
+    script(
+        *("samefunc.py", "--path", path, "--train", ",".join(train), "--dev", tests[0]),
+        *("--test", tests[1], "--train_pairs", max(numbers), "--outputDir", folder / "output"),
+        *("--to", folder / "pairs"),
+    )
+    # The sizes and the vocabulary are the pre-trained model's; so is how much is read at a time.
+    model = json.loads(Path(pretrain_file).with_name("model.json").read_text())
+    sizes = folder / "sizes.json"
+    utils.write_json(sizes, model["model"])
+    vocab = Path(pretrain_file).with_name("vocab.txt")
+    table: dict[str, list[dict]] = {}
+    for n in numbers:
+        train_file = first_pairs(folder, n)
+        files = {"train": train_file, "dev": folder / "pairs/dev.tsv"}
+        files["test"] = folder / "pairs/test.tsv"
+        pairs = {split: read(file) for split, file in files.items()}
+        for kind in VECTORIZERS:
+            table[f"{n:,}: logistic regression, {kind}"] = linear(kind, pairs)
+        for name, start in (
+            ("random weights", ["--model_cfg", sizes, "--vocab", vocab]),
+            ("pre-training", ["--pretrain_file", pretrain_file]),
+        ):
+            start += ["--max_len", model["max_len"]]
+            made = [fine_tune(folder, train_file, n, start, seed) for seed in range(seeds)]
+            runs = [measures(file, pairs) for file in made]
+            for kind in runs[0]:
+                table[f"{n:,}: {kind}, from {name}"] = [run[kind] for run in runs]
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch", end=" ")
+    print(f"{torch.__version__}; training pairs of {', '.join(train)}; accuracy, ROC AUC")
+    print(f"{'':42}{tests[0]:>22}{tests[1]:>22}")
+    for name, runs in table.items():
+        cells = []
+        for split in ("dev", "test"):
+            for measure in ("accuracy", "roc_auc"):
+                values = 100 * np.array([run[split][measure] for run in runs])
+                spread = f"±{values.std(ddof=1):.1f}" if len(values) > 1 else ""
+                cells.append(f"{values.mean():6.1f}{spread:4}")
+        print(f"{name:42}  {' '.join(cells)}")
+
+
+def script(*arguments: object) -> None:
+    subprocess.run([sys.executable, *map(str, arguments)], check=True)
+
+
+def settings(file: Path, of: str, **changes: object) -> Path:
+    """Write a settings file: config/<of>.json with changes."""
+    utils.write_json(file, json.loads(Path("config", of).read_text()) | changes)
+    return file
+
+
+def link(folder: Path, paths: list[str], left_out: set[str]) -> Path:
+    """Put all that pre-training may read into one folder, as links; return the folder."""
+    builds = folder / "builds"
+    for number, path in enumerate(paths):
+        for file in sorted(Path(path).resolve().glob("*/*")):
+            if file.name not in left_out:
+                place = builds / f"{number}-{file.parent.name}" / file.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.unlink(missing_ok=True)
+                place.symlink_to(file)
+    return builds
+
+
+def pretrain(folder: Path, builds: Path, model_cfg: str, steps: int) -> Path:
+    """Make corpus and twins, pre-train on both; return the model's file."""
+    data, corpus, vocab = folder / "data", folder / "corpus.txt", folder / "vocab.txt"
+    output = ["--outputDir", folder / "output", "--data", data]
+    script(
+        *("gendata.py", "--path", builds, "--biname", "*", "--num_walks", 1, "--pairs", 20),
+        *("--validation", 0, "--test", 0, *output),
+    )
+    script("dataprocess.py", *output, "--vocab_file", vocab, "--corpus_file", corpus)
+    cfg = settings(folder / "pretrain.json", "pretrain.json", total_steps=steps)
+    script(
+        *("pretrain.py", "--train_cfg", cfg, "--model_cfg", model_cfg, "--data_file", corpus),
+        *("--vocab", vocab, "--save_dir", folder / "pretrained"),
+    )
+    script("twins.py", *output, "--to", folder / "twins.tsv")
+    script(
+        *("classify.py", "--train_cfg", "config/twins.json", "--data_file", folder / "twins.tsv"),
+        *("--pretrain_file", folder / "pretrained" / f"model_steps_{steps}.pt"),
+        *("--save_dir", folder / "twins"),
+    )
+    return last_model(folder / "twins")
+
+
+def last_model(save_dir: Path) -> Path:
+    return max(save_dir.glob("model_steps_*.pt"), key=lambda p: int(p.stem.rsplit("_", 1)[1]))
+
+
+def first_pairs(folder: Path, n: int) -> Path:
+    """Write the first ``n`` training pairs, which are in random order, as a file of their own."""
+    file = folder / "pairs" / f"train-{n}.tsv"
+    with open(folder / "pairs/train.tsv", encoding="utf-8") as lines:
+        file.write_text("".join(itertools.islice(lines, n + 1)), encoding="utf-8")
+    return file
+
+
+def fine_tune(folder: Path, train_file: Path, n: int, start: list, seed: int) -> Path:
+    """Fine-tune with one seed on ``n`` pairs; return the model's file."""
+    kind = "pretrained" if "--pretrain_file" in start else "random"
+    save_dir = folder / f"{kind}-{n}-{seed}"
+    epochs = max(1, -(-EXAMPLES // n))
+    cfg = settings(folder / f"seed-{n}-{seed}.json", "samefunc.json", seed=seed, n_epochs=epochs)
+    script(
+        *("classify.py", "--train_cfg", cfg, "--data_file", train_file, *start),
+        *("--save_dir", save_dir),
+    )
+    return last_model(save_dir)
+
+
+@torch.inference_mode()
+def measures(
+    model_file: Path, pairs: dict[str, Examples]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure a model on both other splits, whole and by its vectors alone."""
+    model, info, tokenizer = classify.load_classifier(str(model_file), "samefunc")
+    found: dict[str, dict[str, dict[str, float]]] = {"network": {}, "vectors alone": {}}
+    for split in ("train", "dev", "test"):
+        data = read_ids(Samefunc, pairs[split], tokenizer, info.max_len)
+        cosine = data.encode(model)[data.rows].prod(1).sum(1, keepdim=True).numpy()  # (N, 1)
+        if split == "train":
+            alone = LogisticRegression().fit(cosine, data.label)
+            continue
+        shares = classify.predict(model, data, torch.device("cpu"))
+        found["network"][split] = classify.measure(shares, data.label)
+        shares = alone.predict_proba(cosine)
+        found["vectors alone"][split] = classify.measure(shares, data.label)
+    return found
+
+
+def linear(kind: str, pairs: dict[str, Examples]) -> list[dict]:
+    """Measure logistic regression on what two functions have each and in common."""
+    words = Bags(kind, pairs["train"])
+    x = {split: words.features(examples) for split, examples in pairs.items()}
+    best: dict[str, dict[str, float]] = {}
+    for c in REGULARISATION:
+        model = LogisticRegression(C=c, max_iter=2000).fit(x["train"], pairs["train"].label)
+        for split in ("dev", "test"):
+            found = classify.measure(model.predict_proba(x[split]), pairs[split].label)
+            if split not in best or found["roc_auc"] > best[split]["roc_auc"]:
+                best[split] = found
+    return [best]
+
+
+if __name__ == "__main__":
+    utils.command_line(main)

@@ -1,0 +1,314 @@
+"""How many tokens a second does pre-training take in? Ours beside its peers, in one run.
+
+    python bench/speed_training.py                          # bert_tiny, three dropouts: 3 minutes
+    python bench/speed_training.py --model_cfg config/bert_base.json --batch_size 8 --steps 3 \\
+        --own_dropout True --together False           # 6 minutes
+
+A peer is left out where it is not installed, bfloat16 where the processor does not multiply it.
+Each runs in a process of its own; all take one step in turn, so that what else the machine does
+slows all alike, and medians are printed. All do forward pass, loss, gradients and optimizer step on
+the same batch. The plain model is that of plain.py; Hugging Face's is BertForPreTraining with its
+own loss and AdamW(fused=True), on a GPU compiled. On a GPU the model's FLOPs are set against the
+products of two large matrices, measured too.
+"""
+
+import datetime
+import importlib.util
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import plain
+import torch
+from torch import nn
+
+import models
+import optim
+import pretrain
+import train
+import utils
+
+Batch = dict[str, torch.Tensor]
+DROPOUTS = ((0.1, 0.1), (0.0, 0.1), (0.0, 0.0))  # of attention weights, of hidden states
+
+
+def main(
+    model_cfg: str = "config/bert_tiny.json",
+    vocab_size: int = 2000,
+    batch_size: int = 32,
+    max_len: int = 512,
+    max_pred: int = 20,
+    steps: int = 7,
+    own_dropout: bool = False,
+    together: bool = True,
+    profile: bool = False,
+) -> None:
+    """Print tokens per second of each, and the ratios.
+
+    Args:
+        model_cfg: The model's sizes.
+        vocab_size: Tokens of the vocabulary.
+        batch_size: Examples of a step.
+        max_len: Tokens of an example.
+        max_pred: Masked tokens of an example.
+        steps: Timed steps of each row in each column.
+        own_dropout: One column, with the dropout of model_cfg.
+        together: Keep all models in memory and take their steps in turn; else one after the other.
+        profile: Print instead where our step's time goes, by PyTorch's operations.
+    """
+    device = utils.get_device()
+    names = [name for name in ROWS if device.type == "cuda" or name != CUDA_ONLY]
+    if train.best_precision(device) == "float32":
+        names = [name for name in names if "bfloat16" not in name]
+    if importlib.util.find_spec("transformers") is None:
+        names = [name for name in names if not name.startswith("Hugging")]
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    print(
+        f"{datetime.date.today()}, {where}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}; {model_cfg}, vocabulary {vocab_size:,}, "
+        f"{batch_size} x {max_len} tokens, {max_pred} of them masked"
+    )
+    work = model_cfg, vocab_size, batch_size, max_len, max_pred
+    if profile:
+        print_profile((*work, 0.0, 0.1), device)
+        return
+    columns = DROPOUTS
+    if own_dropout:
+        sizes = models.Config.from_json(model_cfg)
+        columns = ((sizes.p_drop_attn, sizes.p_drop_hidden),)
+    table: dict[str, list[float]] = {name: [] for name in names}
+    for dropouts in columns:
+        for some in [names] if together else [[name] for name in names]:
+            for name, values in measure(some, (*work, *dropouts), steps).items():
+                table[name].append(batch_size * max_len / statistics.median(values))
+    print(f"{'tokens per second, by dropout of attention / hidden':44}", end="")
+    print("".join(f"{f'{a:g} / {h:g}':>12}" for a, h in columns))
+    for name, values in table.items():
+        print(f"{name:44}" + "".join(f"{value:12,.0f}" for value in values))
+    ours = np.max([table[name] for name in names if name.startswith("ours")], axis=0)
+    for what, start in (("plain", "plain"), ("Hugging Face's best", "Hugging")):
+        peers = [table[name] for name in names if name.startswith(start)]
+        if peers:
+            ratios = ours / np.max(peers, axis=0)
+            print(f"{f'our best / {what}':44}" + "".join(f"{value:12.2f}" for value in ratios))
+    if device.type == "cuda":
+        sizes = models.Config.from_json(model_cfg)
+        flops = flops_per_token(sizes, vocab_size, max_len, max_pred)
+        ceiling = product_flops(device)
+        print(f"{flops / 1e9:.3f} GFLOP a token; products reach {ceiling / 1e12:.0f} TFLOP/s")
+        print(f"{'our share of that':44}" + "".join(f"{x * flops / ceiling:12.1%}" for x in ours))
+
+
+def processor() -> str:
+    """Return the processor's name, where Linux says it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.machine()
+
+
+def measure(names: list[str], work: tuple, steps: int) -> dict[str, list[float]]:
+    """Return the seconds of each step of each row, taken in turn."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=serve, args=(theirs, name, work), daemon=True))
+        processes[-1].start()
+        pipes[name].recv()  # it has taken its first steps
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(steps):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            seconds[name].append(pipe.recv())
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(False)
+        process.join()
+    return seconds
+
+
+def serve(pipe: Connection, name: str, work: tuple) -> None:
+    """Take a step for each True that comes, and answer with its seconds."""
+    device = utils.get_device()
+    step = make_step(name, work, device)
+    pipe.send(True)
+    while pipe.recv():
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send(time.perf_counter() - start)
+
+
+def print_profile(work: tuple, device: torch.device) -> None:
+    """Print the share of each operation in our step with dropout of hidden states only."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step = make_step(f"ours, {train.best_precision(device)}", work, device)
+    activities = [getattr(ProfilerActivity, device.type.upper())]
+    with profile(activities=activities, acc_events=True) as profiler:
+        for _ in range(5):
+            step()
+    events = profiler.key_averages()
+    name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    total = sum(getattr(event, name) for event in events)
+    print(f"{total / 5000:.0f} ms a step")
+    for event in sorted(events, key=lambda event: -getattr(event, name))[:16]:
+        print(f"{getattr(event, name) / total:6.1%}  {event.count // 5:4} x {event.key}")
+
+
+def make_step(name: str, work: tuple, device: torch.device) -> Callable[[], None]:
+    """Return a function that takes one step of a row's training; it has taken two already."""
+    torch.manual_seed(0)
+    model_cfg, vocab_size, batch_size, max_len, max_pred, p_drop_attn, p_drop_hidden = work
+    sizes = models.Config(
+        **{
+            **vars(models.Config.from_json(model_cfg)),
+            "vocab_size": vocab_size,
+            "p_drop_attn": p_drop_attn,
+            "p_drop_hidden": p_drop_hidden,
+        }
+    )
+    with device:
+        step = ROWS[name](sizes, random_batch(vocab_size, batch_size, max_len, max_pred), device)
+    for _ in range(2):
+        step()
+    return step
+
+
+def random_batch(vocab_size: int, batch_size: int, max_len: int, max_pred: int) -> Batch:
+    position = torch.rand(batch_size, max_len - 1).topk(max_pred).indices + 1  # not [CLS]
+    return {
+        "input_ids": torch.randint(5, vocab_size, (batch_size, max_len)),
+        "segment_ids": (torch.arange(max_len) >= max_len // 2).long().repeat(batch_size, 1),
+        "masked_pos": position,
+        "masked_ids": torch.randint(5, vocab_size, (batch_size, max_pred)),
+        "masked_weights": torch.full((batch_size, max_pred), 1 / (batch_size * max_pred)),
+        "is_next": torch.randint(2, (batch_size,)),
+        "is_next_weights": torch.full((batch_size,), 1 / batch_size),
+    }
+
+
+def step_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | plain.Adam,
+    loss_of: Callable[[], torch.Tensor],
+    device: torch.device,
+    precision: train.Precision,
+) -> Callable[[], None]:
+    model.train()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = loss_of()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def of_plain(sizes: models.Config, batch: Batch, device: torch.device) -> Callable[[], None]:
+    model = plain.BertModel4Pretrain(sizes)
+
+    def loss_of() -> torch.Tensor:
+        return sum(pretrain.get_losses(model, batch).values())
+
+    return step_of(model, plain.Adam(model, lr=1e-4), loss_of, device, "float32")
+
+
+def of_hugging_face(precision: train.Precision, compiled: bool = False) -> Callable:
+    def make(sizes: models.Config, batch: Batch, device: torch.device) -> Callable[[], None]:
+        import transformers
+
+        model = transformers.BertForPreTraining(
+            transformers.BertConfig(
+                vocab_size=sizes.vocab_size,
+                hidden_size=sizes.dim,
+                num_hidden_layers=sizes.n_layers,
+                num_attention_heads=sizes.n_heads,
+                intermediate_size=sizes.dim_ff,
+                max_position_embeddings=sizes.max_len,
+                hidden_dropout_prob=sizes.p_drop_hidden,
+                attention_probs_dropout_prob=sizes.p_drop_attn,
+                attn_implementation="sdpa",
+            )
+        )
+        labels = torch.full_like(batch["input_ids"], -100)
+        labels = labels.scatter(1, batch["masked_pos"], batch["masked_ids"])
+        run = torch.compile(model) if compiled else model
+
+        def loss_of() -> torch.Tensor:
+            return run(
+                input_ids=batch["input_ids"],
+                token_type_ids=batch["segment_ids"],
+                labels=labels,
+                next_sentence_label=batch["is_next"],
+            ).loss
+
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        return step_of(model, optimizer, loss_of, device, precision)
+
+    return make
+
+
+def of_ours(precision: train.Precision) -> Callable:
+    def make(sizes: models.Config, batch: Batch, device: torch.device) -> Callable[[], None]:
+        utils.keep_freed_memory()
+        model = models.BertModel4Pretrain(sizes)
+        get_losses = pretrain.get_losses
+        if device.type == "cuda":
+            get_losses = torch.compile(get_losses)
+
+        def loss_of() -> torch.Tensor:
+            return sum(get_losses(model, batch).values())
+
+        return step_of(model, optim.BertAdam(model.parameters(), 1e-4), loss_of, device, precision)
+
+    return make
+
+
+CUDA_ONLY = "Hugging Face, bfloat16, compiled"
+ROWS = {
+    "plain, float32": of_plain,
+    "Hugging Face, float32": of_hugging_face("float32"),
+    "Hugging Face, bfloat16": of_hugging_face("bfloat16"),
+    CUDA_ONLY: of_hugging_face("bfloat16", compiled=True),
+    "ours, float32": of_ours("float32"),
+    "ours, bfloat16": of_ours("bfloat16"),
+}
+
+
+def flops_per_token(sizes: models.Config, vocab_size: int, max_len: int, max_pred: int) -> float:
+    """Count the FLOPs of a step: two per weight and token, and twice that for the gradients."""
+    d, d_ff = sizes.dim, sizes.dim_ff
+    layer = 4 * d * d + 2 * d * d_ff + 2 * max_len * d  # the last is attention's products
+    head = max_pred / max_len * (d * d + d * vocab_size) + 1 / max_len * d * d
+    return 6 * (sizes.n_layers * layer + head)
+
+
+def product_flops(device: torch.device, size: int = 8192) -> float:
+    """Return the FLOPs a second of a product of two bfloat16 matrices: the median of ten."""
+    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    seconds = []
+    for _ in range(13):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        a @ b
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds[3:])
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).resolve().parent.parent)
+    utils.command_line(main)

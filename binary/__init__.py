@@ -1,0 +1,1 @@
+"""One binary: disassembled, its functions found, what its code refers to; cached by content."""

@@ -1,0 +1,133 @@
+"""Instructions as capstone reads them, and the tokens that they become."""
+
+import re
+from typing import NamedTuple
+
+MAX_STRING_WORDS = 16  # of a string literal that become tokens
+MAX_TOKEN = 64  # characters of a word or a name: no binary can make a giant vocabulary entry
+CS_OP_REG, CS_OP_MEM = (1,), (3, 0x80)  # operand types, the same for all of capstone's CPUs
+ONE_NUMBER = re.compile(r"#?(0x[0-9a-f]+)")
+
+
+class Instruction(NamedTuple):
+    """One line of capstone's: ``operands`` is their text."""
+
+    address: int
+    size: int
+    mnemonic: str
+    operands: str
+
+
+class Operand(NamedTuple):
+    """What becomes of an operand.
+
+    Attributes
+    ----------
+    token : str
+        reg1, reg2, reg4, ..., ptr or imme.
+    address : int or None
+        What it names by itself: a number, or a place in memory.
+    relative : bool
+        The address counts from the end of the instruction.
+    """
+
+    token: str
+    address: int | None = None
+    relative: bool = False
+
+
+def read_instructions(project, node) -> list[Instruction]:
+    """Return the block's instructions; [] where capstone reads none."""
+    lines = _capstone(project, node).disasm_lite(
+        block_bytes(project, node, node.addr, node.size), node.addr
+    )
+    return list(map(Instruction._make, lines))
+
+
+def in_detail(project, node, address: int, size: int) -> list:
+    """Return capstone's objects, slow to make, for the instructions of a part of a block."""
+    code = block_bytes(project, node, address, size)
+    return list(_capstone(project, node).disasm(code, address))
+
+
+def _capstone(project, node):
+    return project.arch.capstone_thumb if node.thumb else project.arch.capstone
+
+
+def block_bytes(project, node, address: int, size: int) -> bytes:
+    # angr's addresses of Thumb code are odd
+    return project.loader.memory.load(address - 1 if node.thumb else address, size)
+
+
+def read_operands(project, node, instruction, known) -> list[Operand]:
+    """Return the operands of an instruction by capstone's types; ``known`` holds them by text."""
+    if number := ONE_NUMBER.fullmatch(instruction.operands):  # most jumps and calls
+        return [Operand("imme", int(number[1], 16))]
+    text = instruction.mnemonic, instruction.operands
+    if text not in known:
+        (detailed,) = in_detail(project, node, instruction.address, instruction.size)
+        known[text] = [_operand(project.arch, detailed, o) for o in detailed.operands]
+    return known[text]
+
+
+def _operand(arch, instruction, operand) -> Operand:
+    if operand.type in CS_OP_REG:
+        return Operand(f"reg{_register_bytes(arch, instruction, operand)}")
+    if operand.type not in CS_OP_MEM:
+        return Operand("imme", operand.imm if isinstance(operand.imm, int) else None)
+    where = operand.mem
+    if not where.index and not where.base:
+        return Operand("ptr", where.disp)
+    if not where.index and instruction.reg_name(where.base) in ("rip", "eip"):
+        return Operand("ptr", where.disp, relative=True)
+    return Operand("ptr")
+
+
+def _register_bytes(arch, instruction, operand) -> int:
+    size = getattr(operand, "size", 0)  # x86 says it
+    if not size:
+        _, size = arch.registers.get(instruction.reg_name(operand.reg), (0, arch.bytes))
+    return size
+
+
+def instruction_tokens(
+    instruction, operands, literals, pointed_at, loaded, block, string_refs
+) -> list[str]:
+    """Return the tokens of one instruction; note (block, literal) in ``string_refs``."""
+    words = [instruction.mnemonic.replace(" ", "_")]
+    for position, operand in enumerate(operands):
+        last = position == len(operands) - 1
+        address = operand.address
+        if operand.relative:
+            address += instruction.address + instruction.size
+        if last and loaded.get(instruction.address) in literals:
+            address = loaded[instruction.address]
+        elif last and operand.token == "imme" and address not in literals:
+            # only the last operand can be what angr computed from several instructions
+            address = pointed_at.get(instruction.address)
+        if address in literals:
+            words += ["str", *string_words(literals[address])]
+            string_refs.add((block, literals[address]))
+        else:
+            words.append(operand.token)
+    return words
+
+
+def string_words(literal: bytes) -> list[str]:
+    """Return the literal's words: runs of ASCII letters and digits, lower-cased, at most 16.
+
+    No content of a binary can make a special token, a blank or a new line this way.
+    """
+    words = re.findall(rb"[A-Za-z0-9]+", literal.replace(b"\0", b""))[:MAX_STRING_WORDS]
+    return [word[:MAX_TOKEN].decode("ascii").lower() for word in words]
+
+
+def literal_words(literal: bytes) -> list[bytes | str]:
+    """Return what a function is known by that has this literal: the text, and its words."""
+    text = literal.replace(b"\0", b"")
+    return [text, *string_words(text)]
+
+
+def clean_name(name: str) -> str:
+    """Return an import's name as a token: other characters than ``A-Za-z0-9_.@$?-`` become _."""
+    return re.sub(r"[^A-Za-z0-9_.@$?-]", "_", name[:MAX_TOKEN]) or "_"

@@ -1,0 +1,148 @@
+"""What instructions and data refer to: string literals, variables, code."""
+
+import re
+
+import numpy as np
+
+from binary.instructions import CS_OP_MEM, CS_OP_REG, in_detail
+
+MAX_LITERAL = 4096  # bytes of a string literal
+DATA_SECTIONS = {"SHT_PROGBITS", "SHT_NOBITS", "SHT_INIT_ARRAY", "SHT_FINI_ARRAY"}
+LABELS = 2  # words to each side of a pointer in data that may point at its name
+PRINTABLE = re.compile(rb"[\t-\r -~]+")
+
+
+def made_addresses(project, node, literals) -> dict[int, int]:
+    """Return instruction -> address that it makes of several, in a block of 32-bit ARM.
+
+    ``movw r0, #1; movt r0, #2`` make an address of two halves. Or it stands in the pool behind the
+    function, from which ``ldr r0, [pc, #8]`` loads it, or the distance from the ``pc`` of a later
+    ``add r0, pc``. angr does not follow all of these. Literals that it does not know are added to
+    ``literals``.
+    """
+    found: dict[int, int] = {}
+    if not project.arch.name.startswith("ARM"):  # of 32 bits; the other is AARCH64
+        return found
+    ahead = 3 if node.thumb else 8  # pc is 4 or 8 bytes ahead, and angr's Thumb addresses are odd
+    loaded: dict[int, int | None] = {}  # register -> word
+    for instruction in in_detail(project, node, node.addr, node.size):
+        operands, pc = instruction.operands, instruction.address + ahead
+        registers = [operand.reg for operand in operands if operand.type in CS_OP_REG]
+        reads_pc = [instruction.reg_name(register) == "pc" for register in registers]
+        address = None
+        if instruction.mnemonic.startswith("ldr") and operands[-1].type in CS_OP_MEM:
+            where = operands[-1].mem
+            if where.base and not where.index and instruction.reg_name(where.base) == "pc":
+                address = _word(project, (pc & ~3) + where.disp)
+            loaded[registers[0]] = address
+        elif instruction.mnemonic == "add" and any(reads_pc) and len(registers) == len(operands):
+            sources = registers[1:] if len(registers) > 2 else registers
+            distance = [loaded.get(r) for r in sources if instruction.reg_name(r) != "pc"]
+            if distance and distance[0] is not None:
+                address = (pc + distance[0]) & 0xFFFFFFFF
+            loaded[registers[0]] = None
+        elif instruction.mnemonic == "movw":
+            loaded[registers[0]] = operands[1].imm
+        elif instruction.mnemonic == "movt":
+            low = loaded.get(registers[0])
+            address = None if low is None else operands[1].imm << 16 | low
+            loaded[registers[0]] = address
+        elif registers:
+            loaded[registers[0]] = None  # whatever it does, the word may be gone
+        if address is not None and address not in literals:
+            literal = _literal_at(project, address)
+            if literal is not None:
+                literals[address] = literal
+        if address is not None:
+            found[instruction.address] = address
+    return found
+
+
+def _word(project, address: int) -> int | None:
+    try:
+        return project.loader.memory.unpack_word(address)
+    except KeyError:  # not in the file
+        return None
+
+
+def _literal_at(project, address: int) -> bytes | None:
+    """Return the printable text at an address of constant data up to its NUL, or None."""
+    section = project.loader.find_section_containing(address)
+    if section is None or section.is_writable or section.is_executable:
+        return None
+    content = project.loader.memory.load(address, min(MAX_LITERAL, section.max_addr - address + 1))
+    literal, end, _ = content.partition(b"\0")
+    return literal if literal and end and PRINTABLE.fullmatch(literal) else None
+
+
+def places(project, instruction, operands, loaded) -> set[int]:
+    """Return the addresses that an instruction names, or completes."""
+    end = instruction.address + instruction.size
+    named = {o.address + end * o.relative for o in operands if o.address is not None}
+    if instruction.address in loaded:
+        named.add(loaded[instruction.address])
+    if project.arch.name != "AMD64":  # there, no address takes two instructions
+        references = project.kb.xrefs.get_xrefs_by_ins_addr(instruction.address)
+        named |= {reference.dst for reference in references}
+    return named
+
+
+def is_variable(project, address: int, literals: dict[int, bytes]) -> bool:
+    """Whether there is data at the address, and no text."""
+    section = project.loader.main_object.find_section_containing(address)
+    if section is None or not _holds_data(section):
+        return False
+    return address not in literals and _literal_at(project, address) is None
+
+
+def _holds_data(section) -> bool:
+    """Whether it is a section of the program's own data: no code, no symbols."""
+    kind = getattr(section, "type", "SHT_PROGBITS")  # only ELF's have one
+    mapped = getattr(section, "occupies_memory", True)
+    return mapped and not section.is_executable and kind in DATA_SECTIONS
+
+
+def imported_data(project) -> dict[int, str]:
+    """Return address -> name of what the dynamic linker puts there."""
+    from cle.backends.elf.relocation.generic import GenericCopyReloc
+
+    return {
+        relocation.rebased_addr: relocation.symbol.name
+        for relocation in project.loader.main_object.relocs
+        if relocation.symbol is not None
+        and relocation.symbol.name
+        and (relocation.symbol.is_import or isinstance(relocation, GenericCopyReloc))
+    }
+
+
+def code_pointers(
+    project, block_at: dict[int, int]
+) -> tuple[list[tuple[int, int]], list[tuple[int, bytes]]]:
+    """Return (address, code block) of each word of data that points at code, and their labels.
+
+    Labels are (index of the pointer, string literal that a word beside it points at).
+    """
+    size = project.arch.bytes
+    word = np.dtype(f"{'<' if project.arch.memory_endness == 'Iend_LE' else '>'}u{size}")
+    code = np.array(list(block_at), word)
+    pointers = set()
+    for section in project.loader.main_object.sections:
+        if not _holds_data(section) or section.only_contains_uninitialized_data:
+            continue
+        start = -(-section.vaddr // size) * size
+        try:
+            content = project.loader.memory.load(start, section.vaddr + section.memsize - start)
+        except (KeyError, ValueError):  # not mapped, or empty
+            continue
+        values = np.frombuffer(content[: len(content) // size * size], word)
+        hits = np.flatnonzero(np.isin(values, code)).tolist()
+        pointers |= {(start + size * i, block_at[int(values[i])]) for i in hits}
+    pointers = sorted(pointers)
+    labels = set()
+    for pointer, (place, _) in enumerate(pointers):
+        for step in range(-LABELS, LABELS + 1):
+            value = _word(project, place + size * step) if step else None
+            literal = None if value is None or value in block_at else _literal_at(project, value)
+            if literal is not None:
+                labels.add((pointer, literal))
+    return pointers, sorted(labels)

@@ -1,0 +1,1 @@
+"""The corpus as token ids, and what of it is held out."""

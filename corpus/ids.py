@@ -1,0 +1,221 @@
+"""The corpus as token ids: tokenised once, mapped from files, split into training and held out."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from array import array
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+import pydantic
+from tqdm import tqdm
+
+import utils
+from tokenization import CorpusTokenizer
+from utils import UserError
+
+FORMAT = 1  # of the files in corpus.ids/
+BLOCK = 2**20  # bytes of text that are encoded at a time
+PARALLEL = 2**25  # bytes of text from which on it is worth starting processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A corpus as token ids, mapped from files; nothing of it is held in memory.
+
+    Attributes
+    ----------
+    tokens : uint16 or uint32 (tokens,)
+    sentences : int64 (sentences + 1,)
+        Where each sentence starts in ``tokens``; last the end.
+    documents : int64 (documents + 1,)
+        Where each document starts in ``sentences``; last the end.
+    pairs : int64 (pairs + 1,)
+        Where each pair of binaries starts in ``documents``; last the end.
+    programs : list of str, builds : list of (str, str)
+        Of each pair: the program's name, and the SHA-256 of both binaries. Empty for a corpus that
+        dataprocess.py did not make; that counts as one pair.
+    splits : list of str
+        Of each pair: train, validation or test, as gendata.py split the programs.
+    sha256 : str
+        Of the text.
+    """
+
+    tokens: np.ndarray
+    sentences: np.ndarray
+    documents: np.ndarray
+    pairs: np.ndarray
+    programs: list[str]
+    builds: list[tuple[str, str]]
+    sha256: str
+    splits: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """Where each document starts in ``tokens``; last the end. int64 (documents + 1,)"""
+        return self.sentences[self.documents]
+
+    def count_tokens(self, chosen: np.ndarray, vocab_size: int) -> np.ndarray:
+        """Count how often each token stands in the ``chosen`` documents -> int64 (vocab_size,)."""
+        counts = np.zeros(vocab_size, np.int64)
+        ranges = np.stack([self.bounds[:-1], self.bounds[1:]], 1)[chosen]
+        for some in np.array_split(ranges, len(ranges) // 1000 + 1):
+            text = np.concatenate([self.tokens[start:end] for start, end in some])
+            counts += np.bincount(text, minlength=vocab_size)
+        return counts
+
+
+def read_corpus(
+    data_file: Path, tokenizer: CorpusTokenizer, vocab_sha256: str, may_write: bool = True
+) -> Corpus:
+    """Map the corpus's ids, tokenising the text first unless ``<data_file>.ids`` is up to date.
+
+    Raises
+    ------
+    UserError
+        No corpus, an empty one, or one that its .json beside it does not describe.
+    """
+    if not data_file.is_file():
+        raise UserError(f"there is no corpus {data_file}; make it: python dataprocess.py")
+    sha256 = utils.sha256_of(data_file)
+    key = {"format": FORMAT, "corpus": sha256, "vocab": vocab_sha256, "tokenizer": tokenizer.name}
+    dtype = np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32
+    folder = data_file.with_suffix(".ids")
+    if may_write and not has(folder, key):
+        with utils.atomic_folder(folder) as new:
+            _tokenise(data_file, tokenizer, dtype, new)
+            (new / "key.json").write_text(json.dumps(key))
+    if not (folder / "tokens.bin").stat().st_size:
+        raise UserError(f"the corpus {data_file} holds no text; make it: python dataprocess.py")
+    documents = np.memmap(folder / "documents.bin", np.int64, "r")
+    programs, builds, splits, sizes = _pairs(data_file, sha256, len(documents) - 1)
+    return Corpus(
+        tokens=np.memmap(folder / "tokens.bin", dtype, "r"),
+        sentences=np.memmap(folder / "sentences.bin", np.int64, "r"),
+        documents=documents,
+        pairs=np.cumsum([0, *sizes]),
+        programs=programs,
+        builds=builds,
+        sha256=sha256,
+        splits=splits,
+    )
+
+
+def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: Path) -> None:
+    """Write tokens.bin, sentences.bin and documents.bin into ``folder``, a few lines at a time."""
+    n_tokens = n_sentences = 0
+    bar = tqdm(total=data_file.stat().st_size, unit="B", unit_scale=True, disable=None)
+    with (
+        data_file.open("rb") as text,
+        (folder / "tokens.bin").open("wb") as tokens,
+        (folder / "sentences.bin").open("wb") as sentences,
+        (folder / "documents.bin").open("wb") as documents,
+        bar,
+    ):
+        ended = True  # the next line with text starts a document
+        for ids, offsets, size in _encoded(text, tokenizer, bar.total):
+            sentence, document = array("q"), array("q")
+            tokens.write(ids.astype(dtype).data)  # tofile does not say that a disk is full
+            for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+                if start == end:
+                    ended = True
+                    continue
+                if ended:
+                    document.append(n_sentences)
+                    ended = False
+                sentence.append(n_tokens + start)
+                n_sentences += 1
+            n_tokens += len(ids)
+            sentence.tofile(sentences)
+            document.tofile(documents)
+            bar.update(size)
+        array("q", [n_tokens]).tofile(sentences)
+        array("q", [n_sentences]).tofile(documents)
+
+
+def _encoded(
+    text: IO[bytes], tokenizer: CorpusTokenizer, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yield ids, offsets (see `CorpusTokenizer.encode_lines`) and bytes of some lines at a time.
+
+    Large texts are encoded by a process for each core; what they are given and what they return is
+    bounded, so that memory is, too.
+    """
+    blocks = iter(lambda: text.readlines(BLOCK), [])
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if size < PARALLEL or workers == 1:
+        for lines in blocks:
+            yield *tokenizer.encode_lines(lines), sum(map(len, lines))
+        return
+    context = multiprocessing.get_context("spawn")  # a copy of a process with threads may hang
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer,))
+    try:
+        futures = (pool.submit(_encode, lines) for lines in blocks)
+        for future in utils.ahead(futures, 2 * workers):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(tokenizer: CorpusTokenizer) -> None:
+    global _tokenizer
+    _tokenizer = tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to handle
+
+
+def _encode(lines: list[bytes]) -> tuple[np.ndarray, np.ndarray, int]:
+    return *_tokenizer.encode_lines(lines), sum(map(len, lines))
+
+
+@pydantic.dataclasses.dataclass
+class _Build:
+    sha256: str
+
+
+@pydantic.dataclasses.dataclass
+class _Pair:
+    program: str
+    split: Literal["train", "validation", "test"]
+    builds: list[_Build]
+    documents: pydantic.NonNegativeInt
+
+
+@pydantic.dataclasses.dataclass
+class _About:
+    """What is needed of the .json beside a corpus."""
+
+    corpus_sha256: str
+    pairs: list[_Pair]
+
+
+def _pairs(
+    data_file: Path, sha256: str, n_documents: int
+) -> tuple[list[str], list[tuple[str, str]], list[str], list[int]]:
+    """Return program, builds, split and size in documents of each pair, from the corpus's .json."""
+    beside = data_file.with_suffix(".json")
+    if not beside.exists():
+        return [], [], [], [n_documents]
+    about = utils.read_config(_About, beside)
+    programs = [sys.intern(pair.program) for pair in about.pairs]
+    builds = [tuple(sys.intern(build.sha256) for build in pair.builds) for pair in about.pairs]
+    splits = [sys.intern(pair.split) for pair in about.pairs]
+    sizes = [pair.documents for pair in about.pairs]
+    if about.corpus_sha256 != sha256 or sum(sizes) != n_documents:
+        raise UserError(
+            f"{beside} does not describe {data_file}, which was changed since; run "
+            "python dataprocess.py again (or delete the .json, if the corpus is your own)"
+        )
+    return programs, builds, splits, sizes
+
+
+def has(folder: Path, key: dict[str, str | int]) -> bool:
+    try:
+        return json.loads((folder / "key.json").read_text(encoding="utf-8")) == key
+    except (OSError, ValueError):
+        return False

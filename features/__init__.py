@@ -1,0 +1,1 @@
+"""A binary's functions and blocks as bags of weighted words."""

@@ -1,0 +1,223 @@
+"""One analysed binary -> what its functions and basic blocks are compared by.
+
+Each block and each function is a bag of words in several kinds: mnemonics with their operands'
+classes, numbers, offsets of structures' fields, names (string literals, imported functions and
+variables). As a compiler inlines, a function also has the words of what it calls, and of its
+callers. No symbol is looked at.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+
+import numpy as np
+import scipy.sparse
+
+import utils
+from binary.analysis import STEP_OVER, Analysis, cache_file, load_analysis
+from binary.boundaries import mend_boundaries
+from binary.cache import analyse_all
+from binary.disassemble import BRANCHES
+from binary.instructions import literal_words
+from binary.shared_data import Tables, pointer_labels, read_tables, shared_variables
+from features.normalised import IMAGE, normal_forms
+from features.tfidf import hashed
+
+# Operands as capstone writes them: qword ptr [rbx + rax*8 + 0x38], 0x2f
+MEMORY = re.compile(rb"\[(\w+)(?: \+ \w+(?:\*\d)?)? ([+-]) (0x[0-9a-f]+|\d+)\]")
+NUMBER = re.compile(rb"(?<![\w*#])#?(-?0x[0-9a-f]+|-?\d+)\b(?!\])")
+# Offsets from these are places in a stack frame or in the image, which no two builds share.
+FRAME = {b"rsp", b"rbp", b"esp", b"ebp", b"sp", b"fp", b"rip", b"eip", b"pc"}
+KINDS = ("token", "gram", "number", "field", "name")  # of a block's words
+# Of a function: its own words; `near`, with those of the functions called; `far`, with those that
+# these call; `up`, of the callers.
+GROUPS = (*KINDS, "size", "name near", "name far", "name up", "number near", "number up")
+
+
+@dataclasses.dataclass
+class Features:
+    """What the comparison needs of one binary with F functions that hold code and B code blocks.
+
+    Attributes
+    ----------
+    analysis : binary.analysis.Analysis
+    blocks : list of int arrays
+        Of each function, by address.
+    calls : csr float32 (F, F)
+        1 where a function calls or jumps into another, or takes its address.
+    block_words : dict of str to csr float32 (B, DIMENSIONS)
+        Kind of word -> how often each block has each.
+    words : dict of str to csr float32 (F, DIMENSIONS)
+        Group -> how often each function has each.
+    shared : csr float32 (F, F)
+        How much functions have in common of variables, see `variables.shared`.
+    tables : Tables
+        Where data points at functions.
+    """
+
+    analysis: Analysis
+    blocks: list[np.ndarray]
+    calls: scipy.sparse.csr_matrix
+    block_words: dict[str, scipy.sparse.csr_matrix]
+    words: dict[str, scipy.sparse.csr_matrix]
+    shared: scipy.sparse.csr_matrix
+    tables: Tables
+
+    @property
+    def functions(self) -> int:
+        """Number of functions that hold code; imports come behind them in the analysis."""
+        return len(self.blocks)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of blocks of each function, int64 (F,)."""
+        return np.array([len(inside) for inside in self.blocks], np.int64)
+
+    @functools.cached_property
+    def forms(self) -> list[tuple]:
+        """What is left of each block without its addresses, see `normal_forms`."""
+        return normal_forms(self.analysis)
+
+
+def extract_features(analysis: Analysis) -> Features:
+    """Extract the features of an analysed binary."""
+    analysis = mend_boundaries(analysis)
+    n_functions = analysis.code_functions
+    function = analysis.function[: analysis.code_blocks]
+    order = np.argsort(function, kind="stable")
+    blocks = np.split(order, np.searchsorted(function[order], np.arange(1, n_functions)))
+    calls = _calls(analysis, n_functions)
+    block_words = _block_words(analysis)
+    inside = scipy.sparse.csr_matrix(
+        (np.ones(len(function), np.float32), (function, np.arange(len(function)))),
+        (n_functions, len(function)),
+    )
+    words = {kind: inside @ block_words[kind] for kind in KINDS}
+    words["name"] = words["name"] + hashed(pointer_labels(analysis))
+    near = (calls + scipy.sparse.identity(n_functions, np.float32, "csr")).tocsr()
+    far = _ones(near @ near)
+    up = calls.T.tocsr()
+    numbers = words["number"] + words["field"]
+    words |= {
+        "name near": near @ _ones(words["name"]),
+        "name far": far @ _ones(words["name"]),
+        "name up": up @ _ones(words["name"]),
+        "number near": near @ _ones(numbers),
+        "number up": up @ _ones(numbers),
+    }
+    words["size"] = _sizes(blocks, words, calls)
+    for matrix in words.values():  # sums of floats depend on the order
+        matrix.sort_indices()
+    shared, tables = shared_variables(analysis), read_tables(analysis)
+    return Features(analysis, blocks, calls, block_words, words, shared, tables)
+
+
+def _ones(matrix: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
+    matrix = matrix.copy()
+    matrix.data[:] = 1
+    return matrix
+
+
+def _calls(analysis: Analysis, n_functions: int) -> scipy.sparse.csr_matrix:
+    n_code = analysis.code_blocks
+    source, target = analysis.edges.T
+    used = (analysis.kind != STEP_OVER) & (source < n_code) & (target < n_code)
+    entry = np.isin(analysis.address[analysis.taken_block], analysis.function_address)
+    callers = np.append(source[used], analysis.taker_block[entry])
+    called = np.append(target[used], analysis.taken_block[entry])
+    ends = analysis.function[np.stack([callers, called], 1)]
+    between = np.unique(ends[ends[:, 0] != ends[:, 1]], axis=0)
+    ones = np.ones(len(between), np.float32)
+    return scipy.sparse.csr_matrix((ones, tuple(between.T)), (n_functions, n_functions))
+
+
+def _block_words(analysis: Analysis) -> dict[str, scipy.sparse.csr_matrix]:
+    n_code = analysis.code_blocks
+    first = int(analysis.function_address[0])
+    texts = [text.split(b"\n") for text in analysis.instructions[:n_code]]
+    # Most instructions occur many times: each is read once, and counted.
+    number: dict[bytes, int] = {}
+    line = [number.setdefault(line, len(number)) for text in texts for line in text]
+    offsets = np.cumsum([0] + [len(text) for text in texts])
+    has = scipy.sparse.csr_matrix(
+        (np.ones(len(line), np.float32), line, offsets), (n_code, len(number))
+    )
+    mnemonics, tokens, fields, numbers = zip(*map(_read_instruction, number), strict=True)
+    words = {
+        "token": has @ hashed(zip(mnemonics, tokens, strict=True)),
+        "field": has @ hashed(fields),
+        "number": has
+        @ hashed([n & 0xFFFFFFFF for n in ns if not 0 <= n - first < IMAGE] for ns in numbers),
+    }
+    sequences = [[mnemonics[number[line]] for line in text] for text in texts]
+    words["gram"] = hashed(
+        [*itertools.pairwise(m), *zip(m, m[1:], m[2:], strict=False)] for m in sequences
+    )
+    names: list[list] = [[] for _ in texts]
+    for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
+        names[block] += literal_words(literal)
+    imports = analysis.import_calls()
+    imports += zip(analysis.variable_block.tolist(), analysis.variable_name, strict=True)
+    for block, name in imports:
+        if name:
+            names[block].append(("import", name))
+    words["name"] = hashed(names)
+    for matrix in words.values():
+        matrix.sort_indices()
+    return words
+
+
+def _read_instruction(line: bytes) -> tuple[str, str, list[str], list[int]]:
+    """Return mnemonic, mnemonic with operands' classes, fields' offsets, numbers."""
+    mnemonic, _, operands = line.decode("ascii", "replace").partition(" ")
+    text = line[len(mnemonic) + 1 :]
+    classes = "".join(
+        "m" if "[" in operand else "n" if re.match(r"#?-?\d", operand) else "r"
+        for operand in operands.split(", ")
+        if operand
+    )
+    fields = [
+        sign.decode() + number.decode()
+        for base, sign, number in MEMORY.findall(text)
+        if base not in FRAME and int(number, 0) < IMAGE
+    ]
+    branch = mnemonic.startswith(BRANCHES)
+    numbers = [] if branch else [int(number, 0) for number in NUMBER.findall(text)]
+    return mnemonic, f"{mnemonic} {classes}", fields, numbers
+
+
+def _sizes(
+    blocks: list[np.ndarray],
+    words: dict[str, scipy.sparse.csr_matrix],
+    calls: scipy.sparse.csr_matrix,
+) -> scipy.sparse.csr_matrix:
+    """Sizes and degrees as words, such as "at least 2 ** (5 / 2) blocks"."""
+    measures = {
+        "blocks": [len(inside) for inside in blocks],
+        "instructions": np.asarray(words["token"].sum(1)).ravel(),
+        "names": np.diff(words["name"].indptr),
+        "calls": np.diff(calls.indptr),
+        "callers": np.diff(calls.T.tocsr().indptr),
+    }
+    bags: list[list] = [[] for _ in blocks]
+    for what, values in measures.items():
+        for bag, value in zip(bags, values, strict=True):
+            bag += [(what, step) for step in range(int(2 * np.log2(value + 1)) + 1)]
+    return hashed(bags)
+
+
+def read_binaries(paths: tuple[str, ...], output_dir: str, workers: int) -> tuple[Features, ...]:
+    """Analyse binaries, or take their analyses from the cache.
+
+    Raises
+    ------
+    UserError
+        One cannot be analysed.
+    """
+    binaries = [{"path": path, "sha256": utils.sha256_of(path)} for path in paths]
+    failed = analyse_all(binaries, output_dir, workers)
+    if failed:
+        raise utils.UserError("; ".join(f"{path}: {why}" for path, why in failed.items()))
+    files = [cache_file(output_dir, binary["sha256"]) for binary in binaries]
+    return tuple(extract_features(load_analysis(file)) for file in files)

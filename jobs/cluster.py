@@ -1,0 +1,126 @@
+"""The same jobs on many machines: a Dask scheduler gives them to its workers.
+
+    export PYTHONPATH=. DASK_DISTRIBUTED__WORKER__DAEMON=False   # in this project's folder
+    dask scheduler                                # on one machine
+    dask worker tcp://HOST:8786 --nthreads 2      # on each
+    python gendata.py --cluster tcp://HOST:8786
+
+A job runs on a worker's machine just as it would here: in a process of its own, under the same
+limits. A worker that dies costs time only: the scheduler gives its jobs to others. The machines
+share a file system, on which all paths mean the same.
+"""
+
+import importlib
+import itertools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+import utils
+from binary.analysis import analysis_settings
+from jobs.processes import in_processes
+
+try:
+    import distributed
+except ImportError as error:
+    raise utils.UserError(
+        "--cluster needs Dask: pip install -r requirements-cluster.txt"
+    ) from error
+AHEAD = 400  # batches under way at most: workers may join at any time
+LARGEST_BATCH = 64  # jobs that a worker is given at a time
+PATIENCE = 60  # seconds to wait for the scheduler, and for a worker: both may just be starting
+
+
+def on_cluster(
+    address: str,
+    function: tuple[str, str],
+    jobs: Iterator[tuple[Any, tuple]],
+    total: int,
+    what: str,
+    limits: tuple[float, float],
+) -> Iterator[tuple[Any, str | None]]:
+    """Run a function for each (key, arguments); yield key and error text or None.
+
+    Parameters
+    ----------
+    function : (str, str)
+        Its module and name.
+
+    Raises
+    ------
+    UserError
+        No scheduler answers, it has no workers, or they cannot run this project.
+    """
+    if total == 0:
+        return
+    try:
+        client = distributed.Client(address, timeout=PATIENCE)
+    except (OSError, ValueError) as error:
+        raise utils.UserError(f"no Dask scheduler answers at --cluster {address}") from error
+    with client, tqdm(total=total, desc=what, unit=" " + what, disable=None) as bar:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError as error:
+            raise utils.UserError(
+                f"the scheduler at {address} has no workers; start some first"
+            ) from error
+        size = max(1, min(LARGEST_BATCH, total // (8 * sum(client.nthreads().values()))))
+        here = os.getcwd(), analysis_settings(), limits
+        futures = (
+            ([key for key, _ in batch], client.submit(
+                run_batch, function, [arguments for _, arguments in batch], *here, pure=False
+            ))
+            for batch in batches(jobs, size)
+        )  # fmt: skip
+        for keys, future in utils.ahead(futures, AHEAD):
+            try:
+                errors = future.result()
+            except distributed.KilledWorker:
+                errors = ["the workers that had it died, one after the other"] * len(keys)
+            except (ImportError, RuntimeError) as error:
+                missing = error.__cause__ if isinstance(error, RuntimeError) else error
+                if not isinstance(missing, ImportError):
+                    raise
+                raise utils.UserError(
+                    f"the scheduler or the workers of {address} cannot import this project "
+                    f"({missing}); start them in its folder and environment, with PYTHONPATH=."
+                ) from error
+            bar.update(len(keys))
+            yield from zip(keys, errors, strict=True)
+
+
+def batches(jobs: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Yield the jobs in lists of ``size``; the last may be shorter."""
+    while batch := list(itertools.islice(jobs, size)):
+        yield batch
+
+
+def run_batch(
+    function: tuple[str, str],
+    arguments: list[tuple],
+    folder: str,
+    settings: str,
+    limits: tuple[float, float],
+) -> list[str | None]:
+    """Run some jobs one after the other in a child process; runs in a worker of the cluster."""
+    os.chdir(folder)
+    if analysis_settings() != settings:
+        raise utils.UserError(
+            f"a worker has {analysis_settings()}, but here it is {settings}; install "
+            "the same requirements everywhere"
+        )
+    if multiprocessing.current_process().daemon:
+        raise utils.UserError(
+            "the cluster's workers may not start processes; start them with "
+            "DASK_DISTRIBUTED__WORKER__DAEMON=False in the environment"
+        )
+    # Not forked: a worker has threads, and a copy of a process with threads may hang.
+    multiprocessing.set_forkserver_preload(["gendata", "angr", "pairs.walks"])
+    jobs = enumerate(arguments), len(arguments), 1, "jobs"
+    module, name = function
+    called = getattr(importlib.import_module(module), name)
+    done = in_processes(called, *jobs, *limits, start="forkserver")
+    return [error for _, error in done]

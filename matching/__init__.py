@@ -1,0 +1,1 @@
+"""Which functions and blocks of two binaries correspond, and what changed."""

@@ -1,0 +1,59 @@
+"""Pairs of functions that the user knows to correspond."""
+
+import re
+
+import numpy as np
+
+import utils
+from features.extract import Features
+from matching.candidates import Candidates
+
+
+def anchored_pairs(candidates: Candidates, anchors: np.ndarray | None) -> np.ndarray:
+    """Return which candidates are known pairs, bool (n,)."""
+    keys = candidates.a * candidates.shape[1] + candidates.b
+    if anchors is None or not len(anchors):
+        return np.zeros(len(keys), bool)
+    return np.isin(keys, anchors[:, 0] * candidates.shape[1] + anchors[:, 1])
+
+
+def with_anchors(logit: np.ndarray, candidates: Candidates, anchored: np.ndarray) -> np.ndarray:
+    """Make known pairs certain, and impossible what contradicts them."""
+    a, b = candidates.a[anchored], candidates.b[anchored]
+    against = (np.isin(candidates.a, a) | np.isin(candidates.b, b)) & ~anchored
+    return np.where(anchored, 30, np.where(against, -30, logit)).astype(np.float32)
+
+
+def read_anchors(path: str, codes: tuple[Features, ...]) -> np.ndarray:
+    """Read known pairs of functions: int64 (k, 2), functions of OLD and NEW.
+
+    Raises
+    ------
+    UserError
+        A line that is no pair, an address that is no function's start, a function named twice.
+    """
+    starts = [
+        {a: f for f, a in enumerate(c.analysis.function_address[: c.functions].tolist())}
+        for c in codes
+    ]
+    pairs = []
+    for number, line in enumerate(utils.read_text(path, "list of anchors").splitlines(), 1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 2 or not all(re.fullmatch("0[xX][0-9a-fA-F]+", word) for word in words):
+            raise utils.UserError(
+                f"{path}, line {number}: {line.strip()!r} is no pair of addresses like 0x401000 "
+                "0x401230"
+            )
+        for word, known, which in zip(words, starts, ("old", "new"), strict=True):
+            if int(word, 16) not in known:
+                raise utils.UserError(
+                    f"{path}, line {number}: no function of the {which} binary begins at {word}"
+                )
+        pairs.append([known[int(word, 16)] for word, known in zip(words, starts, strict=True)])
+    found = np.array(pairs, np.int64).reshape(-1, 2)
+    for column in found.T:
+        if len(np.unique(column)) < len(column):
+            raise utils.UserError(f"{path}: a function stands in two pairs; each has one partner")
+    return found

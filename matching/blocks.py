@@ -1,0 +1,195 @@
+"""Match the basic blocks of two binaries whose functions are matched."""
+
+from collections import Counter
+
+import numpy as np
+import scipy.sparse
+from scipy.sparse.csgraph import dijkstra
+
+from binary.analysis import CALL, Analysis
+from features.extract import Features
+from features.normalised import IDENTICAL_SIZE, numbered
+from features.tfidf import normalise, weigh
+from matching.functions import Matches
+
+# How much each kind of word says about a block.
+BLOCK_WEIGHTS = {"token": 1.0, "gram": 0.5, "number": 1.0, "field": 1.0, "name": 2.0}
+CALL_WEIGHT = 2.0  # of a call of a matched function
+NEIGHBOURS = 2.0  # of the matches before and behind a block, against its own likeness
+PLACE = 0.05  # of where in the function it lies
+DEPTH = 0.1  # of how many blocks lie before it, and behind it
+SAME = 0.1  # of being the same code
+BLOCK_ROUNDS = 12
+SHARPNESS = 24.0
+BLOCK_THRESHOLD = 0.2
+INLINED_THRESHOLD = 0.5
+
+
+def match_blocks(first: Features, second: Features, functions: Matches) -> Matches:
+    """Match the code blocks of two binaries whose functions are matched.
+
+    Blocks of functions without a partner may match where a compiler inlined the function: in the
+    partners of its callers. What is left there matches if it is the same code, and the only
+    such block.
+    """
+    words = _weighed_blocks(first, second, functions)
+    edges = [_flow(code.analysis) for code in (first, second)]
+    forms = numbered(first.forms, second.forms)
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for f, g in zip(functions.a.tolist(), functions.b.tolist(), strict=True):
+        a, b = first.blocks[f], second.blocks[g]
+        found.append(_match(a, b, words, forms, edges, BLOCK_THRESHOLD))
+    partner = dict(zip(functions.a.tolist(), functions.b.tolist(), strict=True))
+    back = {b: a for a, b in partner.items()}
+    for here, there, to, swapped in ((first, second, partner, False), (second, first, back, True)):
+        side = 1 if swapped else 0
+        taken = {int(b) for pair in found for b in pair[1 - side]}
+        callers = here.calls.T.tocsr()
+        for f in range(here.functions):
+            if f in to:
+                continue
+            hosts = sorted({to[c] for c in callers[f].indices.tolist() if c in to})
+            free = [b for host in hosts for b in there.blocks[host].tolist() if b not in taken]
+            if not free:
+                continue
+            inside = here.blocks[f]
+            a, b = (np.array(free), inside) if swapped else (inside, np.array(free))
+            match = _match(a, b, words, forms, edges, INLINED_THRESHOLD)
+            taken |= set(match[1 - side].tolist())
+            found.append(match)
+    found.append(_left_over(first, second, functions, found))
+    columns = [np.concatenate([part[i] for part in found]) for i in range(3)]
+    order = np.argsort(columns[0], kind="stable")
+    a, b, score = (column[order] for column in columns)
+    return Matches(a.astype(np.int64), b.astype(np.int64), score.astype(np.float32))
+
+
+def _left_over(
+    first: Features, second: Features, functions: Matches, found: list
+) -> tuple[np.ndarray, ...]:
+    """Match identical blocks, each the only one in its binary, where a function has no partner."""
+    sides = []
+    for side, code in enumerate((first, second)):
+        forms = code.forms
+        times = Counter(forms)
+        taken = {int(block) for part in found for block in part[side]}
+        sides.append(
+            {
+                form: block
+                for block, form in enumerate(forms)
+                if times[form] == 1 and len(form) >= IDENTICAL_SIZE and block not in taken
+            }
+        )
+    pairs = [(block, sides[1][form]) for form, block in sides[0].items() if form in sides[1]]
+    a, b = np.array(pairs, np.int64).reshape(-1, 2).T
+    matched = np.isin(first.analysis.function[a], functions.a)
+    free = ~matched | ~np.isin(second.analysis.function[b], functions.b)
+    a, b = a[free], b[free]
+    return a, b, np.ones(len(a), np.float32)
+
+
+def _weighed_blocks(
+    first: Features, second: Features, functions: Matches
+) -> list[scipy.sparse.csr_matrix]:
+    """Rows of length 1 for the blocks of both: their words, and the matched functions they call."""
+    parts: list[list] = [[], []]
+    calls = []
+    for code, matched in ((first, functions.a), (second, functions.b)):
+        number = np.full(code.functions, -1)
+        number[matched] = np.arange(len(matched))
+        analysis = code.analysis
+        source, target = analysis.edges[analysis.kind == CALL].T
+        inside = (source < analysis.code_blocks) & (target < analysis.code_blocks)
+        source, called = source[inside], number[analysis.function[target[inside]]]
+        source, called = source[called >= 0], called[called >= 0]
+        ones = np.ones(len(called), np.float32)
+        shape = analysis.code_blocks, max(len(matched), 1)
+        calls.append(scipy.sparse.csr_matrix((ones, (source, called)), shape))
+    weights = {**BLOCK_WEIGHTS, "call": CALL_WEIGHT}
+    words = [
+        {**code.block_words, "call": c} for code, c in zip((first, second), calls, strict=True)
+    ]
+    for kind, weight in weights.items():
+        pair = weigh(words[0][kind], words[1][kind], lengths=False)
+        for side in (0, 1):
+            parts[side].append(pair[side] * weight)
+    rows = [normalise(scipy.sparse.hstack(part, "csr")) for part in parts]
+    # Of all columns that a hash can say, those that are there: products cost by their number.
+    used = np.unique(np.concatenate([m.indices for m in rows]))
+    return [
+        scipy.sparse.csr_matrix(
+            (m.data, np.searchsorted(used, m.indices), m.indptr), (m.shape[0], len(used))
+        )
+        for m in rows
+    ]
+
+
+def _flow(analysis: Analysis) -> scipy.sparse.csr_matrix:
+    """Edges inside functions, csr float32 (B, B): jumps, fall-throughs, steps over calls."""
+    n = analysis.code_blocks
+    source, target = analysis.edges[analysis.kind != CALL].T
+    inside = (source < n) & (target < n)
+    inside[inside] = analysis.function[source[inside]] == analysis.function[target[inside]]
+    ones = np.ones(np.count_nonzero(inside), np.float32)
+    return scipy.sparse.csr_matrix((ones, (source[inside], target[inside])), (n, n))
+
+
+def _match(a, b, words, forms, edges, threshold) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Match the blocks a of the first binary with the blocks b of the second."""
+    from scipy.optimize import linear_sum_assignment  # half a second, which --help can do without
+
+    own = (words[0][a] @ words[1][b].T).toarray()
+    place = np.abs(np.linspace(0, 1, len(a))[:, None] - np.linspace(0, 1, len(b)))
+    same = forms[0][a][:, None] == forms[1][b]
+    own = own + SAME * same - PLACE * place
+    behind = _within(edges[0], a), _within(edges[1], b)
+    before = [m.T.tocsr() for m in behind]
+    for depth in zip(*map(_depths, behind, before), strict=True):
+        own -= DEPTH * np.abs(np.subtract.outer(*depth))
+    # Of twins, that one whose surroundings are as many; where few of them match, too.
+    degree = sum(np.add.outer(_degrees(x), _degrees(y)) / 2 for x, y in (behind, before))
+    weight = NEIGHBOURS * (degree > 0)
+    score = own
+    for _ in range(BLOCK_ROUNDS):
+        e = np.exp(SHARPNESS * (score - score.max(initial=0)))
+        share = np.sqrt(
+            e / np.maximum(e.sum(1, keepdims=True), 1e-9) * (e / np.maximum(e.sum(0), 1e-9))
+        )
+        around = sum(x @ (y @ share.T).T for x, y in (behind, before))
+        score = (own + weight * around / np.maximum(degree, 1)) / (1 + weight)
+    i, j = linear_sum_assignment(score, maximize=True)
+    kept = score[i, j] >= threshold
+    i, j = i[kept], j[kept]
+    return a[i], b[j], np.clip(score[i, j], 0, 1)
+
+
+def _depths(behind: scipy.sparse.csr_matrix, before: scipy.sparse.csr_matrix) -> list[np.ndarray]:
+    """How far each block is from the first one, and from those that nothing follows; 0..1."""
+    last = np.flatnonzero(_degrees(behind) == 0)
+    if not len(last):  # it loops for ever
+        last = [behind.shape[0] - 1]
+    found = []
+    for edges, start in ((behind, [0]), (before, last)):
+        distance = dijkstra(edges, indices=start, unweighted=True, min_only=True)
+        reached = np.isfinite(distance)
+        furthest = distance[reached].max()
+        found.append(np.where(reached, distance, furthest) / max(furthest, 1))
+    return found
+
+
+def _degrees(edges: scipy.sparse.csr_matrix) -> np.ndarray:
+    return np.diff(edges.indptr)
+
+
+def _within(edges: scipy.sparse.csr_matrix, blocks: np.ndarray) -> scipy.sparse.csr_matrix:
+    """``edges[blocks][:, blocks]``, of which scipy takes ten times as long."""
+    n, count = len(blocks), np.diff(edges.indptr)[blocks]
+    row = np.repeat(np.arange(n), count)
+    nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    at = edges.indptr[blocks][row] + nth
+    place = np.full(edges.shape[1], -1)
+    place[blocks] = np.arange(n)
+    column = place[edges.indices[at]]
+    inside = column >= 0
+    offsets = np.append(0, np.cumsum(np.bincount(row[inside], minlength=n)))
+    return scipy.sparse.csr_matrix((edges.data[at[inside]], column[inside], offsets), (n, n))

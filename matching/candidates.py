@@ -1,0 +1,190 @@
+"""How alike two binaries' functions are: candidates, measures of each pair, and learned scores.
+
+The measures are cosines of TF-IDF weighed words, one for each group of words, sizes, and what an
+encoder says that remembers the libraries of its training programs. A small network makes one score
+of them. It never sees a word, and it learned on programs that the encoder had not met: so it trusts
+the encoder as far as it holds for others.
+"""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import scipy.sparse
+
+from encoder.table import Encoder
+from features.extract import GROUPS, KINDS, Features
+from features.tfidf import weigh
+
+CANDIDATES = 80  # of each function in the other binary; all others are never looked at
+ENCODED = 20  # and so many that the encoder finds near
+PLAUSIBLE = 1e-4  # share by likeness below which a candidate's surroundings are not asked
+COMMON = 0.25  # words that a larger share of functions has are not looked up for candidates
+SAME = [(group, group) for group in GROUPS]
+# One compiler inlined what the other calls.
+INLINED = [("name near", "name"), ("name", "name near"), ("number near", "number")]
+INLINED += [("number", "number near"), ("name far", "name near"), ("name near", "name far")]
+OF_ENCODER = (
+    5  # measures: cosine, its distance from each function's best, both functions' known words
+)
+MEASURES = len(SAME) + len(INLINED) + 10 + OF_ENCODER
+OWN = len(KINDS)  # the first measures: cosines of the functions' own words
+EVIDENCE = 21 + 2 * OWN  # of `matching.evidence.Surroundings`
+
+
+@dataclasses.dataclass
+class Candidates:
+    """Pairs of functions that may match, n of them, sorted by (a, b).
+
+    Attributes
+    ----------
+    a, b : int64 (n,)
+        Function of the first and of the second binary.
+    shape : (int, int)
+        How many functions each binary has.
+    measures : float32 (n, MEASURES)
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    shape: tuple[int, int]
+    measures: np.ndarray
+
+    def only(self, kept: np.ndarray) -> "Candidates":
+        """Return those that a bool array (n,) keeps."""
+        return Candidates(self.a[kept], self.b[kept], self.shape, self.measures[kept])
+
+
+def find_candidates(
+    first: Features, second: Features, encoder: Encoder, anchors: np.ndarray | None = None
+) -> Candidates:
+    """Find the pairs of functions that are worth a closer look, and measure them.
+
+    Parameters
+    ----------
+    anchors : int (k, 2), optional
+        Pairs of functions that are candidates in any case.
+    """
+    weighed = {pair: weigh(first.words[pair[0]], second.words[pair[1]]) for pair in SAME + INLINED}
+    groups = [weighed[pair] for pair in SAME]
+    a, b = (scipy.sparse.hstack([pair[side] for pair in groups], "csr") for side in (0, 1))
+    encoded = [encoder(code) for code in (first, second)]
+    found = [_nearest(*_rare(a, b), CANDIDATES), _nearest(encoded[0][0], encoded[1][0], ENCODED)]
+    if anchors is not None and len(anchors):
+        found.append((anchors[:, 0], anchors[:, 1]))
+    shape = first.functions, second.functions
+    keys = np.unique(np.concatenate([x.astype(np.int64) * shape[1] + y for x, y in found]))
+    rows, columns = np.divmod(keys, shape[1])
+    measures = [_products(a, b, rows, columns) for a, b in weighed.values()]
+    size_a, size_b = _sizes(first), _sizes(second)
+    for x, y in zip(size_a.T, size_b.T, strict=True):
+        measures += [np.abs(x[rows] - y[columns]), np.minimum(x[rows], y[columns])]
+    for group in ("token", "name"):
+        x, y = _unique_rows(first.words[group], second.words[group])
+        measures.append((x[rows] == y[columns]) & (x[rows] >= 0))
+    measures += _of_encoder(encoded, rows, columns, shape)
+    return Candidates(rows, columns, shape, np.stack(measures, 1).astype(np.float32))
+
+
+def _of_encoder(encoded, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> list:
+    """Cosine, how far it is below the best of each function, and the share of known words."""
+    (x, known_x), (y, known_y) = encoded
+    cosine = np.einsum("nd,nd->n", x[rows], y[columns])
+    measures = [cosine]
+    for index, n in zip((rows, columns), shape, strict=True):
+        best = np.full(n, -1, np.float32)
+        np.maximum.at(best, index, cosine)
+        measures.append(best[index] - cosine)
+    return [*measures, known_x[rows], known_y[columns]]
+
+
+def _unique_rows(
+    first: scipy.sparse.csr_matrix, second: scipy.sparse.csr_matrix
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number each row's content; -1 where it is empty or not the only one in its binary."""
+    numbers: dict[tuple, int] = {}
+    found = []
+    for m in (first, second):
+        rows = [
+            (m.indices[s:e].tobytes(), m.data[s:e].tobytes())
+            for s, e in zip(m.indptr[:-1], m.indptr[1:], strict=True)
+        ]
+        times = Counter(rows)
+        found.append(
+            np.array(
+                [
+                    numbers.setdefault(r, len(numbers)) if r[0] and times[r] == 1 else -1
+                    for r in rows
+                ],
+                np.int64,
+            )
+        )
+    return found[0], found[1]
+
+
+def _products(a, b, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Products of rows of ``a`` and ``b``; ``rows`` is sorted.
+
+    All products of a few rows are quicker than those asked for by themselves.
+    """
+    b = b.T.tocsr()
+    found = np.empty(len(rows), np.float32)
+    for start in range(0, a.shape[0], 512):
+        part = slice(*np.searchsorted(rows, [start, start + 512]))
+        found[part] = (a[start : start + 512] @ b).toarray()[rows[part] - start, columns[part]]
+    return found
+
+
+def _sizes(code: Features) -> np.ndarray:
+    """Logarithms of blocks, tokens, names, and callers: float64 (F, 4)."""
+    words = [np.asarray(code.words[group].sum(1)).ravel() for group in ("token", "name")]
+    callers = np.diff(code.calls.T.tocsr().indptr)
+    return np.log1p(np.stack([code.sizes, *words, callers], 1))
+
+
+def _rare(a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix) -> list:
+    """Leave out the words that many rows have: so products cost near to linear."""
+    used, column = np.unique(np.concatenate([a.indices, b.indices]), return_inverse=True)
+    rare = np.bincount(column) <= max(8, COMMON * min(a.shape[0] + b.shape[0], 2000))
+    shortened = []
+    for m, columns in ((a, column[: a.nnz]), (b, column[a.nnz :])):
+        data = m.data * rare[columns]
+        m = scipy.sparse.csr_matrix((data, columns, m.indptr.copy()), (m.shape[0], len(used)))
+        m.eliminate_zeros()
+        shortened.append(m)
+    return shortened
+
+
+def _nearest(a, b, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (rows, columns) of the k best products of each row of a and of each row of b."""
+    rows, columns = [], []
+    for x, y, out in ((a, b, (rows, columns)), (b, a, (columns, rows))):
+        y = y.T.tocsr() if scipy.sparse.issparse(y) else y.T
+        count = min(k, y.shape[1])
+        for start in range(0, x.shape[0], 256):
+            block = x[start : start + 256] @ y
+            block = block.toarray() if scipy.sparse.issparse(block) else block
+            best = np.argpartition(-block, count - 1, axis=1)[:, :count]
+            out[0].append(np.repeat(np.arange(start, start + len(block)), count))
+            out[1].append(best.ravel())
+    return np.concatenate(rows), np.concatenate(columns)
+
+
+def softmax_both_ways(candidates: Candidates, logit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each pair's share among the candidates of its first, and of its second function.
+
+    That there is no match is a candidate, too, with logit 0.
+    """
+    shares = []
+    for index, n in zip((candidates.a, candidates.b), candidates.shape, strict=True):
+        highest = np.zeros(n, np.float32)
+        np.maximum.at(highest, index, logit)
+        e = np.exp(logit - highest[index])
+        total = np.bincount(index, e, n) + np.exp(-highest)
+        shares.append((e / total[index]).astype(np.float32))
+    return shares[0], shares[1]
+
+
+def plausible(candidates: Candidates, likeness: np.ndarray) -> np.ndarray:
+    """Return which candidates are not hopeless by themselves, bool (n,)."""
+    return np.maximum(*softmax_both_ways(candidates, likeness)) > PLAUSIBLE

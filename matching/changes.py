@@ -1,0 +1,83 @@
+"""What changed between two matched binaries."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from features.extract import Features
+from matching.blocks import match_blocks
+from matching.functions import Matches, match_functions
+from matching.model import Model
+
+STATUS = ("changed", "only in old", "only in new", "identical")
+CHANGED, ONLY_OLD, ONLY_NEW, IDENTICAL = range(4)
+
+
+@dataclasses.dataclass
+class Diff:
+    """What corresponds in two binaries.
+
+    Attributes
+    ----------
+    functions : list of dict
+        ``status`` (index into STATUS), ``sides`` (function of OLD and of NEW, -1 for none),
+        ``score`` 0..1, ``differing``: how many blocks of both have no identical partner, and
+        ``change``: which share of them. Changed functions come first, those with most differing
+        blocks at the top.
+    blocks : Matches
+        Code blocks of OLD and NEW.
+    same : bool (n,)
+        Which of the matched blocks are the same code.
+    """
+
+    functions: list[dict[str, Any]]
+    blocks: Matches
+    same: np.ndarray
+
+
+def compare(
+    first: Features,
+    second: Features,
+    model: Model,
+    anchors: np.ndarray | None = None,
+) -> Diff:
+    """Match two binaries and say what changed; parameters are those of `match_functions`."""
+    functions = match_functions(first, second, model, anchors)
+    blocks = match_blocks(first, second, functions)
+    forms = first.forms, second.forms
+    same = np.array(
+        [forms[0][a] == forms[1][b] for a, b in zip(blocks.a, blocks.b, strict=True)], bool
+    )
+    function = [code.analysis.function for code in (first, second)]
+    sides = function[0][blocks.a[same]].tolist(), function[1][blocks.b[same]].tolist()
+    unchanged = Counter(zip(*sides, strict=True))
+    rows = []
+    for a, b, score in zip(functions.a, functions.b, functions.score, strict=True):
+        pair = int(a), int(b)
+        total = len(first.blocks[a]) + len(second.blocks[b])
+        differing = total - 2 * unchanged[pair]
+        status = CHANGED if differing else IDENTICAL
+        rows.append(_row(status, pair, float(score), differing, total))
+    for f in sorted(set(range(first.functions)) - set(functions.a.tolist())):
+        rows.append(_row(ONLY_OLD, (f, -1), 0.0, len(first.blocks[f]), len(first.blocks[f])))
+    for f in sorted(set(range(second.functions)) - set(functions.b.tolist())):
+        rows.append(_row(ONLY_NEW, (-1, f), 0.0, len(second.blocks[f]), len(second.blocks[f])))
+    rows.sort(key=lambda row: (row["status"], -row["differing"], row["sides"]))
+    return Diff(rows, blocks, same)
+
+
+def _row(status: int, sides: tuple[int, int], score: float, differing: int, total: int) -> dict:
+    change = round(differing / total, 4)
+    score = round(score, 4)
+    return dict(status=status, sides=sides, score=score, differing=differing, change=change)
+
+
+def describe(code: Features, f: int) -> dict[str, Any] | None:
+    """Return address, name and number of blocks of a function; None for -1."""
+    if f < 0:
+        return None
+    analysis = code.analysis
+    address = f"0x{int(analysis.function_address[f]):x}"
+    return {"address": address, "name": analysis.function_name[f], "blocks": len(code.blocks[f])}

@@ -1,0 +1,84 @@
+"""Match the functions of two binaries, one to one."""
+
+import dataclasses
+
+import numpy as np
+import scipy.sparse
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+from features.extract import Features
+from matching.anchors import anchored_pairs, with_anchors
+from matching.candidates import Candidates, find_candidates, plausible, softmax_both_ways
+from matching.evidence import ROUNDS, Surroundings
+from matching.model import Model
+
+FUNCTION_THRESHOLD = 0.3
+SAME_FUNCTION = 2.0  # added to the logit of two functions of the same code: twins differ in it
+
+
+@dataclasses.dataclass
+class Matches:
+    """Pairs, sorted by a: a, b int64 (n,), score float32 (n,) in 0..1."""
+
+    a: np.ndarray
+    b: np.ndarray
+    score: np.ndarray
+
+
+def match_functions(
+    first: Features,
+    second: Features,
+    model: Model,
+    anchors: np.ndarray | None = None,
+    threshold: float = FUNCTION_THRESHOLD,
+) -> Matches:
+    """Match the functions of two binaries.
+
+    Parameters
+    ----------
+    model : Model
+    anchors : int (k, 2), optional
+        Pairs that are known; each function at most once.
+    threshold : float
+        Pairs with a lower score are not matched.
+    """
+    candidates = find_candidates(first, second, model.encoder, anchors)
+    anchored = anchored_pairs(candidates, anchors)
+    return match_candidates(candidates, Surroundings(first, second), model, anchored, threshold)
+
+
+def match_candidates(
+    candidates: Candidates,
+    surroundings: "Surroundings",
+    model: Model,
+    anchored: np.ndarray,
+    threshold: float = FUNCTION_THRESHOLD,
+    rounds: int = ROUNDS,
+) -> Matches:
+    """Score candidates, of which some are known to be true, and choose pairs one to one."""
+    likeness = with_anchors(model.function(candidates.measures), candidates, anchored)
+    kept = plausible(candidates, likeness)
+    candidates, likeness, anchored = candidates.only(kept), likeness[kept], anchored[kept]
+
+    def structure(evidence: np.ndarray) -> np.ndarray:
+        return with_anchors(model.structure(evidence), candidates, anchored)
+
+    logit = surroundings.hear(candidates, likeness, structure, rounds)
+    logit = logit + SAME_FUNCTION * surroundings.same_code(candidates)
+    share_a, share_b = softmax_both_ways(candidates, logit)
+    return assign(candidates, np.sqrt(share_a * share_b), threshold)
+
+
+def assign(candidates: Candidates, score: np.ndarray, threshold: float) -> Matches:
+    """Choose pairs, one to one, with the highest sum of scores above the threshold."""
+    kept = np.flatnonzero(score >= threshold)
+    a, b, score = candidates.a[kept], candidates.b[kept], score[kept]
+    n, m = candidates.shape
+    # Each a may also stay alone, at the price of a score of 0. Prices lie above 0: 0 is no edge.
+    alone = np.arange(n)
+    price = np.concatenate([2 - score, np.full(n, 2)])
+    ends = np.concatenate([a, alone]), np.concatenate([b, m + alone])
+    graph = scipy.sparse.csr_matrix((price, ends), (n, m + n))
+    i, j = min_weight_full_bipartite_matching(graph)
+    chosen = np.searchsorted(a * m + b, (i.astype(np.int64) * m + j)[j < m])
+    return Matches(a[chosen], b[chosen], score[chosen])

@@ -1,0 +1,1 @@
+"""Two binaries: their control-flow graphs merged, and walked."""

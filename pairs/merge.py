@@ -1,0 +1,119 @@
+"""Two control-flow graphs become one, joined at what they surely share."""
+
+import dataclasses
+
+import numpy as np
+
+from binary.analysis import Analysis
+
+MIN_JOINING_STRING = 6  # a literal shorter than this says too little to make two blocks one
+
+
+@dataclasses.dataclass
+class MergedGraph:
+    """The control-flow graphs of two binaries, joined; block ids of the second follow the first's.
+
+    Attributes
+    ----------
+    tokens : int32, offsets : int64 (B + 1,)
+        Tokens of block b, as ids into ``dictionary``.
+    dictionary : list of str
+        The distinct tokens of both, sorted.
+    address : uint64 (B,), function : int32 (B,), binary : uint8 (B,)
+        The second binary's functions count on from the first's.
+    edges : int32 (m, 2), kind : uint8 (m,)
+        JUMP, CALL or STEP_OVER. Every edge joins blocks of one binary.
+    merged : int32 (k, 2)
+        Block of the first and block of the second that are one node; each block at most once.
+    returns : bool (B,)
+        As in :class:`Analysis`.
+    has_code : bool (B,)
+        False for imports.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    dictionary: list[str]
+    address: np.ndarray
+    function: np.ndarray
+    binary: np.ndarray
+    edges: np.ndarray
+    kind: np.ndarray
+    merged: np.ndarray
+    returns: np.ndarray
+    has_code: np.ndarray
+
+
+def merge(first: Analysis, second: Analysis) -> MergedGraph:
+    """Join two control-flow graphs where they surely are the same.
+
+    Two nodes are one where both are the same import, or where both are the only block in their
+    binary that refers to the same string literal longer than 5 characters. Where literals
+    disagree about a block's partner, the partner with the most literals in common wins, then the
+    lower block ids: a node is never more than one block of each binary.
+    """
+    dictionary = sorted(set(first.dictionary) | set(second.dictionary))
+    ids = {word: i for i, word in enumerate(dictionary)}
+    tokens = []
+    for analysis in (first, second):
+        new_ids = np.array([ids[word] for word in analysis.dictionary], np.int32)
+        tokens.append(new_ids[analysis.tokens])
+
+    def both(field: str, shift: int = 0) -> np.ndarray:
+        a, b = getattr(first, field), getattr(second, field)
+        return np.concatenate([a, b + b.dtype.type(shift)] if shift else [a, b])
+
+    merged = _same_imports(first, second) + _same_strings(first, second)
+    pairs = np.array(sorted(merged), np.int32).reshape(-1, 2)
+    pairs[:, 1] += first.blocks
+    sizes = (first.blocks, second.blocks)
+    return MergedGraph(
+        tokens=np.concatenate(tokens),
+        offsets=np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
+        dictionary=dictionary,
+        address=both("address"),
+        function=both("function", shift=len(first.function_address)),
+        binary=np.repeat(np.array([0, 1], np.uint8), sizes),
+        edges=both("edges", shift=first.blocks),
+        kind=both("kind"),
+        merged=pairs,
+        returns=both("returns"),
+        has_code=np.concatenate([np.arange(a.blocks) < a.code_blocks for a in (first, second)]),
+    )
+
+
+def _same_imports(first: Analysis, second: Analysis) -> list[tuple[int, int]]:
+    block = {name: second.code_blocks + i for i, name in enumerate(second.import_name)}
+    return [
+        (first.code_blocks + i, block[name])
+        for i, name in enumerate(first.import_name)
+        if name in block
+    ]
+
+
+def _only_reference(analysis: Analysis) -> dict[bytes, int]:
+    """Return literal -> block for literals that one block alone refers to."""
+    found: dict[bytes, int] = {}
+    several = set()
+    for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
+        if len(literal) >= MIN_JOINING_STRING:
+            if literal in found:
+                several.add(literal)
+            found[literal] = block
+    return {literal: block for literal, block in found.items() if literal not in several}
+
+
+def _same_strings(first: Analysis, second: Analysis) -> list[tuple[int, int]]:
+    theirs = _only_reference(second)
+    votes: dict[tuple[int, int], int] = {}
+    for literal, block in _only_reference(first).items():
+        if literal in theirs:
+            pair = (block, theirs[literal])
+            votes[pair] = votes.get(pair, 0) + 1
+    chosen, taken = [], (set(), set())
+    for a, b in sorted(votes, key=lambda pair: (-votes[pair], pair)):
+        if a not in taken[0] and b not in taken[1]:
+            chosen.append((a, b))
+            taken[0].add(a)
+            taken[1].add(b)
+    return chosen

@@ -1,0 +1,322 @@
+"""Random walks on control-flow graphs: paths that executions could take, and plain DeepWalk.
+
+The path walk is plain loops over arrays, compiled by numba: it needs a call stack, and only after
+each path it knows what is still uncovered, so whole-array NumPy would walk more and read worse.
+"""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges, as binary.analysis has them
+RETURN = -1  # a choice: go back to where the stack, or else any caller, says
+NOTHING = -2  # what a step pushes that is no call
+NOWHERE = -1  # what a call pushes that has no return site: a return from there ends the path
+MAX_BACKWARD = 32  # blocks that a path grows backwards from the block that it has to cover
+
+
+class WalkGraph(NamedTuple):
+    """What each of a merged graph's B blocks offers to a walk, in CSR form.
+
+    Block b's rows are ``start[b]:start[b + 1]``. Both blocks of a merged node offer the same.
+
+    Attributes
+    ----------
+    forward_start : int64 (B + 1,), forward : int32, forward_push : int32
+        The next block, or RETURN; the return site that the step pushes, or NOTHING.
+    backward_start, backward_own : int64 (B + 1,), (B,)
+        ``backward_start[b]:backward_own[b]`` are the rows of b itself, without its twin's.
+    backward, backward_into, backward_push : int32
+        The block before; the block of this node that it leads to; what that step pushes.
+    caller_start : int64 (B + 1,), caller : int32
+        Return sites of all calls of the function; rows for blocks that return only.
+    """
+
+    forward_start: np.ndarray
+    forward: np.ndarray
+    forward_push: np.ndarray
+    backward_start: np.ndarray
+    backward_own: np.ndarray
+    backward: np.ndarray
+    backward_into: np.ndarray
+    backward_push: np.ndarray
+    caller_start: np.ndarray
+    caller: np.ndarray
+
+
+def walk_graph(
+    edges: np.ndarray,
+    kind: np.ndarray,
+    merged: np.ndarray,
+    function: np.ndarray,
+    returns: np.ndarray,
+) -> WalkGraph:
+    """Work out every block's choices: forwards, backwards, and where its function returns to.
+
+    Parameters
+    ----------
+    edges : int32 (m, 2), kind : uint8 (m,), merged : int32 (k, 2)
+        As in graph.npz: source and target; JUMP, CALL or STEP_OVER; pairs that are one node.
+    function : int32 (B,), returns : bool (B,)
+        Each block's function; whether the block gives control back to that function's caller.
+    """
+    blocks = len(function)
+    source, target = edges[:, 0].astype(np.int64), edges[:, 1].astype(np.int64)
+    twin = np.full(blocks, -1)
+    twin[merged[:, 0]], twin[merged[:, 1]] = merged[:, 1], merged[:, 0]
+    return_site = np.full(blocks, NOWHERE)
+    return_site[source[kind == STEP_OVER]] = target[kind == STEP_OVER]
+    push = np.where(kind == CALL, return_site[source], NOTHING)
+
+    # Forwards: what can return, before what cannot (abort, exit and what only leads there).
+    living = _can_return(source, target, kind, returns)
+    at, row = _offered_by(source, twin)
+    leaving, _ = _offered_by(np.flatnonzero(returns), twin)
+    at = np.concatenate([at, leaving])
+    to = np.concatenate([target[row], np.full(len(leaving), RETURN)])
+    pushed = np.concatenate([push[row], np.full(len(leaving), NOTHING)])
+    good = np.concatenate([living[target[row]], np.ones(len(leaving), bool)])
+    has_good = np.zeros(blocks, bool)
+    has_good[at[good]] = True
+    # A node that both of its blocks return from offers one return.
+    doubled = np.concatenate([np.zeros(len(row), bool), _repeated(leaving, blocks)])
+    keep = (good | ~has_good[at]) & ~doubled
+    forward_start, order = _csr(at[keep], blocks)
+    forward, forward_push = to[keep][order], pushed[keep][order]
+
+    # Backwards; the stable order keeps a block's own rows before its twin's.
+    at, row = _offered_by(target, twin)
+    backward_start, order = _csr(at, blocks)
+    backward_own = backward_start[:-1] + np.bincount(target, minlength=blocks)
+    row = row[order]
+
+    # Callers, found by function, so that a call into the middle of one counts as well.
+    calls = np.flatnonzero((kind == CALL) & (return_site[source] != NOWHERE))
+    callee_start, order = _csr(function[target[calls]], int(function.max(initial=-1)) + 1)
+    sites = return_site[source[calls]][order]
+    at, leaving_row = _offered_by(np.flatnonzero(returns), twin)
+    callee = function[np.flatnonzero(returns)[leaving_row]]
+    count = np.diff(callee_start)[callee]
+    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    caller_site = sites[np.repeat(callee_start[callee], count) + within]
+    caller_start, order = _csr(np.repeat(at, count), blocks)
+
+    return WalkGraph(
+        forward_start=forward_start,
+        forward=forward.astype(np.int32),
+        forward_push=forward_push.astype(np.int32),
+        backward_start=backward_start,
+        backward_own=backward_own,
+        backward=source[row].astype(np.int32),
+        backward_into=target[row].astype(np.int32),
+        backward_push=push[row].astype(np.int32),
+        caller_start=caller_start,
+        caller=caller_site[order].astype(np.int32),
+    )
+
+
+def _offered_by(block: np.ndarray, twin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (at, row): row i of ``block`` is offered at block[i] and at its twin, if any."""
+    row = np.arange(len(block))
+    doubled = row[twin[block] >= 0]
+    return np.concatenate([block, twin[block[doubled]]]), np.concatenate([row, doubled])
+
+
+def _repeated(block: np.ndarray, blocks: int) -> np.ndarray:
+    """Return for each entry whether the same block stood before it."""
+    again = np.ones(len(block), bool)
+    again[np.unique(block, return_index=True)[1]] = False
+    return again
+
+
+def _csr(row: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (start, order) such that ``order[start[r]:start[r + 1]]`` are the entries of row r."""
+    start = np.zeros(rows + 1, np.int64)
+    np.cumsum(np.bincount(row, minlength=rows), out=start[1:])
+    return start, np.argsort(row, kind="stable")
+
+
+def _can_return(source, target, kind, returns) -> np.ndarray:
+    """Mark the blocks from which their function can return, stepping over its calls."""
+    inside = kind != CALL
+    start, order = _csr(target[inside], len(returns))
+    living = returns.copy()
+    _spread(living, start, source[inside][order])
+    return living
+
+
+@njit(cache=True)
+def _spread(living, start, before):
+    stack = [b for b in range(len(living)) if living[b]]
+    while len(stack) > 0:
+        block = stack.pop()
+        for i in range(start[block], start[block + 1]):
+            if not living[before[i]]:
+                living[before[i]] = True
+                stack.append(before[i])
+
+
+def control_flow_walks(
+    graph: WalkGraph, has_code: np.ndarray, num_walks: int, max_blocks: int, seed: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Walk until every block that holds code was visited at least ``num_walks`` times.
+
+    Each path goes through a block that still lacks visits. From there it grows backwards over
+    predecessors, at most 32 blocks, then forwards: over successors, a call pushing its return
+    site and a return popping it; with an empty stack a return goes on at the return site of any
+    caller of the function. Choices are uniform. A successor that can never return is taken only
+    where there is no other. A merged node offers what both of its blocks offer, and stands in the
+    path as the block of the binary that the path came from.
+
+    Parameters
+    ----------
+    graph : WalkGraph
+    has_code : bool (B,)
+        The blocks to cover.
+    num_walks, max_blocks : int
+        Visits that each block gets at least; length of the longest path.
+    seed : list of int
+        For ``numpy.random.default_rng``; equal seeds give equal walks.
+
+    Returns
+    -------
+    blocks : int32 (n,)
+        The paths, one behind the other.
+    start : int64 (paths + 1,)
+        Path p is ``blocks[start[p]:start[p + 1]]``.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(np.flatnonzero(has_code))
+    return _cover(graph, order, len(has_code), num_walks, max_blocks, rng)
+
+
+@njit(cache=True)
+def _cover(graph, order, block_count, num_walks, max_blocks, rng):
+    visits = np.zeros(block_count, np.int32)
+    paths = np.empty(64 * max_blocks, np.int32)
+    start = [0]
+    past = np.empty(max_blocks, np.int32)  # the backward part, last block first
+    past_push = np.empty(max_blocks, np.int32)
+    stack = np.empty(max_blocks, np.int32)  # a step pushes one site at most: it cannot overflow
+    for wanted in order:
+        while visits[wanted] < num_walks:
+            past[0] = wanted
+            length = 1
+            while length < min(MAX_BACKWARD + 1, max_blocks):
+                block = past[length - 1]
+                low, high = graph.backward_start[block], graph.backward_start[block + 1]
+                if length == 1:  # the wanted block itself must stand in the path, not its twin
+                    high = graph.backward_own[block]
+                if low == high:
+                    break
+                row = rng.integers(low, high)
+                past[length - 1] = graph.backward_into[row]
+                past_push[length - 1] = graph.backward_push[row]
+                past[length] = graph.backward[row]
+                length += 1
+
+            if start[-1] + max_blocks > len(paths):
+                paths = np.concatenate((paths, np.empty(len(paths), np.int32)))
+            path = paths[start[-1] : start[-1] + max_blocks]
+            size = depth = 0
+            block = past[length - 1]
+            while block >= 0:
+                path[size] = block
+                visits[block] += 1
+                size += 1
+                if size == max_blocks:
+                    break
+                if size < length:
+                    block, push = past[length - 1 - size], past_push[length - 1 - size]
+                else:
+                    low, high = graph.forward_start[block], graph.forward_start[block + 1]
+                    if low == high:
+                        break
+                    row = rng.integers(low, high)
+                    push = graph.forward_push[row]
+                    if graph.forward[row] != RETURN:
+                        block = graph.forward[row]
+                    elif depth > 0:
+                        depth -= 1
+                        block = stack[depth]
+                    else:
+                        low, high = graph.caller_start[block], graph.caller_start[block + 1]
+                        block = graph.caller[rng.integers(low, high)] if low < high else NOWHERE
+                if push != NOTHING:
+                    stack[depth] = push
+                    depth += 1
+            start.append(start[-1] + size)
+    return paths[: start[-1]].copy(), np.array(start)
+
+
+def save_walks(path: str | os.PathLike[str], blocks: np.ndarray, start: np.ndarray) -> None:
+    """Write walks as a compressed .npz: 1 byte a visited block or less, where 4 are in memory.
+
+    Parameters
+    ----------
+    path : path-like
+    blocks : int32 (n,), start : int64 (paths + 1,)
+        As :func:`control_flow_walks` returns them. ``step`` in the file is each block's distance to
+        the one before it, which is small or repeats; ``length`` is the blocks of each path.
+    """
+    step = np.diff(blocks, prepend=blocks.dtype.type(0))
+    small = len(step) == 0 or max(step.max(), -step.min()) < 2**15
+    np.savez_compressed(
+        path, step=step.astype(np.int16 if small else np.int32), length=np.diff(start).astype("i4")
+    )
+
+
+def load_walks(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Read what :func:`save_walks` wrote -> blocks int32 (n,), start int64 (paths + 1,).
+
+    Raises
+    ------
+    ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
+        The file is damaged.
+    """
+    with np.load(path) as arrays:
+        step, length = arrays["step"], arrays["length"]
+    for name, values in (("step", step), ("length", length)):
+        if values.ndim != 1 or values.dtype.kind != "i":
+            raise ValueError(f"'{name}' is no list of signed integers")
+    if length.min(initial=1) < 1 or length.sum() != len(step):
+        raise ValueError(f"'length' does not divide {len(step)} blocks into walks")
+    start = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
+    return np.cumsum(step, dtype=np.int32), start
+
+
+def deepwalk(
+    edges: np.ndarray, blocks: int, num_walks: int, walk_length: int, seed: list[int]
+) -> np.ndarray:
+    """Start ``num_walks`` uniform random walks at every node, as DeepWalk does.
+
+    Parameters
+    ----------
+    edges : int32 (m, 2)
+        Source and target.
+    blocks, num_walks, walk_length : int
+
+    Returns
+    -------
+    int32 (blocks * num_walks, walk_length)
+        One walk per row, in shuffled order; -1 behind a walk that found no successor.
+
+    References
+    ----------
+    Perozzi, Al-Rfou, Skiena: DeepWalk, KDD 2014, algorithms 1 and 2.
+    """
+    rng = np.random.default_rng(seed)
+    start, order = _csr(edges[:, 0], blocks)
+    target = np.append(edges[:, 1][order], -1)
+    walks = np.full((blocks * num_walks, walk_length), -1, np.int32)
+    walks[:, 0] = rng.permutation(np.repeat(np.arange(blocks), num_walks))
+    for step in range(1, walk_length):
+        here = walks[:, step - 1]
+        degree = np.where(here >= 0, start[here + 1] - start[here], 0)
+        pick = (rng.random(len(here)) * degree).astype(np.int64)
+        walks[:, step] = np.where(
+            degree > 0, target[np.where(degree > 0, start[here] + pick, -1)], -1
+        )
+    return walks

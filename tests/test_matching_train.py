@@ -1,0 +1,238 @@
+"""matching/train.py: labels from symbols, the loss, a whole training."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import utils
+from binary.symbols import source_names
+from encoder.table import OFFSET, choose_words, known_words
+from features.extract import extract_features
+from matching.candidates import PLAUSIBLE, softmax_both_ways
+from matching.model import Model, read_model
+from matching.train import (
+    NONE,
+    UNKNOWN,
+    Config,
+    Perceptron,
+    log_shares,
+    make_pair,
+    measure,
+    plausible_part,
+    train_encoder,
+    train_likeness,
+    train_network,
+    train_networks,
+    train_structure,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    settings = utils.read_config(Config, ROOT / "config/contrast.json")
+    return dataclasses.replace(settings, words=4096, encoder_steps=60)
+
+
+@pytest.fixture(scope="module")
+def codes(analyses):
+    return {build: extract_features(analysis) for build, analysis in analyses.items()}
+
+
+@pytest.fixture(scope="module")
+def fitted(codes, cfg):
+    builds = [codes[build] for build in ("O0", "O1", "O2")]
+    return train_encoder({"shapes": builds}, cfg, "encoder")
+
+
+def test_log_shares_are_a_softmax_with_none():
+    index = torch.tensor([0, 2, 0, 2, 2])
+    logit = torch.tensor([1.0, 50.0, -2.0, 3.0, 49.0])
+    shares, none = log_shares(logit, index, 3)
+    for i in range(3):
+        expected = torch.log_softmax(torch.cat([logit[index == i], torch.zeros(1)]), 0)
+        assert torch.allclose(torch.cat([shares[index == i], none[i : i + 1]]), expected)
+
+
+def test_network_is_the_perceptron():
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (50, 4)).astype(np.float32)
+    torch.manual_seed(0)
+    model = Perceptron(x, 8)
+    assert np.allclose(model.network()(x), model(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
+
+
+def test_networks_are_their_mean(codes, fitted, cfg):
+    cfg = dataclasses.replace(cfg, n_epochs=1, networks=3)
+    pair = make_pair("shapes", codes["O0"], codes["O2"], fitted)
+    x = pair.candidates.measures
+    single = [train_network([(x, pair)], cfg, cfg.seed + i, "one")(x) for i in range(3)]
+    assert not np.allclose(single[0], single[1], atol=1e-3)
+    mean = train_networks([(x, pair)], cfg, "three")
+    assert np.allclose(mean(x), np.mean(single, axis=0), atol=1e-4)
+
+
+def test_partners_have_the_same_name(codes, fitted):
+    first, second = codes["O0"], codes["O2"]
+    pair = make_pair("shapes", first, second, fitted)
+    names = first.analysis.function_name, second.analysis.function_name
+    candidates = pair.candidates
+    asked = np.flatnonzero(pair.partner_a >= 0)
+    assert {"main", "kind", "area", "usage", "copy"} <= {names[0][f] for f in asked}
+    for f in asked:
+        c = pair.partner_a[f]
+        assert candidates.a[c] == f
+        assert names[0][f] == names[1][candidates.b[c]]
+        assert pair.partner_b[candidates.b[c]] == c
+
+
+def test_no_partner_is_said_and_the_runtime_is_not_asked_for(codes, fitted):
+    code = codes["O0"]
+    pair = make_pair("shapes", code, codes["O1-stripped"], fitted)
+    names = code.analysis.function_name
+    assert pair.partner_a[names.index("area")] == NONE
+    assert pair.partner_a[names.index("_start")] == UNKNOWN
+
+
+def test_partners_stay_what_they_are_when_hopeless_candidates_go(codes, fitted):
+    pair = make_pair("shapes", codes["O0"], codes["O2"], fitted)
+    unlike = np.random.default_rng(0).normal(0, 9, len(pair.candidates.a)).astype(np.float32)
+    part = plausible_part(pair, lambda measures: unlike)
+    shares = softmax_both_ways(pair.candidates, unlike)
+    kept = (shares[0] > PLAUSIBLE) | (shares[1] > PLAUSIBLE)
+    assert 0 < kept.sum() < len(kept)
+    assert np.array_equal(part.candidates.measures, pair.candidates.measures[kept])
+    partners = (pair.partner_a, part.partner_a), (pair.partner_b, part.partner_b)
+    lost = 0
+    for before, after in partners:
+        assert np.array_equal(before == NONE, after == NONE)
+        for old, new in zip(before[before >= 0], after[before >= 0], strict=True):
+            if kept[old]:
+                assert part.candidates.a[new] == pair.candidates.a[old]
+                assert part.candidates.b[new] == pair.candidates.b[old]
+            else:
+                assert new == UNKNOWN
+                lost += 1
+        assert (after[before == UNKNOWN] == UNKNOWN).all()
+    assert lost, "the test should meet one"
+
+
+def test_a_pair_without_plausible_candidates(codes, fitted, cfg):
+    """Its functions count as not found; the structure network learns from the others."""
+    pair = make_pair("shapes", codes["O0"], codes["O2"], fitted)
+    cfg = dataclasses.replace(cfg, n_epochs=1, networks=1, hidden=4)
+    likeness = train_likeness([pair], cfg)
+    unlike = dataclasses.replace(likeness, b2=np.float32(-99))
+    assert not len(plausible_part(pair, unlike).candidates.a)
+    empty = dataclasses.replace(pair, candidates=pair.candidates.only(pair.candidates.a < 0))
+    nowhere = np.full_like(pair.partner_a, UNKNOWN)
+    empty.partner_a, empty.partner_b = nowhere, np.full_like(pair.partner_b, UNKNOWN)
+    structure = train_structure([empty, pair], likeness, cfg)
+    alone = train_structure([pair], likeness, cfg)
+    assert np.array_equal(structure.w1, alone.w1)
+    model = Model(fitted, unlike, structure)
+    assert measure([pair], model) == (0, 0)
+
+
+def test_encoder_finds_what_it_learned(codes, fitted):
+    """At levels that it did not see; random vectors for the words would find fewer."""
+    first, second = codes["O0"], codes["O3-noplt"]
+    (x, known), (y, _) = fitted(first), fitted(second)
+    assert np.allclose(np.linalg.norm(x[known > 0], axis=1), 1, atol=1e-5)
+    names = [
+        {name: f for f, name in enumerate(source_names(code.analysis)) if name}
+        for code in (first, second)
+    ]
+    both = sorted(names[0].keys() & names[1].keys())
+    a, b = (np.array([side[name] for name in both]) for side in names)
+    assert len(both) >= 5
+    assert ((x[a] @ y[b].T).argmax(1) == np.arange(len(both))).all()
+
+
+def test_weights_of_known_words_are_those_of_tfidf(codes):
+    code = codes["O0"]
+    words, idf = choose_words([[code], [codes["O1"]]], 100000)
+    rows = known_words(code, words, idf).toarray()
+    low, high = np.searchsorted(words, [OFFSET["name"], OFFSET["size"]])
+    columns = words[low:high] - OFFSET["name"]
+    counts = code.words["name"][:, columns].toarray()
+    expected = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * idf[low:high]
+    length = np.linalg.norm(expected, axis=1, keepdims=True)
+    expected = expected / np.maximum(length, 1e-9)
+    assert length.any()
+    assert np.allclose(rows[:, low:high], expected, atol=1e-5)
+
+
+def test_words_of_one_program_alone_are_not_learned(codes, cfg):
+    empty = dataclasses.replace(
+        codes["O1"], words={g: m[:, :0].copy() for g, m in codes["O1"].words.items()}
+    )
+    words, _ = choose_words([[codes["O0"]], [empty]], cfg.words)
+    assert not len(words)
+
+
+@pytest.fixture(scope="module")
+def trained(builds, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    cfg = json.loads((ROOT / "config/contrast.json").read_text()) | {
+        "n_epochs": 3,
+        "encoder_steps": 10,
+        "words": 2048,
+    }
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    runs = []
+    for to in ("a.safetensors", "b.safetensors"):
+        arguments = [
+            "--path",
+            f"{builds},{builds}",  # the same builds again count once
+            "--held_out",
+            "nothing",
+            "--train_cfg",
+            "cfg.json",
+            "--to",
+            to,
+        ]
+        runs.append(
+            subprocess.run(
+                [sys.executable, str(ROOT / "matching/train.py"), *map(str, arguments)],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+            )
+        )
+    return folder, runs
+
+
+def test_training_writes_networks_and_their_card(trained):
+    folder, (run, _) = trained
+    assert run.returncode == 0, run.stderr
+    assert "pairs of builds of: shapes (5 builds)" in run.stdout
+    model = read_model(folder / "a.safetensors")
+    assert model.encoder.table.dtype == np.float16
+    assert 0 < len(model.encoder.table) <= 2048
+    with safe_open(folder / "a.safetensors", "numpy") as file:
+        assert json.loads(file.metadata()["card"])["programs"] == "shapes (5 builds)"
+
+
+def test_training_is_deterministic(trained):
+    folder, _ = trained
+    assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
+
+
+def test_nothing_to_learn_from(tmp_path):
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "matching/train.py"), "--path", str(tmp_path / "none")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"error: no builds under {tmp_path / 'none'}")
