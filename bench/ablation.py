@@ -4,8 +4,8 @@
 
 The encoders and the candidates stay those of `matching/train.py`; of the measures of a pair of
 functions, or of what its surroundings say, some are set to zero, in the training and in what is
-measured. Two rows have all measures and less training, and one has encoders that pool the vectors of a function's
-words without weighing them by how rare they are. Measured is as in `bench/accuracy.py`.
+measured. Two rows have all measures and less training, and one has encoders that pool the vectors
+of a function's words without weighing them by how rare they are. Measured is as in `bench/accuracy.py`.
 
 `--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of both
 functions' mean hidden states in a BERT that `pretrain.py` trained, whitened by the mean and
@@ -186,7 +186,7 @@ def unweighed() -> AbstractContextManager:
         words, idf = choose(programs, size)
         return words, np.ones_like(idf)
 
-    return mock.patch.object("encoder.table.choose_words", choose_and_not_weigh)
+    return mock.patch("matching.train.choose_words", choose_and_not_weigh)
 
 
 class Deaf(Surroundings):

@@ -2,7 +2,8 @@
 
 A vector is a sum over the words of a function, each with a vector of its own, that
 matching/train.py trained so that two builds of one source function lie near each other. Unlike the
-TF-IDF measures it remembers: which words tell apart the functions of a library that the training programs held, too.
+TF-IDF measures it remembers which words tell apart the functions of a library that the training
+programs held, too.
 """
 
 import dataclasses

@@ -154,7 +154,7 @@ def test_identical_blocks_match_where_no_function_does(codes):
     first, second = codes["O1"], codes["O1-stripped"]
     nothing = Matches(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32)))
     blocks = match_blocks(first, second, nothing)
-    forms = normal_forms(first), normal_forms(second)
+    forms = normal_forms(first.analysis), normal_forms(second.analysis)
     assert len(blocks.a) > 10
     for a, b in zip(blocks.a, blocks.b, strict=True):
         assert forms[0][a] == forms[1][b]

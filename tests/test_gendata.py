@@ -335,7 +335,7 @@ def misbehave(how):
 
 ALONE = """
 import os, sys, time
-import processes
+from jobs import processes
 
 def job(file):
     with open(file, "w") as out:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -202,8 +203,9 @@ def trained(builds, tmp_path_factory):
         ]
         runs.append(
             subprocess.run(
-                [sys.executable, str(ROOT / "matching/train.py"), *map(str, arguments)],
+                [sys.executable, "-m", "matching.train", *map(str, arguments)],
                 cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
                 text=True,
             )
@@ -229,7 +231,7 @@ def test_training_is_deterministic(trained):
 
 def test_nothing_to_learn_from(tmp_path):
     run = subprocess.run(
-        [sys.executable, str(ROOT / "matching/train.py"), "--path", str(tmp_path / "none")],
+        [sys.executable, "-m", "matching.train", "--path", str(tmp_path / "none")],
         cwd=ROOT,
         capture_output=True,
         text=True,
