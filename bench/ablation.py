@@ -5,7 +5,8 @@
 The encoders and the candidates stay those of `matching/train.py`; of the measures of a pair of
 functions, or of what its surroundings say, some are set to zero, in the training and in what is
 measured. Two rows have all measures and less training, and one has encoders that pool the vectors
-of a function's words without weighing them by how rare they are. Measured is as in `bench/accuracy.py`.
+of a function's words without weighing them by how rare they are. All is measured as in
+`bench/accuracy.py`.
 
 `--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of both
 functions' mean hidden states in a BERT that `pretrain.py` trained, whitened by the mean and
