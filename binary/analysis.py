@@ -14,8 +14,12 @@ import numpy as np
 
 import utils
 
-VERSION = 6  # of the analysis below; a change of it makes cached analyses stale
+VERSION = 7  # of the analysis below; a change of it makes cached analyses stale
 JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
+
+
+DISPLAY = {"function_name", "instructions", "code", "instruction_size", "reference_instruction"}
+DISPLAY |= {"reference_address", "literal_address", "literal"}  # fields that nothing is matched by
 
 
 @dataclasses.dataclass
@@ -63,6 +67,14 @@ class Analysis:
         Near pointer label_pointer[i] lies one to the string literal label[i]: its name, perhaps.
     instructions : list of bytes
         For display only: each block's disassembly, a line per instruction.
+    code : list of bytes, instruction_size : uint8 (n,)
+        For display only: each block's machine code, and the sizes in bytes of all its
+        instructions, block after block.
+    reference_instruction : int32 (r,), reference_address : uint64 (r,)
+        For display only: instruction reference_instruction[i], counted over all blocks, names
+        code, a string literal or a variable at reference_address[i]. Sorted, no duplicates.
+    literal_address : uint64 (k,), literal : list of bytes
+        For display only: where the string literals lie that instructions name. Sorted.
     """
 
     address: np.ndarray
@@ -88,6 +100,16 @@ class Analysis:
     label_pointer: np.ndarray
     label: list[bytes]
     instructions: list[bytes]
+    code: list[bytes] = dataclasses.field(default_factory=list)
+    instruction_size: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint8))
+    reference_instruction: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.empty(0, np.int32)
+    )
+    reference_address: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.empty(0, np.uint64)
+    )
+    literal_address: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
+    literal: list[bytes] = dataclasses.field(default_factory=list)
 
     @property
     def blocks(self) -> int:
@@ -179,18 +201,19 @@ def count_imports(path: str | os.PathLike[str]) -> int:
 
 
 def load_analysis(path: str | os.PathLike[str], for_display: bool = True) -> Analysis:
-    """Read what :func:`save` wrote; without ``for_display``, names and instructions stay empty.
+    """Read what :func:`save` wrote; without ``for_display``, fields in DISPLAY stay empty.
 
     Raises
     ------
     UserError
         The file is damaged.
     """
-    bytes_fields = ("string", "label", "instructions")
+    bytes_fields = ("string", "label", "instructions", "code", "literal")
     values = {} if for_display else {"function_name": [], "instructions": []}
+    skipped = set() if for_display else DISPLAY
     with _damage(path), np.load(path) as arrays:
         for field in dataclasses.fields(Analysis):
-            if field.name in values:
+            if field.name in skipped:
                 continue
             values[field.name] = arrays[field.name]
             if f"{field.name}_offsets" in arrays:

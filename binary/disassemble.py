@@ -13,6 +13,7 @@ import utils
 from binary.analysis import CALL, JUMP, STEP_OVER, Analysis
 from binary.instructions import (
     Operand,
+    block_bytes,
     clean_name,
     in_detail,
     instruction_tokens,
@@ -145,6 +146,7 @@ def _tidy(project, cfg, path) -> Analysis:
         if kind != STEP_OVER and target >= len(code) and source < len(code)
     }
     sentences, string_refs, variable_refs, taken, text = [], set(), set(), set(), []
+    machine_code, sizes, references = [], [], set()
     block_at = {node.addr: block for block, node in enumerate(code)}
     imported = imported_data(project)
     pointers, labels = code_pointers(project, block_at)
@@ -154,18 +156,28 @@ def _tidy(project, cfg, path) -> Analysis:
     for block, (node, instructions) in enumerate(code.items()):
         words: list[str] = []
         loaded = made_addresses(project, node, literals)
+        machine_code.append(
+            block_bytes(project, node, node.addr, sum(i.size for i in instructions))
+        )
         for instruction in instructions:
             operands = read_operands(project, node, instruction, known)
             words += instruction_tokens(
                 instruction, operands, literals, pointed_at, loaded, block, string_refs
             )
+            literal = pointed_at.get(instruction.address)
+            if literal is not None:
+                references.add((len(sizes), literal))
             for address in places(project, instruction, operands, loaded):
                 target = offset_table.get(address, block_at.get(address))
+                if target is not None or address in literals:
+                    references.add((len(sizes), address))
                 if target is not None:
                     if not instruction.mnemonic.startswith(BRANCHES):
                         taken.add((block, target))
                 elif address in imported or is_variable(project, address, literals):
                     variable_refs.add((block, address, imported.get(address, "")))
+                    references.add((len(sizes), address))
+            sizes.append(instruction.size)
         if block in called_import and len(operands) == 1:  # the last instruction's
             words[-1] = clean_name(called_import[block])
         sentences.append(words)
@@ -191,6 +203,8 @@ def _tidy(project, cfg, path) -> Analysis:
     dictionary = sorted({word for words in sentences for word in words})
     ids = {word: i for i, word in enumerate(dictionary)}
     string_refs, variable_refs, taken = (sorted(s) for s in (string_refs, variable_refs, taken))
+    references = np.array(sorted(references), np.uint64).reshape(-1, 2)
+    named = sorted(set(references[:, 1].tolist()) & literals.keys())
     pairs = np.array(edges, np.int64).reshape(-1, 3)
     return Analysis(
         address=np.array([node.addr for node in code] + [0] * len(import_name), np.uint64),
@@ -220,6 +234,12 @@ def _tidy(project, cfg, path) -> Analysis:
         label_pointer=np.array([pointer for pointer, _ in labels], np.int32),
         label=[literal for _, literal in labels],
         instructions=text,
+        code=machine_code + [b""] * len(import_name),
+        instruction_size=np.array(sizes, np.uint8),
+        reference_instruction=references[:, 0].astype(np.int32),
+        reference_address=references[:, 1],
+        literal_address=np.array(named, np.uint64),
+        literal=[literals[address] for address in named],
     )
 
 

@@ -100,6 +100,39 @@ def test_all_function_bytes_are_covered_and_instructions_start_where_objdump_say
     assert {a for a in in_text if a in covered} <= starts
 
 
+def test_bytes_and_references_are_those_that_objdump_shows(builds, analyses):
+    """An instruction's address is its block's, and the sizes of those before it."""
+    analysis, file = analyses["O1"], builds / "O1" / "shapes"
+    run = subprocess.run(
+        ["objdump", "-d", "-w", "--section=.text", file], check=True, capture_output=True, text=True
+    )
+    lines = re.findall(r"^ *([0-9a-f]+):\t((?:[0-9a-f]{2} )+)(.*)$", run.stdout, re.M)
+    shift = 0x400000  # of a position-independent program
+    shown = {int(a, 16) + shift: (bytes.fromhex(code), text) for a, code, text in lines}
+    at, seen = 0, {}
+    for block, text in enumerate(analysis.instructions[: analysis.code_blocks]):
+        address, code = int(analysis.address[block]), analysis.code[block]
+        for _ in text.splitlines():
+            size = int(analysis.instruction_size[at])
+            if address in shown:
+                assert shown[address][0] == code[:size]
+                seen[at] = address
+            address, code, at = address + size, code[size:], at + 1
+        assert not code
+    assert at == len(analysis.instruction_size)
+    literal = dict(zip(analysis.literal_address.tolist(), analysis.literal, strict=True))
+    names = zip(analysis.reference_instruction.tolist(), analysis.reference_address, strict=True)
+    found = {(seen[i], int(target)) for i, target in names if i in seen}
+    for address, (_, text) in shown.items():
+        place = re.search(r"# ([0-9a-f]+) ", text)  # what an operand relative to rip names
+        if place and address in seen.values() and int(place[1], 16) + shift in literal:
+            assert (address, int(place[1], 16) + shift) in found
+    content = file.read_bytes()
+    assert any(text.startswith(b"Usage: shapes") for text in literal.values())
+    for address, text in literal.items():  # .rodata lies in the file as in memory
+        assert content[address - shift :].startswith(text)
+
+
 @pytest.mark.parametrize("build", ALL)
 def test_imports_are_one_node_each(analyses, build):
     analysis = analyses[build]
