@@ -26,26 +26,21 @@ import hashlib
 import json
 import multiprocessing
 import os
-import re
 import sqlite3
 import time
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Any
 
 import numpy as np
 import pydantic
 from tqdm import tqdm
 
-from binary.analysis import load_analysis
-from pairs.walks import load_walks
+from pairs.folder import PairInfo, find_pairs
+from pairs.text import read_pair, render
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import (
     UserError,
@@ -53,7 +48,6 @@ from utils import (
     atomic_file,
     command_line,
     disk_errors,
-    read_config,
     remove_leftovers,
     sha256_of,
 )
@@ -74,77 +68,6 @@ AHEAD = 4  # pairs under way, for each worker
 Count = Annotated[int, pydantic.Field(ge=1)]
 
 
-@pydantic.dataclasses.dataclass
-class Build:
-    """One of a pair's two binaries."""
-
-    path: str
-    build: str
-    sha256: str
-
-
-@pydantic.dataclasses.dataclass
-class Counts:
-    """What this script needs of pair.json's counts."""
-
-    blocks: int
-
-
-@pydantic.dataclasses.dataclass
-class WalkSettings:
-    """What this script needs of gendata.py's settings."""
-
-    walk_length: Count
-
-
-@pydantic.dataclasses.dataclass
-class PairInfo:
-    """What this script needs of pair.json; other keys are gendata.py's own."""
-
-    format_version: Literal[2]
-    program: str
-    split: Literal["train", "validation", "test"]
-    binaries: Annotated[list[Build], pydantic.Field(min_length=2, max_length=2)]
-    analyses: Annotated[list[str], pydantic.Field(min_length=2, max_length=2)]
-    settings: WalkSettings
-    counts: Counts
-
-
-@dataclasses.dataclass
-class BinaryText:
-    """An analysed binary, written as text once for all of its pairs.
-
-    ``texts`` are its blocks as bytes (B,), "" where a block has no tokens; block b has the tokens
-    ``words[t] for t in tokens[offsets[b]:offsets[b + 1]]``.
-    """
-
-    texts: np.ndarray
-    words: list[str]
-    tokens: np.ndarray
-    offsets: np.ndarray
-
-    def count(self, visits: np.ndarray) -> Counter[str]:
-        """Count the tokens of blocks visited so often; ``visits`` is int64 (B,)."""
-        often = np.repeat(visits, np.diff(self.offsets))
-        # bincount weighs in float64, which is exact up to 2^53 tokens.
-        counts = np.bincount(self.tokens, often, len(self.words)).astype(int).tolist()
-        return Counter({word: n for word, n in zip(self.words, counts, strict=True) if n})
-
-
-@dataclasses.dataclass
-class Pair:
-    """One pair folder, read and checked.
-
-    ``blocks`` are the visited blocks (n,), those of the second binary counted on from the first's;
-    document d is ``blocks[start[d]:start[d + 1]]``.
-    """
-
-    info: PairInfo
-    binaries: list[BinaryText]
-    blocks: np.ndarray
-    start: np.ndarray
-
-
 @dataclasses.dataclass
 class PairText:
     """A pair's part of the corpus and what is in it."""
@@ -154,19 +77,6 @@ class PairText:
     text: bytes
     counts: Counter[str]  # how often each token stands in the text
     sentences: int
-
-
-def pair_folders(data: str | Path) -> tuple[list[Path], list[Path]]:
-    """Return the complete and the incomplete pair folders of ``data``, each in numeric order."""
-    try:
-        folders = [path for path in Path(data).iterdir() if re.fullmatch("[0-9]+", path.name)]
-    except OSError as error:
-        raise UserError(
-            f"cannot read the folder {data}: {error.strerror}; run `python gendata.py` first"
-        ) from error
-    folders.sort(key=lambda path: (int(path.name), path.name))
-    complete = [path for path in folders if (path / "pair.json").exists()]
-    return complete, [path for path in folders if not (path / "pair.json").exists()]
 
 
 def hash_pair(folder: Path) -> str:
@@ -193,144 +103,6 @@ def read_current(
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
     return about if is_current else None
-
-
-def check_word(word: str) -> None:
-    """Raise a ValueError where ``word`` could change the corpus's structure or its reading."""
-    # What is not printable is a control character, a line separator or a blank other than " ".
-    if not word or " " in word or not word.isprintable():
-        raise ValueError(f"the token {word!r} is empty, or has a blank or control character in it")
-    if word in SPECIAL_TOKENS or word.startswith("##"):
-        raise ValueError(f"the token {word!r} has a meaning of its own in a vocabulary")
-
-
-def check_ids(name: str, ids: np.ndarray, size: int) -> None:
-    """Raise a ValueError unless ``ids`` are integers from 0 to ``size`` - 1."""
-    if ids.ndim != 1 or ids.dtype.kind != "i":
-        raise ValueError(f"'{name}' is no list of signed integers")
-    if ids.size and not 0 <= ids.min() <= ids.max() < size:
-        raise ValueError(f"'{name}' has a number that is not in 0 to {size - 1}")
-
-
-def check_offsets(name: str, offsets: np.ndarray, size: int) -> None:
-    """Raise a ValueError unless ``offsets`` rise from 0 to ``size``."""
-    check_ids(name, offsets, size + 1)
-    if not offsets.size or offsets[0] != 0 or offsets[-1] != size:
-        raise ValueError(f"'{name}' does not lead from 0 to {size}")
-    if (offsets[1:] < offsets[:-1]).any():
-        raise ValueError(f"'{name}' falls")
-
-
-@lru_cache(maxsize=64)
-def read_binary(file: Path) -> BinaryText:
-    """Read an analysed binary and write its blocks as text.
-
-    Raises
-    ------
-    UserError
-        The file is damaged, its arrays do not fit together, or a token could forge a special
-        token, a blank or a line.
-    """
-    analysis = load_analysis(file, for_display=False)
-    words, tokens, offsets = analysis.dictionary, analysis.tokens, analysis.offsets
-    try:
-        for word in words:
-            check_word(word)
-        if len(set(words)) < len(words):
-            raise ValueError("a word stands in its dictionary twice")
-        check_ids("tokens", tokens, len(words))
-        check_offsets("offsets", offsets, len(tokens))
-    except ValueError as error:
-        raise UserError(
-            f"{file} is damaged ({error}); delete it and run `python gendata.py` again"
-        ) from error
-    names = [words[i] for i in tokens.tolist()]
-    texts = np.empty(len(offsets) - 1, dtype=object)
-    texts[:] = [" ".join(names[a:b]).encode() for a, b in pairwise(offsets.tolist())]
-    return BinaryText(texts, words, tokens, offsets)
-
-
-def read_info(folder: Path, output_dir: str) -> tuple[PairInfo, list[Path]]:
-    """Read what pair.json says of a pair, and where the analyses of its two binaries are.
-
-    Raises
-    ------
-    UserError
-        A file is missing, or pair.json is damaged or of another format version.
-    """
-    try:
-        info = read_config(PairInfo, folder / "pair.json")
-    except UserError as error:
-        raise UserError(f"{error}; {remedy(folder)}") from error
-    files = [Path(output_dir) / Path(name).name for name in info.analyses]
-    for file, build in zip(files, info.binaries, strict=True):
-        if not file.is_file():
-            raise UserError(
-                f"{file}, the analysis of {build.path} that {folder} refers to, is missing; "
-                "name gendata.py's outputDir with --outputDir, or run `python gendata.py` again"
-            )
-    return info, files
-
-
-def remedy(folder: Path) -> str:
-    return f"delete {folder} and run `python gendata.py` again"
-
-
-def read_pair(folder: Path, output_dir: str) -> Pair:
-    """Read one pair folder and the two analyses that it refers to.
-
-    Raises
-    ------
-    UserError
-        A file is missing, damaged or of another format version, or the walks do not fit the
-        analyses.
-    """
-    info, files = read_info(folder, output_dir)
-    binaries = [read_binary(file) for file in files]
-    file = folder / "walks.npz"
-    try:
-        blocks, start = load_walks(file)
-        size = sum(len(binary.texts) for binary in binaries)
-        check_ids("step", blocks, size)
-        if size != info.counts.blocks:
-            raise ValueError(f"it is of {info.counts.blocks} blocks, but the analyses hold {size}")
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"{file} is damaged ({error}); {remedy(folder)}") from error
-    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise UserError(f"{file} is no whole .npz file ({error}); {remedy(folder)}") from error
-    return Pair(info, binaries, blocks, start)
-
-
-def render(pair: Pair) -> tuple[list[bytes], np.ndarray]:
-    """Write a pair's walks as text; blocks without tokens leave no trace in it.
-
-    Returns
-    -------
-    documents : list of bytes
-        Sentences of ``walk_length`` blocks (the last may be shorter), a line each, and a blank
-        line. What no token is in is left out, be it a sentence or a document.
-    numbers : int64 (documents,)
-        Which of the pair's walks they are.
-    """
-    texts = np.concatenate([binary.texts for binary in pair.binaries])
-    lengths = np.diff(pair.start)
-    document = np.repeat(np.arange(len(lengths)), lengths)  # (visits,)
-    within = np.arange(len(document)) - pair.start[document]
-    sentence = within // pair.info.settings.walk_length  # of its document
-    seen = texts[pair.blocks] != b""
-    blocks, document, sentence = pair.blocks[seen], document[seen], sentence[seen]
-    ends_document = np.diff(document, append=-1) != 0
-    ends_sentence = (np.diff(sentence, append=-1) != 0) | ends_document
-
-    # The text is blocks and separators taken in turn.
-    separators = np.array([b" ", b"\n", b"\n\n"], dtype=object)
-    parts = np.empty(2 * len(blocks), dtype=object)
-    parts[0::2] = texts[blocks]
-    parts[1::2] = separators[ends_sentence.astype(int) + ends_document]
-    parts = parts.tolist()
-    ends = 2 * np.flatnonzero(ends_document) + 2
-    documents = [b"".join(parts[a:b]) for a, b in pairwise([0, *ends.tolist()])]
-    return documents, document[ends_document]
 
 
 def hash_documents(folder: Path, output_dir: str) -> list[int]:
@@ -564,7 +336,7 @@ def main(
             f"{vocab_file}, {corpus_file} and {about_file} must be three files;"
             " give --corpus_file a name like data/corpus.txt"
         )
-    folders, incomplete = pair_folders(data)
+    folders, incomplete = find_pairs(data)
     for folder in incomplete:
         print(f"skipped {folder}: it has no pair.json, so gendata.py did not finish it")
     if not folders:

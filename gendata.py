@@ -3,15 +3,17 @@
     python gendata.py                all pairs of the builds under `path`
     python gendata.py --biname '*'   of all programs there
     python gendata.py show 0         the blocks of data/0, readable
+    python gendata.py text 0         the walks of data/0 as text, in data/0/walks.txt
 
 Every folder of `path` that holds `biname` is one binary. Each is analysed once and cached in
 `outputDir`; each pair (i, j), i < j, becomes one folder of `data`, written whole or not at all.
 
-A pair's folder holds what is the pair's own: pair.json (which binaries, which analyses, counts) and
-walks.npz (block ids). Blocks, edges and tokens stand once per binary in `outputDir`, from which
-:func:`pairs.merge.merge` gives the pair's graph again in milliseconds.
+A pair's folder holds pair.json (which binaries, which analyses, counts), dictionary.txt (its
+tokens) and walks.npz (block ids). Blocks and edges are shared through `outputDir`, one file per
+binary: a program with 16 builds has 120 pairs, and each build is in 15 of them.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -23,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -34,7 +36,20 @@ from binary.builds import find_programs, find_refused
 from binary.cache import SKIPPED, analyse_all
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT
 from jobs.run import run_all
+from pairs import walks
+from pairs.folder import (
+    FORMAT_VERSION,
+    Build,
+    Counts,
+    PairInfo,
+    WalkSettings,
+    analysis_files,
+    is_made,
+    pair_folder,
+    read_info,
+)
 from pairs.merge import merge
+from pairs.text import write_text
 
 biname = "chroot"  # the program to look for; several: ["chroot", "ls"]; all: "*"
 path = "experiment_data/coreutils/binaries/"  # its builds: path/<build>/<biname>
@@ -43,6 +58,7 @@ data = "data"  # pairs: data/0, data/1, ...
 pairs = None  # pairs of each program at most; None: all
 validation = 0.1  # share of the programs that a training is measured on, not trained on
 test = 0.1  # share of the programs that no training reads
+walk = "control_flow"  # how to walk, a key of pairs.walks.WALKS; plain DeepWalk: "deepwalk"
 num_walks = 2  # visits that each basic block gets at least
 walk_length = 16  # basic blocks per sentence
 sentences = 4  # sentences per document at most
@@ -50,10 +66,6 @@ seed = 0
 workers = os.cpu_count() or 1  # processes
 time_limit = TIME_LIMIT  # seconds that one binary, or one pair, may take
 memory_limit = MEMORY_LIMIT  # GiB that it may take
-FORMAT_VERSION = 2  # of a pair's folder
-BUILD = ("path", "build", "sha256")  # what pair.json says of a binary
-COUNTS = ("blocks", "edges", "merged", "walks", "documents", "documents_in_both", "tokens")
-MOST = 2**32  # of anything in a pair
 ENOUGH_PAIRS = 100
 Count = Annotated[int, Field(ge=1)]
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -68,9 +80,11 @@ def main(
     pairs: Count | None = pairs,
     validation: Share = validation,
     test: Share = test,
+    walk: str = walk,
     num_walks: Count = num_walks,
     walk_length: Count = walk_length,
     sentences: Count = sentences,
+    text: bool = False,
     seed: Annotated[int, Field(ge=0)] = seed,
     workers: Count = workers,
     time_limit: Limit = time_limit,
@@ -96,12 +110,17 @@ def main(
         Pairs of each program at most, chosen at random such that all builds are used; else all.
     validation, test : float
         Shares of the programs that are held out: for validation, and for a last test.
+    walk : str
+        How to walk: control_flow (paths that executions could take) or deepwalk.
     num_walks : int
-        Every basic block that holds code is visited at least so often.
+        Every basic block that holds code is visited at least so often; for deepwalk: walks that
+        start at each block.
     walk_length : int
         Basic blocks per sentence.
     sentences : int
         Sentences per document at most.
+    text : bool
+        Write each pair's walks as text, too: data/<n>/walks.txt.
     seed : int
         Of all that is random; equal seeds give equal bytes, whatever the number of workers.
     workers : int
@@ -118,6 +137,8 @@ def main(
         raise utils.UserError(
             f"--validation {validation} and --test {test} leave no program to train on"
         )
+    if walk not in walks.WALKS:
+        raise utils.UserError(f"--walk {walk!r} is not known; choose from {', '.join(walks.WALKS)}")
     programs = find_programs(path, [biname] if isinstance(biname, str) else biname)
     binaries = list(itertools.chain.from_iterable(programs.values()))
     utils.remove_leftovers(outputDir, data)
@@ -128,9 +149,9 @@ def main(
         program: [build for build in builds if build["path"] not in skipped]
         for program, builds in programs.items()
     }
-    settings = {"num_walks": num_walks, "walk_length": walk_length, "sentences": sentences}
+    settings = WalkSettings(walk, num_walks, walk_length, sentences)
 
-    def descriptions() -> Iterator[dict[str, Any]]:
+    def descriptions() -> Iterator[PairInfo]:
         # Made anew whenever they are read: memory does not grow with the number of pairs.
         return describe_pairs(analysed, pairs, (validation, test), settings, seed)
 
@@ -140,22 +161,18 @@ def main(
         raise utils.UserError(f"fewer than two binaries could be analysed: {reasons}")
     stale = remove_stale(data, descriptions(), total)
     # What is left there is just what this run makes.
-    missing = sum(not pair_file(data, pair["pair"]).exists() for pair in descriptions())
-    jobs = (
-        (pair["pair"], (pair, outputDir, data))
-        for pair in descriptions()
-        if not pair_file(data, pair["pair"]).exists()
-    )
-    failed = {}
-    if missing and cluster is None:
-        from pairs import walks  # noqa: F401 - once, as angr; numba is not needed to import this file
-    for number, error in run_all(write_pair, jobs, missing, workers, "pairs", limits, cluster):
-        if error is not None:
-            failed[number] = error
+    missing = sum(not is_there(data, pair) for pair in descriptions())
+    jobs = ((p.pair, (p, outputDir, data)) for p in descriptions() if not is_there(data, p))
+    where = (workers, limits, cluster, analysis_settings)
+    failed = failures(run_all(write_pair, jobs, missing, "pairs", *where))
     if len(failed) == total:
         raise utils.UserError(f"no pair could be made: {'; '.join(set(failed.values()))}")
+    if text:
+        made = [pair.pair for pair in descriptions() if pair.pair not in failed]
+        jobs = ((n, (pair_folder(data, n), outputDir)) for n in made)
+        failed |= failures(run_all(write_text, jobs, len(made), "texts", *where))
 
-    made = (pair for pair in descriptions() if pair["pair"] not in failed)
+    made = (pair.pair for pair in descriptions() if pair.pair not in failed)
     n_binaries, seconds = len(binaries) + len(refused), time.perf_counter() - began
     report(data, made, total - missing, stale, n_binaries, skipped, seconds)
     for file in without_imports(binaries, outputDir, skipped):
@@ -163,6 +180,11 @@ def main(
     for number, reason in failed.items():
         print(f"skipped pair {number}: {utils.printable(reason)}", file=sys.stderr)
     return SKIPPED if skipped or failed else 0
+
+
+def failures(results: Iterator[tuple[int, str | None]]) -> dict[int, str]:
+    """Run jobs to their end; return the number and error of each that failed."""
+    return {number: error for number, error in results if error is not None}
 
 
 def without_imports(binaries: list[dict[str, str]], output_dir: str, skipped: dict) -> list[str]:
@@ -179,29 +201,29 @@ def describe_pairs(
     programs: dict[str, list[dict[str, str]]],
     limit: int | None,
     shares: tuple[float, float],
-    settings: dict[str, int],
+    settings: WalkSettings,
     seed: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[PairInfo]:
     """Yield what pair.json says of each pair before it is walked; equal means: nothing to redo."""
     split = split_programs(list(programs), *shares, seed)
     numbers = itertools.count()
     for program, builds in programs.items():
         for first, second in choose_pairs(len(builds), limit, [seed, *os.fsencode(program)]):
             binaries = [builds[first], builds[second]]
-            yield {
-                "format_version": FORMAT_VERSION,
-                "pair": next(numbers),
-                "program": utils.printable(program),
-                "split": split[program],
-                "binaries": [
-                    {key: utils.printable(value) for key, value in binary.items()}
+            yield PairInfo(
+                format_version=FORMAT_VERSION,
+                pair=next(numbers),
+                program=utils.printable(program),
+                split=split[program],
+                binaries=[
+                    Build(**{key: utils.printable(value) for key, value in binary.items()})
                     for binary in binaries
                 ],
-                "analysis": analysis_settings(),
-                "analyses": [cache_file(".", binary["sha256"]).name for binary in binaries],
-                "settings": settings,
-                "seed": seed,
-            }
+                analysis=analysis_settings(),
+                analyses=[cache_file(".", binary["sha256"]).name for binary in binaries],
+                settings=settings,
+                seed=seed,
+            )
 
 
 def choose_pairs(builds: int, limit: int | None, seed: list[int]) -> Iterator[tuple[int, int]]:
@@ -252,93 +274,67 @@ def split_programs(
     return split
 
 
-def remove_stale(data: str, pairs: Iterator[dict[str, Any]], total: int) -> int:
+def remove_stale(data: str, pairs: Iterator[PairInfo], total: int) -> int:
     """Remove pair folders that are not just what this run makes; return how many.
 
     That is done before any is made, so that whenever a run is stopped, no corpus can mix pairs of
     two settings.
     """
-    here = [file.parent for file in Path(data).glob("*/pair.json") if file.parent.name.isdecimal()]
-    stale = [f for f in here if str(int(f.name)) != f.name or int(f.name) >= total]
+    there = [file.parent for file in Path(data).glob("*/pair.json") if file.parent.name.isdecimal()]
+    stale = [f for f in there if str(int(f.name)) != f.name or int(f.name) >= total]
     stale += [
-        pair_file(data, pair["pair"]).parent
+        pair_folder(data, pair.pair)
         for pair in pairs
-        if pair_file(data, pair["pair"]).exists() and not is_written(data, pair)
+        if is_there(data, pair) and not is_made(data, pair)
     ]
     for folder in stale:
         utils.remove_folder(folder)
     return len(stale)
 
 
-def pair_file(data: str, number: int) -> Path:
-    """Return where a pair is described: data/<number>/pair.json."""
-    return Path(data) / str(number) / "pair.json"
-
-
-def read_pair(data: str, number: int) -> dict[str, Any] | None:
-    """Return data/<number>/pair.json, or None where it is missing or not what write_pair wrote."""
-    try:
-        pair = json.loads(pair_file(data, number).read_text())
-        counts, builds, files = pair["counts"], pair["binaries"], pair["analyses"]
-        texts = [pair["program"], *files, *(build[key] for build in builds for key in BUILD)]
-        numbers = [*(counts[key] for key in COUNTS), *counts["document_lengths"]]
-        sane = len(builds) == len(files) == 2 and type(counts["document_lengths"]) is list
-        sane &= all(type(number) is int and 0 <= number < MOST for number in numbers)
-        return pair if sane and all(type(text) is str for text in texts) else None
-    except (OSError, ValueError, TypeError, LookupError):
-        return None
-
-
-def is_written(data: str, pair: dict[str, Any]) -> bool:
-    """Whether data/<n> holds just this pair, made with these settings."""
-    written = read_pair(data, pair["pair"])
-    return written is not None and pair.items() <= written.items()
+def is_there(data: str, pair: PairInfo) -> bool:
+    """Whether the pair's folder was finished, by this run or another."""
+    return (pair_folder(data, pair.pair) / "pair.json").exists()
 
 
 @lru_cache(maxsize=64)
-def _analysis(output_dir: str, file: str) -> Analysis:
-    return load_analysis(Path(output_dir) / file, for_display=False)
+def _analysis(file: Path) -> Analysis:
+    return load_analysis(file, for_display=False)
 
 
-def write_pair(pair: dict[str, Any], output_dir: str, data: str) -> None:
+def write_pair(pair: PairInfo, output_dir: str, data: str) -> None:
     """Merge, walk and write one pair; runs in a worker."""
-    from pairs import walks
-
-    first, second = (_analysis(output_dir, file) for file in pair["analyses"])
+    first, second = (_analysis(file) for file in analysis_files(pair, output_dir))
     merged = merge(first, second)
-    graph = walks.walk_graph(
-        merged.edges, merged.kind, merged.merged, merged.function, merged.returns
-    )
-    settings = pair["settings"]
+    settings = pair.settings
     # Seeded by content, so that a pair's walks stay when other binaries join and numbers move.
-    contents = [int(binary["sha256"][:16], 16) for binary in pair["binaries"]]
-    blocks, document = walks.control_flow_walks(
-        graph,
-        merged.has_code,
-        settings["num_walks"],
-        settings["walk_length"] * settings["sentences"],
-        [pair["seed"], *contents],
-    )
+    contents = [int(binary.sha256[:16], 16) for binary in pair.binaries]
+    most = settings.walk_length * settings.sentences
+    walk = walks.WALKS[settings.walk]
+    blocks, document = walk(merged, settings.num_walks, most, [pair.seed, *contents])
     lengths = np.diff(document)
     in_second = np.add.reduceat(merged.binary[blocks], document[:-1], dtype=np.int64)
-    counts = {
-        "blocks": len(merged.address),
-        "edges": len(merged.edges),
-        "merged": len(merged.merged),
-        "visits": len(blocks),
-        "walks": int((-(-lengths // settings["walk_length"])).sum()),
-        "documents": len(lengths),
-        "documents_in_both": int(np.count_nonzero((in_second > 0) & (in_second < lengths))),
-        "tokens": int(np.diff(merged.offsets)[blocks].sum()),
-        "document_lengths": np.bincount(lengths).tolist(),
-    }
+    counts = Counts(
+        blocks=len(merged.address),
+        edges=len(merged.edges),
+        merged=len(merged.merged),
+        visits=len(blocks),
+        walks=int((-(-lengths // settings.walk_length)).sum()),
+        documents=len(lengths),
+        documents_in_both=int(np.count_nonzero((in_second > 0) & (in_second < lengths))),
+        tokens=int(np.diff(merged.offsets)[blocks].sum()),
+        document_lengths=np.bincount(lengths).tolist(),
+    )
+    done = dataclasses.asdict(dataclasses.replace(pair, counts=counts))
     try:
-        with utils.atomic_folder(Path(data) / str(pair["pair"])) as folder:
+        with utils.atomic_folder(pair_folder(data, pair.pair)) as folder:
             walks.save_walks(folder / "walks.npz", blocks, document)
-            (folder / "pair.json").write_text(json.dumps({**pair, "counts": counts}) + "\n")
+            dictionary = "".join(f"{token}\n" for token in merged.dictionary)
+            (folder / "dictionary.txt").write_text(dictionary, encoding="utf-8", newline="\n")
+            (folder / "pair.json").write_text(json.dumps(done) + "\n")
     except OSError:
         # On a cluster, a worker that was thought dead may have written the same pair just now.
-        if not is_written(data, pair):
+        if not is_made(data, pair):
             raise
 
 
@@ -347,12 +343,13 @@ def report(data, pairs, kept, stale, binaries, skipped, seconds) -> None:
     total: Counter[str] = Counter()
     splits: dict[str, set[str]] = {}
     lengths = np.zeros(1, np.int64)
-    for pair in pairs:
-        splits.setdefault(pair["split"], set()).add(pair["program"])
-        counts = read_pair(data, pair["pair"])["counts"]
-        here = np.array(counts.pop("document_lengths"), np.int64)
-        lengths = np.pad(lengths, (0, max(0, len(here) - len(lengths))))
-        lengths[: len(here)] += here
+    for number in pairs:
+        info = read_info(pair_folder(data, number))
+        splits.setdefault(info.split, set()).add(info.program)
+        counts = dataclasses.asdict(info.counts)
+        of_pair = np.array(counts.pop("document_lengths"), np.int64)
+        lengths = np.pad(lengths, (0, max(0, len(of_pair) - len(lengths))))
+        lengths[: len(of_pair)] += of_pair
         total.update(counts, pairs=1)
     by_document, by_block = np.cumsum(lengths), np.cumsum(lengths * np.arange(len(lengths)))
     quartiles = "/".join(
@@ -405,17 +402,8 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
     data : str
         Where the pairs are.
     """
-    description = read_pair(data, pair)
-    if description is None:
-        raise utils.UserError(f"no pair {data}/{pair}; `python gendata.py` makes it")
-    analyses = []
-    for build, name in zip(description["binaries"], description["analyses"], strict=True):
-        file = Path(outputDir) / Path(name).name  # nothing outside of that folder
-        if not file.is_file():
-            raise utils.UserError(
-                f"{file}, the analysis of {build['path']}, is gone; run gendata.py"
-            )
-        analyses.append(load_analysis(file))
+    info = read_info(pair_folder(data, pair))
+    analyses = [load_analysis(file) for file in analysis_files(info, outputDir)]
     merged = merge(*analyses)
     words, tokens, offsets = merged.dictionary, merged.tokens, merged.offsets
     text = [lines for analysis in analyses for lines in analysis.instructions]
@@ -425,9 +413,10 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
     for (source, target), how in zip(merged.edges.tolist(), merged.kind.tolist(), strict=True):
         out.setdefault(source, []).append(f"{('', 'call ', 'over to ')[how]}{target}")
 
-    builds = [build["build"] for build in description["binaries"]]
-    counts = ", ".join(f"{n:,} {k}" for k, n in description["counts"].items() if isinstance(n, int))
-    print(f"pair {pair}: {description['program']}, [0] {builds[0]}, [1] {builds[1]}\n{counts}")
+    builds = [build.build for build in info.binaries]
+    counts = dataclasses.asdict(info.counts).items()
+    print(f"pair {pair}: {info.program}, [0] {builds[0]}, [1] {builds[1]}")
+    print(", ".join(f"{n:,} {key}" for key, n in counts if isinstance(n, int)))
     for block, binary in enumerate(merged.binary.tolist()):
         where = f"0x{merged.address[block]:x}" if text[block] else "import"
         line = f"\nblock {block} [{binary}] {where} in {names[merged.function[block]]}"
@@ -441,5 +430,22 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
         print("  tokens:", *(words[t] for t in tokens[offsets[block] : offsets[block + 1]]))
 
 
+def text(pair: int, outputDir: str = outputDir, data: str = data) -> None:
+    """Write the walks of one pair as text, as they stand in the corpus, to data/<pair>/walks.txt.
+
+    Parameters
+    ----------
+    pair : int
+        The number of the folder in data.
+    outputDir : str
+        Where the analysed binaries are cached.
+    data : str
+        Where the pairs are.
+    """
+    folder = pair_folder(data, pair)
+    write_text(folder, outputDir)
+    print(f"{folder / 'walks.txt'} is ready")
+
+
 if __name__ == "__main__":
-    utils.command_line(main, show=show)
+    utils.command_line(main, show=show, text=text)

@@ -22,11 +22,11 @@ import numpy as np
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
-import dataprocess
 import samefunc
 import utils
 from binary.analysis import load_analysis
 from binary.instructions import clean_name, string_words
+from pairs.folder import analysis_files, find_pairs, read_info
 
 data = "data"  # the folder that gendata.py wrote
 outputDir = "output/"  # where it keeps the analysed binaries
@@ -77,19 +77,19 @@ def main(
     seed : int
         Of all choices.
     """
-    folders, _ = dataprocess.pair_folders(data)
-    read = ((folder, *dataprocess.read_info(folder, outputDir)) for folder in folders)
-    pairs = [(folder, info, files) for folder, info, files in read if info.split == "train"]
+    infos = [read_info(folder) for folder in find_pairs(data)[0]]
+    pairs = [info for info in infos if info.split == "train"]
     if not pairs:
         raise utils.UserError(f"{data} holds no pair to train on; run `python gendata.py` first")
     most = max(1, rows // 2 // len(pairs))  # twins of a pair of binaries
     table = []
-    for folder, info, files in tqdm(pairs, desc="pairs", unit="pair", disable=None):
+    for info in tqdm(pairs, desc="pairs", unit="pair", disable=None):
+        files = analysis_files(info, outputDir)
         first, second = (
             read_functions(info.program, build.build, file, min_blocks)
             for build, file in zip(info.binaries, files, strict=True)
         )
-        rng = np.random.default_rng([seed, int(folder.name)])
+        rng = np.random.default_rng([seed, info.pair])
         table += draw(first, second, find_twins(first, second), most, rng)
     if not table:
         raise utils.UserError(
@@ -98,7 +98,7 @@ def main(
         )
     with utils.atomic_file(to) as file:
         file.write(samefunc.to_tsv(table))
-    programs = {info.program for _, info, _ in pairs}
+    programs = {info.program for info in pairs}
     print(f"{to}: {len(table):,} rows of {len(pairs):,} pairs of {len(programs):,} programs")
 
 

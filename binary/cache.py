@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import utils
-from binary.analysis import cache_file, save_analysis
+from binary.analysis import analysis_settings, cache_file, save_analysis
 from binary.disassemble import analyse, rare_collections
 from jobs.processes import LIMITS
 from jobs.run import run_all
@@ -35,8 +35,8 @@ def analyse_all(
             import angr  # noqa: F401 - once, not in each worker, which is a copy of this process
         gc.freeze()  # nor need any worker look there for what is unused
     jobs = ((sha, (file, cache_file(output_dir, sha))) for sha, file in missing.items())
-    total = len(missing)
-    for sha256, error in run_all(analyse_one, jobs, total, workers, "binaries", limits, cluster):
+    where = (workers, limits, cluster, analysis_settings, ("angr",))
+    for sha256, error in run_all(analyse_one, jobs, len(missing), "binaries", *where):
         if error is not None:
             failed[sha256] = error
     utils.remove_leftovers(output_dir)  # of workers that were stopped

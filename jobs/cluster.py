@@ -14,13 +14,12 @@ import importlib
 import itertools
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 import utils
-from binary.analysis import analysis_settings
 from jobs.processes import in_processes
 
 try:
@@ -41,6 +40,8 @@ def on_cluster(
     total: int,
     what: str,
     limits: tuple[float, float],
+    settings: Callable[[], str],
+    preload: tuple[str, ...],
 ) -> Iterator[tuple[Any, str | None]]:
     """Run a function for each (key, arguments); yield key and error text or None.
 
@@ -48,11 +49,14 @@ def on_cluster(
     ----------
     function : (str, str)
         Its module and name.
+    settings, preload
+        As of :func:`jobs.run.run_all`.
 
     Raises
     ------
     UserError
-        No scheduler answers, it has no workers, or they cannot run this project.
+        No scheduler answers, it has no workers, they cannot run this project, or their settings
+        are not the same as here.
     """
     if total == 0:
         return
@@ -68,10 +72,10 @@ def on_cluster(
                 f"the scheduler at {address} has no workers; start some first"
             ) from error
         size = max(1, min(LARGEST_BATCH, total // (8 * sum(client.nthreads().values()))))
-        here = os.getcwd(), analysis_settings(), limits
+        same = os.getcwd(), settings, settings(), limits, preload
         futures = (
             ([key for key, _ in batch], client.submit(
-                run_batch, function, [arguments for _, arguments in batch], *here, pure=False
+                run_batch, function, [arguments for _, arguments in batch], *same, pure=False
             ))
             for batch in batches(jobs, size)
         )  # fmt: skip
@@ -102,15 +106,17 @@ def run_batch(
     function: tuple[str, str],
     arguments: list[tuple],
     folder: str,
-    settings: str,
+    settings: Callable[[], str],
+    expected: str,
     limits: tuple[float, float],
+    preload: tuple[str, ...],
 ) -> list[str | None]:
     """Run some jobs one after the other in a child process; runs in a worker of the cluster."""
     os.chdir(folder)
-    if analysis_settings() != settings:
+    if settings() != expected:
         raise utils.UserError(
-            f"a worker has {analysis_settings()}, but here it is {settings}; install "
-            "the same requirements everywhere"
+            f"a worker has {settings()}, but here it is {expected}; install the same requirements "
+            "everywhere"
         )
     if multiprocessing.current_process().daemon:
         raise utils.UserError(
@@ -118,9 +124,9 @@ def run_batch(
             "DASK_DISTRIBUTED__WORKER__DAEMON=False in the environment"
         )
     # Not forked: a worker has threads, and a copy of a process with threads may hang.
-    multiprocessing.set_forkserver_preload(["gendata", "angr", "pairs.walks"])
-    jobs = enumerate(arguments), len(arguments), 1, "jobs"
     module, name = function
+    multiprocessing.set_forkserver_preload([module, *preload])
+    jobs = enumerate(arguments), len(arguments), 1, "jobs"
     called = getattr(importlib.import_module(module), name)
     done = in_processes(called, *jobs, *limits, start="forkserver")
     return [error for _, error in done]

@@ -12,12 +12,24 @@ def run_all(
     function: Callable[..., None],
     jobs: Iterator[tuple[Any, tuple]],
     total: int,
-    workers: int,
     what: str,
+    workers: int,
     limits: tuple[float, float],
     cluster: str | None,
+    settings: Callable[[], str],
+    preload: tuple[str, ...] = (),
 ) -> Iterator[tuple[Any, str | None]]:
-    """Run a function of one of our files, here or on a cluster; see :func:`in_processes`."""
+    """Run a function of one of our files, here or on a cluster; see :func:`in_processes`.
+
+    Parameters
+    ----------
+    cluster : str or None
+        Address of a Dask scheduler; None: this machine.
+    settings : callable
+        A function of one of our files; what it returns must be the same on the cluster as here.
+    preload : tuple of str
+        Modules that the cluster's workers import once, and not in each process.
+    """
     if cluster is None:
         return in_processes(function, jobs, total, workers, what, *limits)
     from jobs.cluster import on_cluster  # an optional dependency
@@ -26,4 +38,5 @@ def run_all(
     module = function.__module__
     if module == "__main__":
         module = Path(sys.modules[module].__file__).stem
-    return on_cluster(cluster, (module, function.__name__), jobs, total, what, limits)
+    named = (module, function.__name__)
+    return on_cluster(cluster, named, jobs, total, what, limits, settings, preload)

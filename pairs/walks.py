@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges, as binary.analysis has them
+from binary.analysis import CALL, STEP_OVER
+from pairs.merge import MergedGraph
+
 RETURN = -1  # a choice: go back to where the stack, or else any caller, says
 NOTHING = -2  # what a step pushes that is no call
 NOWHERE = -1  # what a call pushes that has no return site: a return from there ends the path
@@ -64,8 +66,7 @@ def walk_graph(
     """
     blocks = len(function)
     source, target = edges[:, 0].astype(np.int64), edges[:, 1].astype(np.int64)
-    twin = np.full(blocks, -1)
-    twin[merged[:, 0]], twin[merged[:, 1]] = merged[:, 1], merged[:, 0]
+    twin = _twins(merged, blocks)
     return_site = np.full(blocks, NOWHERE)
     return_site[source[kind == STEP_OVER]] = target[kind == STEP_OVER]
     push = np.where(kind == CALL, return_site[source], NOTHING)
@@ -115,6 +116,13 @@ def walk_graph(
         caller_start=caller_start,
         caller=caller_site[order].astype(np.int32),
     )
+
+
+def _twins(merged: np.ndarray, blocks: int) -> np.ndarray:
+    """Return the other block of each block's node, or -1."""
+    twin = np.full(blocks, -1)
+    twin[merged[:, 0]], twin[merged[:, 1]] = merged[:, 1], merged[:, 0]
+    return twin
 
 
 def _offered_by(block: np.ndarray, twin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -287,36 +295,43 @@ def load_walks(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.cumsum(step, dtype=np.int32), start
 
 
+def control_flow(
+    graph: MergedGraph, num_walks: int, most: int, seed: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Walk as executions could, see :func:`control_flow_walks`."""
+    choices = walk_graph(graph.edges, graph.kind, graph.merged, graph.function, graph.returns)
+    return control_flow_walks(choices, graph.has_code, num_walks, most, seed)
+
+
 def deepwalk(
-    edges: np.ndarray, blocks: int, num_walks: int, walk_length: int, seed: list[int]
-) -> np.ndarray:
-    """Start ``num_walks`` uniform random walks at every node, as DeepWalk does.
+    graph: MergedGraph, num_walks: int, most: int, seed: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Start ``num_walks`` uniform random walks at every node, in shuffled order, as DeepWalk does.
 
-    Parameters
-    ----------
-    edges : int32 (m, 2)
-        Source and target.
-    blocks, num_walks, walk_length : int
-
-    Returns
-    -------
-    int32 (blocks * num_walks, walk_length)
-        One walk per row, in shuffled order; -1 behind a walk that found no successor.
+    A walk ends after ``most`` blocks, or at a block without successors. At a merged node it goes on
+    as in either binary.
 
     References
     ----------
     Perozzi, Al-Rfou, Skiena: DeepWalk, KDD 2014, algorithms 1 and 2.
     """
     rng = np.random.default_rng(seed)
-    start, order = _csr(edges[:, 0], blocks)
-    target = np.append(edges[:, 1][order], -1)
-    walks = np.full((blocks * num_walks, walk_length), -1, np.int32)
-    walks[:, 0] = rng.permutation(np.repeat(np.arange(blocks), num_walks))
-    for step in range(1, walk_length):
-        here = walks[:, step - 1]
-        degree = np.where(here >= 0, start[here + 1] - start[here], 0)
-        pick = (rng.random(len(here)) * degree).astype(np.int64)
-        walks[:, step] = np.where(
-            degree > 0, target[np.where(degree > 0, start[here] + pick, -1)], -1
-        )
-    return walks
+    n = len(graph.address)
+    twin = _twins(graph.merged, n)
+    at, row = _offered_by(graph.edges[:, 0], twin)
+    start, order = _csr(at, n)
+    target = np.append(graph.edges[row, 1][order], -1)
+    walks = np.full((n * num_walks, most), -1, np.int32)
+    walks[:, 0] = rng.permutation(np.repeat(np.arange(n), num_walks))
+    for step in range(1, most):
+        last = walks[:, step - 1]
+        degree = np.where(last >= 0, start[last + 1] - start[last], 0)
+        pick = (rng.random(len(last)) * degree).astype(np.int64)
+        walks[:, step] = target[np.where(degree > 0, start[last] + pick, -1)]
+    lengths = (walks >= 0).sum(1)
+    return walks[walks >= 0], np.concatenate([[0], np.cumsum(lengths)])
+
+
+# Each takes the merged graph, num_walks, the most blocks of a path, and the seed; it returns the
+# paths as control_flow_walks does. Another kind of walk is one more line here.
+WALKS = {"control_flow": control_flow, "deepwalk": deepwalk}

@@ -168,4 +168,4 @@ def test_without_dask_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.delitem(sys.modules, "jobs.cluster", raising=False)
     with pytest.raises(UserError, match=r"pip install -r requirements-cluster\.txt"):
-        run_all(analyse_one, iter([]), 0, 1, "binaries", (60, 1), "tcp://127.0.0.1:1")
+        run_all(analyse_one, iter([]), 0, "binaries", 1, (60, 1), "tcp://127.0.0.1:1", str)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import dataprocess
 from binary.analysis import Analysis, save_analysis
+from pairs.folder import FORMAT_VERSION, find_pairs
 from pairs.walks import save_walks
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer, load_vocab
 from utils import UserError
@@ -73,16 +74,23 @@ def write_pair(folder, blocks, documents, words=None, **info):
         np.cumsum([0] + [len(document) for document in documents]),
     )
     builds = [{"path": f"b/O{i}/chroot", "build": f"O{i}", "sha256": str(i) * 64} for i in (0, 3)]
+    counts = dict.fromkeys(("edges", "merged", "visits", "walks", "documents", "tokens"), 0)
     record = {
-        "format_version": 2,
+        "format_version": FORMAT_VERSION,
         "pair": int(folder.name),
         "program": "chroot",
         "split": "train",
         "binaries": builds,
+        "analysis": "made up",
         "analyses": analyses,
-        "settings": {"num_walks": 2, "walk_length": WALK_LENGTH},
+        "settings": {"walk": "any", "num_walks": 2, "walk_length": WALK_LENGTH, "sentences": 9},
         "seed": 0,
-        "counts": {"tokens": 0, "blocks": len(blocks)},
+        "counts": {
+            **counts,
+            "blocks": len(blocks),
+            "documents_in_both": 0,
+            "document_lengths": [],
+        },
     }
     (folder / "pair.json").write_text(json.dumps({**record, **info}))
 
@@ -510,8 +518,9 @@ def test_the_name_of_an_analysis_leads_nowhere_else(inside):
         {"program": None},
         {"split": "dev"},
         {"analyses": ["a.npz"]},
-        {"settings": {"walk_length": 0}},
+        {"settings": {"walk": "any", "num_walks": 1, "walk_length": 0, "sentences": 1}},
         {"counts": {}},
+        {"counts": None},
         {"binaries": []},
         {"binaries": [{"path": "a", "build": "b"}] * 2},
     ],
@@ -576,9 +585,9 @@ def test_memory_does_not_grow_with_the_number_of_pairs(inside):
         for new in range(number):
             if not (inside / "data" / str(new)).exists():
                 write_pair(inside / "data" / str(new), *parts[new])
-        folders, _ = dataprocess.pair_folders("data")
+        folders, _ = find_pairs("data")
         assert len(folders) == number
-        dataprocess.read_binary.cache_clear()
+        text.read_binary.cache_clear()
         tracemalloc.start()
         with open("corpus.txt", "wb") as corpus, open("corpus.json", "w") as about:
             texts = dataprocess.pair_texts(folders, "output", 1, inside)

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -24,8 +25,9 @@ from binary.builds import find_binaries
 from binary.cache import SKIPPED
 from binary.disassemble import analyse
 from jobs.processes import in_processes
+from pairs.folder import read_info
 from pairs.merge import merge
-from pairs.walks import load_walks
+from pairs.walks import WALKS, load_walks
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,13 +100,16 @@ def test_programs_are_paired_with_themselves_only(builds, made, tmp_path):
 def test_files_are_as_designed(made):
     cwd, _ = made
     for folder in (cwd / "data").iterdir():
-        assert sorted(f.name for f in folder.iterdir()) == ["pair.json", "walks.npz"]
+        files = ["dictionary.txt", "pair.json", "walks.npz"]
+        assert sorted(f.name for f in folder.iterdir()) == files
         pair = json.loads((folder / "pair.json").read_text())
         analyses = [load_analysis(cwd / "output" / name) for name in pair["analyses"]]
         expected = [cache_file(".", b["sha256"]).name for b in pair["binaries"]]
         assert pair["analyses"] == expected
         with np.load(folder / "walks.npz") as walks:
             assert {k: str(walks[k].dtype) for k in walks} == {"step": "int16", "length": "int32"}
+        dictionary = (folder / "dictionary.txt").read_text().splitlines()
+        assert dictionary == sorted({w for a in analyses for words in a.words() for w in words})
         blocks, start = load_walks(folder / "walks.npz")
         assert start[-1] == len(blocks) == pair["counts"]["visits"]
         lengths = np.diff(start)
@@ -160,7 +165,7 @@ def test_other_settings_make_other_walks_and_stale_pairs_go(made, tmp_path):
     after = bytes_of(cwd / "data")
     assert before.keys() == after.keys()
     for name in after:
-        assert before[name] != after[name], name
+        assert (before[name] == after[name]) == name.endswith("dictionary.txt"), name
 
     (cwd / "binaries").unlink()
     for build in ("O0", "O2"):
@@ -232,7 +237,7 @@ write_pair = gendata.write_pair
 
 
 def write_pair_but_the_third(pair, *arguments):
-    if pair["pair"] == 3:
+    if pair.pair == 3:
         os._exit(1)
     write_pair(pair, *arguments)
 
@@ -545,7 +550,38 @@ def test_a_second_writer_of_the_same_pair_does_no_harm(made, tmp_path):
     cwd = tmp_path
     shutil.copytree(made[0], cwd, dirs_exist_ok=True, symlinks=True)
     before = bytes_of(cwd / "data")
-    pair = read_pairs(cwd)[2]
-    pair.pop("counts")
-    gendata.write_pair(pair, str(cwd / "output"), str(cwd / "data"))
+    info = dataclasses.replace(read_info(cwd / "data" / "2"), counts=None)
+    gendata.write_pair(info, str(cwd / "output"), str(cwd / "data"))
     assert bytes_of(cwd / "data") == before
+
+
+def test_walks_as_text_are_what_the_corpus_holds(made, tmp_path):
+    shutil.copytree(made[0], tmp_path, dirs_exist_ok=True, symlinks=True)
+    gendata_py(tmp_path, "text", 3)
+    assert [f.parent.name for f in (tmp_path / "data").glob("*/walks.txt")] == ["3"]
+    gendata_py(tmp_path, "--biname", "shapes", "--path", "binaries", "--text", "True")
+    texts = [(tmp_path / "data" / str(n) / "walks.txt").read_text() for n in range(10)]
+    subprocess.run([sys.executable, ROOT / "dataprocess.py"], cwd=tmp_path, check=True)
+    documents = "".join(texts).split("\n\n")[:-1]
+    corpus = (tmp_path / "data/corpus.txt").read_text().split("\n\n")[:-1]
+    assert corpus == list(dict.fromkeys(documents))  # less the copies
+    info = json.loads((tmp_path / "data/3/pair.json").read_text())
+    assert len(texts[3].split()) == info["counts"]["tokens"]
+    assert set(texts[3].split()) <= set((tmp_path / "data/3/dictionary.txt").read_text().split())
+
+
+def test_another_kind_of_walk_is_a_function_with_a_name(builds, tmp_path, monkeypatch):
+    def lonely(graph, num_walks, most, seed):
+        blocks = np.flatnonzero(graph.has_code)[:most].astype(np.int32)
+        return blocks, np.arange(len(blocks) + 1)
+
+    folder_of({"ls": "ab"}, builds, tmp_path)
+    fake_analyses(monkeypatch, tmp_path, builds)
+    monkeypatch.setitem(WALKS, "lonely", lonely)
+    for walk, longest in (("lonely", 1), ("deepwalk", 6), ("control_flow", 6)):
+        gendata.main("ls", path="binaries", walk=walk, walk_length=3, sentences=2, workers=1)
+        info = read_info(tmp_path / "data" / "0")
+        assert info.settings.walk == walk
+        assert len(info.counts.document_lengths) == longest + 1
+    with pytest.raises(UserError, match="--walk 'none' is not known; choose from control_flow"):
+        gendata.main("ls", path="binaries", walk="none")

@@ -31,6 +31,8 @@ from binary.cache import SKIPPED, analyse_one
 from corpus.ids import read_corpus
 from formats.huggingface import read_vocab
 from jobs.processes import in_processes
+from pairs.folder import is_made, read_info
+from pairs.text import read_pair
 from tasks.catalogue import TASKS, Mrpc
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import UserError
@@ -485,18 +487,18 @@ def test_description_of_a_pair(odd, tmp_path, capsys):
     shutil.copytree(odd[0] / "data/0", tmp_path / "data/0")
     file = tmp_path / "data/0/pair.json"
     content = json.loads(file.read_text())
-    wanted = {key: value for key, value in content.items() if key != "counts"}
-    assert gendata.is_written(str(tmp_path / "data"), wanted)
+    wanted = dataclasses.replace(read_info(file.parent), counts=None)
+    assert is_made(tmp_path / "data", wanted)
     for path, text in variants(content):
         file.write_text(text)
         for number, read in enumerate(
             [
                 lambda: gendata.show(0, str(odd[0] / "output"), str(tmp_path / "data")),
-                lambda: dataprocess.read_pair(file.parent, str(odd[0] / "output")),
-                lambda: gendata.report(str(tmp_path / "data"), [wanted], 0, 0, 2, {}, 1.0),
+                lambda: read_pair(file.parent, str(odd[0] / "output")),
+                lambda: gendata.report(str(tmp_path / "data"), [0], 0, 0, 2, {}, 1.0),
             ]
         ):
-            if number == 2 and not gendata.is_written(str(tmp_path / "data"), wanted):
+            if number == 2 and not is_made(tmp_path / "data", wanted):
                 continue  # it is written anew
             try:
                 read()

@@ -1,5 +1,6 @@
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import networkx
 import numpy as np
@@ -11,8 +12,8 @@ from binary.analysis import CALL, JUMP, STEP_OVER
 from pairs.merge import merge
 from pairs.walks import (
     MAX_BACKWARD,
+    WALKS,
     control_flow_walks,
-    deepwalk,
     load_walks,
     save_walks,
     walk_graph,
@@ -286,15 +287,20 @@ def test_hardly_more_paths_than_it_takes(analyses):
 def test_plain_deepwalk(seed):
     reference = networkx.gnp_random_graph(30, 0.08, seed=seed, directed=True)
     edges = np.array(reference.edges, np.int32)
-    walks = deepwalk(edges, 30, num_walks=5, walk_length=8, seed=[seed])
-    assert walks.shape == (150, 8)
-    assert Counter(walks[:, 0].tolist()) == dict.fromkeys(range(30), 5)
-    for walk in walks.tolist():
-        for here, there in pairwise(walk):
-            if there >= 0:
-                assert reference.has_edge(here, there)
-            else:
-                assert here < 0 or reference.out_degree(here) == 0
+    merged = np.array([(3, 20), (4, 21)], np.int32)
+    node = dict(merged.tolist()) | dict(merged[:, ::-1].tolist())
+    graph = SimpleNamespace(address=np.arange(30), edges=edges, merged=merged)
+    blocks, start = WALKS["deepwalk"](graph, 20, 8, [seed])
+    assert blocks.dtype == np.int32
+    walks = [blocks[a:b].tolist() for a, b in pairwise(start)]
+    assert Counter(walk[0] for walk in walks) == dict.fromkeys(range(30), 20)
+    assert max(map(len, walks)) == 8
+    out = {b: {t for m in {b, node.get(b, b)} for t in reference.successors(m)} for b in range(30)}
+    for walk in walks:
+        assert all(after in out[before] for before, after in pairwise(walk))
+        assert len(walk) == 8 or not out[walk[-1]]
+    taken = {step for walk in walks for step in pairwise(walk) if step[0] in (3, 4, 20, 21)}
+    assert {(b, t) for b in node for t in out[b]} == taken  # of both binaries, and none is left out
 
 
 # ------------------------------------------------------------------------------------- files

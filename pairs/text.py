@@ -1,0 +1,173 @@
+"""A pair's walks as text: the sentences and documents of the corpus."""
+
+import dataclasses
+from collections import Counter
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from binary.analysis import load_analysis
+from pairs.folder import PairInfo, analysis_files, read_info, remedy
+from pairs.walks import load_walks
+from tokenization import SPECIAL_TOKENS
+from utils import NPZ_ERRORS, UserError, atomic_file
+
+
+@dataclasses.dataclass
+class BinaryText:
+    """An analysed binary, written as text once for all of its pairs.
+
+    ``texts`` are its blocks as bytes (B,), "" where a block has no tokens; block b has the tokens
+    ``words[t] for t in tokens[offsets[b]:offsets[b + 1]]``.
+    """
+
+    texts: np.ndarray
+    words: list[str]
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    def count(self, visits: np.ndarray) -> Counter[str]:
+        """Count the tokens of blocks visited so often; ``visits`` is int64 (B,)."""
+        often = np.repeat(visits, np.diff(self.offsets))
+        # bincount weighs in float64, which is exact up to 2^53 tokens.
+        counts = np.bincount(self.tokens, often, len(self.words)).astype(int).tolist()
+        return Counter({word: n for word, n in zip(self.words, counts, strict=True) if n})
+
+
+@dataclasses.dataclass
+class Pair:
+    """One pair folder, read and checked.
+
+    ``blocks`` are the visited blocks (n,), those of the second binary counted on from the first's;
+    document d is ``blocks[start[d]:start[d + 1]]``.
+    """
+
+    info: PairInfo
+    binaries: list[BinaryText]
+    blocks: np.ndarray
+    start: np.ndarray
+
+
+def check_word(word: str) -> None:
+    """Raise a ValueError where ``word`` could change the corpus's structure or its reading."""
+    # What is not printable is a control character, a line separator or a blank other than " ".
+    if not word or " " in word or not word.isprintable():
+        raise ValueError(f"the token {word!r} is empty, or has a blank or control character in it")
+    if word in SPECIAL_TOKENS or word.startswith("##"):
+        raise ValueError(f"the token {word!r} has a meaning of its own in a vocabulary")
+
+
+def check_ids(name: str, ids: np.ndarray, size: int) -> None:
+    """Raise a ValueError unless ``ids`` are integers from 0 to ``size`` - 1."""
+    if ids.ndim != 1 or ids.dtype.kind != "i":
+        raise ValueError(f"'{name}' is no list of signed integers")
+    if ids.size and not 0 <= ids.min() <= ids.max() < size:
+        raise ValueError(f"'{name}' has a number that is not in 0 to {size - 1}")
+
+
+def check_offsets(name: str, offsets: np.ndarray, size: int) -> None:
+    """Raise a ValueError unless ``offsets`` rise from 0 to ``size``."""
+    check_ids(name, offsets, size + 1)
+    if not offsets.size or offsets[0] != 0 or offsets[-1] != size:
+        raise ValueError(f"'{name}' does not lead from 0 to {size}")
+    if (offsets[1:] < offsets[:-1]).any():
+        raise ValueError(f"'{name}' falls")
+
+
+@lru_cache(maxsize=64)
+def read_binary(file: Path) -> BinaryText:
+    """Read an analysed binary and write its blocks as text.
+
+    Raises
+    ------
+    UserError
+        The file is damaged, its arrays do not fit together, or a token could forge a special
+        token, a blank or a line.
+    """
+    analysis = load_analysis(file, for_display=False)
+    words, tokens, offsets = analysis.dictionary, analysis.tokens, analysis.offsets
+    try:
+        for word in words:
+            check_word(word)
+        if len(set(words)) < len(words):
+            raise ValueError("a word stands in its dictionary twice")
+        check_ids("tokens", tokens, len(words))
+        check_offsets("offsets", offsets, len(tokens))
+    except ValueError as error:
+        raise UserError(
+            f"{file} is damaged ({error}); delete it and run `python gendata.py` again"
+        ) from error
+    names = [words[i] for i in tokens.tolist()]
+    texts = np.empty(len(offsets) - 1, dtype=object)
+    texts[:] = [" ".join(names[a:b]).encode() for a, b in pairwise(offsets.tolist())]
+    return BinaryText(texts, words, tokens, offsets)
+
+
+def read_pair(folder: Path, output_dir: str) -> Pair:
+    """Read one pair folder and the two analyses that it refers to.
+
+    Raises
+    ------
+    UserError
+        A file is missing, damaged or of another format version, or the walks do not fit the
+        analyses.
+    """
+    info = read_info(folder)
+    binaries = [read_binary(file) for file in analysis_files(info, output_dir)]
+    file = folder / "walks.npz"
+    try:
+        blocks, start = load_walks(file)
+        size = sum(len(binary.texts) for binary in binaries)
+        check_ids("step", blocks, size)
+        if size != info.counts.blocks:
+            raise ValueError(f"it is of {info.counts.blocks} blocks, but the analyses hold {size}")
+    except NPZ_ERRORS as error:
+        raise UserError(f"{file} is damaged ({error}); {remedy(folder)}") from error
+    return Pair(info, binaries, blocks, start)
+
+
+def render(pair: Pair) -> tuple[list[bytes], np.ndarray]:
+    """Write a pair's walks as text; blocks without tokens leave no trace in it.
+
+    Returns
+    -------
+    documents : list of bytes
+        Sentences of ``walk_length`` blocks (the last may be shorter), a line each, and a blank
+        line. What no token is in is left out, be it a sentence or a document.
+    numbers : int64 (documents,)
+        Which of the pair's walks they are.
+    """
+    texts = np.concatenate([binary.texts for binary in pair.binaries])
+    lengths = np.diff(pair.start)
+    document = np.repeat(np.arange(len(lengths)), lengths)  # (visits,)
+    within = np.arange(len(document)) - pair.start[document]
+    sentence = within // pair.info.settings.walk_length  # of its document
+    seen = texts[pair.blocks] != b""
+    blocks, document, sentence = pair.blocks[seen], document[seen], sentence[seen]
+    ends_document = np.diff(document, append=-1) != 0
+    ends_sentence = (np.diff(sentence, append=-1) != 0) | ends_document
+
+    # The text is blocks and separators taken in turn.
+    separators = np.array([b" ", b"\n", b"\n\n"], dtype=object)
+    parts = np.empty(2 * len(blocks), dtype=object)
+    parts[0::2] = texts[blocks]
+    parts[1::2] = separators[ends_sentence.astype(int) + ends_document]
+    parts = parts.tolist()
+    ends = 2 * np.flatnonzero(ends_document) + 2
+    documents = [b"".join(parts[a:b]) for a, b in pairwise([0, *ends.tolist()])]
+    return documents, document[ends_document]
+
+
+def write_text(folder: Path, output_dir: str) -> None:
+    """Write a pair's walks to walks.txt in its folder, just as the corpus has them.
+
+    Raises
+    ------
+    UserError
+        As of :func:`read_pair`.
+    """
+    documents, _ = render(read_pair(folder, output_dir))
+    with atomic_file(folder / "walks.txt", "wb") as file:
+        file.writelines(documents)
