@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import dataprocess
 from binary.analysis import Analysis, save_analysis
 from pairs.folder import FORMAT_VERSION, find_pairs
+from pairs.text import read_binary
 from pairs.walks import save_walks
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer, load_vocab
 from utils import UserError
@@ -494,7 +495,7 @@ def test_damaged_files_are_refused(inside, file):
 
 def test_analyses_elsewhere(pairs, inside):
     (inside / "output").rename(inside / "elsewhere")
-    with pytest.raises(UserError, match=r"output/0-0\.npz.*b/O0/chroot.*data/0.*--outputDir") as e:
+    with pytest.raises(UserError, match=r"output/0-0\.npz.*b/O0/chroot.*pair 0.*--outputDir") as e:
         dataprocess.main()
     assert "\n" not in str(e.value)
     assert outputs(inside) == [None, None, None]
@@ -587,7 +588,7 @@ def test_memory_does_not_grow_with_the_number_of_pairs(inside):
                 write_pair(inside / "data" / str(new), *parts[new])
         folders, _ = find_pairs("data")
         assert len(folders) == number
-        text.read_binary.cache_clear()
+        read_binary.cache_clear()
         tracemalloc.start()
         with open("corpus.txt", "wb") as corpus, open("corpus.json", "w") as about:
             texts = dataprocess.pair_texts(folders, "output", 1, inside)
