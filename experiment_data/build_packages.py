@@ -19,6 +19,7 @@ Ubuntu: libncurses-dev); if it is not there, they fail, and the others are built
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,75 +34,15 @@ import fire
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_coreutils import distribution, open_tarball, private_apt, say, split
+from recipes import RECIPES, Recipe
 
-from utils import UserError, atomic_file, atomic_folder, command_line, disk_errors
+from utils import UserError, atomic_folder, command_line, disk_errors
 
 OUTPUT = Path(__file__).resolve().parent / "packages"
 LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
+LEAST_SIZE = 20_000  # bytes of a program or library that is worth keeping
+NOT_INSTALLED = re.compile(r"test|example|bench|fuzz|CMakeFiles|conftest|/lt-|\bdoc", re.IGNORECASE)
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one source package is built; files are relative to its folder."""
-
-    programs: tuple[str, ...]
-    configure: tuple[str, ...] | None = ("--disable-dependency-tracking", "--disable-nls")
-    targets: tuple[str, ...] = ()
-    flags: str = "CFLAGS"  # the make variable that takes the level
-    standard: str = "gnu11"  # of the language
-    linker: str = "LDFLAGS"  # the make variable that the linker's options go to
-
-
-LUA = Recipe(("src/lua",), None, ("-C", "src", "lua"), linker="MYLDFLAGS")
-
-RECIPES = {
-    "bzip2": Recipe(("bzip2",), None, ("bzip2",)),
-    "dash": Recipe(("src/dash",)),
-    "diffutils": Recipe(("src/diff", "src/diff3", "src/sdiff")),
-    "ed": Recipe(("ed",), ()),
-    "file": Recipe(
-        ("src/file",),
-        (
-            "--disable-shared",
-            "--disable-zlib",
-            "--disable-bzlib",
-            "--disable-xzlib",
-            "--disable-zstdlib",
-            "--disable-libseccomp",
-        ),
-    ),
-    "findutils": Recipe(("find/find", "xargs/xargs")),
-    "grep": Recipe(("src/grep",), ("--disable-dependency-tracking", "--disable-perl-regexp")),
-    "gzip": Recipe(("gzip",)),
-    "inetutils": Recipe(
-        ("ftp/ftp", "src/tftp", "ping/ping", "src/inetd", "src/syslogd", "ifconfig/ifconfig")
-    ),
-    "less": Recipe(("less",), ()),
-    "lua5.1": LUA,
-    "lua5.2": LUA,
-    "lua5.3": LUA,
-    "lua5.4": LUA,
-    "lzip": Recipe(("lzip",), (), flags="CXXFLAGS", standard="gnu++17"),
-    "lz4": Recipe(("programs/lz4",), None, ("-C", "programs", "lz4")),
-    "m4": Recipe(("src/m4",)),
-    "mawk": Recipe(("mawk",), ()),
-    "patch": Recipe(("src/patch",)),
-    "screen": Recipe(("screen",), ()),
-    "sed": Recipe(("sed/sed",)),
-    "wget": Recipe(
-        ("src/wget",),
-        (
-            "--disable-nls",
-            "--without-ssl",
-            "--without-zlib",
-            "--disable-pcre",
-            "--disable-pcre2",
-            "--without-libpsl",
-            "--disable-iri",
-        ),
-    ),
-    "xz-utils": Recipe(("src/xz/xz",), ("--disable-shared", "--disable-nls")),
-}
 
 # How a program is compiled and linked to lie at a fixed place, and anywhere.
 PLACES = ("-fno-pie", "-no-pie"), ("-fpie", "-pie")
@@ -139,6 +80,12 @@ class Tree:
         sibling = self.compiler.replace("gcc", "g++").replace("clang", "clang++")
         return [f"CC={self.compiler}", f"CXX={sibling}"] if self.compiler else []
 
+    @property
+    def host(self) -> str:
+        """The processor and system that a cross-compiler compiles for, or ""."""
+        named = re.match(r"(\w+-linux-\w+)-(gcc|clang)", self.compiler)
+        return named[1] if named else ""
+
     def lies_anywhere(self, level: str) -> bool:
         """Return whether its code may lie at any place, as in most programs since 2016.
 
@@ -146,10 +93,23 @@ class Tree:
         """
         return hashlib.sha256(f"{self.name}-{level}".encode()).digest()[0] % 2 == 1
 
-    def binaries(self, level: str) -> list[Path]:
-        """Return where the programs go."""
-        folder = self.output / "binaries" / f"{self.name}-{level}"
-        return [folder / Path(file).name for file in self.recipe.programs]
+    def binaries(self, level: str) -> Path:
+        """Return the folder that its programs and libraries go to."""
+        return self.output / "binaries" / f"{self.name}-{level}"
+
+    def is_built(self, level: str) -> bool:
+        folder = self.binaries(level)
+        named = (folder / Path(file).name for file in self.recipe.programs)
+        return folder.is_dir() and all(file.is_file() for file in named)
+
+    def options(self, level: str) -> tuple[str, str, str]:
+        """Return the options of the C compiler, of the C++ compiler and of the linker."""
+        code, program = PLACES[self.lies_anywhere(level)]
+        if not self.recipe.programs:  # shared libraries
+            code, program = "-fPIC", ""
+        # No debug information: the symbol table is all that is read.
+        common = f"-{level} -w"
+        return f"{common} -std=gnu11 {code}", f"{common} -std=gnu++17 {code}", program
 
 
 @fire.decorators.SetParseFns(packages=str, levels=str, releases=str, compilers=str, output=str)
@@ -200,7 +160,7 @@ def main(
     todo = {}
     for release, package, compiler in itertools.product(release_list, package_list, compiler_list):
         tree = Tree(output, package, release, compiler)
-        missing = [v for v in level_list if not all(f.is_file() for f in tree.binaries(v))]
+        missing = [level for level in level_list if not tree.is_built(level)]
         todo |= {tree: missing} if missing else {}
     with disk_errors(output):
         failures = get_sources(list(todo))
@@ -294,27 +254,74 @@ def build(tree: Tree, levels: list[str]) -> None:
     recipe, folder = tree.recipe, tree.folder
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(tree.source, folder, symlinks=True)
-    if recipe.configure is not None:
-        if not (folder / "configure").is_file():
+    if recipe.system == "make" and recipe.configure is not None:
+        if not (folder / recipe.folder / "configure").is_file():
             raise UserError(f"{tree.name}: its source has no configure script")
         say(f"{tree.name}: configure")
-        run(tree, "configure", ["./configure", *recipe.configure, *tree.compilers])
+        host = [f"--host={tree.host}"] if tree.host else []
+        run(tree, "configure", ["./configure", *recipe.configure, *host, *tree.compilers])
     for level in levels:
-        say(f"{tree.name}: make at -{level}")
-        run(tree, f"clean-{level}", ["make", "clean"])
-        # No debug information: the symbol table is all that is read.
-        code, program = PLACES[tree.lies_anywhere(level)]
-        options = [
-            f"{recipe.flags}=-{level} -w -std={recipe.standard} {code}",
-            f"{recipe.linker}={program}",
-            "MAKEINFO=true",  # no manuals
-            *tree.compilers,
+        say(f"{tree.name}: compile at -{level}")
+        (build_with_cmake if recipe.system == "cmake" else build_with_make)(tree, level)
+        made = [folder / file for file in recipe.programs] or find_built(folder)
+        if not made:
+            raise UserError(f"{tree.name}: the build leaves no program and no library behind")
+        with atomic_folder(tree.binaries(level)) as target:
+            for file in made:
+                copy = target / re.sub(r"\.so[.\d]*$", ".so", file.name)
+                copy.write_bytes(file.read_bytes())
+                copy.chmod(0o755)
+
+
+def build_with_make(tree: Tree, level: str) -> None:
+    """Compile everything anew by the package's Makefile."""
+    run(tree, f"clean-{level}", ["make", "clean"])
+    c, cxx, linker = tree.options(level)
+    options = [f"CFLAGS={c}", f"CXXFLAGS={cxx}", "MAKEINFO=true", *tree.compilers]  # no manuals
+    if linker:
+        options.append(f"{tree.recipe.linker}={linker}")
+    run(tree, f"make-{level}", ["make", *tree.recipe.targets, *options])
+
+
+def build_with_cmake(tree: Tree, level: str) -> None:
+    """Compile everything anew by cmake."""
+    work = tree.folder / "made"
+    shutil.rmtree(work, ignore_errors=True)
+    c, cxx, linker = tree.options(level)
+    options = [f"-DCMAKE_C_FLAGS={c}", f"-DCMAKE_CXX_FLAGS={cxx}", "-DCMAKE_BUILD_TYPE=None"]
+    options += [f"-DCMAKE_EXE_LINKER_FLAGS={linker}"] if linker else []
+    for option in tree.compilers:
+        variable, _, compiler = option.partition("=")
+        language = {"CC": "C", "CXX": "CXX"}[variable]
+        options.append(f"-DCMAKE_{language}_COMPILER={compiler}")
+    if tree.host:
+        options += [
+            "-DCMAKE_SYSTEM_NAME=Linux",
+            f"-DCMAKE_SYSTEM_PROCESSOR={tree.host.split('-')[0]}",
         ]
-        run(tree, f"make-{level}", ["make", *recipe.targets, *options])
-        for file, target in zip(recipe.programs, tree.binaries(level), strict=True):
-            with atomic_file(target, "wb") as binary:
-                binary.write((folder / file).read_bytes())
-            target.chmod(0o755)
+    source = ["-S", ".", "-B", str(work)]
+    run(tree, f"configure-{level}", ["cmake", *source, *(tree.recipe.configure or ()), *options])
+    run(tree, f"make-{level}", ["cmake", "--build", str(work)])
+
+
+def find_built(folder: Path) -> list[Path]:
+    """Return the programs and shared libraries that a build left in its folder, one of a name.
+
+    Tests, examples and files with hardly any code are left out.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*"), key=lambda path: (len(path.parts), path)):
+        inside = path.relative_to(folder)
+        if path.is_symlink() or not path.is_file() or path.stat().st_size < LEAST_SIZE:
+            continue
+        if NOT_INSTALLED.search(str(inside)):
+            continue
+        with path.open("rb") as file:
+            head = file.read(18)
+        # An ELF program or shared library, of either byte order.
+        if head[:4] == b"\x7fELF" and (head[16:18] in (b"\2\0", b"\3\0", b"\0\2", b"\0\3")):
+            found.setdefault(re.sub(r"\.so[.\d]*$", ".so", path.name), path)
+    return list(found.values())
 
 
 def run(tree: Tree, step: str, command: list[str]) -> None:
@@ -324,7 +331,12 @@ def run(tree: Tree, step: str, command: list[str]) -> None:
     env |= {"LC_ALL": "C", "FORCE_UNSAFE_CONFIGURE": "1"}
     with log.open("wb") as file:
         done = subprocess.run(
-            command, cwd=tree.folder, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            command,
+            cwd=tree.folder / tree.recipe.folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
         )
     if done.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
