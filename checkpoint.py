@@ -35,13 +35,13 @@ from formats.huggingface import (
     write_vocab,
 )
 from models import BertModel4Pretrain
+from terminal.command_line import command_line
 from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
 from utils import (
     STRICT,
     UserError,
     atomic_file,
     atomic_folder,
-    command_line,
     read_config,
     remove_leftovers,
     sha256_of,

@@ -36,6 +36,7 @@ from tasks.catalogue import TASKS, read_ids
 from tasks.comparer import Comparer, ComparisonData, contrast
 from tasks.sentences import ClassificationData
 from tasks.tables import Examples, Task, read_examples
+from terminal.command_line import command_line
 from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
 from utils import UserError
 
@@ -455,4 +456,4 @@ def main(
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

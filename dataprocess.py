@@ -41,12 +41,12 @@ from tqdm import tqdm
 
 from pairs.folder import PairInfo, find_pairs
 from pairs.text import read_pair, render
+from terminal.command_line import command_line
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import (
     UserError,
     ahead,
     atomic_file,
-    command_line,
     disk_errors,
     remove_leftovers,
     sha256_of,

@@ -19,6 +19,7 @@ from matching.changes import CHANGED, STATUS, Diff, compare, describe
 from matching.exports import as_csv, as_json, naming_script, write
 from matching.model import DEFAULT, read_model
 from matching.page import make_page
+from terminal.command_line import command_line
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 workers = 2  # processes
@@ -107,4 +108,4 @@ def summary(
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

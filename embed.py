@@ -20,6 +20,7 @@ from sklearn.random_projection import SparseRandomProjection
 import utils
 from features.extract import GROUPS, Features, read_binaries
 from features.tfidf import weigh
+from terminal.command_line import command_line
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 workers = os.cpu_count() or 1  # processes
@@ -182,4 +183,4 @@ def search(
 
 
 if __name__ == "__main__":
-    utils.command_line(main, search=search)
+    command_line(main, search=search)

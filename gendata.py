@@ -50,6 +50,8 @@ from pairs.folder import (
 )
 from pairs.merge import merge
 from pairs.text import write_text
+from terminal.arguments import names_of
+from terminal.command_line import command_line
 
 biname = "chroot"  # the program to look for; several: ["chroot", "ls"]; all: "*"
 path = "experiment_data/coreutils/binaries/"  # its builds: path/<build>/<biname>
@@ -139,7 +141,7 @@ def main(
         )
     if walk not in walks.WALKS:
         raise utils.UserError(f"--walk {walk!r} is not known; choose from {', '.join(walks.WALKS)}")
-    programs = find_programs(path, [biname] if isinstance(biname, str) else biname)
+    programs = find_programs(path, names_of(biname))
     binaries = list(itertools.chain.from_iterable(programs.values()))
     utils.remove_leftovers(outputDir, data)
     refused = {file: why for name in programs for file, why in find_refused(path, name).items()}
@@ -448,4 +450,4 @@ def text(pair: int, outputDir: str = outputDir, data: str = data) -> None:
 
 
 if __name__ == "__main__":
-    utils.command_line(main, show=show, text=text)
+    command_line(main, show=show, text=text)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import fire
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -25,6 +24,7 @@ from corpus.ids import Corpus, read_corpus
 from corpus.split import split_corpus, split_test
 from models import BertModel4Pretrain
 from optim import optim4GPU
+from terminal.command_line import command_line
 from tokenization import CorpusTokenizer
 from utils import UserError
 
@@ -600,7 +600,6 @@ def evaluate(
     report(evaluation(model.to(device)), rule, check)
 
 
-@fire.decorators.SetParseFns(line=str)  # else fire reads "[MASK]" as a Python list
 def predict(model_file: str, line: str, top: PositiveInt = 5) -> None:
     """Print the likeliest tokens for each [MASK] of a line.
 
@@ -630,4 +629,4 @@ def predict(model_file: str, line: str, top: PositiveInt = 5) -> None:
 
 
 if __name__ == "__main__":
-    utils.command_line(main, eval=evaluate, predict=predict)
+    command_line(main, eval=evaluate, predict=predict)

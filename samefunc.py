@@ -26,6 +26,8 @@ from binary.analysis import cache_file, load_analysis
 from binary.builds import find_binaries
 from binary.cache import SKIPPED, analyse_all
 from binary.symbols import STARTUP, is_symbol
+from terminal.arguments import names_of
+from terminal.command_line import command_line
 
 path = "experiment_data/coreutils/binaries/"  # builds: path/<build>/<program>
 train = ["chroot", "ls"]  # programs of each split
@@ -96,7 +98,7 @@ def main(
         Processes.
     """
     splits = {
-        name: [programs] if isinstance(programs, str) else programs
+        name: names_of(programs)
         for name, programs in (("train", train), ("dev", dev), ("test", test))
     }
     twice = [p for p, n in Counter(itertools.chain(*splits.values())).items() if n > 1]
@@ -219,4 +221,4 @@ def to_tsv(rows: list[tuple[str, Function, Function]]) -> str:
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

@@ -27,6 +27,7 @@ import utils
 from binary.analysis import load_analysis
 from binary.instructions import clean_name, string_words
 from pairs.folder import analysis_files, find_pairs, read_info
+from terminal.command_line import command_line
 
 data = "data"  # the folder that gendata.py wrote
 outputDir = "output/"  # where it keeps the analysed binaries
@@ -187,4 +188,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

@@ -5,28 +5,22 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
-import functools
 import hashlib
-import inspect
 import json
 import os
 import random
 import re
 import shutil
 import signal
-import sys
 import tempfile
-import threading
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import fire
-import numpy as np
 import pydantic
 
 # For pydantic.dataclasses.dataclass(config=STRICT): no unknown keys, no "1" for 1, no NaN.
@@ -54,82 +48,12 @@ class UserError(Exception):
     """A mistake that the user can mend. Its text is one sentence naming the file, value and fix."""
 
 
+class UsageError(UserError):
+    """The command itself is wrong: its flags, or their values."""
+
+
 class DiskError(UserError):
     """The disk is full, or the like: whoever reads it stops, for nothing more can be written."""
-
-
-def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> None:
-    """Run ``main``, or the command that the first argument names, with fire's flags, and exit.
-
-    Arguments are checked against the type hints before anything runs. A :class:`UserError`
-    becomes one line on stderr and exit code 1; an integer that the function returns is the exit
-    code. Ctrl-C and SIGTERM end it with exit code 130; a second one ends the process at once.
-    Every other exception is our own mistake and keeps its traceback.
-    """
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
-    threading.excepthook = _report_of_thread
-    for number in STOPPING:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's background jobs have it
-            signal.signal(number, _stop)
-    arguments = sys.argv[1:]
-    function, name = main, Path(sys.argv[0]).name
-    if arguments and arguments[0] in commands:
-        function, name = commands[arguments[0]], f"{name} {arguments[0]}"
-        arguments = arguments[1:]
-    given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-
-    @functools.wraps(function)
-    def record(*args: Any, **kwargs: Any) -> None:
-        # fire notices a flag that nobody knows only after the call, so the real call comes later.
-        nonlocal given
-        given = (args, kwargs)
-
-    fire.Fire(record, command=arguments, name=name)
-    checked = pydantic.validate_call(config={"coerce_numbers_to_str": True})(function)
-    try:
-        code = checked(*given[0], **given[1])
-        sys.stdout.flush()
-    except pydantic.ValidationError as error:
-        if error.title != function.__name__:
-            raise
-        for problem in error.errors():
-            flag = problem["loc"][0]
-            if isinstance(flag, int):  # fire passes what it can by position
-                flag = list(inspect.signature(function).parameters)[flag]
-            print(f"error: --{flag} {problem['input']}: {problem['msg']}", file=sys.stderr)
-        code = 1
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        print(
-            "interrupted; what was finished is kept, and the same command goes on", file=sys.stderr
-        )
-        code = 130
-    except BrokenPipeError:  # the reader has seen enough: `python gendata.py show 0 | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except OSError as error:  # of a print into a file, or of a library that writes by itself
-        if error.errno not in FULL:
-            raise
-        print(
-            f"error: cannot write {error.filename or 'the output'}: {DISK_ERRORS[error.errno]}",
-            file=sys.stderr,
-        )
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code or 0)
-
-
-def _report_of_thread(args: Any) -> None:
-    """Keep quiet of a full disk: TensorBoard's thread raises it again where its owner writes."""
-    if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in FULL):
-        threading.__excepthook__(args)
-
-
-def _stop(number: int, frame: Any) -> None:
-    default_signals()
-    raise KeyboardInterrupt
 
 
 def default_signals() -> None:
@@ -346,6 +270,7 @@ def read_config(cls: type, path: str | os.PathLike[str]) -> Any:
 
 def set_seed(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators."""
+    import numpy as np  # both imported late: --help comes quicker without
     import torch
 
     random.seed(seed)

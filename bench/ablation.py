@@ -39,6 +39,8 @@ from matching.functions import match_candidates
 from matching.model import Model
 from matching.train import Config, Pair, cross_fitted, find_builds, train_encoder, train_model
 from tasks.comparer import ComparisonData
+from terminal.arguments import names_of
+from terminal.command_line import command_line
 from tokenization import CorpusTokenizer, FullTokenizer
 
 GROUPS = SAME + INLINED
@@ -97,8 +99,7 @@ def main(
         workers: Processes that analyse.
     """
     train, programs, seen, kinds, held_out = (
-        x.split(",") if isinstance(x, str) else list(x)
-        for x in (train, programs, seen, kinds, held_out)
+        names_of(x) for x in (train, programs, seen, kinds, held_out)
     )
     cfg = utils.read_config(Config, train_cfg)
     found, _ = find_builds(train, str(Path(work) / "output"), workers)
@@ -293,4 +294,4 @@ def show(
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

@@ -57,6 +57,8 @@ from matching.blocks import match_blocks
 from matching.candidates import Candidates, find_candidates
 from matching.functions import Matches, match_functions
 from matching.model import DEFAULT, Model, read_model
+from terminal.arguments import names_of
+from terminal.command_line import command_line
 
 MIN_BLOCKS = 3
 # Kinds of pairs: the builds' names end so.
@@ -165,9 +167,7 @@ def main(
         wrong: Print which pairs of functions of ours count as wrong.
     """
     kinds = tuple(COMPILERS) if compilers else kinds
-    programs, kinds, seen = (
-        x.split(",") if isinstance(x, str) else list(x) for x in (programs, kinds, seen)
-    )
+    programs, kinds, seen = (names_of(x) for x in (programs, kinds, seen))
     model = read_model(model_file)
     known = seen_names(seen)
     pairs = read_pairs(Path(path), programs, kinds, Path(work), workers)
@@ -551,4 +551,4 @@ def spread(candidates: Candidates, model: Model) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

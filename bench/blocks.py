@@ -18,11 +18,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import accuracy as bench
 import numpy as np
 
-import utils
 from matching import blocks as matching_blocks
 from matching.blocks import match_blocks
 from matching.functions import match_functions
 from matching.model import DEFAULT, read_model
+from terminal.arguments import names_of
+from terminal.command_line import command_line
 
 NEVER = 2.0  # no score is as high
 # Row -> what the constants of matching/blocks.py are in it.
@@ -56,7 +57,7 @@ def main(
         work: Where stripped copies and analyses are kept.
         workers: Processes that analyse.
     """
-    programs, kinds = (x.split(",") if isinstance(x, str) else list(x) for x in (programs, kinds))
+    programs, kinds = (names_of(x) for x in (programs, kinds))
     model = read_model(model_file)
     pairs = []
     for kind, builds in bench.read_pairs(Path(path), programs, kinds, Path(work), workers).items():
@@ -88,4 +89,4 @@ def changed(constants: dict[str, float]) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

@@ -29,6 +29,7 @@ import train
 import utils
 from corpus.ids import Corpus, read_corpus
 from corpus.split import split_corpus
+from terminal.command_line import command_line
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 
 MODEL = "config/bert_tiny.json"
@@ -180,4 +181,4 @@ class Peak:
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

@@ -31,6 +31,7 @@ import pretrain
 import utils
 from corpus.ids import Corpus, read_corpus
 from corpus.split import split_corpus
+from terminal.command_line import command_line
 
 N = 5
 TRAINING_BATCHES = 3000  # of 64 pairs, for the logistic regression
@@ -206,4 +207,4 @@ def bags(batch: dict, vocab_size: int) -> scipy.sparse.csr_matrix:
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

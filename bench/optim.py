@@ -18,6 +18,7 @@ import torch
 import models
 import optim
 import utils
+from terminal.command_line import command_line
 
 VOCAB_SIZE = 30522  # Google's bert-base-uncased
 CONFIG = Path(__file__).resolve().parent.parent / "config" / "bert_base.json"
@@ -70,4 +71,4 @@ def main(rounds: int = 15) -> None:
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

@@ -37,6 +37,7 @@ from binary.cache import analyse_all
 from features.extract import Features, extract_features
 from matching.changes import IDENTICAL, Diff, compare
 from matching.model import DEFAULT, read_model
+from terminal.command_line import command_line
 
 
 class Recipe(NamedTuple):
@@ -330,4 +331,4 @@ def show(what: str, rows: list[tuple[int, int, int]]) -> None:
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

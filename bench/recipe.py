@@ -29,6 +29,7 @@ import train
 import utils
 from corpus.ids import read_corpus
 from corpus.split import split_corpus
+from terminal.command_line import command_line
 from tokenization import CorpusTokenizer
 
 LINEAGE = {"lr": 1e-4, "warmup": 0.1}
@@ -180,4 +181,4 @@ def one_step(
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

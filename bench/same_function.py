@@ -33,6 +33,8 @@ import classify
 import utils
 from tasks.catalogue import Samefunc, read_ids
 from tasks.tables import Examples
+from terminal.arguments import names_of
+from terminal.command_line import command_line
 
 REGULARISATION = (0.01, 0.1, 1.0)  # scikit-learn's C
 EXAMPLES = 4000  # that a fine-tuning reads at least: few pairs several times
@@ -45,7 +47,7 @@ def main(
     tests: str | list[str] = ("cp", "sort"),
     model_cfg: str = "config/bert_tiny.json",
     steps: int = 6000,
-    train_pairs: int | list[int] = (1000, 10000),
+    train_pairs: str | list[int] = (1000, 10000),
     seeds: int = 3,
     pretrain_file: str | None = None,
     work: str = "out-samefunc",
@@ -66,8 +68,8 @@ def main(
     """
     folder = Path(work)
     folder.mkdir(exist_ok=True)
-    numbers = [train_pairs] if isinstance(train_pairs, int) else list(train_pairs)
-    more = more.split(",") if isinstance(more, str) else list(more)
+    numbers = [int(number) for number in names_of(train_pairs)]
+    more, train, tests = names_of(more), names_of(train), names_of(tests)
     if pretrain_file is None:
         pretrain_file = pretrain(folder, link(folder, more, {*train, *tests}), model_cfg, steps)
     script(
@@ -216,4 +218,4 @@ def linear(kind: str, pairs: dict[str, Examples]) -> list[dict]:
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

@@ -28,13 +28,15 @@ sys.path.insert(0, str(ROOT))
 from binary.analysis import cache_file, load_analysis
 from binary.builds import find_binaries
 from binary.cache import analyse_all
-from utils import command_line, sha256_of
+from terminal.arguments import names_of
+from terminal.command_line import command_line
+from utils import sha256_of
 
 
 def main(
     path: str = str(ROOT / "experiment_data/coreutils/binaries"),
     biname: str = "chroot",
-    times: int | list[int] | tuple[int, ...] = (1, 10, 100),
+    times: str | list[int] | tuple[int, ...] = (1, 10, 100),
     workers: int = 2,
     outputDir: str = "output",
 ) -> None:
@@ -57,7 +59,7 @@ def main(
         (folder / "output").mkdir()
         distinct = sum(analysis.code_blocks for analysis in analyses)
         print("      pairs  step           wall s   CPU s  memory MB   disk MB  tokens/s a core")
-        for factor in [times] if isinstance(times, int) else times:
+        for factor in map(int, names_of(times)):
             copies(folder, originals, outputDir, factor)
             one_size(folder, workers, distinct)
 

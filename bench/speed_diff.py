@@ -30,6 +30,7 @@ from matching.blocks import match_blocks
 from matching.candidates import find_candidates
 from matching.functions import match_functions
 from matching.model import read_model
+from terminal.command_line import command_line
 
 APART = 1 << 28  # between the addresses of programs put behind each other
 
@@ -195,4 +196,4 @@ def join(parts: list[Analysis]) -> Analysis:
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

@@ -36,6 +36,7 @@ import optim
 import pretrain
 import train
 import utils
+from terminal.command_line import command_line
 
 Batch = dict[str, torch.Tensor]
 DROPOUTS = ((0.1, 0.1), (0.0, 0.1), (0.0, 0.0))  # of attention weights, of hidden states
@@ -311,4 +312,4 @@ def product_flops(device: torch.device, size: int = 8192) -> float:
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).resolve().parent.parent)
-    utils.command_line(main)
+    command_line(main)

@@ -31,6 +31,7 @@ import utils
 from binary.builds import find_binaries
 from binary.cache import analyse_one
 from jobs.processes import in_processes
+from terminal.command_line import command_line
 
 MODEL = dict(dim=32, n_layers=1, n_heads=2, dim_ff=64, p_drop_hidden=0.1, p_drop_attn=0.1)
 MODEL |= dict(max_len=32, n_segments=2)
@@ -191,4 +192,4 @@ def outcomes(mutants: list[bytes], folder: str) -> str:
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

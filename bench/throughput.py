@@ -31,7 +31,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from binary.builds import find_programs
-from utils import command_line
+from terminal.arguments import names_of
+from terminal.command_line import command_line
 
 
 def main(
@@ -48,7 +49,7 @@ def main(
         workers: Processes.
         runs: How often each is repeated.
     """
-    programs = find_programs(path, biname.split(",") if isinstance(biname, str) else biname)
+    programs = find_programs(path, names_of(biname))
     binaries = [binary for builds in programs.values() for binary in builds]
     with tempfile.TemporaryDirectory() as folder:
 

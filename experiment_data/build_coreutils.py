@@ -32,10 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import fire
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import UserError, atomic_file, atomic_folder, command_line, disk_errors
+from terminal.command_line import command_line
+from utils import UserError, atomic_file, atomic_folder, disk_errors
 
 OUTPUT = Path(__file__).resolve().parent / "coreutils"
 LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
@@ -91,9 +90,6 @@ OTHERWISE = (
 START = time.monotonic()
 
 
-@fire.decorators.SetParseFns(  # as text: fire would read version 9.10 as the number 9.1
-    versions=str, levels=str, programs=str, compilers=str, tarballs=str, output=str
-)
 def main(
     *,
     versions: str = "",

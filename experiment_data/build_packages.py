@@ -29,14 +29,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import fire
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from build_coreutils import distribution, open_tarball, private_apt, say, split
 from recipes import RECIPES, Recipe
 
-from utils import UserError, atomic_folder, command_line, disk_errors
+from terminal.command_line import command_line
+from utils import UserError, atomic_folder, disk_errors
 
 OUTPUT = Path(__file__).resolve().parent / "packages"
 LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
@@ -112,7 +111,6 @@ class Tree:
         return f"{common} -std=gnu11 {code}", f"{common} -std=gnu++17 {code}", program
 
 
-@fire.decorators.SetParseFns(packages=str, levels=str, releases=str, compilers=str, output=str)
 def main(
     *,
     packages: str = " ".join(RECIPES),

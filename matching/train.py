@@ -37,6 +37,8 @@ from features.extract import Features, extract_features
 from matching.candidates import Candidates, find_candidates, plausible
 from matching.evidence import ROUNDS, Surroundings
 from matching.model import Model, Network, write_model
+from terminal.arguments import names_of
+from terminal.command_line import command_line
 
 path = "experiment_data/packages/binaries/"  # builds: path/<build>/<program>
 held_out = ["ed", "xargs"]  # programs that are only measured
@@ -152,9 +154,9 @@ def main(
         Processes.
     """
     cfg = utils.read_config(Config, train_cfg)
-    paths = path.split(",") if isinstance(path, str) else list(path)
+    paths = names_of(path)
     builds, skipped = find_builds(paths, outputDir, workers)
-    others = {held_out} if isinstance(held_out, str) else set(held_out)
+    others = set(names_of(held_out))
     codes = {
         program: [extract_features(analysis) for analysis in analyses]
         for program, analyses in tqdm(builds.items(), desc="features", disable=None)
@@ -530,4 +532,4 @@ def measure(pairs: list[Pair], model: Model) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)

@@ -1,0 +1,146 @@
+"""From the words of a command line to the arguments of a function, as its type hints say.
+
+Fire assigns the words to the parameters. Left alone it would also read each word as a Python value
+(9.10 as the number 9.1, `build#1` as `build`), take a file's name that begins with a dash for a
+flag, and pass over a flag that is given twice. So every value is marked before fire sees it, which
+then hands it on as the text that was typed, and pydantic converts it by the parameter's type hint.
+"""
+
+import contextlib
+import difflib
+import functools
+import inspect
+import io
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import fire
+import pydantic
+
+from utils import UsageError
+
+MARK = "\0"  # in front of what was typed as a value; no process's argument can hold this character
+NUMBER = re.compile(r"-\.?[0-9]")  # begins with a dash and is no flag
+BOOLEAN = ("true", "false")
+
+
+def bind(
+    function: Callable[..., Any], words: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the positional and the named arguments that ``words`` mean, as they were typed.
+
+    A parameter without a default is given by position or as a flag, one with a default as a flag
+    only: ``--name value``, ``--name=value``; ``--name`` or ``--noname`` where it is a bool.
+    All words after ``--`` are values.
+
+    Raises
+    ------
+    utils.UsageError
+        A flag that is unknown, given twice or without its value; too many or too few values.
+    """
+    bound: tuple[tuple[str, ...], dict[str, str]] = ((), {})
+
+    @functools.wraps(function)
+    def record(*args: str, **kwargs: str) -> None:
+        nonlocal bound
+        args = tuple(arg.removeprefix(MARK) for arg in args)
+        bound = args, {name: arg.removeprefix(MARK) for name, arg in kwargs.items()}
+
+    signature = inspect.signature(function)
+    record.__signature__ = signature.replace(
+        parameters=sorted(map(_flag_only, signature.parameters.values()), key=lambda p: p.kind)
+    )
+    fire.decorators.SetParseFn(str)(record)
+    marked = _marked(words, signature.parameters)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            fire.Fire(record, command=marked)
+    except fire.core.FireExit as error:
+        reason = error.trace.elements[-1].ErrorAsStr().replace(MARK, "")
+        reason = reason.replace("The function received no value for the required", "missing")
+        raise UsageError(reason.replace("Could not consume arg", "one value too many")) from error
+    return bound
+
+
+def _flag_only(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Let a parameter with a default be given by its flag only, not by position."""
+    if parameter.default is parameter.empty:
+        return parameter
+    return parameter.replace(kind=parameter.KEYWORD_ONLY)
+
+
+def _marked(words: Sequence[str], parameters: Any) -> list[str]:
+    """Return the words as fire shall read them: ``--flag=`` with a marked value, or a value."""
+    flags = [n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    given: set[str] = set()
+    marked = []
+    waiting = deque(words)
+    while waiting:
+        word = waiting.popleft()
+        if word == "--":
+            return marked + [MARK + word for word in waiting]
+        if not _is_flag(word):
+            marked.append(MARK + word)
+            continue
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        negated = name.removeprefix("no")
+        if name not in flags and negated in flags and is_bool(parameters[negated]) and not equals:
+            name, equals, value = negated, "=", "false"
+        if name not in flags or not flag.startswith("--"):
+            near = difflib.get_close_matches(name, flags, 1)
+            hint = f"; did you mean --{near[0]}?" if near else ""
+            raise UsageError(f"there is no flag {flag} here{hint}")
+        if name in given:
+            raise UsageError(f"--{name} is given twice")
+        given.add(name)
+        if not equals and is_bool(parameters[name]):
+            typed = bool(waiting) and waiting[0].lower() in BOOLEAN
+            value = waiting.popleft() if typed else "true"
+        elif not equals:
+            if not waiting or _is_flag(waiting[0]) or waiting[0] == "--":
+                raise UsageError(
+                    f"--{name} needs a value; one that begins with a dash is written --{name}=-..."
+                )
+            value = waiting.popleft()
+        marked.append(f"--{name}={MARK}{value}")
+    return marked
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and word != "-" and not NUMBER.match(word)
+
+
+def is_bool(parameter: inspect.Parameter) -> bool:
+    """Say whether a parameter is a switch, which needs no value."""
+    return parameter.annotation in (bool, bool | None)
+
+
+def call(function: Callable[..., Any], args: tuple[str, ...], kwargs: dict[str, str]) -> Any:
+    """Convert the arguments by the function's type hints, and call it with them.
+
+    Raises
+    ------
+    utils.UsageError
+        A value is not of its parameter's type.
+    """
+    try:
+        return pydantic.validate_call(function)(*args, **kwargs)
+    except pydantic.ValidationError as error:
+        if error.title != function.__name__:  # raised inside the function
+            raise
+        parameters = list(inspect.signature(function).parameters)
+        reasons = []
+        for problem in error.errors():
+            name = problem["loc"][0]
+            if isinstance(name, int):
+                name = parameters[min(name, len(parameters) - 1)]
+            reasons.append(f"--{name} {problem['input']}: {problem['msg']}")
+        raise UsageError("; ".join(dict.fromkeys(reasons))) from error
+
+
+def names_of(values: str | Sequence[str]) -> list[str]:
+    """Return the values of a list: as text they stand between commas, as in ``chroot,ls``."""
+    return values.split(",") if isinstance(values, str) else list(values)
