@@ -127,9 +127,9 @@ def call(function: Callable[..., Any], args: tuple[str, ...], kwargs: dict[str, 
         A value is not of its parameter's type.
     """
     try:
-        return pydantic.validate_call(function)(*args, **kwargs)
+        return pydantic.validate_call(config={"allow_inf_nan": False})(function)(*args, **kwargs)
     except pydantic.ValidationError as error:
-        if error.title != function.__name__:  # raised inside the function
+        if error.title != function.__qualname__:  # raised inside the function
             raise
         parameters = list(inspect.signature(function).parameters)
         reasons = []

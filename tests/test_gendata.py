@@ -307,7 +307,7 @@ def test_biname_is_no_path(made, name):
 @pytest.mark.parametrize("flag", ["--num_walks", "--walk_length", "--sentences", "--workers"])
 def test_settings_out_of_range(tmp_path, flag):
     run = gendata_py(tmp_path, flag, 0, check=False)
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert flag in run.stderr
 
 

@@ -678,7 +678,7 @@ def test_killed_training_goes_on_to_the_same_model(trained, tmp_path):
 
 def test_wrong_flags(workplace):
     code, out, err = run(workplace, "--mask_prob", 1.5, "--max_len", 4)
-    assert code == 1
+    assert code == 2
     assert out == ""
     assert re.search("--mask_prob 1.5: .*less than 1", err)
     assert re.search("--max_len 4: .*greater than or equal to 5", err)

@@ -31,8 +31,9 @@ __attribute__((noinline)) int {name}_{i}(int *x, int n) {{
 """
 
 
-def run(cwd, *arguments):
-    return run_script(cwd, "samefunc.py", *arguments)
+def run(cwd, arguments, **changed):
+    flags = [f"--{name}={value}" for name, value in (arguments | changed).items()]
+    return run_script(cwd, "samefunc.py", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,10 @@ def made(tmp_path_factory):
         own = "".join(OWN.format(name=name, i=i + 7 * number, op="+-^|&*"[i % 6]) for i in range(6))
         for build in ("O0", "O1", "O2", "Os"):
             compile_c(SOURCE + own, cwd / "binaries" / build / name, f"-{build}")
-    sizes = ["--train_pairs", 60, "--other_pairs", 20, "--min_blocks", 3, "--workers", 2]
-    programs = ["--train", "alpha", "--dev", "beta", "--test", "gamma"]
-    arguments = ["--path", "binaries", *programs, *sizes]
-    return cwd, arguments, run(cwd, *arguments)
+    sizes = {"train_pairs": 60, "other_pairs": 20, "min_blocks": 3, "workers": 2}
+    programs = {"train": "alpha", "dev": "beta", "test": "gamma"}
+    arguments = {"path": "binaries", **programs, **sizes}
+    return cwd, arguments, run(cwd, arguments)
 
 
 def rows_of(cwd, split):
@@ -114,20 +115,20 @@ def test_same_bytes_again_and_other_bytes_with_another_seed(made):
     cwd, arguments, _ = made
     files = sorted((cwd / "data/samefunc").iterdir())
     before = [file.read_bytes() for file in files]
-    run(cwd, *arguments, "--workers", 1)
+    run(cwd, arguments, workers=1)
     assert [file.read_bytes() for file in files] == before
-    run(cwd, *arguments, "--seed", 1, "--to", "other")
+    run(cwd, arguments, seed=1, to="other")
     assert (cwd / "other/train.tsv").read_bytes() != (files[2]).read_bytes()
 
 
 def test_mistakes(made):
     cwd, arguments, _ = made
     for wrong, message in [
-        (["--dev", "alpha"], "alpha stands in two splits"),
-        (["--test", "delta"], "no delta under binaries*/"),
-        (["--train_pairs", 100000], "ask for fewer pairs, or give more builds or programs"),
+        ({"dev": "alpha"}, "alpha stands in two splits"),
+        ({"test": "delta"}, "no delta under binaries*/"),
+        ({"train_pairs": 100000}, "ask for fewer pairs, or give more builds or programs"),
     ]:
-        code, _, err = run(cwd, *arguments, *wrong)
+        code, _, err = run(cwd, arguments, **wrong)
         assert code == 1
         assert message in err
         assert "Traceback" not in err

@@ -127,6 +127,7 @@ import sys, threading
 from typing import Annotated
 from pydantic import Field
 import utils
+from terminal.command_line import command_line
 
 def main(count: Annotated[int, Field(ge=1)] = 2, name: str = "x"):
     '''Do it.'''
@@ -150,7 +151,7 @@ def fail(error):
 def other(flag: bool = False):
     print("other", flag)
 
-utils.command_line(main, other=other)
+command_line(main, other=other)
 """
 
 
@@ -168,7 +169,7 @@ utils.command_line(main, other=other)
             "",
             "interrupted; what was finished is kept, and the same command goes on\n",
         ),
-        (["--count", "0"], 1, "", "error: --count 0: Input should be greater than or equal to 1\n"),
+        (["--count", "0"], 2, "", "error: --count 0: Input should be greater than or equal to 1\n"),
     ],
 )
 def test_command_line(arguments, code, out, err):
@@ -178,7 +179,7 @@ def test_command_line(arguments, code, out, err):
 
 WAITING = """
 import os, sys, time
-import utils
+from terminal.command_line import command_line
 
 def main(stubborn: bool = False):
     try:
@@ -189,7 +190,7 @@ def main(stubborn: bool = False):
             print("cleans up", flush=True)
             time.sleep(60)
 
-utils.command_line(main)
+command_line(main)
 """
 
 
