@@ -119,7 +119,7 @@ def test_numbers_and_choices():
         return seed, mode
 
     assert received(main, "--seed", "-1", "--mode=eval") == (-1, "eval")
-    with pytest.raises(UsageError, match="--mode predict: .*'train' or 'eval'"):
+    with pytest.raises(UsageError, match=r"--mode predict: .*'train' or 'eval'"):
         received(main, "--mode", "predict")
 
 
