@@ -12,7 +12,6 @@ there are. To add one, write a class like those below.
 
 import dataclasses
 import hashlib
-import json
 import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -330,33 +329,38 @@ def fine_tune(
         settings,
         precision,
     )
-    measures = trainer.resume() if resume else None
-    model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
-    if measures is not None:
-        print(f"{model_file} is the end of this training; --resume False --overwrite does it again")
-        return
-    if not resume:
-        trainer.forget(overwrite)
-    if trainer.step == 0 and isinstance(data, ComparisonData):
-        some = np.random.default_rng(cfg.seed).permutation(len(data))[:CALIBRATION]
-        model.calibrate(torch.from_numpy(data.counts(data.rows[some])).to(device))
-    with utils.atomic_file(Path(save_dir, "vocab.txt")) as file:
-        file.write(vocab)
-    utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))
-    print(
-        f"{len(data):,} examples, {len(labels)} labels; steps {trainer.step} to {cfg.total_steps} "
-        f"of {cfg.batch_size} x {max_len} tokens at most, on {device}"
-    )
-    trainer.train()
-    print(f"model {model_file}; measure it: python classify.py --mode eval --task {task}")
+    with utils.one_writer(*([save_dir] if trainer.rank == 0 else [])):
+        measures = trainer.resume() if resume else None
+        model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
+        if measures is not None:
+            print(
+                f"{model_file} is the end of this training; "
+                "--resume False --overwrite does it again"
+            )
+            return
+        if not resume:
+            trainer.forget(overwrite)
+        if trainer.step == 0 and isinstance(data, ComparisonData):
+            some = np.random.default_rng(cfg.seed).permutation(len(data))[:CALIBRATION]
+            model.calibrate(torch.from_numpy(data.counts(data.rows[some])).to(device))
+        with utils.atomic_file(Path(save_dir, "vocab.txt")) as file:
+            file.write(vocab)
+        utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))
+        print(
+            f"{len(data):,} examples, {len(labels)} labels; "
+            f"steps {trainer.step} to {cfg.total_steps} "
+            f"of {cfg.batch_size} x {max_len} tokens at most, on {device}"
+        )
+        trainer.train()
+        print(f"model {model_file}; measure it: python classify.py --mode eval --task {task}")
 
 
 def fine_tuned_for(model_file: Path) -> str | None:
     """Return the task that the model.json beside a model says; None where it says none."""
     try:
-        said = json.loads(model_file.with_name("model.json").read_text(encoding="utf-8"))
+        said = utils.read_json(model_file.with_name("model.json"), "description of a model")
         return said["task"] if said["task"] in TASKS else None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (UserError, LookupError, TypeError):
         return None
 
 

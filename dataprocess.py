@@ -48,6 +48,8 @@ from utils import (
     ahead,
     atomic_file,
     disk_errors,
+    one_writer,
+    read_json,
     remove_leftovers,
     sha256_of,
 )
@@ -90,7 +92,7 @@ def read_current(
 ) -> dict[str, Any] | None:
     """Return corpus.json's content, if all three files are what these pairs give, else None."""
     try:
-        about = json.loads(about_file.read_text(encoding="utf-8"))
+        about = read_json(about_file, "description of the corpus")
         is_current = (
             about["format_version"] == FORMAT_VERSION
             and about["vocab_size"] == vocab_size
@@ -100,7 +102,7 @@ def read_current(
             == [(int(folder.name), hash_pair(folder)) for folder in folders]
             and all(type(about[key]) is int for key in ("documents", "tokens"))
         )
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (KeyError, TypeError, UserError):
         return None
     return about if is_current else None
 
@@ -342,37 +344,39 @@ def main(
     if not folders:
         raise UserError(f"{data} holds no finished pair; run `python gendata.py` first")
 
-    about = read_current(about_file, vocab_file, corpus_file, vocab_size, folders)
-    if about:
-        print(
-            f"{corpus_file} and {vocab_file} are up to date: {len(folders):,} pairs, "
-            f"{about['documents']:,} documents, {about['tokens']:,} tokens; next: sh train.sh"
-        )
-        return
+    written = [Path(file).parent for file in (vocab_file, corpus_file)]
+    with one_writer(data, *written):
+        about = read_current(about_file, vocab_file, corpus_file, vocab_size, folders)
+        if about:
+            print(
+                f"{corpus_file} and {vocab_file} are up to date: {len(folders):,} pairs, "
+                f"{about['documents']:,} documents, {about['tokens']:,} tokens; next: sh train.sh"
+            )
+            return
 
-    remove_leftovers(*(Path(file).parent for file in (vocab_file, corpus_file)))
-    # All three are written before any takes its name; on an error none does.
-    with (
-        atomic_file(about_file) as about_out,
-        atomic_file(vocab_file) as vocab_out,
-        atomic_file(corpus_file, "wb") as corpus_out,
-    ):
-        texts = pair_texts(folders, outputDir, workers, Path(corpus_file).parent)
-        bar = tqdm(texts, total=len(folders), desc="pairs", unit="pair", disable=None)
-        vocabulary, facts = write_corpus(bar, corpus_out, about_out)
-        counts = vocabulary.counts
-        if not counts:
-            raise UserError(f"the pairs in {data} hold no walks; run `python gendata.py` again")
-        vocab = vocabulary.lines(vocab_size)
-        lines = "".join(f"{token}\n" for token in vocab)
-        facts["vocab_size"] = vocab_size
-        facts["vocab_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
-        with disk_errors(Path(vocab_file)):
-            vocab_out.write(lines)
-            vocab_out.flush()
-        with disk_errors(about_file):
-            about_out.write("," + json.dumps(facts, indent=1)[1:] + "\n")
-            about_out.flush()
+        remove_leftovers(*written)
+        # All three are written before any takes its name; on an error none does.
+        with (
+            atomic_file(about_file) as about_out,
+            atomic_file(vocab_file) as vocab_out,
+            atomic_file(corpus_file, "wb") as corpus_out,
+        ):
+            texts = pair_texts(folders, outputDir, workers, Path(corpus_file).parent)
+            bar = tqdm(texts, total=len(folders), desc="pairs", unit="pair", disable=None)
+            vocabulary, facts = write_corpus(bar, corpus_out, about_out)
+            counts = vocabulary.counts
+            if not counts:
+                raise UserError(f"the pairs in {data} hold no walks; run `python gendata.py` again")
+            vocab = vocabulary.lines(vocab_size)
+            lines = "".join(f"{token}\n" for token in vocab)
+            facts["vocab_size"] = vocab_size
+            facts["vocab_sha256"] = hashlib.sha256(lines.encode()).hexdigest()
+            with disk_errors(Path(vocab_file)):
+                vocab_out.write(lines)
+                vocab_out.flush()
+            with disk_errors(about_file):
+                about_out.write("," + json.dumps(facts, indent=1)[1:] + "\n")
+                about_out.flush()
     seconds = time.perf_counter() - start
 
     whole, pieces, unknown = count_pieces(vocab, counts)

@@ -143,45 +143,47 @@ def main(
         raise utils.UserError(f"--walk {walk!r} is not known; choose from {', '.join(walks.WALKS)}")
     programs = find_programs(path, names_of(biname))
     binaries = list(itertools.chain.from_iterable(programs.values()))
-    utils.remove_leftovers(outputDir, data)
-    refused = {file: why for name in programs for file, why in find_refused(path, name).items()}
-    limits = (time_limit, memory_limit)
-    skipped = refused | analyse_all(binaries, outputDir, workers, limits, cluster)
-    analysed = {
-        program: [build for build in builds if build["path"] not in skipped]
-        for program, builds in programs.items()
-    }
-    settings = WalkSettings(walk, num_walks, walk_length, sentences)
+    with utils.one_writer(data):
+        utils.remove_leftovers(outputDir, data)
+        refused = {file: why for name in programs for file, why in find_refused(path, name).items()}
+        limits = (time_limit, memory_limit)
+        skipped = refused | analyse_all(binaries, outputDir, workers, limits, cluster)
+        analysed = {
+            program: [build for build in builds if build["path"] not in skipped]
+            for program, builds in programs.items()
+        }
+        settings = WalkSettings(walk, num_walks, walk_length, sentences)
 
-    def descriptions() -> Iterator[PairInfo]:
-        # Made anew whenever they are read: memory does not grow with the number of pairs.
-        return describe_pairs(analysed, pairs, (validation, test), settings, seed)
+        def descriptions() -> Iterator[PairInfo]:
+            # Made anew whenever they are read: memory does not grow with the number of pairs.
+            return describe_pairs(analysed, pairs, (validation, test), settings, seed)
 
-    total = sum(1 for _ in descriptions())
-    if not total:
-        reasons = "; ".join(skipped.values())
-        raise utils.UserError(f"fewer than two binaries could be analysed: {reasons}")
-    stale = remove_stale(data, descriptions(), total)
-    # What is left there is just what this run makes.
-    missing = sum(not is_there(data, pair) for pair in descriptions())
-    jobs = ((p.pair, (p, outputDir, data)) for p in descriptions() if not is_there(data, p))
-    where = (workers, limits, cluster, analysis_settings)
-    failed = failures(run_all(write_pair, jobs, missing, "pairs", *where))
-    if len(failed) == total:
-        raise utils.UserError(f"no pair could be made: {'; '.join(set(failed.values()))}")
-    if text:
-        made = [pair.pair for pair in descriptions() if pair.pair not in failed]
-        jobs = ((n, (pair_folder(data, n), outputDir)) for n in made)
-        failed |= failures(run_all(write_text, jobs, len(made), "texts", *where))
+        total = sum(1 for _ in descriptions())
+        if not total:
+            reasons = "; ".join(skipped.values())
+            raise utils.UserError(f"fewer than two binaries could be analysed: {reasons}")
+        stale = remove_stale(data, descriptions(), total)
+        # What is left there is just what this run makes.
+        missing = sum(not is_there(data, pair) for pair in descriptions())
+        jobs = ((p.pair, (p, outputDir, data)) for p in descriptions() if not is_there(data, p))
+        where = (workers, limits, cluster, analysis_settings)
+        failed = failures(run_all(write_pair, jobs, missing, "pairs", *where))
+        if len(failed) == total:
+            raise utils.UserError(f"no pair could be made: {'; '.join(set(failed.values()))}")
+        if text:
+            made = [pair.pair for pair in descriptions() if pair.pair not in failed]
+            jobs = ((n, (pair_folder(data, n), outputDir)) for n in made)
+            failed |= failures(run_all(write_text, jobs, len(made), "texts", *where))
 
-    made = (pair.pair for pair in descriptions() if pair.pair not in failed)
-    n_binaries, seconds = len(binaries) + len(refused), time.perf_counter() - began
-    report(data, made, total - missing, stale, n_binaries, skipped, seconds)
-    for file in without_imports(binaries, outputDir, skipped):
-        print(f"note: {utils.printable(file)} imports nothing; only strings join it with others")
-    for number, reason in failed.items():
-        print(f"skipped pair {number}: {utils.printable(reason)}", file=sys.stderr)
-    return SKIPPED if skipped or failed else 0
+        made = (pair.pair for pair in descriptions() if pair.pair not in failed)
+        n_binaries, seconds = len(binaries) + len(refused), time.perf_counter() - began
+        report(data, made, total - missing, stale, n_binaries, skipped, seconds)
+        for file in without_imports(binaries, outputDir, skipped):
+            name = utils.printable(file)
+            print(f"note: {name} imports nothing; only strings join it with others")
+        for number, reason in sorted(failed.items()):
+            print(f"skipped pair {number}: {utils.printable(reason)}", file=sys.stderr)
+        return SKIPPED if skipped or failed else 0
 
 
 def failures(results: Iterator[tuple[int, str | None]]) -> dict[int, str]:

@@ -544,32 +544,37 @@ def main(
         precision,
         compile,
     )
-    measures = trainer.resume() if resume else None
-    if rank == 0 and not resume:
-        trainer.forget(overwrite)
-    if rank == 0 and measures is None:
-        with utils.atomic_file(Path(save_dir, "vocab.txt"), "wb") as file:
-            file.write(Path(vocab).read_bytes())
-        utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))
-        print(
-            f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}; "
-            f"{split.training.sum():,} documents with {n_tokens:,} tokens; "
-            f"steps {trainer.step} to {cfg.total_steps}"
-            f" of {cfg.batch_size} x {max_len} tokens, in {precision}"
-            f"{', compiled' if compile else ''}"
-        )
-    elif rank == 0:
-        print(f"{save_dir} holds this training, finished; --resume False --overwrite does it again")
-    if measures is None:
-        measures = trainer.train()
-    if rank == 0:
-        model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
-        utils.write_json(
-            Path(save_dir, "metrics.json"),
-            {"model_file": str(model_file), "heldout": split.rule, **measures},
-        )
-        print(f"model {model_file}")
-        report(measures, split.rule, check)
+    # Of several processes, the first one writes.
+    with utils.one_writer(*([save_dir] if rank == 0 else [])):
+        measures = trainer.resume() if resume else None
+        if rank == 0 and not resume:
+            trainer.forget(overwrite)
+        if rank == 0 and measures is None:
+            with utils.atomic_file(Path(save_dir, "vocab.txt"), "wb") as file:
+                file.write(Path(vocab).read_bytes())
+            utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))
+            print(
+                f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}; "
+                f"{split.training.sum():,} documents with {n_tokens:,} tokens; "
+                f"steps {trainer.step} to {cfg.total_steps}"
+                f" of {cfg.batch_size} x {max_len} tokens, in {precision}"
+                f"{', compiled' if compile else ''}"
+            )
+        elif rank == 0:
+            print(
+                f"{save_dir} holds this training, finished; "
+                "--resume False --overwrite does it again"
+            )
+        if measures is None:
+            measures = trainer.train()
+        if rank == 0:
+            model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
+            utils.write_json(
+                Path(save_dir, "metrics.json"),
+                {"model_file": str(model_file), "heldout": split.rule, **measures},
+            )
+            print(f"model {model_file}")
+            report(measures, split.rule, check)
 
 
 def evaluate(

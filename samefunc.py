@@ -119,7 +119,7 @@ def main(
         rng = np.random.default_rng([seed, number])
         tables[split] = draw(choose(functions, used, min_blocks), n_pairs, rng)
         used |= {function.name.split(".")[0] for function in functions}
-    with utils.atomic_folder(to) as folder:
+    with utils.one_writer(to), utils.atomic_folder(to) as folder:
         for split, rows in tables.items():
             write_tsv(folder / f"{split}.tsv", rows)
             names = {function.name for _, *pair in rows for function in pair}

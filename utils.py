@@ -13,10 +13,11 @@ import re
 import shutil
 import signal
 import tempfile
+import time
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -41,6 +42,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)  # what people and batch systems end 
 NPZ_ERRORS = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError)
 NPZ_ERRORS += (zipfile.BadZipFile, zlib.error)
 FAULTS = 8  # of a settings file that are named
+SHOWN = 100  # characters of a value that a message shows
+PATIENCE = 5.0  # seconds that a run waits for a folder that another one writes into
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as tempfile names them
 
 
@@ -105,15 +108,15 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
     encoding = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        name, handle = _held(path, tempfile.mkstemp)
         try:
             with open(handle, mode, **encoding) as file:
-                _hold(handle)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
+                # Before the file is closed, which unlocks it.
+                os.chmod(name, 0o666 & ~_umask())
+                os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -123,13 +126,23 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``path`` when the block ends without error."""
     path = Path(path)
-    with disk_errors(path), temporary_folder(path) as folder:
+    with (
+        disk_errors(path),
+        temporary_folder(path) as folder,
+        contextlib.ExitStack() as replaced,
+    ):
         yield folder
         folder.chmod(0o777 & ~_umask())
-        aside = _set_aside(path) if os.path.lexists(path) else None
-        folder.rename(path)
-        if aside is not None:
-            shutil.rmtree(aside)
+        while True:  # until no other process puts its own folder there in between
+            try:
+                folder.rename(path)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+            aside = replaced.enter_context(temporary_folder(path))
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(aside / path.name)
 
 
 @contextmanager
@@ -138,32 +151,43 @@ def temporary_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    handle = os.open(folder, os.O_RDONLY)
+        name, handle = _held(path, _make_folder)
     try:
-        _hold(handle)
-        yield folder
+        yield Path(name)
     finally:
+        shutil.rmtree(name, ignore_errors=True)
         os.close(handle)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder, or a link to one, without ever leaving half of it under its name."""
-    shutil.rmtree(_set_aside(path))
+    with temporary_folder(path) as aside:
+        path.rename(aside / path.name)
 
 
-def _set_aside(path: Path) -> Path:
-    """Move ``path`` into a temporary folder, which `remove_leftovers` knows."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    path.rename(aside / path.name)
-    return aside
+def _make_folder(**name: Any) -> tuple[int, str]:
+    """Make a folder as `tempfile.mkdtemp` does, and open it."""
+    folder = tempfile.mkdtemp(**name)
+    return os.open(folder, os.O_RDONLY), folder
 
 
-def _hold(handle: int) -> None:
-    """Lock a temporary file or folder; the kernel unlocks it when this process ends, however."""
-    with contextlib.suppress(OSError):  # a file system without locks: see remove_leftovers
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _held(path: Path, make: Callable[..., tuple[int, str]]) -> tuple[str, int]:
+    """Make a temporary file or folder beside ``path`` and lock it; return its name and handle.
+
+    The kernel unlocks it when this process ends, however. Between making and locking, another
+    process may take it for a leftover and remove it; then the next one is made.
+    """
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            handle, name = make(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            with contextlib.suppress(OSError):  # a file system without locks: remove_leftovers
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(name)):
+                    return name, handle
+            os.close(handle)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
 
 
 def remove_leftovers(*folders: str | os.PathLike[str]) -> None:
@@ -186,6 +210,60 @@ def remove_leftovers(*folders: str | os.PathLike[str]) -> None:
                         path.unlink()
                 finally:
                     os.close(handle)
+
+
+@contextmanager
+def one_writer(*folders: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other runs out of ``folders``; they may read them, and write into others.
+
+    Two runs with other settings would remove or mix each other's files. A folder that is not there
+    is made, and goes again if nothing was written. The kernel unlocks the folders when this process
+    ends, however. A file system without locks keeps nobody out.
+
+    Raises
+    ------
+    UserError
+        Another run writes into one of them, and goes on with it for PATIENCE seconds.
+    """
+    with contextlib.ExitStack() as opened:
+        for _, folder in sorted({os.path.realpath(folder): folder for folder in folders}.items()):
+            missing = not os.path.exists(folder)
+            opened.callback(os.close, _lock_folder(Path(folder)))
+            if missing:
+                opened.callback(_remove_empty, folder)
+        yield
+
+
+def _lock_folder(folder: Path) -> int:
+    """Make and lock a folder; return the handle that holds the lock until it is closed."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os.close(handle)
+                raise UserError(
+                    f"another run writes into the folder {folder}; wait for its end, or choose "
+                    "another folder"
+                ) from None
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            return handle
+        else:
+            # The run before may have put another folder there.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(folder)):
+                    return handle
+        os.close(handle)
+
+
+def _remove_empty(folder: str | os.PathLike[str]) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
@@ -233,6 +311,52 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
         raise UserError(f"cannot read the {what} {path}: {error.strerror}") from error
 
 
+def parse_json(text: str, path: str | os.PathLike[str]) -> Any:
+    """Return what a JSON text says; ``path`` names its file in the error.
+
+    Raises
+    ------
+    UserError
+        No JSON; a key that stands twice in one object, of which readers would take either; brackets
+        nested too deep or a number too long for Python.
+    """
+
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) < len(items):
+            twice = next(key for key, n in Counter(key for key, _ in items).items() if n > 1)
+            raise UserError(f"{path}: the key {shortened(twice)} stands twice in one object")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is no JSON of ours: its brackets are nested too deep") from error
+    except ValueError as error:  # of int()
+        raise UserError(
+            f"{path} is no JSON of ours: it holds a number of thousands of digits"
+        ) from error
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> Any:
+    """Return what a JSON file says; ``what`` says in the error what the file should have been.
+
+    Raises
+    ------
+    UserError
+        What `read_text` and `parse_json` raise.
+    """
+    return parse_json(read_text(path, what), path)
+
+
+def shortened(value: Any) -> str:
+    """Return a value of a JSON in one line that a message can hold."""
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def read_config(cls: type, path: str | os.PathLike[str]) -> Any:
     """Build the pydantic dataclass ``cls`` from the JSON object in ``path``.
 
@@ -243,10 +367,7 @@ def read_config(cls: type, path: str | os.PathLike[str]) -> Any:
         one sentence with the file and every key at fault.
     """
     text = read_text(path, "settings file")
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    values = parse_json(text, path)
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one JSON object, like {{...}}")
     try:
@@ -256,13 +377,13 @@ def read_config(cls: type, path: str | os.PathLike[str]) -> Any:
         known = ", ".join(field.name for field in dataclasses.fields(cls))
         reasons = []
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"])
+            key = json.dumps(".".join(str(part) for part in problem["loc"]))[1:-1][:SHOWN]
             if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
                 reasons.append(f"unknown key '{key}' (known: {known})")
             elif problem["type"].startswith("missing"):
                 reasons.append(f"key '{key}' is missing")
             else:
-                at = f"'{key}' is {json.dumps(problem['input'])}: " if key else ""
+                at = f"'{key}' is {shortened(problem['input'])}: " if key else ""
                 reasons.append(at + problem["msg"].removeprefix("Value error, "))
         more = f"; and {len(reasons) - FAULTS} more" if len(reasons) > FAULTS else ""
         raise UserError(f"{path}: " + "; ".join(reasons[:FAULTS]) + more) from error

@@ -216,6 +216,6 @@ def _pairs(
 
 def has(folder: Path, key: dict[str, str | int]) -> bool:
     try:
-        return json.loads((folder / "key.json").read_text(encoding="utf-8")) == key
-    except (OSError, ValueError):
+        return utils.read_json(folder / "key.json", "description of token ids") == key
+    except UserError:
         return False
