@@ -1,0 +1,177 @@
+"""A table of functions' vectors that grows: one Parquet file for each binary, named by its content.
+
+A binary that is added writes one file and touches no other. All vectors of a folder are made by one
+encoder: each file names it, and files of another one are refused.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+import utils
+
+FORMAT = "1"
+CHUNK = 4096  # queries that are multiplied with the table at a time
+ABOUT = ("format", "encoder", "path", "sha256", "processor")  # what a file's metadata says
+
+
+@dataclasses.dataclass(frozen=True)
+class Binary:
+    """Where a file lay when it was added, the SHA-256 of its bytes, and its processor."""
+
+    path: str
+    sha256: str
+    processor: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """N functions of several binaries.
+
+    Attributes
+    ----------
+    binaries : list of Binary
+    binary : int32 (N,)
+        Which of them each function is in.
+    address : uint64 (N,), name : list of str, blocks : int32 (N,)
+    vector : float32 (N, D)
+        Of length 1; zero where the encoder knows no word of a function.
+    """
+
+    binaries: list[Binary]
+    binary: np.ndarray
+    address: np.ndarray
+    name: list[str]
+    blocks: np.ndarray
+    vector: np.ndarray
+
+
+def index_file(folder: str | os.PathLike[str], sha256: str) -> Path:
+    """Return where the functions of the binary with this content are (to be) kept."""
+    return Path(folder) / f"{sha256}.parquet"
+
+
+def add(
+    folder: str | os.PathLike[str],
+    encoder: str,
+    binary: Binary,
+    address: np.ndarray,
+    name: list[str],
+    blocks: np.ndarray,
+    vector: np.ndarray,
+) -> None:
+    """Write the functions of one binary, whole or not at all; parameters as `Index` has them.
+
+    ``encoder`` names the encoder that made the vectors (`encoder_id`).
+    """
+    about = {"format": FORMAT, "encoder": encoder, **dataclasses.asdict(binary)}
+    columns = {
+        "address": pa.array(address, pa.uint64()),
+        "name": pa.array(name, pa.string()),
+        "blocks": pa.array(blocks, pa.int32()),
+        "vector": pa.FixedSizeListArray.from_arrays(
+            pa.array(np.ascontiguousarray(vector, np.float16).ravel(), pa.float16()),
+            vector.shape[1],
+        ),
+    }
+    table = pa.table(columns).replace_schema_metadata(about)
+    with utils.atomic_file(index_file(folder, binary.sha256), "wb") as file:
+        pyarrow.parquet.write_table(table, file, compression="zstd")
+
+
+def read(folder: str | os.PathLike[str], encoder: str) -> Index:
+    """Read all files of a folder, in the order of their names.
+
+    Raises
+    ------
+    UserError
+        The folder holds no index, a file is damaged, or another encoder made its vectors.
+    """
+    files = sorted(Path(folder).glob("*.parquet"))
+    if not files:
+        raise utils.UserError(f"{folder} holds no index; `python search.py index DIR` makes one")
+    binaries, parts = [], []
+    for file in files:
+        about, part = _read_file(file)
+        if about["encoder"] != encoder:
+            raise utils.UserError(
+                f"{file} has vectors of another encoder ({about['encoder']}, not {encoder}); "
+                "delete it, or name another folder"
+            )
+        binaries.append(Binary(about["path"], about["sha256"], about["processor"]))
+        parts.append(part)
+    if len({part["vector"].shape[1] for part in parts}) > 1:
+        raise utils.UserError(f"{folder}: its vectors have different numbers of dimensions")
+    return Index(
+        binaries=binaries,
+        binary=np.repeat(np.arange(len(parts), dtype=np.int32), [len(p["name"]) for p in parts]),
+        address=np.concatenate([part["address"] for part in parts]),
+        name=[name for part in parts for name in part["name"]],
+        blocks=np.concatenate([part["blocks"] for part in parts]),
+        vector=np.concatenate([part["vector"] for part in parts]),
+    )
+
+
+def _read_file(file: Path) -> tuple[dict[str, str], dict]:
+    try:
+        table = pyarrow.parquet.read_table(file)
+        metadata = table.schema.metadata or {}
+        about = {key: metadata[key.encode()].decode() for key in ABOUT}
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']}, not {FORMAT}")
+        vectors = table["vector"].combine_chunks()
+        width = vectors.type.list_size
+        flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        part = {
+            "address": table["address"].to_numpy().astype(np.uint64),
+            "name": table["name"].to_pylist(),
+            "blocks": table["blocks"].to_numpy().astype(np.int32),
+            "vector": flat.reshape(-1, width),
+        }
+        if any(column.null_count for column in table.columns) or not np.isfinite(flat).all():
+            raise ValueError("a value is missing or not finite")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, pa.ArrowException) as error:
+        reason = str(error).split("\n")[0]
+        raise utils.UserError(
+            f"{file} is no part of an index ({reason}); delete it and index its binary again"
+        ) from error
+    return about, part
+
+
+def nearest(
+    index: Index, vector: np.ndarray, count: int, allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the functions whose vectors are nearest, by exact products.
+
+    Parameters
+    ----------
+    vector : float32 (Q, D)
+    count : int
+        How many for each; fewer where fewer are allowed.
+    allowed : bool (N,), optional
+        Which functions of the index may be found.
+
+    Returns
+    -------
+    int64 (Q, k), float32 (Q, k)
+        Functions of the index and their cosines, the nearest first; among equally near ones, the
+        first in the index.
+    """
+    rows = np.arange(len(index.vector)) if allowed is None else np.flatnonzero(allowed)
+    table = index.vector[rows]
+    k = min(count, len(rows))
+    found = np.empty((len(vector), k), np.int64)
+    cosine = np.empty((len(vector), k), np.float32)
+    for start in range(0, len(vector), CHUNK):
+        products = vector[start : start + CHUNK] @ table.T
+        # A stable sort of the few best: equal cosines keep the order of the index.
+        bound = np.partition(products, len(rows) - k, axis=1)[:, len(rows) - k] if k else None
+        for i, row in enumerate(products):
+            best = np.flatnonzero(row >= bound[i]) if k else np.empty(0, np.int64)
+            best = best[np.argsort(-row[best], kind="stable")][:k]
+            found[start + i], cosine[start + i] = rows[best], row[best]
+    return found, cosine

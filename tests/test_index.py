@@ -1,0 +1,91 @@
+"""encoder/index.py: what is written is read back, nearest functions are those of a plain sort."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoder import index
+from utils import UserError
+
+
+def unit(rng, n, width=8):
+    vector = rng.normal(size=(n, width)).astype(np.float16).astype(np.float32)
+    return vector
+
+
+def add(folder, n, number=0, encoder="e", width=8):
+    rng = np.random.default_rng(number)
+    binary = index.Binary(f"/b/{number}", f"{number:064x}", "AMD64")
+    vector = unit(rng, n, width)
+    names = [f"f{number}_{i}\n\x1b[" for i in range(n)]
+    address = np.arange(n, dtype=np.uint64) + np.uint64(0xFFFFFFFF81000000)
+    index.add(folder, encoder, binary, address, names, np.arange(n), vector)
+    return binary, address, names, vector
+
+
+def test_what_is_added_is_read_and_nothing_else_is_touched(tmp_path):
+    first = add(tmp_path, 3, 1)
+    before = index.index_file(tmp_path, first[0].sha256).read_bytes()
+    second = add(tmp_path, 2, 2)
+    assert index.index_file(tmp_path, first[0].sha256).read_bytes() == before
+    found = index.read(tmp_path, "e")
+    assert found.binaries == [first[0], second[0]]
+    assert found.binary.tolist() == [0, 0, 0, 1, 1]
+    assert found.name == first[2] + second[2]
+    assert found.address.tolist() == [*first[1].tolist(), *second[1].tolist()]
+    assert np.array_equal(found.vector, np.concatenate([first[3], second[3]]))
+    again = add(tmp_path, 3, 1)  # the same content replaces itself
+    assert index.read(tmp_path, "e").binaries == [again[0], second[0]]
+
+
+def test_two_encoders_do_not_mix(tmp_path):
+    add(tmp_path, 3, 1)
+    add(tmp_path, 3, 2, encoder="other")
+    with pytest.raises(UserError, match="vectors of another encoder"):
+        index.read(tmp_path, "e")
+    with pytest.raises(UserError, match="holds no index"):
+        index.read(tmp_path / "none", "e")
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "columns", "metadata", "nan", "null"])
+def test_damaged_parts_are_named(tmp_path, damage):
+    binary, *_ = add(tmp_path, 5, 1)
+    file = index.index_file(tmp_path, binary.sha256)
+    whole = file.read_bytes()
+    table = pyarrow.parquet.read_table(file)
+    if damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "cut":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif damage == "noise":
+        file.write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    elif damage == "columns":
+        pyarrow.parquet.write_table(table.drop_columns(["vector"]), file)
+    elif damage == "metadata":
+        pyarrow.parquet.write_table(table.replace_schema_metadata({}), file)
+    else:
+        flat = np.full(40, np.nan, np.float16)
+        values = pa.array(flat) if damage == "nan" else pa.array([None] * 40, pa.float16())
+        column = pa.FixedSizeListArray.from_arrays(values, 8)
+        pyarrow.parquet.write_table(table.set_column(3, "vector", column), file)
+    with pytest.raises(UserError, match="is no part of an index"):
+        index.read(tmp_path, "e")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 5), st.integers(1, 40), st.integers(0, 2**16))
+def test_nearest_is_a_plain_sort(n, queries, count, seed):
+    rng = np.random.default_rng(seed)
+    vector = rng.integers(-2, 3, size=(n, 3)).astype(np.float32)  # many equal products
+    asked = rng.integers(-2, 3, size=(queries, 3)).astype(np.float32)
+    allowed = rng.random(n) < 0.7
+    table = index.Index([], np.zeros(n, np.int32), np.zeros(n), [""] * n, np.zeros(n), vector)
+    found, cosine = index.nearest(table, asked, count, allowed)
+    for row, functions, scores in zip(asked, found, cosine, strict=True):
+        products = vector @ row
+        expected = sorted(np.flatnonzero(allowed), key=lambda i: (-products[i], i))[:count]
+        assert functions.tolist() == expected
+        assert np.allclose(scores, products[expected])
