@@ -10,6 +10,11 @@ The .pt files of this lineage's PyTorch BERT have the same keys, and mean the sa
 `huggingface.swap_next`.
 """
 
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
 import dataclasses
 import os
 import re
@@ -300,13 +305,18 @@ def export_model(
 ) -> None:
     """Write a model as a folder that Hugging Face's transformers reads.
 
-    Args:
-        model_file: A .pt; if pretrain.py wrote it, model.json and vocab.txt lie beside it.
-        to: The folder to make; it must not exist or be empty.
-        model_cfg: JSON with the model's sizes, for a .pt that lies by itself.
-        vocab: The vocabulary that belongs to it.
-        tokenizer: How it reads text: corpus (words end at blanks), bert (Google's, uncased) or
-            bert-cased.
+    Parameters
+    ----------
+    model_file : str
+        A .pt; if pretrain.py wrote it, model.json and vocab.txt lie beside it.
+    to : str
+        The folder to make; it must not exist or be empty.
+    model_cfg : str
+        JSON with the model's sizes, for a .pt that lies by itself.
+    vocab : str
+        The vocabulary that belongs to it.
+    tokenizer : {"corpus", "bert", "bert-cased"}
+        How it reads text: corpus (words end at blanks), bert (Google's, uncased) or bert-cased.
     """
     _refuse_filled(to)
     if model_cfg is None and vocab is None:
@@ -332,11 +342,14 @@ def export_model(
 def import_model(source: str, to: str) -> None:
     """Read a folder of a BERT that Hugging Face's transformers wrote (save_pretrained).
 
-    Args:
-        source: The folder, with config.json and model.safetensors.
-        to: The folder to make: model.pt, model_cfg.json and vocab.txt; also model.json, so that
-            `pretrain.py eval` and `predict` read it, if the model has both pre-training heads and
-            its tokenizer is the corpus's.
+    Parameters
+    ----------
+    source : str
+        The folder, with config.json and model.safetensors.
+    to : str
+        The folder to make: model.pt, model_cfg.json and vocab.txt; also model.json, so that
+        `pretrain.py eval` and `predict` read it, if the model has both pre-training heads and its
+        tokenizer is the corpus's.
     """
     _refuse_filled(to)
     cfg, state, training, ignored = read_folder(source)

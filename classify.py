@@ -10,6 +10,11 @@ A task is a TSV file with a header: which columns hold the texts and the label, 
 there are. To add one, write a class like those below.
 """
 
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
 import dataclasses
 import hashlib
 import tempfile
@@ -410,23 +415,36 @@ def main(
 ) -> None:
     """Fine-tune a model (mode train), measure it (eval), or use it on unlabelled texts (predict).
 
-    Args:
-        task: What to learn: mrpc, mnli, samefunc.
-        train_cfg: JSON with the training's settings; left out, config/<task>.json.
-        model_cfg: JSON with the model's sizes, where pretrain_file does not say them.
-        data_file: TSV file with a header: what to train on, measure, or predict.
-        model_file: The fine-tuned model_steps_<k>.pt; for eval and predict.
-        pretrain_file: Where training starts: a .pt of pretrain.py or of this script, a TensorFlow
-            checkpoint (bert_model.ckpt), or a Hugging Face folder. Left out, random weights.
-        vocab: The vocabulary, where pretrain_file does not say it.
-        save_dir: Gets models, or predictions and measures. Left out: out-<task>, or the folder of
-            model_file.
-        max_len: Most tokens of an example; of samefunc, in each of a function's up to six
-            windows. Left out: as in pre-training, 128 at most.
-        mode: train, eval or predict.
-        eval_file: TSV file to measure at every save of a training.
-        resume: Go on with the training that save_dir holds; False starts anew.
-        overwrite: With --resume False, replace the training that save_dir holds.
+    Parameters
+    ----------
+    task : {"mrpc", "mnli", "samefunc"}
+        What to learn: mrpc, mnli, samefunc.
+    train_cfg : str
+        JSON with the training's settings; left out, config/<task>.json.
+    model_cfg : str
+        JSON with the model's sizes, where pretrain_file does not say them.
+    data_file : str
+        TSV file with a header: what to train on, measure, or predict.
+    model_file : str
+        The fine-tuned model_steps_<k>.pt; for eval and predict.
+    pretrain_file : str
+        Where training starts: a .pt of pretrain.py or of this script, a TensorFlow checkpoint
+        (bert_model.ckpt), or a Hugging Face folder. Left out, random weights.
+    vocab : str
+        The vocabulary, where pretrain_file does not say it.
+    save_dir : str
+        Gets models, or predictions and measures. Left out: out-<task>, or the folder of model_file.
+    max_len : int
+        Most tokens of an example; of samefunc, in each of a function's up to six windows. Left out:
+        as in pre-training, 128 at most.
+    mode : {"train", "eval", "predict"}
+        train, eval or predict.
+    eval_file : str
+        TSV file to measure at every save of a training.
+    resume : bool
+        Go on with the training that save_dir holds; False starts anew.
+    overwrite : bool
+        With --resume False, replace the training that save_dir holds.
     """
     if mode == "train":
         train_cfg = train_cfg or f"config/{task}.json"

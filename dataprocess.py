@@ -21,6 +21,11 @@ A folder without pair.json was not finished by gendata.py: it is skipped, and re
 one that is damaged stops the run, for a corpus should not lack a pair without anybody knowing.
 """
 
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
 import dataclasses
 import hashlib
 import json

@@ -6,6 +6,11 @@
 Symbols are used to show names, never to match. Neither binary is executed.
 """
 
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
 import itertools
 import time
 from typing import Annotated

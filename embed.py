@@ -8,6 +8,11 @@ random projection, so that the product of two vectors is near to the mean of the
 The weights follow from all binaries given: vectors of one run are compared, not those of several.
 """
 
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
 import os
 import zipfile
 from typing import Annotated

@@ -13,6 +13,11 @@ tokens) and walks.npz (block ids). Blocks and edges are shared through `outputDi
 binary: a program with 16 builds has 120 pairs, and each build is in 15 of them.
 """
 
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
 import dataclasses
 import hashlib
 import itertools

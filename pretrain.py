@@ -4,6 +4,11 @@ Every batch is a function of (seed, step) alone: nothing has to be shuffled, sto
 between processes, and any step can be drawn again.
 """
 
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -465,22 +470,37 @@ def main(
 ) -> None:
     """Pre-train a BERT on a corpus; `eval` and `predict` as first argument use a trained one.
 
-    Args:
-        train_cfg: JSON with the training's settings.
-        model_cfg: JSON with the model's sizes.
-        data_file: The corpus: a sentence per line, a blank line after each document.
-        vocab: The vocabulary: a token per line.
-        save_dir: Gets model_steps_<k>.pt, model.json, vocab.txt, metrics.json, last.pt and runs/.
-        max_len: Most tokens per example, special ones included.
-        max_pred: Most masked tokens of an example of max_len; of a shorter one in proportion.
-        mask_prob: Share of the tokens to mask.
-        pretrain_file: A model_steps_<k>.pt of the same sizes and vocabulary to start from.
-        precision: float32, bfloat16, or float16 (for GPUs without bfloat16). Left out, bfloat16
-            where the device is quick at it.
-        compile: Let torch.compile make kernels for the model. Left out, on GPUs only.
-        resume: Go on with the training that save_dir holds; False starts anew.
-        overwrite: With --resume False, replace the training that save_dir holds.
-        check: Fail unless the held-out loss ends below the unigram entropy of the held-out text.
+    Parameters
+    ----------
+    train_cfg : str
+        JSON with the training's settings.
+    model_cfg : str
+        JSON with the model's sizes.
+    data_file : str
+        The corpus: a sentence per line, a blank line after each document.
+    vocab : str
+        The vocabulary: a token per line.
+    save_dir : str
+        Gets model_steps_<k>.pt, model.json, vocab.txt, metrics.json, last.pt and runs/.
+    max_len : int
+        Most tokens per example, special ones included.
+    max_pred : int
+        Most masked tokens of an example of max_len; of a shorter one in proportion.
+    mask_prob : float
+        Share of the tokens to mask.
+    pretrain_file : str
+        A model_steps_<k>.pt of the same sizes and vocabulary to start from.
+    precision : {"float32", "bfloat16", "float16"}
+        float32, bfloat16, or float16 (for GPUs without bfloat16). Left out, bfloat16 where the
+        device is quick at it.
+    compile : bool
+        Let torch.compile make kernels for the model. Left out, on GPUs only.
+    resume : bool
+        Go on with the training that save_dir holds; False starts anew.
+    overwrite : bool
+        With --resume False, replace the training that save_dir holds.
+    check : bool
+        Fail unless the held-out loss ends below the unigram entropy of the held-out text.
     """
     cfg = train.Config.from_json(train_cfg)
     tokenizer = CorpusTokenizer(vocab)
@@ -582,12 +602,17 @@ def evaluate(
 ) -> None:
     """Print what a saved model makes of held-out text.
 
-    Args:
-        model_file: A model_steps_<k>.pt, with model.json and vocab.txt beside it.
-        data_file: The corpus; left out, the one of the training. Of another corpus than that of
-            the training, every document is used.
-        test: Use the programs that gendata.py left for a last test, not those for validation.
-        check: Fail unless the loss is below the unigram entropy of the held-out text.
+    Parameters
+    ----------
+    model_file : str
+        A model_steps_<k>.pt, with model.json and vocab.txt beside it.
+    data_file : str
+        The corpus; left out, the one of the training. Of another corpus than that of the training,
+        every document is used.
+    test : bool
+        Use the programs that gendata.py left for a last test, not those for validation.
+    check : bool
+        Fail unless the loss is below the unigram entropy of the held-out text.
     """
     device = utils.get_device()
     model, info, tokenizer = checkpoint.load_pretrained(model_file)
@@ -608,10 +633,14 @@ def evaluate(
 def predict(model_file: str, line: str, top: PositiveInt = 5) -> None:
     """Print the likeliest tokens for each [MASK] of a line.
 
-    Args:
-        model_file: A model_steps_<k>.pt, with model.json and vocab.txt beside it.
-        line: Tokens as in the corpus, separated by blanks, some of them [MASK].
-        top: How many tokens to print for each.
+    Parameters
+    ----------
+    model_file : str
+        A model_steps_<k>.pt, with model.json and vocab.txt beside it.
+    line : str
+        Tokens as in the corpus, separated by blanks, some of them [MASK].
+    top : int
+        How many tokens to print for each.
     """
     model, info, tokenizer = checkpoint.load_pretrained(model_file)
     ids = tokenizer.convert_tokens_to_ids(["[CLS]", *tokenizer.tokenize(line), "[SEP]"])

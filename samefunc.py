@@ -11,6 +11,11 @@ Programs of one package share library functions, so programs alone do not separa
 name that occurs in an earlier split's programs occurs in no later split.
 """
 
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
 import dataclasses
 import itertools
 import os

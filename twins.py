@@ -11,6 +11,11 @@ give each other most of their votes.
 What a model shall learn from twins is what else they have in common: every second row has no names.
 """
 
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
 import itertools
 from collections import Counter
 from dataclasses import dataclass

@@ -85,18 +85,30 @@ def main(
 ) -> None:
     """Print the table.
 
-    Args:
-        train: Builds that the networks learn from, as matching/train.py's --path.
-        path: Builds that are measured, DIR/<build>/<program>.
-        programs: What is measured.
-        seen: Binaries, or folders of them, that something was learned from or chosen by.
-        kinds: Kinds of pairs, of bench/accuracy.py's.
-        held_out: Programs that are not trained on.
-        train_cfg: Settings of the training.
-        pretrain_file: A BERT, for the row with its hidden states.
-        max_len: Tokens of the windows that it reads, as in its pre-training.
-        work: Where stripped copies and analyses are kept.
-        workers: Processes that analyse.
+    Parameters
+    ----------
+    train : str or list of str
+        Builds that the networks learn from, as matching/train.py's --path.
+    path : str
+        Builds that are measured, DIR/<build>/<program>.
+    programs : str or list of str
+        What is measured.
+    seen : str or list of str
+        Binaries, or folders of them, that something was learned from or chosen by.
+    kinds : str or list of str
+        Kinds of pairs, of bench/accuracy.py's.
+    held_out : str or list of str
+        Programs that are not trained on.
+    train_cfg : str
+        Settings of the training.
+    pretrain_file : str
+        A BERT, for the row with its hidden states.
+    max_len : int
+        Tokens of the windows that it reads, as in its pre-training.
+    work : str
+        Where stripped copies and analyses are kept.
+    workers : int
+        Processes that analyse.
     """
     train, programs, seen, kinds, held_out = (
         names_of(x) for x in (train, programs, seen, kinds, held_out)

@@ -154,17 +154,28 @@ def main(
 ) -> None:
     """Print the tables.
 
-    Args:
-        path: Builds, DIR/<build>/<program>.
-        programs: What is measured.
-        seen: Binaries, or folders of them, that something was learned from or chosen by.
-        kinds: Kinds of pairs.
-        compilers: Measure the kinds across compilers instead.
-        model_file: What matching/train.py wrote.
-        work: Where stripped copies and analyses are kept.
-        workers: Processes that analyse.
-        bindiff: Seconds that angr's BinDiff may take for each pair; 0: it is not run.
-        wrong: Print which pairs of functions of ours count as wrong.
+    Parameters
+    ----------
+    path : str
+        Builds, DIR/<build>/<program>.
+    programs : str or list of str
+        What is measured.
+    seen : str or list of str
+        Binaries, or folders of them, that something was learned from or chosen by.
+    kinds : str or list of str
+        Kinds of pairs.
+    compilers : bool
+        Measure the kinds across compilers instead.
+    model_file : str
+        What matching/train.py wrote.
+    work : str
+        Where stripped copies and analyses are kept.
+    workers : int
+        Processes that analyse.
+    bindiff : int
+        Seconds that angr's BinDiff may take for each pair; 0: it is not run.
+    wrong : bool
+        Print which pairs of functions of ours count as wrong.
     """
     kinds = tuple(COMPILERS) if compilers else kinds
     programs, kinds, seen = (names_of(x) for x in (programs, kinds, seen))

@@ -49,13 +49,20 @@ def main(
 ) -> None:
     """Print the table.
 
-    Args:
-        path: Builds, DIR/<build>/<program>.
-        programs: What is measured.
-        kinds: Kinds of pairs, of bench/accuracy.py's.
-        model_file: What matching/train.py wrote.
-        work: Where stripped copies and analyses are kept.
-        workers: Processes that analyse.
+    Parameters
+    ----------
+    path : str
+        Builds, DIR/<build>/<program>.
+    programs : str or list of str
+        What is measured.
+    kinds : str or list of str
+        Kinds of pairs, of bench/accuracy.py's.
+    model_file : str
+        What matching/train.py wrote.
+    work : str
+        Where stripped copies and analyses are kept.
+    workers : int
+        Processes that analyse.
     """
     programs, kinds = (names_of(x) for x in (programs, kinds))
     model = read_model(model_file)

@@ -40,9 +40,12 @@ SECONDS = 10  # for each figure
 def main(gigabytes: float = 2.0, steps: int = 300) -> None:
     """Print the figures.
 
-    Args:
-        gigabytes: Of the generated corpus.
-        steps: Of the pre-training.
+    Parameters
+    ----------
+    gigabytes : float
+        Of the generated corpus.
+    steps : int
+        Of the pre-training.
     """
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}", end=", ")
     print(f"torch {torch.__version__}, numpy {np.__version__}")

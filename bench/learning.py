@@ -48,12 +48,18 @@ def main(
 ) -> None:
     """Train, and print the table.
 
-    Args:
-        path: Builds, as for gendata.py.
-        biname: The program's name.
-        model_cfg: The model's sizes.
-        steps: The training's total_steps; its other settings are those of config/pretrain.json.
-        work: Where everything is made.
+    Parameters
+    ----------
+    path : str
+        Builds, as for gendata.py.
+    biname : str
+        The program's name.
+    model_cfg : str
+        The model's sizes.
+    steps : int
+        The training's total_steps; its other settings are those of config/pretrain.json.
+    work : str
+        Where everything is made.
     """
     folder = Path(work)
     folder.mkdir(exist_ok=True)

@@ -112,13 +112,20 @@ def main(
 ) -> None:
     """Print where each patch's functions stand in diff.py's list.
 
-    Args:
-        packages: Source packages, of those that this script has a recipe for.
-        release: The release of the distribution that has them. Default: this machine's.
-        level: Optimisation level.
-        model_file: What matching/train.py wrote.
-        work: Where sources, programs and analyses are kept.
-        workers: Processes that analyse.
+    Parameters
+    ----------
+    packages : str
+        Source packages, of those that this script has a recipe for.
+    release : str
+        The release of the distribution that has them. Default: this machine's.
+    level : str
+        Optimisation level.
+    model_file : str
+        What matching/train.py wrote.
+    work : str
+        Where sources, programs and analyses are kept.
+    workers : int
+        Processes that analyse.
     """
     require_tools("gcc", "make", "patch", "diff", "objdump", "strip")
     model = read_model(model_file)

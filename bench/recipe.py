@@ -69,11 +69,16 @@ def main(
 ) -> None:
     """Train both, and print accuracies against seconds.
 
-    Args:
-        path: Builds, as for gendata.py.
-        biname: The program's name.
-        minutes: Of the lineage's training.
-        work: Where everything is made.
+    Parameters
+    ----------
+    path : str
+        Builds, as for gendata.py.
+    biname : str
+        The program's name.
+    minutes : float
+        Of the lineage's training.
+    work : str
+        Where everything is made.
     """
     Path(work).mkdir(exist_ok=True)
     vocab, data_file = Path(work, "vocab.txt"), Path(work, "corpus.txt")

@@ -54,17 +54,28 @@ def main(
 ) -> None:
     """Train everything, and print the table.
 
-    Args:
-        path: Builds, as for gendata.py.
-        more: Folders of the builds for pre-training.
-        train: The programs of the training pairs.
-        tests: Two programs whose functions are the test pairs.
-        model_cfg: The model's sizes.
-        steps: Of pre-training, on 32 x 64 tokens, before the twins.
-        train_pairs: Of functions; one or more numbers.
-        seeds: How often each fine-tuning is done.
-        pretrain_file: A model that this bench made, instead of pre-training one.
-        work: Where everything is made.
+    Parameters
+    ----------
+    path : str
+        Builds, as for gendata.py.
+    more : str or list of str
+        Folders of the builds for pre-training.
+    train : str or list of str
+        The programs of the training pairs.
+    tests : str or list of str
+        Two programs whose functions are the test pairs.
+    model_cfg : str
+        The model's sizes.
+    steps : int
+        Of pre-training, on 32 x 64 tokens, before the twins.
+    train_pairs : str or list of int
+        Of functions; one or more numbers.
+    seeds : int
+        How often each fine-tuning is done.
+    pretrain_file : str
+        A model that this bench made, instead of pre-training one.
+    work : str
+        Where everything is made.
     """
     folder = Path(work)
     folder.mkdir(exist_ok=True)

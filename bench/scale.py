@@ -42,12 +42,18 @@ def main(
 ) -> None:
     """Print a row for each size.
 
-    Args:
-        path: The builds, as for gendata.py.
-        biname: The program.
-        times: How often its pairs are made.
-        workers: Processes.
-        outputDir: Analysed binaries, as for gendata.py; used and completed.
+    Parameters
+    ----------
+    path : str
+        The builds, as for gendata.py.
+    biname : str
+        The program.
+    times : str or list of int
+        How often its pairs are made.
+    workers : int
+        Processes.
+    outputDir : str
+        Analysed binaries, as for gendata.py; used and completed.
     """
     print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()},")
     print(f"{workers} workers on {os.cpu_count()} cores; memory: first process / largest worker\n")

@@ -46,14 +46,22 @@ def main(
 ) -> None:
     """Print the tables.
 
-    Args:
-        old: A binary.
-        new: Another build of it.
-        more: Folder of builds; without it only cold and warm are measured.
-        old_build: Its programs make larger binaries, as OLD.
-        new_build: The same as NEW.
-        outputDir: Cache for the analyses of the larger binaries.
-        workers: Processes of diff.py.
+    Parameters
+    ----------
+    old : str
+        A binary.
+    new : str
+        Another build of it.
+    more : str
+        Folder of builds; without it only cold and warm are measured.
+    old_build : str
+        Its programs make larger binaries, as OLD.
+    new_build : str
+        The same as NEW.
+    outputDir : str
+        Cache for the analyses of the larger binaries.
+    workers : int
+        Processes of diff.py.
     """
     print(f"{datetime.date.today()}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as folder:

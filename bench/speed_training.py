@@ -55,16 +55,26 @@ def main(
 ) -> None:
     """Print tokens per second of each, and the ratios.
 
-    Args:
-        model_cfg: The model's sizes.
-        vocab_size: Tokens of the vocabulary.
-        batch_size: Examples of a step.
-        max_len: Tokens of an example.
-        max_pred: Masked tokens of an example.
-        steps: Timed steps of each row in each column.
-        own_dropout: One column, with the dropout of model_cfg.
-        together: Keep all models in memory and take their steps in turn; else one after the other.
-        profile: Print instead where our step's time goes, by PyTorch's operations.
+    Parameters
+    ----------
+    model_cfg : str
+        The model's sizes.
+    vocab_size : int
+        Tokens of the vocabulary.
+    batch_size : int
+        Examples of a step.
+    max_len : int
+        Tokens of an example.
+    max_pred : int
+        Masked tokens of an example.
+    steps : int
+        Timed steps of each row in each column.
+    own_dropout : bool
+        One column, with the dropout of model_cfg.
+    together : bool
+        Keep all models in memory and take their steps in turn; else one after the other.
+    profile : bool
+        Print instead where our step's time goes, by PyTorch's operations.
     """
     device = utils.get_device()
     names = [name for name in ROWS if device.type == "cuda" or name != CUDA_ONLY]

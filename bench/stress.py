@@ -50,13 +50,20 @@ def main(
 ) -> int:
     """Print for each stage how often it was killed, how often it ended, and how many bytes differ.
 
-    Args:
-        path: The builds, as for gendata.py.
-        biname: The program.
-        builds: How many of its builds are used.
-        kills: Of each stage.
-        mutants: Copies with flipped bits.
-        seed: Of moments and bits.
+    Parameters
+    ----------
+    path : str
+        The builds, as for gendata.py.
+    biname : str
+        The program.
+    builds : int
+        How many of its builds are used.
+    kills : int
+        Of each stage.
+    mutants : int
+        Copies with flipped bits.
+    seed : int
+        Of moments and bits.
     """
     binaries = find_binaries(path, biname)
     chosen = binaries[:: -(-len(binaries) // builds)]

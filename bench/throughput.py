@@ -43,11 +43,16 @@ def main(
 ) -> None:
     """Print the table.
 
-    Args:
-        path: The builds, as for gendata.py.
-        biname: The program, or several, or a pattern.
-        workers: Processes.
-        runs: How often each is repeated.
+    Parameters
+    ----------
+    path : str
+        The builds, as for gendata.py.
+    biname : str or list of str
+        The program, or several, or a pattern.
+    workers : int
+        Processes.
+    runs : int
+        How often each is repeated.
     """
     programs = find_programs(path, names_of(biname))
     binaries = [binary for builds in programs.values() for binary in builds]

@@ -10,14 +10,17 @@ Exit codes of all scripts:
     130  interrupted by Ctrl-C or SIGTERM; the same command goes on
 """
 
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from terminal import arguments
+from terminal import VERSION, progress
+from terminal.arguments import bind, call
+from terminal.help import help_text
 from utils import DISK_ERRORS, FULL, STOPPING, UsageError, UserError, default_signals
 
 ERROR, USAGE, PARTLY, FOUND, INTERRUPTED = 1, 2, 3, 4, 130
@@ -26,47 +29,76 @@ ERROR, USAGE, PARTLY, FOUND, INTERRUPTED = 1, 2, 3, 4, 130
 def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> None:
     """Run ``main``, or the command that the first argument names, and exit.
 
-    Arguments are checked against the type hints before anything runs. A `UserError` becomes one
-    line on stderr; an integer that the function returns is the exit code. Ctrl-C and SIGTERM end
-    it with exit code 130; a second one ends the process at once. Every other exception is our own
-    mistake and keeps its traceback.
+    Arguments are checked against the type hints before anything runs; an integer that the function
+    returns is the exit code.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     threading.excepthook = _report_of_thread
     for number in STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's background jobs have it
             signal.signal(number, _stop)
-    function, words = main, sys.argv[1:]
-    if words and words[0] in commands:
-        function, words = commands[words[0]], words[1:]
-    try:
-        args, kwargs = arguments.bind(function, words)
-        code = arguments.call(function, args, kwargs)
+    progress.clear_notice()
+    with exit_codes():
+        code = call(*parse(main, commands))
         sys.stdout.flush()
+        sys.exit(code or 0)
+
+
+def parse(
+    main: Callable[..., Any], commands: Mapping[str, Callable[..., Any]]
+) -> tuple[Callable[..., Any], tuple[str, ...], dict[str, str]]:
+    """Return the function that the command line names, and its arguments as they were typed.
+
+    ``--help`` (``-h``) and ``--version`` are printed, and the script ends.
+    """
+    script, words = sys.argv[0], sys.argv[1:]
+    if os.path.isabs(script):
+        script = min(script, os.path.relpath(script), key=len)
+    function, others = main, commands
+    if words and words[0] in commands:
+        function, others = commands[words[0]], {}
+        script, words = f"{script} {words[0]}", words[1:]
+    asked = words[: words.index("--")] if "--" in words else words
+    if "--help" in asked or "-h" in asked:
+        print(help_text(script, function, others), end="")
+        sys.exit(0)
+    if "--version" in asked:
+        print(script, VERSION)
+        sys.exit(0)
+    return function, *bind(function, words)
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn what ends a script into one line on stderr and an exit code.
+
+    A `UserError` is one line. Ctrl-C and SIGTERM end it with exit code 130; a second one ends the
+    process at once. Every other exception is our own mistake and keeps its traceback.
+    """
+    try:
+        yield
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = USAGE
+        _fail(f"{error} (--help says more)", USAGE)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = ERROR
+        _fail(str(error), ERROR)
     except KeyboardInterrupt:
         print(
             "interrupted; what was finished is kept, and the same command goes on", file=sys.stderr
         )
-        code = INTERRUPTED
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader has seen enough: `python gendata.py show 0 | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        sys.exit(0)
     except OSError as error:  # of a print into a file, or of a library that writes by itself
         if error.errno not in FULL:
             raise
-        print(
-            f"error: cannot write {error.filename or 'the output'}: {DISK_ERRORS[error.errno]}",
-            file=sys.stderr,
-        )
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = ERROR
-    sys.exit(code or 0)
+        _fail(f"cannot write {error.filename or 'the output'}: {DISK_ERRORS[error.errno]}", ERROR)
+
+
+def _fail(reason: str, code: int) -> None:
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _report_of_thread(args: Any) -> None:

@@ -1,0 +1,23 @@
+"""What a script says before its slow imports begin."""
+
+from pathlib import Path
+
+from terminal import command_line, progress
+from terminal.signatures import Names
+
+
+def answer(script: str) -> None:
+    """Print the help or the version, or what is wrong with the arguments, and exit; or return.
+
+    Scripts call this first, so that nobody waits for angr or torch to learn of a mistyped flag.
+
+    Parameters
+    ----------
+    script : str
+        The script's ``__file__``.
+    """
+    main, commands = Names(Path(script)).functions()
+    with command_line.exit_codes():
+        function, args, kwargs = command_line.parse(main, commands)
+        command_line.call(function, args, kwargs)  # converts the arguments; it has no body here
+    progress.notice("loading libraries ...")

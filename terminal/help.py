@@ -1,0 +1,127 @@
+"""The help of a script, written from its function's signature and numpydoc docstring."""
+
+import inspect
+import os
+import shutil
+import textwrap
+import types
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+NAMES = {str: "text", bool: "switch", Path: "path"}
+BOUNDS = (("ge", "from {}"), ("gt", "above {}"), ("le", "up to {}"), ("lt", "below {}"))
+NOTES = """\
+--flag value and --flag=value are alike; a switch needs no value: --flag or --noflag.
+All words after -- are values, such as a file's name that begins with a dash.
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 some inputs skipped, 130 interrupted.
+"""
+WIDTH = 100  # of the text at most
+
+
+def help_text(
+    script: str, function: Callable[..., Any], commands: Mapping[str, Callable[..., Any]]
+) -> str:
+    """Return what ``--help`` prints.
+
+    Parameters
+    ----------
+    script : str
+        The script as it was called, and the command if there is one: "gendata.py show".
+    function : callable
+        Its docstring's first paragraph says what it does, its section Parameters what each flag
+        means.
+    commands : mapping of str to callable
+        The other things that the script does, each with a help of its own.
+    """
+    width = min(WIDTH, shutil.get_terminal_size().columns)
+    docstring = inspect.cleandoc(function.__doc__ or "")
+    texts = dict(parameter_texts(docstring))
+    parameters = inspect.signature(function).parameters.values()
+    values = [p for p in parameters if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
+    names = [p.name.upper() + "..." * (p.kind is p.VAR_POSITIONAL) for p in values]
+    flags = [p for p in parameters if p not in values]
+    usage = " ".join(["python", script, *["[--flag value]..."] * bool(flags), *names])
+    lines = [f"usage: {usage}", *(f"       python {script} {name} --help" for name in commands), ""]
+    about = docstring.split("\n\n")[0].replace("\n", " ")
+    lines += [*textwrap.wrap(about, width), ""]
+    for name, parameter in zip(names, values, strict=True):
+        lines += _entry(
+            name, describe_type(parameter.annotation), texts.get(parameter.name, ""), width
+        )
+    for flag in flags:
+        kind = describe_type(flag.annotation) + describe_default(flag.default)
+        lines += _entry(f"--{flag.name}", kind, texts.get(flag.name, ""), width)
+    for name, command in commands.items():
+        first = inspect.cleandoc(command.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        lines += _entry(f"{script} {name}", "command", first, width)
+    notes = [line for note in NOTES.splitlines() for line in textwrap.wrap(note, width)]
+    return "\n".join([*lines, "", *notes, ""])
+
+
+def _entry(name: str, kind: str, text: str, width: int) -> list[str]:
+    wrapped = textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return [f"  {name}  {kind}", *wrapped]
+
+
+def parameter_texts(docstring: str) -> Iterator[tuple[str, str]]:
+    """Yield each parameter of a numpydoc docstring, and its text in one line.
+
+    Parameters
+    ----------
+    docstring : str
+        Without indentation. Where several parameters share an entry, ``old, new : str``, each of
+        them has its text.
+    """
+    lines = docstring.splitlines()
+    if "Parameters" not in lines:
+        return
+    names: list[str] = []
+    text: list[str] = []
+    for line in [*lines[lines.index("Parameters") + 2 :], "end"]:
+        if line.startswith(" "):
+            text.append(line.strip())
+        elif line:
+            yield from ((name, " ".join(text)) for name in names)
+            before, colon, _ = line.partition(" : ")
+            if not colon:  # the next section's title, or the end
+                return
+            names, text = [name.strip().lstrip("*") for name in before.split(",")], []
+
+
+def describe_type(hint: Any) -> str:
+    """Return a type hint as people write it: "int from 1", "text", "one of train, eval"."""
+    if get_origin(hint) is Annotated:
+        kind, *metadata = get_args(hint)
+        flat = [part for data in metadata for part in getattr(data, "metadata", [data])]
+        bounds = [
+            words.format(getattr(part, key))
+            for key, words in BOUNDS
+            for part in flat
+            if getattr(part, key, None) is not None
+        ]
+        return " ".join([describe_type(kind), *bounds])
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        if any(get_origin(kind) in (list, tuple) for kind in kinds):
+            return "list, with commas between"
+        return " or ".join(map(describe_type, kinds))
+    return NAMES.get(hint) or getattr(hint, "__name__", str(hint))
+
+
+def describe_default(value: Any) -> str:
+    """Return a default as one would type it, with what separates it from the type."""
+    if value is inspect.Parameter.empty:
+        return ", must be given"
+    if value is None or value == "" or value == ():
+        return ", optional"
+    if isinstance(value, bool):
+        return ", on" if value else ", off"
+    if isinstance(value, list | tuple):
+        return ", " + ",".join(map(str, value))
+    if isinstance(value, str | Path) and os.path.isabs(value):
+        relative = os.path.relpath(value)
+        value = value if relative.startswith("..") else relative
+    return f", {value:g}" if isinstance(value, float) else f", {value}"

@@ -1,0 +1,97 @@
+"""Signatures of a script's functions, read from its text: nothing slow has to be imported.
+
+A script that imports angr or torch takes seconds to begin. Its ``--help``, and a word about a wrong
+flag, need only the names, type hints, defaults and docstrings of its functions. So the script's
+text is parsed, and of its statements only those run that these names refer to.
+"""
+
+import ast
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CALL = "command_line"  # how a script's last statement begins: command_line(main, show=show)
+
+
+class Names(dict[str, Any]):
+    """The names of a file's top level, each defined when something asks for it.
+
+    Functions have a signature and a docstring, but no body. Files of this project are read in the
+    same way where one imports another.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.tree = ast.parse(path.read_bytes())
+        self.path = path
+        self.statements: dict[str, ast.stmt] = {}
+        for statement in self.tree.body:
+            for name in _defined(statement):
+                self.statements[name] = statement
+        self["__file__"] = str(path)
+
+    def __missing__(self, name: str) -> Any:
+        statement = self.statements[name]  # a KeyError sends Python on to its builtins
+        if isinstance(statement, ast.FunctionDef):
+            docstring = statement.body[:1] if ast.get_docstring(statement) else [ast.Pass()]
+            fields = {field: getattr(statement, field) for field in statement._fields}
+            statement = ast.FunctionDef(**fields | {"body": docstring})
+            ast.copy_location(statement, self.statements[name])
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            self[name] = self._imported(name, statement)
+        else:
+            ast.fix_missing_locations(statement)
+            code = compile(ast.Module([statement], []), str(self.path), "exec")
+            exec(code, {"__name__": self.path.stem}, self)
+        return self[name]
+
+    def _imported(self, name: str, statement: ast.Import | ast.ImportFrom) -> Any:
+        """Return what an import gives a name, of this project's files without running them."""
+        alias = next(a for a in statement.names if (a.asname or a.name.split(".")[0]) == name)
+        if isinstance(statement, ast.ImportFrom):
+            file = self._own_file(statement.module or "")
+            if file:
+                return Names(file)[alias.name]
+            return getattr(importlib.import_module(statement.module or ""), alias.name)
+        file = self._own_file(alias.name)
+        return _Module(Names(file)) if file else importlib.import_module(alias.name)
+
+    def _own_file(self, module: str) -> Path | None:
+        """Return the file of a module of this project, and None for all others."""
+        files = (folder / (module.replace(".", "/") + ".py") for folder in (ROOT, self.path.parent))
+        return next((file for file in files if file.is_file()), None)
+
+    def functions(self) -> tuple[Callable[..., Any], dict[str, Callable[..., Any]]]:
+        """Return the script's function and its commands, as its last statement names them."""
+        calls = (node for node in ast.walk(self.tree.body[-1]) if isinstance(node, ast.Call))
+        call = next(call for call in calls if ast.unparse(call.func) == CALL)
+        call.func = ast.Name("_taken", ast.Load())
+        code = compile(ast.fix_missing_locations(ast.Expression(call)), str(self.path), "eval")
+        return eval(code, {"_taken": lambda main, **commands: (main, commands)}, self)
+
+
+class _Module(SimpleNamespace):
+    """A file of this project whose names are read when they are asked for."""
+
+    def __init__(self, names: Names) -> None:
+        super().__init__(names=names)
+
+    def __getattr__(self, name: str) -> Any:
+        return self.names[name]
+
+
+def _defined(statement: ast.stmt) -> list[str]:
+    """Return the names that a statement of a file's top level defines."""
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return [alias.asname or alias.name.split(".")[0] for alias in statement.names]
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return [statement.name]
+    if isinstance(statement, ast.Assign | ast.AnnAssign):
+        return [n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and _is_target(n)]
+    return []
+
+
+def _is_target(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Store)
