@@ -48,25 +48,31 @@ def main(
 
     Parameters
     ----------
-    old, new : str
-        Executables that angr reads (ELF, PE, Mach-O).
+    old : str
+        An executable that angr reads (ELF, PE, Mach-O).
+    new : str
+        Another build or version of it.
     model_file : str
-        Model that matching/train.py wrote. Default: the one that comes with this repository.
+        The model to compare with, written by matching/train.py.
     html : str
         Write a page with both control-flow graphs of every function here.
-    json, csv : str
-        Write all matches here; CSV holds functions only.
+    json : str
+        Write all matches of functions and blocks here, as JSON.
+    csv : str
+        Write all matches of functions here, as CSV.
     anchors : str
         File of known pairs of functions, one a line: their addresses in old and new, such as
         0x401000 0x401230. What follows a # is a comment.
-    ghidra, ida : str
-        Write a Python script here that gives the functions of new their names in old.
+    ghidra : str
+        Write a script for Ghidra here that gives the functions of new their names in old.
+    ida : str
+        Write a script for IDA here that does the same.
     top : int
         How many changed functions are printed.
     outputDir : str
         Where analysed binaries are cached.
     workers : int
-        Processes.
+        Processes that work at the same time.
     """
     began = time.perf_counter()
     model = read_model(model_file)

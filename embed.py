@@ -55,13 +55,13 @@ def main(
     plot : str
         Draw a map of the functions in two dimensions here (.png, .svg, .pdf).
     dimensions : int
-        Of a vector.
+        Length of each vector.
     seed : int
-        Of the projection and of the map.
+        Seed of the random projection and of the map; equal seeds give equal vectors.
     outputDir : str
         Where analysed binaries are cached.
     workers : int
-        Processes.
+        Processes that work at the same time.
     """
     if not binaries:
         raise utils.UserError("give at least one binary: python embed.py BINARY...")

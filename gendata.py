@@ -110,13 +110,15 @@ def main(
     path : str
         Folder whose sub-folders each hold one build of the program.
     outputDir : str
-        Where analysed binaries are cached.
+        Folder where analysed binaries are cached.
     data : str
-        Where the pairs go.
+        Folder that the pairs are written to.
     pairs : int
         Pairs of each program at most, chosen at random such that all builds are used; else all.
-    validation, test : float
-        Shares of the programs that are held out: for validation, and for a last test.
+    validation : float
+        Share of the programs that a training is measured on, and not trained on.
+    test : float
+        Share of the programs that no training reads: they are left for a last test.
     walk : str
         How to walk: control_flow (paths that executions could take) or deepwalk.
     num_walks : int
@@ -129,13 +131,13 @@ def main(
     text : bool
         Write each pair's walks as text, too: data/<n>/walks.txt.
     seed : int
-        Of all that is random; equal seeds give equal bytes, whatever the number of workers.
+        Seed of all that is random; equal seeds give equal bytes, whatever the number of workers.
     workers : int
-        Processes.
+        Processes that work at the same time.
     time_limit : float
         Seconds that one binary, or one pair, may take; what takes longer is skipped.
     memory_limit : float
-        GiB of memory that it may take.
+        GiB of memory that one binary, or one pair, may take; what takes more is skipped.
     cluster : str
         Address of a Dask scheduler, whose workers then do what else the processes here do.
     """

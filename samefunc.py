@@ -87,10 +87,16 @@ def main(
     ----------
     path : str
         Folder whose sub-folders each hold one build of the programs, with symbols.
-    train, dev, test : str or list of str
-        The programs of each split: --train chroot,ls.
-    train_pairs, other_pairs : int
-        Pairs of the training split, and of each of the others.
+    train : str or list of str
+        The programs to train on: --train chroot,ls.
+    dev : str or list of str
+        The programs to choose settings by.
+    test : str or list of str
+        The programs of the last test.
+    train_pairs : int
+        Pairs of functions in train.tsv, half of them of one source function.
+    other_pairs : int
+        Pairs of functions in dev.tsv, and in test.tsv.
     min_blocks : int
         Functions of fewer basic blocks are left out.
     outputDir : str
@@ -98,9 +104,9 @@ def main(
     to : str
         The folder to write.
     seed : int
-        Of the choice of pairs.
+        Seed of the choice of pairs.
     workers : int
-        Processes.
+        Processes that work at the same time.
     """
     splits = {
         name: names_of(programs)

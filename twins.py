@@ -81,7 +81,7 @@ def main(
     rows : int
         At most so many, as many of each pair; one half are twins.
     seed : int
-        Of all choices.
+        Seed of all choices.
     """
     infos = [read_info(folder) for folder in find_pairs(data)[0]]
     pairs = [info for info in infos if info.split == "train"]

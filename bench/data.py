@@ -43,9 +43,9 @@ def main(gigabytes: float = 2.0, steps: int = 300) -> None:
     Parameters
     ----------
     gigabytes : float
-        Of the generated corpus.
+        Size of the generated corpus.
     steps : int
-        Of the pre-training.
+        Steps of the pre-training.
     """
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}", end=", ")
     print(f"torch {torch.__version__}, numpy {np.__version__}")

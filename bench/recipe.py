@@ -76,7 +76,7 @@ def main(
     biname : str
         The program's name.
     minutes : float
-        Of the lineage's training.
+        How long the lineage's training lasts.
     work : str
         Where everything is made.
     """

@@ -67,9 +67,9 @@ def main(
     model_cfg : str
         The model's sizes.
     steps : int
-        Of pre-training, on 32 x 64 tokens, before the twins.
+        Steps of pre-training, on 32 x 64 tokens, before the twins.
     train_pairs : str or list of int
-        Of functions; one or more numbers.
+        How many pairs of functions to train on: one number, or several.
     seeds : int
         How often each fine-tuning is done.
     pretrain_file : str

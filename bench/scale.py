@@ -49,7 +49,7 @@ def main(
     biname : str
         The program.
     times : str or list of int
-        How often its pairs are made.
+        One number, or several: how often its pairs are made.
     workers : int
         Processes.
     outputDir : str

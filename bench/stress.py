@@ -59,11 +59,11 @@ def main(
     builds : int
         How many of its builds are used.
     kills : int
-        Of each stage.
+        How often each stage is killed.
     mutants : int
         Copies with flipped bits.
     seed : int
-        Of moments and bits.
+        Seed of the moments and bits.
     """
     binaries = find_binaries(path, biname)
     chosen = binaries[:: -(-len(binaries) // builds)]

@@ -14,6 +14,11 @@ other programs, the programs are dealt into parts, and the networks see the pair
 encoder that was trained on the other parts only. The one that is written was trained on all.
 """
 
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
 import dataclasses
 import itertools
 import os
@@ -151,7 +156,7 @@ def main(
     to : str
         The file to write.
     workers : int
-        Processes.
+        Processes that work at the same time.
     """
     cfg = utils.read_config(Config, train_cfg)
     paths = names_of(path)

@@ -52,7 +52,10 @@ def parse(
     ``--help`` (``-h``) and ``--version`` are printed, and the script ends.
     """
     script, words = sys.argv[0], sys.argv[1:]
-    if os.path.isabs(script):
+    module = sys.modules["__main__"].__spec__
+    if module is not None:
+        script = f"-m {module.name}"
+    elif os.path.isabs(script):
         script = min(script, os.path.relpath(script), key=len)
     function, others = main, commands
     if words and words[0] in commands:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 NAMES = {str: "text", bool: "switch", Path: "path"}
-BOUNDS = (("ge", "from {}"), ("gt", "above {}"), ("le", "up to {}"), ("lt", "below {}"))
+BOUNDS = (("ge", "at least {}"), ("gt", "above {}"), ("le", "at most {}"), ("lt", "below {}"))
 NOTES = """\
 --flag value and --flag=value are alike; a switch needs no value: --flag or --noflag.
 All words after -- are values, such as a file's name that begins with a dash.
@@ -44,24 +44,36 @@ def help_text(
     usage = " ".join(["python", script, *["[--flag value]..."] * bool(flags), *names])
     lines = [f"usage: {usage}", *(f"       python {script} {name} --help" for name in commands), ""]
     about = docstring.split("\n\n")[0].replace("\n", " ")
-    lines += [*textwrap.wrap(about, width), ""]
+    lines += [*_wrap(about, width), ""]
     for name, parameter in zip(names, values, strict=True):
         lines += _entry(
             name, describe_type(parameter.annotation), texts.get(parameter.name, ""), width
         )
     for flag in flags:
         kind = describe_type(flag.annotation) + describe_default(flag.default)
+        kind += describe_bounds(flag.annotation)
         lines += _entry(f"--{flag.name}", kind, texts.get(flag.name, ""), width)
     for name, command in commands.items():
         first = inspect.cleandoc(command.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         lines += _entry(f"{script} {name}", "command", first, width)
-    notes = [line for note in NOTES.splitlines() for line in textwrap.wrap(note, width)]
+    notes = [line for note in NOTES.splitlines() for line in _wrap(note, width)]
     return "\n".join([*lines, "", *notes, ""])
 
 
 def _entry(name: str, kind: str, text: str, width: int) -> list[str]:
-    wrapped = textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return [f"  {name}  {kind}", *wrapped]
+    return [f"  {name}  {kind}", *_wrap(text, width, " " * 6)]
+
+
+def _wrap(text: str, width: int, indent: str = "") -> list[str]:
+    """Break a text into lines at blanks only, so that names and flags stay whole."""
+    wrapper = textwrap.TextWrapper(
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return wrapper.wrap(text)
 
 
 def parameter_texts(docstring: str) -> Iterator[tuple[str, str]]:
@@ -90,17 +102,9 @@ def parameter_texts(docstring: str) -> Iterator[tuple[str, str]]:
 
 
 def describe_type(hint: Any) -> str:
-    """Return a type hint as people write it: "int from 1", "text", "one of train, eval"."""
+    """Return a type hint as people write it: "int", "text", "one of train, eval"."""
     if get_origin(hint) is Annotated:
-        kind, *metadata = get_args(hint)
-        flat = [part for data in metadata for part in getattr(data, "metadata", [data])]
-        bounds = [
-            words.format(getattr(part, key))
-            for key, words in BOUNDS
-            for part in flat
-            if getattr(part, key, None) is not None
-        ]
-        return " ".join([describe_type(kind), *bounds])
+        return describe_type(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) in (Union, types.UnionType):
@@ -109,6 +113,20 @@ def describe_type(hint: Any) -> str:
             return "list, with commas between"
         return " or ".join(map(describe_type, kinds))
     return NAMES.get(hint) or getattr(hint, "__name__", str(hint))
+
+
+def describe_bounds(hint: Any) -> str:
+    """Return what a number may be, in brackets: " (at least 0, below 1)"."""
+    hints = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]
+    metadata = [data for kind in hints for data in getattr(kind, "__metadata__", ())]
+    flat = [part for data in metadata for part in getattr(data, "metadata", [data])]
+    bounds = [
+        words.format(getattr(part, key))
+        for key, words in BOUNDS
+        for part in flat
+        if getattr(part, key, None) is not None
+    ]
+    return f" ({', '.join(bounds)})" if bounds else ""
 
 
 def describe_default(value: Any) -> str:

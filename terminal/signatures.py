@@ -6,6 +6,7 @@ text is parsed, and of its statements only those run that these names refer to.
 """
 
 import ast
+import contextlib
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,16 @@ ROOT = Path(__file__).resolve().parent.parent
 CALL = "command_line"  # how a script's last statement begins: command_line(main, show=show)
 
 
+class NotRead(Exception):
+    """A function of the text, which has no body here."""
+
+
 class Names(dict[str, Any]):
     """The names of a file's top level, each defined when something asks for it.
 
-    Functions have a signature and a docstring, but no body. Files of this project are read in the
-    same way where one imports another.
+    The functions of the command line have a signature and a docstring, but no body. Files of this
+    project are read in the same way where one imports another; where a name's value needs their
+    functions, they are imported.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,15 +36,17 @@ class Names(dict[str, Any]):
         for statement in self.tree.body:
             for name in _defined(statement):
                 self.statements[name] = statement
+        self.called: set[str] = set()  # functions of the command line
         self["__file__"] = str(path)
 
     def __missing__(self, name: str) -> Any:
         statement = self.statements[name]  # a KeyError sends Python on to its builtins
         if isinstance(statement, ast.FunctionDef):
-            docstring = statement.body[:1] if ast.get_docstring(statement) else [ast.Pass()]
+            if name not in self.called:
+                raise NotRead(name)
             fields = {field: getattr(statement, field) for field in statement._fields}
-            statement = ast.FunctionDef(**fields | {"body": docstring})
-            ast.copy_location(statement, self.statements[name])
+            docstring = ast.Expr(ast.Constant(ast.get_docstring(statement, clean=False)))
+            statement = ast.FunctionDef(**fields | {"body": [docstring]})
         if isinstance(statement, ast.Import | ast.ImportFrom):
             self[name] = self._imported(name, statement)
         else:
@@ -53,7 +61,8 @@ class Names(dict[str, Any]):
         if isinstance(statement, ast.ImportFrom):
             file = self._own_file(statement.module or "")
             if file:
-                return Names(file)[alias.name]
+                with contextlib.suppress(NotRead, NameError):
+                    return Names(file)[alias.name]
             return getattr(importlib.import_module(statement.module or ""), alias.name)
         file = self._own_file(alias.name)
         return _Module(Names(file)) if file else importlib.import_module(alias.name)
@@ -67,6 +76,7 @@ class Names(dict[str, Any]):
         """Return the script's function and its commands, as its last statement names them."""
         calls = (node for node in ast.walk(self.tree.body[-1]) if isinstance(node, ast.Call))
         call = next(call for call in calls if ast.unparse(call.func) == CALL)
+        self.called = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
         call.func = ast.Name("_taken", ast.Load())
         code = compile(ast.fix_missing_locations(ast.Expression(call)), str(self.path), "eval")
         return eval(code, {"_taken": lambda main, **commands: (main, commands)}, self)

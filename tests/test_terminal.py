@@ -1,14 +1,26 @@
 """Command lines as people type them: what is typed is what a function receives."""
 
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
+from terminal import VERSION
 from terminal.arguments import bind, call, names_of
+from terminal.help import describe_default, help_text, parameter_texts
+from terminal.signatures import Names
 from utils import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 NAMES = [
     "9.1",
@@ -126,3 +138,103 @@ def test_numbers_and_choices():
 def test_lists():
     assert names_of("chroot,9.10") == ["chroot", "9.10"]
     assert names_of(("a,b", "c")) == ["a,b", "c"]
+
+
+SCRIPTS = sorted(
+    str(file.relative_to(ROOT))
+    for folder in (".", "matching", "bench", "experiment_data")
+    for file in (ROOT / folder).glob("*.py")
+    if "    command_line(main" in file.read_text()
+)
+EARLY = [script for script in SCRIPTS if "answer(__file__)" in (ROOT / script).read_text()]
+SLOW = {"torch", "angr", "scipy", "sklearn", "numpy", "tensorflow", "matplotlib", "numba", "rich"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_flag_with_its_text(script):
+    main, commands = Names(ROOT / script).functions()
+    for name, function in {"": main, **commands}.items():
+        others = {} if name else commands
+        shown = " ".join(help_text(script, function, others).split())
+        assert not re.search("Annotated|Optional|Union|typing|FieldInfo|Ellipsis", shown)
+        first = inspect.cleandoc(function.__doc__).split("\n\n")[0]
+        assert " ".join(first.split()) in shown
+        parameters = inspect.signature(function).parameters
+        texts = dict(parameter_texts(inspect.cleandoc(function.__doc__)))
+        assert texts.keys() == parameters.keys()
+        assert len(set(texts.values())) == len(texts), "each has its own"
+        for parameter, text in texts.items():
+            flag = parameters[parameter].default is not inspect.Parameter.empty
+            title = f"--{parameter} " if flag else parameter.upper()
+            assert re.search(f"{title}.*?{re.escape(text)}", shown), parameter
+            if flag and isinstance(parameters[parameter].default, int | float | str):
+                default = describe_default(parameters[parameter].default)
+                assert re.search(f"{title}.*?{re.escape(default)} ", shown), parameter
+        for command, does in others.items():
+            assert re.search(f"{command} command {does.__doc__.split()[0]}", shown)
+
+
+def test_help_speaks_of_types_and_defaults_as_people_do():
+    def main(
+        *files: str,
+        count: Annotated[int, Field(ge=1)] = 2,
+        share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        size: PositiveInt | None = None,
+        mode: Literal["train", "eval"] = "train",
+        names: str | list[str] = ("a", "b"),
+        check: bool = True,
+        model: Path = ROOT / "model/diff.safetensors",
+        to: str = "",
+    ) -> None:
+        """Do it.
+
+        Parameters
+        ----------
+        count, share : int, float
+            How much of it.
+        """
+
+    shown = help_text("x.py", main, {})
+    assert "usage: python x.py [--flag value]... FILES..." in shown
+    assert "  --count  int, 2 (at least 1)\n      How much of it.\n" in shown
+    assert "  --share  float, 0.1 (above 0, below 1)\n      How much of it.\n" in shown
+    assert "  --size  int, optional (above 0)\n" in shown
+    assert "  --mode  one of train, eval, train\n" in shown
+    assert "  --names  list, with commas between, a,b\n" in shown
+    assert "  --check  switch, on\n" in shown
+    model = os.path.relpath(ROOT / "model/diff.safetensors")
+    assert f"  --model  path, {model}\n" in shown
+    assert "  --to  text, optional\n" in shown
+
+
+@pytest.mark.parametrize("script", EARLY)
+def test_help_imports_nothing_slow(script, tmp_path):
+    as_module = ["-m", script.removesuffix(".py").replace("/", ".")]
+    command = as_module if "/" in script else [ROOT / script]
+    for argument in ("--help", "-h", "--version", "--wrong"):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", *command, argument],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        imported = set(re.findall(r"\| +([a-z0-9_]+)$", done.stderr, re.M))
+        assert "fire" in imported
+        assert not imported & SLOW
+        assert done.returncode == (2 if argument == "--wrong" else 0)
+        if argument == "--version":
+            assert done.stdout.split()[-1] == VERSION
+        elif argument == "--wrong":
+            assert re.search("^error: there is no flag --wrong here", done.stderr, re.M)
+        else:
+            assert done.stdout.startswith("usage: python ")
+
+
+@pytest.mark.parametrize("script", EARLY)
+def test_signatures_read_from_the_text_are_the_real_ones(script):
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    main, commands = Names(ROOT / script).functions()
+    for function in (main, *commands.values()):
+        real = getattr(module, function.__name__)
+        assert str(inspect.signature(function)) == str(inspect.signature(real))
+        assert function.__doc__ == real.__doc__
