@@ -13,6 +13,7 @@ NAMES = {str: "text", bool: "switch", Path: "path"}
 BOUNDS = (("ge", "at least {}"), ("gt", "above {}"), ("le", "at most {}"), ("lt", "below {}"))
 NOTES = """\
 --flag value and --flag=value are alike; a switch needs no value: --flag or --noflag.
+A value in capitals can be given by its name, too: --name value.
 All words after -- are values, such as a file's name that begins with a dash.
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 some inputs skipped, 130 interrupted.
 """

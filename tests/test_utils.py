@@ -169,7 +169,12 @@ command_line(main, other=other)
             "",
             "interrupted; what was finished is kept, and the same command goes on\n",
         ),
-        (["--count", "0"], 2, "", "error: --count 0: Input should be greater than or equal to 1\n"),
+        (
+            ["--count", "0"],
+            2,
+            "",
+            "error: --count 0: Input should be greater than or equal to 1 (--help says more)\n",
+        ),
     ],
 )
 def test_command_line(arguments, code, out, err):
