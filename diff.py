@@ -23,7 +23,7 @@ from matching.anchors import read_anchors
 from matching.changes import CHANGED, STATUS, Diff, compare, describe
 from matching.exports import as_csv, as_json, naming_script, write
 from matching.model import DEFAULT, read_model
-from matching.page import make_page
+from matching.page.make import make_page
 from terminal.command_line import command_line
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
@@ -80,9 +80,7 @@ def main(
     known = read_anchors(anchors, codes) if anchors else None
     diff = compare(*codes, model, known)
     if html:
-        pairs = zip(diff.blocks.a.tolist(), diff.blocks.b.tolist(), diff.same.tolist(), strict=True)
-        page = make_page((old, new), codes, diff.functions, [list(pair) for pair in pairs])
-        write(html, page)
+        write(html, make_page((old, new), codes, diff))
     if json:
         utils.write_json(json, as_json((old, new), codes, diff))
     if csv:

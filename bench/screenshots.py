@@ -1,0 +1,88 @@
+"""Pictures of a page that diff.py wrote, in light and dark, to look at.
+
+    python diff.py OLD NEW --html page.html
+    python bench/screenshots.py page.html pictures
+
+Needs Debian's chromium and chromium-driver.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from terminal.command_line import command_line
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--disable-dev-shm-usage", "--disable-extensions"),
+)
+VIEWS = {"graphs": "", "lines": "g", "whole": "gf0", "next": "fn", "help": "?"}  # after these keys
+
+
+@contextmanager
+def browser(width: int = 1280, height: int = 800, dark: bool = False) -> Iterator[webdriver.Chrome]:
+    """Start a headless Chromium without network, and end it."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for flag in (*FLAGS, f"--window-size={width},{height}", f"--user-data-dir={folder}"):
+            options.add_argument(flag)
+        options.add_experimental_option(
+            "prefs", {"download.default_directory": str(Path(folder).resolve())}
+        )
+        service = webdriver.ChromeService(shutil.which("chromedriver"))
+        chrome = webdriver.Chrome(options, service)
+        try:
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+            chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+            yield chrome
+        finally:
+            chrome.quit()
+
+
+def open_page(chrome: webdriver.Chrome, file: str | Path, fragment: str = "") -> None:
+    """Load a page, and wait until it has shown its first function."""
+    chrome.get(Path(file).resolve().as_uri() + fragment)
+    WebDriverWait(chrome, 60).until(
+        lambda chrome: chrome.find_element(By.TAG_NAME, "body").get_attribute("data-ready")
+    )
+
+
+def main(page: str, to: str, width: int = 1280, height: int = 800, fragment: str = "") -> None:
+    """Write pictures of a page.
+
+    Parameters
+    ----------
+    page : str
+        What diff.py --html wrote.
+    to : str
+        Folder for the pictures.
+    width, height : int
+        Pixels of the window.
+    fragment : str
+        Which function: what the address bar has behind the file's name, such as
+        #0x401000,0x401230
+    """
+    folder = Path(to)
+    folder.mkdir(parents=True, exist_ok=True)
+    for theme in ("light", "dark"):
+        with browser(width, height, theme == "dark") as chrome:
+            open_page(chrome, page, fragment)
+            for view, keys in VIEWS.items():
+                for key in keys:
+                    chrome.find_element(By.TAG_NAME, "body").send_keys(key)
+                chrome.save_screenshot(str(folder / f"{view}-{theme}.png"))
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,56 @@
+"""Names as their source wrote them: C++, Rust, Swift and Microsoft's C++.
+
+A symbol of 200 characters can stand for a name of gigabytes, as parts of it may refer to earlier
+parts many times. So the names go to another process, which has little memory and time; what it
+cannot finish stays mangled.
+"""
+
+import functools
+import json
+import subprocess
+import sys
+
+LONGEST = 4096  # characters of a symbol; the demangler calls itself for each level of nesting
+SHOWN = 500  # characters of a name
+SECONDS, MEMORY = 5, 256 << 20  # of the process, bytes
+FAILURES = 5  # names that may end the process before the rest stays mangled
+PREFIXES = ("_Z", "__Z", "_R", "?", "_$s", "$s", "_$S", "$S", "_T0")
+WORKER = f"""\
+import json, resource, sys
+import pydemumble
+resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
+resource.setrlimit(resource.RLIMIT_CPU, ({SECONDS}, {SECONDS}))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+for name in json.load(sys.stdin):
+    print(json.dumps(pydemumble.demangle(name)[:{SHOWN}]), flush=True)
+"""
+
+
+def demangle(names: list[str]) -> list[str]:
+    """Return each name as its source wrote it, or unchanged.
+
+    >>> demangle(["_ZN5shape4areaEv", "main"])
+    ['shape::area()', 'main']
+    """
+    mangled = sorted({n for n in names if n.startswith(PREFIXES) and len(n) <= LONGEST})
+    readable = _in_another_process(tuple(mangled))
+    return [readable.get(name) or name for name in names]
+
+
+@functools.lru_cache(maxsize=8)
+def _in_another_process(mangled: tuple[str, ...]) -> dict[str, str]:
+    readable: dict[str, str] = {}
+    at = failures = 0
+    while at < len(mangled) and failures < FAILURES:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", WORKER],
+            input=json.dumps(mangled[at:]).encode(),
+            capture_output=True,
+        )
+        found = [
+            json.loads(line) for line in done.stdout.splitlines(keepends=True) if line[-1:] == b"\n"
+        ]
+        readable |= zip(mangled[at:], found, strict=False)
+        at += len(found) + 1  # what comes next ended the process
+        failures += 1
+    return readable

@@ -1,0 +1,87 @@
+"""Write the page: an index of all functions, and parts that are read when they are looked at.
+
+Everything that comes from the binaries is compressed data in base64, which cannot end its script
+element, and the page's own script puts it into text nodes only. The page may run that script and
+no other, and may load nothing.
+"""
+
+import base64
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from features.extract import Features
+from matching.changes import STATUS, Diff
+from matching.page.rows import Rows
+from matching.page.side import Side
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = (
+    "data.js",
+    "difference.js",
+    "function.js",
+    "table.js",
+    "linear.js",
+    "graph.js",
+    "main.js",
+)
+PART = 200_000  # characters of JSON in a part, which the browser reads in milliseconds
+DRAWN = 12_000  # boxes in all graphs together, half a millisecond each
+
+
+def make_page(paths: tuple[str, str], codes: tuple[Features, Features], diff: Diff) -> str:
+    """Return the HTML page that shows ``diff``, the comparison of the binaries at ``paths``."""
+    sides = [Side(code) for code in codes]
+    kinds = sorted({kind for row in diff.functions for kind in row.get("kinds", ())})
+    index_rows, parts = _rows(sides, diff, kinds)
+    index = {
+        "paths": paths,
+        "status": STATUS,
+        "kinds": kinds,
+        "functions": [[s.function(f) for f in range(s.code.functions)] for s in sides],
+        "rows": index_rows,
+    }
+    # The browser keeps notes on two binaries under this name.
+    index["digest"] = hashlib.sha256(_json(index).encode()).hexdigest()[:16]
+    return _fill([("index", _json(index)), *((f"part{i}", p) for i, p in enumerate(parts))])
+
+
+def _rows(sides: list[Side], diff: Diff, kinds: list[str]) -> tuple[list[list], list[str]]:
+    """Return what the index has of each row, and the parts: JSON of several rows each."""
+    made, left = Rows(sides, diff), DRAWN
+    rows: list[list[Any]] = []
+    parts: list[list[str]] = [[]]
+    for row in diff.functions:
+        content = made.make(row["sides"], left > 0)
+        left -= sum(len(g["boxes"]) for graphs in content["graphs"] for g in graphs if g)
+        if sum(map(len, parts[-1])) > PART:
+            parts.append([])
+        words = [side.words(blocks) for side, blocks in zip(sides, content["blocks"], strict=True)]
+        numbers = row["score"], row["differing"], row["change"]
+        place = len(parts) - 1, len(parts[-1])
+        of = [kinds.index(kind) for kind in row.get("kinds", ())]
+        rows.append([row["status"], *row["sides"], *numbers, of, *place, *words])
+        parts[-1].append(_json(content))
+    return rows, [f"[{','.join(part)}]" for part in parts]
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, separators=(",", ":"))
+
+
+def _fill(data: Iterable[tuple[str, str]]) -> str:
+    """Put style, script and data into page.html, and allow this style and this script only."""
+    page = (HERE / "page.html").read_text(encoding="utf-8")
+    for kind, files in (("style", ("page.css",)), ("script", SCRIPTS)):
+        text = "".join("\n" + (HERE / file).read_text(encoding="utf-8") for file in files)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        page = page.replace(f"{{{kind} hash}}", f"sha256-{digest}").replace(f"{{{kind}}}", text)
+    packed = (
+        f'<script type="text/plain" id="{name}">'
+        f"{base64.b64encode(zlib.compress(text.encode(), 9)).decode()}</script>"
+        for name, text in data
+    )
+    return page.replace("{data}", "\n".join(packed))
