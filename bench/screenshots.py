@@ -7,10 +7,14 @@ Needs Debian's chromium and chromium-driver.
 """
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
 
 from selenium import webdriver
 from selenium.webdriver.common.by import By
