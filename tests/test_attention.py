@@ -1,4 +1,4 @@
-"""attention.py: the CPU's quick ways against PyTorch's plain ones."""
+"""models.py: the CPU's quick ways against PyTorch's plain ones."""
 
 import math
 
@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import attention
-from attention import add_dropped, dropout, kept
+import models
+from models import add_dropped, dropout, kept
 
 
 def inputs(dtype, length=20, seed=0):
@@ -41,11 +41,11 @@ def pytorchs(mask):
 @pytest.mark.parametrize("part", [1, 3 * 20**2, 2**20])
 @pytest.mark.parametrize("masked", [False, True])
 def test_equals_pytorchs(monkeypatch, part, masked):
-    monkeypatch.setattr(attention, "PART", part)
+    monkeypatch.setattr(models, "PART", part)
     qkv, mask, gradient = inputs(torch.float64)
     mask = mask if masked else None
     expected = outcome(pytorchs(mask), qkv, gradient)
-    found = outcome(lambda x: attention._Attention.apply(x, mask, 0.0), qkv, gradient)
+    found = outcome(lambda x: models._Attention.apply(x, mask, 0.0), qkv, gradient)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
 
@@ -54,11 +54,11 @@ def test_equals_pytorchs(monkeypatch, part, masked):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dropout_equals_the_formula(monkeypatch, dtype, masked):
     """With the factors that were drawn, autograd through the formula gives the same."""
-    monkeypatch.setattr(attention, "PART", 2 * 20**2)  # three parts of two heads
+    monkeypatch.setattr(models, "PART", 2 * 20**2)  # three parts of two heads
     qkv, mask, gradient = inputs(dtype)
     mask = mask if masked else None
     torch.manual_seed(5)
-    found = outcome(lambda x: attention.attention(x, mask, 0.3), qkv, gradient)
+    found = outcome(lambda x: models.attention(x, mask, 0.3), qkv, gradient)
     torch.manual_seed(5)
     factors = torch.cat([kept(torch.Size([2, 20, 20]), 0.3, dtype) for _ in range(3)])
 
@@ -83,7 +83,7 @@ def test_bfloat16_is_near_float32(masked):
     rough = qkv.detach().bfloat16().requires_grad_()
     exact = rough.detach().float().requires_grad_()
     plain = outcome(pytorchs(mask), exact, gradient)
-    found = outcome(lambda x: attention.attention(x, mask, 0.0), rough, gradient.bfloat16())
+    found = outcome(lambda x: models.attention(x, mask, 0.0), rough, gradient.bfloat16())
     for ours, theirs in zip(found, plain, strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours.float() - theirs).abs().max() < 0.02 * theirs.abs().max()
@@ -91,7 +91,7 @@ def test_bfloat16_is_near_float32(masked):
 
 def test_a_text_of_padding_alone_is_finite():
     qkv, mask, gradient = inputs(torch.bfloat16)
-    out = outcome(lambda x: attention.attention(x, mask & False, 0.1), qkv, gradient)
+    out = outcome(lambda x: models.attention(x, mask & False, 0.1), qkv, gradient)
     assert all(x.isfinite().all() for x in out)
 
 
@@ -136,7 +136,7 @@ def test_dropout_and_its_gradient_use_the_same_factors():
 def test_compiled_model_uses_the_compilers_kernels():
     """torch.compile draws numbers of its own; without dropout the outputs are the same."""
     qkv, mask, gradient = inputs(torch.float32)
-    compiled = torch.compile(lambda x: attention.attention(x, mask, 0.0), backend="aot_eager")
-    expected = outcome(lambda x: attention.attention(x, mask, 0.0), qkv, gradient)
+    compiled = torch.compile(lambda x: models.attention(x, mask, 0.0), backend="aot_eager")
+    expected = outcome(lambda x: models.attention(x, mask, 0.0), qkv, gradient)
     for ours, theirs in zip(outcome(compiled, qkv, gradient), expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)

@@ -1,4 +1,4 @@
-"""models.py, attention.py and optim.py against the plain model that the benchmarks compare with."""
+"""models.py and optim.py against the plain model that the benchmarks compare with."""
 
 import importlib.util
 from pathlib import Path
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import attention
 import models
 import optim
 import pretrain
@@ -77,7 +76,7 @@ def test_attention_without_pytorchs_kernel(monkeypatch):
     """The CPU's own way, which bfloat16 and dropout take, inside the whole model."""
     slow, fast = twins(torch.float64)
 
-    monkeypatch.setattr(models, "attention", attention._Attention.apply)
+    monkeypatch.setattr(models, "attention", models._Attention.apply)
     for a, b in zip(gradients(slow, batch()), gradients(fast, batch()), strict=True):
         assert torch.allclose(a, b, rtol=1e-11, atol=1e-11)
 
