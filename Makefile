@@ -31,13 +31,7 @@ train: $(VENV)/installed
 	$(run) experiment_data/build_coreutils.py
 	$(run) gendata.py
 	$(run) dataprocess.py
-	@PATH="$(abspath $(VENV))/bin:$$PATH"; \
-	sum=$$(cat vocab/vocab.txt data/corpus.txt config/*.json train.sh | cksum); \
-	if [ -e out/made_from ] && [ "$$sum" != "$$(cat out/made_from)" ]; then \
-		old=out-before-$$(date +%Y%m%d-%H%M%S); mv out $$old; \
-		echo "corpus or settings changed: the models made from the earlier ones are now in $$old"; \
-	fi; \
-	mkdir -p out && echo "$$sum" > out/made_from && sh train.sh --check
+	@PATH="$(abspath $(VENV))/bin:$$PATH" sh train.sh --check
 	@echo
 	@echo "Made:  output/ (analysed binaries)  data/ (pairs, corpus.txt)  vocab/vocab.txt  out/ (models)"
 	@echo "Next, with the environment active (. $(VENV)/bin/activate):"

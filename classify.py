@@ -6,8 +6,8 @@
         --model_file out-samefunc/model_steps_1875.pt
     python classify.py --mode predict --data_file new.tsv --model_file out-samefunc/...
 
-A task is a TSV file with a header: which columns hold the texts and the label, and which labels
-there are. To add one, write a class like those below.
+A task is a TSV file with a header, and what learns it: see tasks/catalogue.py, and tasks/task.py
+for how to add one.
 """
 
 if __name__ == "__main__":
@@ -19,13 +19,13 @@ import dataclasses
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
 import torch
-import torch.nn.functional as F
 from pydantic import Field
+from pydantic_core import PydanticCustomError
 from sklearn import metrics
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -35,19 +35,24 @@ import models
 import train
 import utils
 from formats.huggingface import read_folder, read_vocab, write_vocab
-from optim import OneCycleAdamW, optim4GPU
-from tasks.catalogue import TASKS, read_ids
-from tasks.comparer import Comparer, ComparisonData, contrast
-from tasks.sentences import ClassificationData
-from tasks.tables import Examples, Task, read_examples
+from tasks import catalogue  # noqa: F401 - its classes are in TASKS then
+from tasks.tables import read_examples
+from tasks.task import TASKS, Examples, Task
 from terminal.command_line import command_line
 from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
 from utils import UserError
 
 EVAL_BATCH = 64
 GROUP = 20  # batches that are sorted by length together
-CALIBRATION = 4096  # pairs that a Comparer's weights of words are taken from
-HEAD_LR = 40  # a Comparer's learning rate, where cfg.lr is its BERT's
+
+
+def _known_task(name: str) -> str:
+    if name not in TASKS:
+        raise PydanticCustomError("task", "the tasks are {names}", {"names": ", ".join(TASKS)})
+    return name
+
+
+TaskName = Annotated[str, pydantic.AfterValidator(_known_task)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
@@ -55,7 +60,7 @@ class ClassifierInfo:
     """What model.json says of the fine-tuned model that it lies beside."""
 
     format: Literal[1] = 1
-    task: Literal["mrpc", "mnli", "samefunc"]
+    task: TaskName
     model: models.Config
     tokenizer: TokenizerName
     vocab_sha256: str
@@ -66,56 +71,18 @@ class ClassifierInfo:
         return checkpoint.check_fit(self)
 
 
-def get_optimizer(cfg: train.Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Return BERT's optimizer; for a `Comparer` AdamW, as all but its BERT starts from nothing."""
-    if isinstance(model, Comparer):
-        bert = {"params": list(model.transformer.parameters()), "lr": cfg.lr}
-        head = [p for n, p in model.named_parameters() if not n.startswith("transformer.")]
-        groups = [bert, {"params": head, "lr": HEAD_LR * cfg.lr, "weight_decay": 0.1}]
-        return OneCycleAdamW(groups, cfg.lr, cfg.warmup, cfg.total_steps)
-    return optim4GPU(cfg, model)
-
-
-def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
-    """Return the mean cross-entropy (nats), and `contrast` of a `Comparer`, as `Trainer` wants."""
-    label, weight = batch["label"], batch["weight"]
-    losses = {}
-    if "counts" in batch:
-        logits, vectors = model(batch["input_ids"], batch["input_mask"], batch["counts"])
-        losses["contrast_loss"] = contrast(vectors, batch["group"], label, weight)
-    else:
-        logits = model(batch["input_ids"], batch["segment_ids"], batch["input_mask"])
-    loss = F.cross_entropy(logits.float(), label, reduction="none")
-    return {"loss": (loss * weight).sum(), **losses}
-
-
 @torch.inference_mode()
-def predict(
-    model: nn.Module, data: ClassificationData | ComparisonData, device: torch.device
-) -> np.ndarray:
-    """Return each example's probabilities, float64 (N, labels); ``model`` in evaluation mode."""
-    if isinstance(data, ComparisonData):
-        vectors = data.encode(model)  # each text once, however many pairs it is in
+def predict(model: nn.Module, data: Any, device: torch.device) -> np.ndarray:
+    """Return each example's probabilities, float64 (N, labels); ``model`` in evaluation mode.
 
-        def get_logits(rows: np.ndarray) -> Tensor:
-            texts = data.rows[rows]
-            return model.compare(vectors[texts], torch.from_numpy(data.counts(texts)).to(device))
-    else:
-
-        def get_logits(rows: np.ndarray) -> Tensor:
-            return model(
-                *(
-                    torch.from_numpy(array).to(device)
-                    for name, array in data.batch(rows).items()
-                    if name not in ("label", "weight")
-                )
-            )
-
+    ``data`` is what the task's `tasks.task.Task.read` returned.
+    """
+    score = data.scorer(model, device)
     # Examples of about the same length together, so that little is padding.
     order = np.argsort(data.lengths, kind="stable")
     probabilities = []
     for rows in tqdm(np.split(order, range(EVAL_BATCH, len(order), EVAL_BATCH)), disable=None):
-        probabilities.append(get_logits(rows).double().softmax(1).cpu().numpy())
+        probabilities.append(score(rows).double().softmax(1).cpu().numpy())
     return np.concatenate(probabilities)[np.argsort(order)]
 
 
@@ -255,7 +222,7 @@ def shuffle(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> l
 
 
 def fine_tune(
-    task: str,
+    name: str,
     train_cfg: str,
     start: Start,
     data_file: str,
@@ -265,32 +232,32 @@ def fine_tune(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Train a classifier; see `main`."""
-    cfg, sizes = train.Config.from_json(train_cfg), start.sizes
+    """Train for the task of that name; see `main`."""
+    cfg, sizes, task = train.Config.from_json(train_cfg), start.sizes, TASKS[name]
     utils.remove_leftovers(save_dir)
     max_len = max_len or min(start.max_len, 128)
     if max_len > sizes.max_len:
         raise UserError(f"max_len {max_len} is larger than the model's max_len {sizes.max_len}")
     if start.state is not None and max_len > start.max_len:
         print(f"note: pre-training saw no positions from {start.max_len} on; max_len is {max_len}")
-    labels = TASKS[task].labels
-    examples = read_examples(TASKS[task], data_file, labelled=True)
-    held_out = eval_file and read_examples(TASKS[task], eval_file, labelled=True)
-    data = read_ids(TASKS[task], examples, start.tokenizer, max_len)
+    examples = read_examples(task, data_file, labelled=True)
+    held_out = eval_file and read_examples(task, eval_file, labelled=True)
+    data = task.read(examples, start.tokenizer, max_len)
+    held_out_data = held_out and task.read(held_out, start.tokenizer, max_len)
     steps = -(-len(data) // cfg.batch_size)  # per epoch
     cfg = cfg.with_epochs(steps)
 
-    vocab = "".join(f"{token}\n" for token in start.tokenizer.vocab)
+    vocab = "".join(f"{token}\n" for token in start.tokenizer.vocab).encode()
     info = ClassifierInfo(
-        task=task,
+        task=name,
         model=sizes,
         tokenizer=start.tokenizer.name,
-        vocab_sha256=hashlib.sha256(vocab.encode()).hexdigest(),
+        vocab_sha256=hashlib.sha256(vocab).hexdigest(),
         max_len=max_len,
     )
     utils.set_seed(cfg.seed)
     device = utils.get_device()
-    model = TASKS[task].network(sizes, len(labels))
+    model = task.network(sizes, len(task.labels))
     if start.state is not None:  # with its pooler, if it has one
         own = model.state_dict()
         taken = {key: start.state[key] for key in own if key in start.state}
@@ -299,11 +266,10 @@ def fine_tune(
     weights = hashlib.sha256()
     for value in model.state_dict().values():
         weights.update(value.numpy().tobytes())
-    settings = dataclasses.asdict(cfg) | dataclasses.asdict(info)
-    del settings["save_steps"], settings["accumulate"], settings["keep"]
-    precision = settings["precision"] = train.best_precision(device)
-    settings |= {f"model {name}": value for name, value in settings.pop("model").items()}
+    precision = train.best_precision(device)
+    settings = train.settings_of(cfg, info, precision)
     settings |= {"data_sha256": utils.sha256_of(data_file), "weights_sha256": weights.hexdigest()}
+    task.prepare(model, data, cfg.seed)
 
     def get_batch(step: int, rank: int, world: int) -> train.Batch:
         epoch, within = divmod(step, steps)
@@ -314,9 +280,6 @@ def fine_tune(
         batch["weight"] *= np.float32(len(mine) / len(rows))
         return batch
 
-    if held_out:
-        held_out_data = read_ids(TASKS[task], held_out, start.tokenizer, max_len)
-
     def evaluate(model: nn.Module) -> dict[str, float]:
         if not held_out:
             return {}
@@ -325,39 +288,20 @@ def fine_tune(
     trainer = train.Trainer(
         cfg,
         model,
-        get_optimizer(cfg, model),
+        task.get_optimizer(cfg, model),
         get_batch,
-        get_losses,
+        task.get_losses,
         evaluate,
         save_dir,
         device,
         settings,
         precision,
     )
+    what = f"{len(data):,} examples, {len(task.labels)} labels"
     with utils.one_writer(*([save_dir] if trainer.rank == 0 else [])):
-        measures = trainer.resume() if resume else None
-        model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
-        if measures is not None:
-            print(
-                f"{model_file} is the end of this training; "
-                "--resume False --overwrite does it again"
-            )
-            return
-        if not resume:
-            trainer.forget(overwrite)
-        if trainer.step == 0 and isinstance(data, ComparisonData):
-            some = np.random.default_rng(cfg.seed).permutation(len(data))[:CALIBRATION]
-            model.calibrate(torch.from_numpy(data.counts(data.rows[some])).to(device))
-        with utils.atomic_file(Path(save_dir, "vocab.txt")) as file:
-            file.write(vocab)
-        utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))
-        print(
-            f"{len(data):,} examples, {len(labels)} labels; "
-            f"steps {trainer.step} to {cfg.total_steps} "
-            f"of {cfg.batch_size} x {max_len} tokens at most, on {device}"
-        )
-        trainer.train()
-        print(f"model {model_file}; measure it: python classify.py --mode eval --task {task}")
+        trainer.run(info, vocab, resume, overwrite, what)
+    model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
+    print(f"model {model_file}; measure it: python classify.py --mode eval --task {name}")
 
 
 def fine_tuned_for(model_file: Path) -> str | None:
@@ -399,7 +343,7 @@ def load_classifier(
 
 
 def main(
-    task: Literal["mrpc", "mnli", "samefunc"] = "samefunc",
+    task: TaskName = "samefunc",
     train_cfg: str | None = None,
     model_cfg: str | None = None,
     data_file: str = "data/samefunc/train.tsv",
@@ -442,9 +386,9 @@ def main(
     eval_file : str
         TSV file to measure at every save of a training.
     resume : bool
-        Go on with the training that save_dir holds; False starts anew.
+        Go on with the training that save_dir holds, if it is this one; False starts anew.
     overwrite : bool
-        With --resume False, replace the training that save_dir holds.
+        Delete another training that save_dir holds; left out, it moves to <save_dir>-before-<date>.
     """
     if mode == "train":
         train_cfg = train_cfg or f"config/{task}.json"
@@ -460,7 +404,7 @@ def main(
     labels = TASKS[task].labels
     model, info, tokenizer = load_classifier(model_file, task)
     examples = read_examples(TASKS[task], data_file, labelled=mode == "eval")
-    data = read_ids(TASKS[task], examples, tokenizer, info.max_len)
+    data = TASKS[task].read(examples, tokenizer, info.max_len)
     probabilities = predict(model.to(device), data, device)
     base = Path(save_dir or Path(model_file).parent, Path(data_file).stem)
     write_predictions(Path(f"{base}_predictions.tsv"), labels, examples, probabilities)

@@ -115,6 +115,13 @@ class BertAdam(torch.optim.Optimizer):
         """Return the learning rate that the next step will have, for each parameter group."""
         return [_scheduled_lr(group) for group in self.param_groups]
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned; ``t_total`` stays, so a training can go on."""
+        totals = [group["t_total"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, total in zip(self.param_groups, totals, strict=True):
+            group["t_total"] = total
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step and return what ``closure`` returns.

@@ -9,7 +9,6 @@ if __name__ == "__main__":
 
     answer(__file__)  # --help and words on wrong flags need not wait for the imports below
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -496,9 +495,9 @@ def main(
     compile : bool
         Let torch.compile make kernels for the model. Left out, on GPUs only.
     resume : bool
-        Go on with the training that save_dir holds; False starts anew.
+        Go on with the training that save_dir holds, if it is this one; False starts anew.
     overwrite : bool
-        With --resume False, replace the training that save_dir holds.
+        Delete another training that save_dir holds; left out, it moves to <save_dir>-before-<date>.
     check : bool
         Fail unless the held-out loss ends below the unigram entropy of the held-out text.
     """
@@ -540,12 +539,7 @@ def main(
         max_pred=max_pred,
         mask_prob=mask_prob,
     )
-    settings = dataclasses.asdict(cfg) | dataclasses.asdict(info)
-    for name in ("save_steps", "keep", "accumulate", "data_file"):  # these may change
-        del settings[name]
-    settings["precision"] = precision
-    settings |= {f"model_cfg {name}": value for name, value in settings.pop("model").items()}
-
+    settings = train.settings_of(cfg, info, precision)
     utils.set_seed(cfg.seed)
     model = BertModel4Pretrain(sizes)
     if pretrain_file is not None:
@@ -564,29 +558,13 @@ def main(
         precision,
         compile,
     )
+    what = (
+        f"{sum(p.numel() for p in model.parameters()):,} parameters; "
+        f"{split.training.sum():,} documents with {n_tokens:,} tokens"
+    )
     # Of several processes, the first one writes.
     with utils.one_writer(*([save_dir] if rank == 0 else [])):
-        measures = trainer.resume() if resume else None
-        if rank == 0 and not resume:
-            trainer.forget(overwrite)
-        if rank == 0 and measures is None:
-            with utils.atomic_file(Path(save_dir, "vocab.txt"), "wb") as file:
-                file.write(Path(vocab).read_bytes())
-            utils.write_json(Path(save_dir, "model.json"), dataclasses.asdict(info))
-            print(
-                f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}; "
-                f"{split.training.sum():,} documents with {n_tokens:,} tokens; "
-                f"steps {trainer.step} to {cfg.total_steps}"
-                f" of {cfg.batch_size} x {max_len} tokens, in {precision}"
-                f"{', compiled' if compile else ''}"
-            )
-        elif rank == 0:
-            print(
-                f"{save_dir} holds this training, finished; "
-                "--resume False --overwrite does it again"
-            )
-        if measures is None:
-            measures = trainer.train()
+        measures = trainer.run(info, Path(vocab).read_bytes(), resume, overwrite, what)
         if rank == 0:
             model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
             utils.write_json(

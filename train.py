@@ -1,8 +1,10 @@
 """The training loop: steps, several processes, logging, saving and resuming."""
 
 import dataclasses
+import math
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -28,6 +30,8 @@ sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
 LOG_STEPS = 20  # losses are read from the device once per so many steps
+MADE = ("last.pt", "model_steps_*.pt", "model.json", "vocab.txt", "metrics.json", "runs")
+MAY_CHANGE = ("save_steps", "keep", "accumulate", "n_epochs", "data_file")  # same result
 
 Precision = Literal["float32", "bfloat16", "float16"]
 LEAST_SCALE = 1.0  # float16: below it, losses as they are overflow
@@ -80,6 +84,14 @@ class Config:
         """Return this config with the number of steps that will really be done."""
         steps = min(self.total_steps, self.n_epochs * steps_per_epoch)
         return dataclasses.replace(self, total_steps=steps)
+
+
+def settings_of(cfg: Config, info: Any, precision: Precision) -> dict[str, Any]:
+    """Return all that decides a training's result, by name; ``info`` is what model.json gets."""
+    settings = dataclasses.asdict(cfg) | dataclasses.asdict(info) | {"precision": precision}
+    sizes = settings.pop("model")
+    settings = {name: value for name, value in settings.items() if name not in MAY_CHANGE}
+    return settings | {f"model_cfg {name}": value for name, value in sizes.items()}
 
 
 def start_processes(device: torch.device) -> tuple[int, int]:
@@ -245,31 +257,90 @@ class Trainer:
             raise KeyboardInterrupt
         return measures
 
-    def resume(self) -> dict[str, float] | None:
-        """Go back to where ``save_dir/last.pt`` stands, if it is there.
+    def run(
+        self, info: Any, vocab: bytes, resume: bool, overwrite: bool, what: str
+    ) -> dict[str, float]:
+        """Do the training, or what ``save_dir`` lacks of it; return the last measures.
+
+        Parameters
+        ----------
+        info : dataclass with ``max_len``
+            Goes to model.json beside the models.
+        vocab : bytes
+            Goes to vocab.txt there.
+        resume, overwrite
+            See `start`.
+        what : str
+            Model and data, for the line that is printed first.
+        """
+        measures = self.start(resume, overwrite)
+        if measures is not None:
+            if self.rank == 0:
+                print(f"{self.save_dir} holds this training, finished; --resume False repeats it")
+            return measures
+        if self.rank == 0:
+            with utils.atomic_file(self.save_dir / "vocab.txt", "wb") as file:
+                file.write(vocab)
+            utils.write_json(self.save_dir / "model.json", dataclasses.asdict(info))
+            print(
+                f"{what}; steps {self.step} to {self.cfg.total_steps} of {self.cfg.batch_size} x "
+                f"{info.max_len} tokens, on {self.device} in {self.precision}"
+            )
+        return self.train()
+
+    def start(self, resume: bool = True, overwrite: bool = False) -> dict[str, float] | None:
+        """Go to where the training in ``save_dir`` stands, if it is this one; else start anew.
+
+        Another training there moves to ``<save_dir>-before-<date>``. One that differs by fewer
+        ``total_steps`` alone is gone on with, on the schedule of the new length.
+
+        Parameters
+        ----------
+        resume : bool
+            False starts anew in any case.
+        overwrite : bool
+            Delete instead of moving aside.
 
         Returns
         -------
-        The last measures, when that training had reached its end; else None.
+        The last measures, when this training had reached its end; else None.
 
         Raises
         ------
         utils.UserError
-            It was another training: the first setting that differs is named.
+            ``last.pt`` is damaged, or no training's.
         """
         path = self.save_dir / "last.pt"
-        if not path.exists():
-            return None
+        last = self._read_last(path) if resume and path.exists() else None
+        differs = self._difference(last) if last is not None else None
+        if self.world > 1:
+            dist.barrier()  # the first process moves files when all have read them
+        if last is not None and differs is None:
+            return self._load(last, path)
+        if self.rank == 0:
+            what = f"a training with {differs}" if differs else "an earlier training"
+            self._clear(overwrite, f"{self.save_dir} held {what}")
+        return None
+
+    def _read_last(self, path: Path) -> dict[str, Any]:
         last = checkpoint.load_pt(path)
         if not isinstance(last, dict) or not isinstance(last.get("settings"), dict):
-            raise utils.UserError(f"{path} is not what a training left; choose another save_dir")
-        for name in {**last["settings"], **self.settings}:
-            before, now = last["settings"].get(name), self.settings.get(name)
-            if before != now:
-                raise utils.UserError(
-                    f"{self.save_dir} holds a training with {name} {before}, not {now}; choose "
-                    "another save_dir, or give --resume False --overwrite to replace that training"
-                )
+            raise utils.UserError(
+                f"{path} is not what a training left; choose another save_dir, or give "
+                "--resume False to start anew"
+            )
+        return last
+
+    def _difference(self, last: dict[str, Any]) -> str | None:
+        """Say what makes this another training than ``last``; None where it goes on with it."""
+        before, now = last["settings"], self.settings
+        for name in {**before, **now}:
+            longer = name == "total_steps" and before.get(name, math.inf) <= now[name]
+            if before.get(name) != now.get(name) and not longer:
+                return f"{name} {before.get(name)}, not {now.get(name)}"
+        return None
+
+    def _load(self, last: dict[str, Any], path: Path) -> dict[str, float] | None:
         try:
             self.model.load_state_dict(last["model"])
             self.optimizer.load_state_dict(last["optimizer"])
@@ -277,24 +348,32 @@ class Trainer:
             self.step, measures = last["step"], last["measures"]
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise utils.UserError(f"{path} does not fit this training: {error}") from error
+        planned = last["settings"]["total_steps"]
+        if planned != self.cfg.total_steps and self.rank == 0:
+            print(
+                f"{self.save_dir} holds step {self.step} of this training with {planned} steps; "
+                f"it goes on to {self.cfg.total_steps}, at the learning rates of that length"
+            )
         return measures if self.step == self.cfg.total_steps else None
 
-    def forget(self, overwrite: bool) -> None:
-        """Delete what an earlier training left in ``save_dir``.
-
-        Raises
-        ------
-        utils.UserError
-            There is an earlier training, and ``overwrite`` does not allow it.
-        """
-        earlier = [*self.save_dir.glob("last.pt"), *self.save_dir.glob("model_steps_*.pt")]
-        if earlier and not overwrite:
-            raise utils.UserError(
-                f"{self.save_dir} holds an earlier training ({earlier[0].name}); choose another "
-                "save_dir, or add --overwrite to replace that training"
-            )
-        for path in [*earlier, *self.save_dir.glob("runs/events.*")]:
-            path.unlink()
+    def _clear(self, overwrite: bool, held: str) -> None:
+        """Move what an earlier training left aside, or delete it."""
+        earlier = [path for name in MADE for path in sorted(self.save_dir.glob(name))]
+        if not any(path.suffix == ".pt" for path in earlier):
+            return
+        if overwrite:
+            for path in earlier:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            return
+        place = self.save_dir.resolve()
+        aside = place.with_name(f"{place.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+        with utils.disk_errors(aside):
+            while aside.exists():  # of the same second
+                aside = aside.with_name(f"{aside.name}-2")
+            aside.mkdir()
+            for path in earlier:
+                shutil.move(path, aside / path.name)
+        print(f"{held}; that is now in {os.path.relpath(aside)}")
 
     def _seed(self, step: int) -> int:
         state = np.random.SeedSequence([self.cfg.seed, step, self.rank])
@@ -359,7 +438,7 @@ class Trainer:
         last = f"the last good model is {saved[-1]}" if saved else "no good model was saved before"
         return utils.UserError(
             f"the {what} is not finite at step {step}; {last}; lower lr ({self.cfg.lr}) or raise "
-            f"warmup ({self.cfg.warmup}), in another save_dir"
+            f"warmup ({self.cfg.warmup}), and run again"
         )
 
     def _saved(self) -> list[Path]:

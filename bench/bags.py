@@ -8,7 +8,8 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import MaxAbsScaler
 
 from tasks.catalogue import Samefunc
-from tasks.tables import Examples, read_examples
+from tasks.tables import read_examples
+from tasks.task import Examples
 
 # Strings and names of imports are words too; what occurs in fewer than 5 functions is left out.
 WORDS = {"token_pattern": r"(?u)\S+", "lowercase": False, "min_df": 5}
@@ -29,7 +30,7 @@ class Bags:
     Parameters
     ----------
     kind : {"bag of tokens", "TF-IDF"}
-    train : classify.Examples
+    train : tasks.task.Examples
         What words and scales are taken from.
     """
 

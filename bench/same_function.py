@@ -31,8 +31,8 @@ from sklearn.linear_model import LogisticRegression
 
 import classify
 import utils
-from tasks.catalogue import Samefunc, read_ids
-from tasks.tables import Examples
+from tasks.catalogue import Samefunc
+from tasks.task import Examples
 from terminal.arguments import names_of
 from terminal.command_line import command_line
 
@@ -202,7 +202,7 @@ def measures(
     model, info, tokenizer = classify.load_classifier(str(model_file), "samefunc")
     found: dict[str, dict[str, dict[str, float]]] = {"network": {}, "vectors alone": {}}
     for split in ("train", "dev", "test"):
-        data = read_ids(Samefunc, pairs[split], tokenizer, info.max_len)
+        data = Samefunc.read(pairs[split], tokenizer, info.max_len)
         cosine = data.encode(model)[data.rows].prod(1).sum(1, keepdim=True).numpy()  # (N, 1)
         if split == "train":
             alone = LogisticRegression().fit(cosine, data.label)

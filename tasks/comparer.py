@@ -1,4 +1,4 @@
-"""Compare two texts: `classify.py`'s network for tasks that ask "the same?".
+"""Tasks that ask of two texts "the same?": the network, its data and its losses.
 
 [CLS] before both texts, as BERT has it for sentences, does not learn to compare code from some
 thousand pairs, and leaves each text half of the room. Here each text becomes one vector by itself,
@@ -7,7 +7,7 @@ alike the texts' words are: which words is what tells functions apart best, and 
 wrote differently is what BERT is there for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import scipy.sparse
@@ -15,8 +15,12 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import models
+import train
+from optim import OneCycleAdamW
+from tasks.task import Examples, Task
 from tokenization import CorpusTokenizer, FullTokenizer
 
 # Windows of max_len tokens each that BERT reads of a text. Words are counted in the whole text.
@@ -24,6 +28,8 @@ WINDOWS = 6  # from the start
 TRAINED = 2  # in training: from anywhere, another stretch each time
 ENCODED = 64  # texts at a time
 TEMPERATURE = 0.07  # of cosines in the contrastive loss
+CALIBRATION = 4096  # pairs that the weights of words are taken from
+HEAD_LR = 40  # learning rate of all but BERT, where cfg.lr is BERT's
 
 
 class ComparisonData:
@@ -146,6 +152,16 @@ class ComparisonData:
             found.append(model.vectors(ids, mask))
         return torch.cat(found)[torch.from_numpy(np.argsort(order)).to(device)]
 
+    def scorer(self, model: "Comparer", device: torch.device) -> Callable[[np.ndarray], Tensor]:
+        """Return a function from rows to logits, float (rows, labels); each text is read once."""
+        vectors = self.encode(model)
+
+        def score(rows: np.ndarray) -> Tensor:
+            texts = self.rows[rows]
+            return model.compare(vectors[texts], torch.from_numpy(self.counts(texts)).to(device))
+
+        return score
+
 
 class Comparer(nn.Module):
     """Logistic regression on how alike two texts' words are, and their vectors by BERT.
@@ -267,3 +283,40 @@ def contrast(vectors: Tensor, group: Tensor, label: Tensor, weight: Tensor) -> T
         logits = (x @ x.T / TEMPERATURE).masked_fill(~other, -1e4)
         loss = F.cross_entropy(logits, partner, reduction="none")
     return (loss * (label * weight).repeat_interleave(2)).sum()
+
+
+class ComparisonTask(Task):
+    """A task for `Comparer`. All but its BERT starts from nothing, so it learns faster."""
+
+    network = Comparer
+
+    @staticmethod
+    def read(
+        examples: Examples, tokenizer: CorpusTokenizer | FullTokenizer, max_len: int
+    ) -> ComparisonData:
+        pairs = zip(examples.text_a, examples.text_b, strict=True)
+        rows = tqdm(pairs, "texts", len(examples.text_a), unit="row", disable=None)
+        return ComparisonData(rows, examples.label, tokenizer, max_len)
+
+    @staticmethod
+    def prepare(model: Comparer, data: ComparisonData, seed: int) -> None:
+        some = np.random.default_rng(seed).permutation(len(data))[:CALIBRATION]
+        model.calibrate(torch.from_numpy(data.counts(data.rows[some])))
+
+    @staticmethod
+    def get_losses(model: Comparer, batch: dict[str, Tensor]) -> train.Losses:
+        """Return the mean cross-entropy (nats), and `contrast`."""
+        label, weight = batch["label"], batch["weight"]
+        logits, vectors = model(batch["input_ids"], batch["input_mask"], batch["counts"])
+        loss = F.cross_entropy(logits.float(), label, reduction="none")
+        return {
+            "loss": (loss * weight).sum(),
+            "contrast_loss": contrast(vectors, batch["group"], label, weight),
+        }
+
+    @staticmethod
+    def get_optimizer(cfg: train.Config, model: Comparer) -> OneCycleAdamW:
+        bert = {"params": list(model.transformer.parameters()), "lr": cfg.lr}
+        head = [p for n, p in model.named_parameters() if not n.startswith("transformer.")]
+        groups = [bert, {"params": head, "lr": HEAD_LR * cfg.lr, "weight_decay": 0.1}]
+        return OneCycleAdamW(groups, cfg.lr, cfg.warmup, cfg.total_steps)

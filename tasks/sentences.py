@@ -1,13 +1,17 @@
-"""BERT's classifier of one text or two, and the batches that it reads."""
+"""Tasks for BERT's classifier of one text or two: the network, and the batches that it reads."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import models
 import train
-from tasks.tables import Examples
+from optim import optim4GPU
+from tasks.task import Examples, Task
 from tokenization import CorpusTokenizer, FullTokenizer
 
 
@@ -94,3 +98,28 @@ class ClassificationData:
         label = np.zeros(len(rows), np.int64) if self.label is None else self.label[rows]
         weight = np.full(len(rows), 1 / len(rows), np.float32)
         return dict(input_ids=ids, segment_ids=segment, input_mask=mask, label=label, weight=weight)
+
+    def scorer(self, model: Classifier, device: torch.device) -> Callable[[np.ndarray], Tensor]:
+        """Return a function from rows to logits, float (rows, labels)."""
+
+        def score(rows: np.ndarray) -> Tensor:
+            batch = self.batch(rows)
+            names = ("input_ids", "segment_ids", "input_mask")
+            return model(*(torch.from_numpy(batch[name]).to(device) for name in names))
+
+        return score
+
+
+class SentenceTask(Task):
+    """A task for `Classifier`, trained as BERT's authors did."""
+
+    network = Classifier
+    read = ClassificationData
+    get_optimizer = staticmethod(optim4GPU)
+
+    @staticmethod
+    def get_losses(model: Classifier, batch: dict[str, Tensor]) -> train.Losses:
+        """Return the mean cross-entropy (nats)."""
+        logits = model(batch["input_ids"], batch["segment_ids"], batch["input_mask"])
+        loss = F.cross_entropy(logits.float(), batch["label"], reduction="none")
+        return {"loss": (loss * batch["weight"]).sum()}

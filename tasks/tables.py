@@ -1,49 +1,17 @@
 """Tables of examples: tab-separated files with a header."""
 
-import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from torch import nn
 
+from tasks.task import Examples, Task
 from utils import UserError
-
-
-class Task:
-    """Columns and labels of a TSV file.
-
-    Attributes
-    ----------
-    labels : tuple of str
-        Of two labels the last one is the positive one.
-    label, text_a, text_b : str
-        Names of columns in the header; ``text_b`` is None for single texts.
-    tokenizer : {"corpus", "bert"}
-        How texts are read, where no pre-trained model says it.
-    network : type
-        `Classifier`, [CLS] over both texts, or `compare.Comparer`, a vector for each.
-    """
-
-    labels: tuple[str, ...]
-    label: str
-    text_a: str
-    text_b: str | None
-    tokenizer: Literal["corpus", "bert"]
-    network: type[nn.Module]
-
-
-@dataclasses.dataclass
-class Examples:
-    """The rows of a TSV file; ``text_b`` and ``label`` (index into the task's) may be None."""
-
-    text_a: list[str]
-    text_b: list[str] | None
-    label: np.ndarray | None
 
 
 def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Examples:
     """Read a TSV file of GLUE's kind: a header, no quoting, every line as many columns.
+
+    Rows whose label is ``task.no_label`` are left out, and a line says how many.
 
     Raises
     ------
@@ -73,6 +41,7 @@ def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Example
                 "columns are separated by tabs"
             )
     header, *rows = rows
+    numbers = range(2, len(lines) + 1)
     names = [task.text_a, task.text_b, task.label if labelled else None]
     missing = [name for name in names if name is not None and name not in header]
     if missing:
@@ -80,9 +49,17 @@ def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Example
             f"{file}:1: no column '{missing[0]}' in the header ({', '.join(header)}); "
             f"{task.__name__.lower()} needs it"
         )
+    if labelled and task.no_label is not None:
+        at = header.index(task.label)
+        known = [i for i, row in enumerate(rows) if row[at] != task.no_label]
+        if len(known) < len(rows):
+            print(f"{file}: left out {len(rows) - len(known):,} rows labelled '{task.no_label}'")
+        rows, numbers = [rows[i] for i in known], [numbers[i] for i in known]
+        if not rows:
+            raise UserError(f"{file} has no row with one of the labels {', '.join(task.labels)}")
     a, b, label = (None if n is None else [row[header.index(n)] for row in rows] for n in names)
     if labelled:
-        for number, value in enumerate(label, 2):
+        for number, value in zip(numbers, label, strict=True):
             if value not in task.labels:
                 raise UserError(
                     f"{file}:{number}: unknown label '{value}'; the labels are "

@@ -24,8 +24,9 @@ import classify
 import models
 from formats.huggingface import hugging_face_name
 from tasks.catalogue import Mnli, Mrpc, Samefunc
-from tasks.sentences import ClassificationData, Classifier
-from tasks.tables import Examples, read_examples
+from tasks.sentences import ClassificationData, Classifier, SentenceTask
+from tasks.tables import read_examples
+from tasks.task import Examples
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import UserError
 
@@ -358,10 +359,8 @@ def test_training_learns(trained):
     assert names == {*models_saved, "last.pt", "model.json", "runs", "vocab.txt"}
     code, out, _ = run(folder, *arguments)
     assert code == 0
-    assert (
-        "model_steps_228.pt is the end of this training; --resume False --overwrite does it again"
-        in out
-    )
+    assert out.startswith("out holds this training, finished; --resume False repeats it\n")
+    assert "model out/model_steps_228.pt; measure it" in out
 
 
 def test_killed_training_goes_on_to_the_same_model(trained, monkeypatch, capsys):
@@ -383,11 +382,6 @@ def test_killed_training_goes_on_to_the_same_model(trained, monkeypatch, capsys)
     assert re.search("steps (100|200) to 228", capsys.readouterr().out)
     for name in ("model_steps_228.pt", "model.json", "vocab.txt"):
         assert (folder / "killed" / name).read_bytes() == (folder / "out" / name).read_bytes()
-    # An earlier training is replaced only if told.
-    before = {path: path.stat().st_mtime_ns for path in (folder / "killed").iterdir()}
-    with pytest.raises(UserError, match=r"killed holds an earlier training \(last\.pt\); .*--over"):
-        classify.main(**given, resume=False)
-    assert {path: path.stat().st_mtime_ns for path in (folder / "killed").iterdir()} == before
 
 
 def test_evaluation(trained):
@@ -447,10 +441,82 @@ def test_mistakes(trained, pretrained):
         (["--mode", "eval", "--model_file", pt, "--data_file", "test.tsv"], "unknown key"),
         (["--mode", "eval", "--model_file", "x.pt"], "model.json is missing; classify.py writes"),
         ([*arguments, "--max_len", 33], "max_len 33 is larger than the model's max_len 32"),
-        ([*arguments, "--max_len", 12], "out holds a training with max_len 16, not 12"),
     ]:
         code, _, err = run(folder, *wrong)
         assert code == 1
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert message in err
+
+
+def test_a_setting_is_changed_and_the_same_command_run_again(trained, monkeypatch, capsys):
+    """The earlier training moves aside with all that belongs to it, and nothing is asked."""
+    folder, arguments, _ = trained
+    monkeypatch.chdir(folder)
+    cfg = json.loads((folder / "cfg.json").read_text())
+    names = [str(name).removeprefix("--") for name in arguments[::2]]
+    given = dict(zip(names, map(str, arguments[1::2]), strict=True))
+    given |= {"train_cfg": "edited.json", "save_dir": "edited"}
+    for change in ({"n_epochs": 1}, {"n_epochs": 1, "lr": 0.002}, {"n_epochs": 2, "lr": 0.002}):
+        (folder / "edited.json").write_text(json.dumps(cfg | change))
+        classify.main(**given)
+    said = capsys.readouterr().out
+    assert "edited held a training with lr 0.003, not 0.002; that is now in edited-before-" in said
+    assert "edited holds step 19 of this training with 19 steps; it goes on to 38" in said
+    (moved,) = folder.glob("edited-before-*")
+    expected = {"last.pt", "model.json", "model_steps_19.pt", "runs", "vocab.txt"}
+    assert {path.name for path in moved.iterdir()} == expected
+    classify.load_classifier(moved / "model_steps_19.pt", "samefunc")
+    assert {path.name for path in (folder / "edited").iterdir()} == expected | {"model_steps_38.pt"}
+
+
+class Called(SentenceTask):
+    """The test's own task: does a text hold a call?"""
+
+    labels = ("no", "yes")
+    label, text_a, text_b = "calls", "code", None
+    tokenizer = "corpus"
+
+
+def test_a_new_task_is_one_class(pretrained, tmp_path, monkeypatch, capsys):
+    rng = random.Random(1)
+    rows = []
+    for _ in range(300):
+        calls = rng.random() < 0.5
+        words = rng.choices(["call", "reg8"] if calls else ["mov", "push"], k=6)
+        rows.append(f"{'yes' if calls else 'no'}\t{' '.join(words)}")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "table.tsv", "calls\tcode\n" + "\n".join(rows) + "\n")
+    cfg = dict(seed=1, batch_size=32, lr=0.003, n_epochs=20, warmup=0.1, save_steps=999)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/called.json").write_text(json.dumps(cfg | {"total_steps": 9999}))
+    start = str(pretrained[0] / "model_steps_7.pt")
+    classify.main("called", data_file="table.tsv", pretrain_file=start)
+    model = "out-called/model_steps_200.pt"
+    classify.main("called", data_file="table.tsv", model_file=model, mode="eval")
+    said = capsys.readouterr().out
+    assert "300 examples, 2 labels" in said
+    assert json.loads(Path("out-called/table_metrics.json").read_text())["accuracy"] > 0.95
+
+
+def test_an_unknown_task_names_those_there_are(tmp_path):
+    code, _, err = run(tmp_path, "--task", "nothing")
+    assert code == 1
+    assert "--task nothing: the tasks are mrpc, mnli, samefunc" in err
+
+
+def test_mnli_rows_without_an_agreed_label_are_left_out_and_counted(tmp_path, capsys):
+    row = "0\t1\t2\tfiction\t( a )\t( b )\t(ROOT a)\t(ROOT b)\tone\ttwo\tneutral\t{}\n"
+    rows = "".join(map(row.format, ("entailment", "-", "neutral", "-")))
+    file = write(tmp_path / "dev.tsv", f"{MNLI}label1\tgold_label\n{rows}")
+    examples = read_examples(Mnli, file, labelled=True)
+    assert [Mnli.labels[i] for i in examples.label] == ["entailment", "neutral"]
+    assert len(examples.text_a) == len(examples.text_b) == 2
+    assert capsys.readouterr().out == f"{file}: left out 2 rows labelled '-'\n"
+    wrong = write(tmp_path / "bad.tsv", f"{MNLI}label1\tgold_label\n{rows}{row.format('maybe')}")
+    with pytest.raises(UserError, match=r"bad\.tsv:6: unknown label 'maybe'"):
+        read_examples(Mnli, wrong, labelled=True)
+    none = write(tmp_path / "none.tsv", f"{MNLI}label1\tgold_label\n{row.format('-')}")
+    with pytest.raises(UserError, match=r"none\.tsv has no row with one of the labels contr"):
+        read_examples(Mnli, none, labelled=True)
+    assert len(read_examples(Mnli, none, labelled=False).text_a) == 1

@@ -33,7 +33,8 @@ from formats.huggingface import read_vocab
 from jobs.processes import in_processes
 from pairs.folder import is_made, read_info
 from pairs.text import read_pair
-from tasks.catalogue import TASKS, Mrpc
+from tasks.catalogue import Mrpc
+from tasks.task import TASKS
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import UserError
 

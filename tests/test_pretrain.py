@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -551,20 +552,54 @@ def test_finished_training_is_not_done_again(trained, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "difference"),
     [
-        (dict(max_len=31), "out holds a training with max_len 32, not 31; choose another save_dir"),
-        (dict(mask_prob=0.2), "mask_prob 0.25, not 0.2"),
+        (dict(max_len=31), "max_len 32, not 31"),
+        (dict(mask_prob=0.2), r"mask_prob 0\.25, not 0\.2"),
         (dict(model_cfg="other.json"), "model_cfg n_layers 2, not 3"),
         (dict(train_cfg="other_train.json"), r"lr 0\.003, not 0\.02"),
         (dict(train_cfg="other_batch.json"), "batch_size 32, not 16"),
-        (
-            dict(data_file="other_corpus.txt"),
-            "out holds a training with corpus_sha256 [0-9a-f]+, not",
-        ),
-        (dict(vocab="other_vocab.txt"), "out holds a training with vocab_sha256 [0-9a-f]+, not"),
+        (dict(data_file="other_corpus.txt"), "corpus_sha256 [0-9a-f]+, not [0-9a-f]+"),
+        (dict(vocab="other_vocab.txt"), "vocab_sha256 [0-9a-f]+, not [0-9a-f]+"),
         (dict(precision="float16"), "precision (bfloat16|float32), not float16"),
-        (dict(resume=False), r"out holds an earlier training \(last\.pt\); .*--overwrite"),
+    ],
+)
+def test_a_setting_is_changed_and_the_training_run_again(
+    trained, tmp_path, monkeypatch, capsys, changes, difference
+):
+    folder, _ = trained
+    shutil.copytree(folder / "out", tmp_path / "out")
+    other = {"other.json": MODEL | {"n_layers": 3}, "other_train.json": TRAINING | {"lr": 0.02}}
+    other["other_batch.json"] = TRAINING | {"batch_size": 16}
+    for name, content in other.items():
+        (folder / name).write_text(json.dumps(content))
+    corpus, vocab = folder / "data/corpus.txt", folder / "vocab/vocab.txt"
+    (folder / "other_corpus.txt").write_text(corpus.read_text() + "\nmov\npop\n")
+    *words, last, first = vocab.read_text().splitlines()
+    (folder / "other_vocab.txt").write_text("\n".join([*words, first, last]) + "\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(train.Trainer, "train", lambda self: stop())
+    with pytest.raises(Stop):
+        pretrain.main(**{"max_len": 32, "max_pred": 6, "save_dir": str(tmp_path / "out")} | changes)
+    said = capsys.readouterr().out
+    assert re.search(rf"out held a training with {difference}; that is now in .*out-before-", said)
+    assert "steps 0 to 150" in said
+    (moved,) = tmp_path.glob("out-before-*")
+    assert sorted(path.name for path in moved.iterdir()) == sorted(os.listdir(folder / "out"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.json", "vocab.txt"}
+
+
+class Stop(Exception):
+    """Instead of a training that a test does not need."""
+
+
+def stop():
+    raise Stop
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         (dict(max_len=33), r"max_len 33 is larger than the max_len 32 of config/bert_small\.json"),
         (dict(model_cfg="wrong_size.json"), r"wrong_size\.json has vocab_size 99, but .*15 tokens"),
         (dict(data_file="none.txt"), r"no corpus none\.txt"),
@@ -572,21 +607,28 @@ def test_finished_training_is_not_done_again(trained, monkeypatch, capsys):
         (dict(train_cfg="none.json"), r"none\.json"),
     ],
 )
-def test_settings_that_disagree(trained, monkeypatch, changes, message):
+def test_settings_that_cannot_be(trained, monkeypatch, changes, message):
     folder, _ = trained
-    (folder / "other.json").write_text(json.dumps(MODEL | {"n_layers": 3}))
     (folder / "wrong_size.json").write_text(json.dumps(MODEL | {"vocab_size": 99}))
-    (folder / "other_train.json").write_text(json.dumps(TRAINING | {"lr": 0.02}))
-    (folder / "other_batch.json").write_text(json.dumps(TRAINING | {"batch_size": 16}))
-    corpus, vocab = folder / "data/corpus.txt", folder / "vocab/vocab.txt"
-    (folder / "other_corpus.txt").write_text(corpus.read_text() + "\nmov\npop\n")
-    *words, last, first = vocab.read_text().splitlines()
-    (folder / "other_vocab.txt").write_text("\n".join([*words, first, last]) + "\n")
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").iterdir()}
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=message):
         pretrain.main(**{"max_len": 32, "max_pred": 6} | changes)
     assert {path: path.stat().st_mtime_ns for path in (folder / "out").iterdir()} == before
+
+
+def test_raising_total_steps_goes_on(trained, tmp_path, monkeypatch, capsys):
+    folder, _ = trained
+    shutil.copytree(folder / "out", tmp_path / "out")
+    (folder / "longer.json").write_text(json.dumps(TRAINING | {"total_steps": 160}))
+    monkeypatch.chdir(folder)
+    arguments = {"max_len": 32, "max_pred": 6, "save_dir": str(tmp_path / "out")}
+    pretrain.main("longer.json", **arguments)
+    said = capsys.readouterr().out
+    assert "holds step 150 of this training with 150 steps; it goes on to 160" in said
+    assert "steps 150 to 160" in said
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["masked_lm_accuracy"] > 0.9
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_start_from_a_trained_model(trained, monkeypatch, capsys):
@@ -602,8 +644,8 @@ def test_start_from_a_trained_model(trained, monkeypatch, capsys):
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
     # The starting point is a setting of the training: another one is another training.
-    with pytest.raises(UserError, match="pretrain_sha256"):
-        pretrain.main(**arguments, save_dir="longer")
+    pretrain.main(**arguments, save_dir="longer")
+    assert "longer held a training with pretrain_sha256" in capsys.readouterr().out
     (folder / "wrong.json").write_text(json.dumps(MODEL | {"n_layers": 3}))
     with pytest.raises(UserError, match=re.escape(str(model_file))):
         pretrain.main(

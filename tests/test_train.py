@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,12 +160,12 @@ def test_resumed_run_is_the_same_run(tmp_path, step):
         broken.train()
     again = make_trainer(tmp_path / "broken")
     torch.manual_seed(99)  # nothing depends on it
-    assert again.resume() is None
+    assert again.start() is None
     assert again.step == step // 4 * 4
     measures = again.train()
     assert torch.equal(weights(again), weights(whole))
     finished = make_trainer(tmp_path / "broken")
-    assert finished.resume() == measures
+    assert finished.start() == measures
     assert torch.equal(weights(finished), weights(whole))
 
 
@@ -179,13 +180,88 @@ def test_dropout_differs_from_step_to_step(tmp_path):
     assert len({tuple(mask.tolist()) for mask in seen}) == 10
 
 
-def test_resume_needs_the_same_settings(tmp_path):
-    make_trainer(tmp_path).train()
-    with pytest.raises(UserError, match=r"lr 0\.01, not 0\.02; choose another save_dir"):
-        make_trainer(tmp_path, lr=0.02).resume()
-    with pytest.raises(UserError, match="total_steps 10, not 9"):
-        make_trainer(tmp_path, total_steps=9).resume()
-    make_trainer(tmp_path, save_steps=5).resume()
+def files(folder):
+    """Every file under a folder, by its path there: its bytes."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def aside(save_dir):
+    """The folders that earlier trainings were moved to, in the order of their names."""
+    return sorted(save_dir.parent.glob(f"{save_dir.name}-before-*"))
+
+
+@pytest.mark.parametrize("changes", [{"lr": 0.02}, {"total_steps": 9}])
+def test_another_training_moves_aside_and_nothing_is_lost(tmp_path, capsys, changes):
+    save_dir = tmp_path / "out"
+    make_trainer(save_dir).train()
+    before = files(save_dir)
+    other = make_trainer(save_dir, **changes)
+    assert other.start() is None
+    assert (other.step, list(save_dir.iterdir())) == (0, [])
+    (moved,) = aside(save_dir)
+    assert re.fullmatch(r"out-before-\d{8}-\d{6}", moved.name)
+    assert files(moved) == before
+    (name, value), old = *changes.items(), {"lr": 0.01, "total_steps": 10}
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"{save_dir} held a training with {name} {old[name]}, not {value}; ")
+    assert said.endswith(f"now in {os.path.relpath(moved)}")
+    other.train()
+    alone = make_trainer(tmp_path / "alone", **changes)
+    alone.train()
+    assert torch.equal(weights(other), weights(alone))
+    # What lies there now makes room as well, and both are kept.
+    make_trainer(save_dir, lr=0.03).start()
+    assert len(aside(save_dir)) == 2
+
+
+def test_files_of_the_user_stay_where_they_are(tmp_path):
+    save_dir = tmp_path / "out"
+    make_trainer(save_dir).train()
+    (save_dir / "mine.txt").write_text("stays")
+    make_trainer(save_dir, lr=0.02).start()
+    assert [path.name for path in save_dir.iterdir()] == ["mine.txt"]
+
+
+def test_models_of_unknown_origin_move_aside(tmp_path):
+    """A run that was killed between its first model and last.pt, or models copied there."""
+    save_dir = tmp_path / "out"
+    save_dir.mkdir()
+    (save_dir / "model_steps_7.pt").write_bytes(b"who knows")
+    assert make_trainer(save_dir).start() is None
+    assert [path.name for path in aside(save_dir)[0].iterdir()] == ["model_steps_7.pt"]
+
+
+def test_what_may_change_does_not_move_a_training(tmp_path):
+    save_dir = tmp_path / "out"
+    measures = make_trainer(save_dir).train()
+    before = files(save_dir)
+    assert make_trainer(save_dir, save_steps=5, keep=1, n_epochs=9).start() == measures
+    assert files(save_dir) == before
+    assert not aside(save_dir)
+
+
+@pytest.mark.parametrize("reached", [10, 4])
+def test_more_steps_are_a_continuation(tmp_path, capsys, reached):
+    save_dir = tmp_path / "out"
+    shorter = make_trainer(save_dir, crash_at(reached))
+    if reached < 10:
+        with pytest.raises(Crash):
+            shorter.train()
+    else:
+        shorter.train()
+    longer = make_trainer(save_dir, total_steps=20)
+    assert longer.start() is None
+    assert longer.step == reached
+    said = f"{save_dir} holds step {reached} of this training with 10 steps; it goes on to 20"
+    assert said in capsys.readouterr().out
+    rates = []
+    step = longer.optimizer.step
+    longer.optimizer.step = lambda: (rates.append(longer.optimizer.get_lr()[0]), step())
+    longer.train()
+    assert rates == pytest.approx([0.01 * (1 - k / 20) for k in range(reached, 20)])
+    assert (save_dir / "model_steps_20.pt").exists()
+    assert not aside(save_dir)
+    assert make_trainer(save_dir, total_steps=20).start() is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", "list"])
@@ -195,7 +271,7 @@ def test_broken_last(tmp_path, content):
     else:
         (tmp_path / "last.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"last\.pt"):
-        make_trainer(tmp_path).resume()
+        make_trainer(tmp_path).start()
 
 
 @pytest.mark.parametrize("key", ["model", "optimizer", "scaler", "step", "measures"])
@@ -205,20 +281,22 @@ def test_last_of_something_else(tmp_path, key):
     del last[key]
     torch.save(last, tmp_path / "last.pt")
     with pytest.raises(UserError, match=r"last\.pt does not fit this training"):
-        make_trainer(tmp_path).resume()
+        make_trainer(tmp_path).start()
 
 
-def test_forget_must_be_told_to(tmp_path):
-    trainer = make_trainer(tmp_path)
-    trainer.forget(overwrite=False)  # there is nothing yet
-    trainer.train()
-    (tmp_path / "mine.txt").write_text("stays")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"an earlier training \(last\.pt\); .*--overwrite"):
-        trainer.forget(overwrite=False)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    trainer.forget(overwrite=True)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine.txt"]
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_starting_anew(tmp_path, overwrite):
+    save_dir = tmp_path / "out"
+    make_trainer(save_dir).train()
+    (save_dir / "mine.txt").write_text("stays")
+    before = files(save_dir)
+    again = make_trainer(save_dir)
+    assert again.start(resume=False, overwrite=overwrite) is None
+    assert again.step == 0
+    assert list(files(save_dir)) == [Path("mine.txt")]
+    kept = [files(folder) for folder in aside(save_dir)]
+    del before[Path("mine.txt")]
+    assert kept == ([] if overwrite else [before])
 
 
 @pytest.mark.parametrize(
@@ -259,7 +337,7 @@ def test_weights_that_break_after_a_finite_loss_are_not_saved(tmp_path):
         trainer.train()
     assert_only_good_models(tmp_path)
     again = make_trainer(tmp_path)
-    again.resume()
+    again.start()
     assert again.step == 4
 
 
@@ -275,7 +353,7 @@ def test_keep(tmp_path, keep):
         broken.train()
     (tmp_path / "broken/model_steps_x.pt").write_text("not ours")
     again = make_trainer(tmp_path / "broken", keep=keep, save_steps=2)  # may change on the way
-    assert again.resume() is None
+    assert again.start() is None
     again.train()
     found = {path.name for path in (tmp_path / "broken").glob("model_*")}
     assert found == names | {"model_steps_x.pt"}
@@ -342,7 +420,7 @@ def test_float16_resumes_with_its_scale(tmp_path):
     with pytest.raises(Crash):
         broken.train()
     again = make_trainer(tmp_path / "broken", losses=overflow_at(3), how=HALF)  # the 7th by now
-    again.resume()
+    again.start()
     assert (again.step, again.scaler.get_scale()) == (4, 2**7)
     again.train()
     assert again.scaler.get_scale() == whole.scaler.get_scale() == 2**6
@@ -382,7 +460,7 @@ def test_interrupted_run_goes_on(tmp_path, number, capsys):
     assert signal.getsignal(number) == handler
     assert "saved at step 6; the same command goes on" in capsys.readouterr().out
     again = make_trainer(tmp_path / "stopped")
-    again.resume()
+    again.start()
     assert again.step == 6
     again.train()
     assert torch.equal(weights(again), weights(whole))
@@ -417,7 +495,7 @@ def test_a_second_signal_quits_at_once(tmp_path):
     assert process.returncode == -signal.SIGINT
     assert error == "stopping after this step; once more stops at once\n"
     again = make_trainer(tmp_path)
-    again.resume()
+    again.start()
     assert again.step == 4  # what was saved before is whole
 
 
@@ -456,7 +534,7 @@ def killing(*arguments):
 
 os.{function} = killing
 trainer = test_train.make_trainer({save_dir!r})
-trainer.resume()
+trainer.start()
 trainer.train()
 """
 
@@ -484,7 +562,7 @@ def test_killed_while_saving(tmp_path, function, before, number):
     assert done.returncode == -signal.SIGKILL
     assert bool(list(save_dir.glob(".*.tmp"))) == (function == "fsync")
     again = make_trainer(save_dir)
-    again.resume()
+    again.start()
     assert again.step == 4 * ((number - (function == "fsync")) // 2)
     again.train()
     assert torch.equal(weights(again), weights(whole))
@@ -590,7 +668,7 @@ def test_two_processes_do_the_training_of_one(tmp_path, port):
     assert len(list((tmp_path / "two/runs").iterdir())) == 1
     # A run of two processes is resumed by one.
     again = make_trainer(tmp_path / "two", p_drop=0.0)
-    assert again.resume() is not None
+    assert again.start() is not None
 
 
 def test_two_processes_that_are_stopped_go_on(tmp_path, port):
@@ -602,7 +680,7 @@ def test_two_processes_that_are_stopped_go_on(tmp_path, port):
     one = make_trainer(tmp_path / "one", p_drop=0.0, total_steps=30, save_steps=30)
     one.train()
     again = make_trainer(tmp_path / "two", p_drop=0.0, total_steps=30, save_steps=30)
-    assert again.resume() is None
+    assert again.start() is None
     assert again.step == train.LOG_STEPS
     again.train()
     assert torch.allclose(weights(again), weights(one), rtol=1e-5, atol=1e-6)
