@@ -39,6 +39,8 @@ import utils
 from binary.analysis import Analysis, analysis_settings, cache_file, count_imports, load_analysis
 from binary.builds import find_programs, find_refused
 from binary.cache import SKIPPED, analyse_all
+from binary.tokens import VERSION as TOKENS
+from binary.tokens import Tokens, tokenise
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT
 from jobs.run import run_all
 from pairs import walks
@@ -231,6 +233,7 @@ def describe_pairs(
                     for binary in binaries
                 ],
                 analysis=analysis_settings(),
+                tokens=TOKENS,
                 analyses=[cache_file(".", binary["sha256"]).name for binary in binaries],
                 settings=settings,
                 seed=seed,
@@ -309,14 +312,17 @@ def is_there(data: str, pair: PairInfo) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _analysis(file: Path) -> Analysis:
-    return load_analysis(file, for_display=False)
+def _read(file: Path) -> tuple[Analysis, Tokens]:
+    analysis = load_analysis(file, for_display=False)
+    return analysis, tokenise(analysis)
 
 
 def write_pair(pair: PairInfo, output_dir: str, data: str) -> None:
     """Merge, walk and write one pair; runs in a worker."""
-    first, second = (_analysis(file) for file in analysis_files(pair, output_dir))
-    merged = merge(first, second)
+    analyses, tokens = zip(*map(_read, analysis_files(pair, output_dir)), strict=True)
+    merged = merge(*analyses)
+    sizes = np.concatenate([np.diff(of_binary.offsets) for of_binary in tokens])
+    dictionary = sorted(set().union(*(of_binary.dictionary for of_binary in tokens)))
     settings = pair.settings
     # Seeded by content, so that a pair's walks stay when other binaries join and numbers move.
     contents = [int(binary.sha256[:16], 16) for binary in pair.binaries]
@@ -333,15 +339,15 @@ def write_pair(pair: PairInfo, output_dir: str, data: str) -> None:
         walks=int((-(-lengths // settings.walk_length)).sum()),
         documents=len(lengths),
         documents_in_both=int(np.count_nonzero((in_second > 0) & (in_second < lengths))),
-        tokens=int(np.diff(merged.offsets)[blocks].sum()),
+        tokens=int(sizes[blocks].sum()),
         document_lengths=np.bincount(lengths).tolist(),
     )
     done = dataclasses.asdict(dataclasses.replace(pair, counts=counts))
     try:
         with utils.atomic_folder(pair_folder(data, pair.pair)) as folder:
             walks.save_walks(folder / "walks.npz", blocks, document)
-            dictionary = "".join(f"{token}\n" for token in merged.dictionary)
-            (folder / "dictionary.txt").write_text(dictionary, encoding="utf-8", newline="\n")
+            lines = "".join(f"{token}\n" for token in dictionary)
+            (folder / "dictionary.txt").write_text(lines, encoding="utf-8", newline="\n")
             (folder / "pair.json").write_text(json.dumps(done) + "\n")
     except OSError:
         # On a cluster, a worker that was thought dead may have written the same pair just now.
@@ -416,7 +422,7 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
     info = read_info(pair_folder(data, pair))
     analyses = [load_analysis(file) for file in analysis_files(info, outputDir)]
     merged = merge(*analyses)
-    words, tokens, offsets = merged.dictionary, merged.tokens, merged.offsets
+    words = [words for analysis in analyses for words in tokenise(analysis).words()]
     text = [lines for analysis in analyses for lines in analysis.instructions]
     names = [name for analysis in analyses for name in analysis.function_name]
     partner = dict(merged.merged.tolist()) | {b: a for a, b in merged.merged.tolist()}
@@ -438,7 +444,7 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
         print(line)
         for instruction in text[block].decode().splitlines():
             print(f"    {instruction}")
-        print("  tokens:", *(words[t] for t in tokens[offsets[block] : offsets[block + 1]]))
+        print("  tokens:", *words[block])
 
 
 def text(pair: int, outputDir: str = outputDir, data: str = data) -> None:

@@ -31,6 +31,7 @@ from binary.analysis import cache_file, load_analysis
 from binary.builds import find_binaries
 from binary.cache import SKIPPED, analyse_all
 from binary.symbols import STARTUP, is_symbol
+from binary.tokens import tokenise
 from terminal.arguments import names_of
 from terminal.command_line import command_line
 
@@ -144,7 +145,7 @@ def main(
 def read_functions(binary: dict[str, str], program: str, output_dir: str) -> list[Function]:
     """Return a binary's functions that have a symbol, parts and copies (foo.part.0) included."""
     analysis = load_analysis(cache_file(output_dir, binary["sha256"]))
-    words = analysis.words()
+    words = tokenise(analysis).words()
     blocks: dict[int, list[int]] = {}
     for block, function in enumerate(analysis.function[: analysis.code_blocks].tolist()):
         blocks.setdefault(function, []).append(block)

@@ -31,6 +31,7 @@ import samefunc
 import utils
 from binary.analysis import load_analysis
 from binary.instructions import clean_name, string_words
+from binary.tokens import tokenise
 from pairs.folder import analysis_files, find_pairs, read_info
 from terminal.command_line import command_line
 
@@ -118,7 +119,7 @@ def read_functions(program: str, build: str, file: Path, min_blocks: int) -> lis
         names[block].update(string_words(literal))
     for block, name in analysis.import_calls():
         names[block].add(clean_name(name))
-    words = analysis.words()
+    words = tokenise(analysis).words()
     # What blocks without names say is no name, even if a string says "add", too.
     code = {word for block in range(n_code) if not names[block] for word in words[block]}
     functions = []

@@ -31,6 +31,7 @@ import torch
 import checkpoint
 import models
 import utils
+from binary.tokens import tokenise
 from encoder.table import Encoder, choose_words
 from features.extract import Features, extract_features
 from matching.candidates import INLINED, MEASURES, OF_ENCODER, SAME, Candidates, find_candidates
@@ -272,7 +273,7 @@ def mean_states(
 
 def texts(code: Features) -> list[str]:
     """Return the functions' normalised tokens, as the corpus has them."""
-    words = code.analysis.words()
+    words = tokenise(code.analysis).words()
     return [" ".join(word for b in inside for word in words[b]) for inside in code.blocks]
 
 

@@ -51,6 +51,7 @@ import utils
 from binary.analysis import cache_file, load_analysis
 from binary.cache import analyse_all
 from binary.instructions import clean_name, string_words
+from binary.tokens import tokenise
 from features.extract import Features, extract_features
 from features.tfidf import hashed, weigh
 from matching.blocks import match_blocks
@@ -113,19 +114,17 @@ class Build:
         file = cache_file(work / "output", utils.sha256_of(copy))
         self.file = copy
         self.version = re.match(r"[\d.]*", copy.parent.name).group()  # "" for a folder "O2"
-        raw = load_analysis(file)
-        self.code = extract_features(raw)
+        self.code = extract_features(load_analysis(file))
         analysis = self.code.analysis
         self.truth: Truth = truth.read_truth(binary, work / "truth")
         self.variables = functools.partial(truth.read_variables, binary, work / "truth")
         self.peer_words = peer_words(self.code)
         sizes = truth.block_counts(self.truth, analysis)
         self.number = {a: f for f, a in enumerate(analysis.function_address.tolist()) if a}
-        # angr's functions, which may begin elsewhere, lie in ours.
-        starts = raw.function_address[: raw.code_functions]
-        block = np.searchsorted(analysis.address[: analysis.code_blocks], starts)
-        block = np.minimum(block, analysis.code_blocks - 1)
-        self.of_angr = dict(zip(starts.tolist(), analysis.function[block].tolist(), strict=True))
+        # angr's own functions, which may begin elsewhere, lie in ours.
+        code = slice(analysis.code_blocks)
+        at = analysis.address[code].tolist(), analysis.function[code].tolist()
+        self.of_angr = dict(zip(*at, strict=True))
         # name -> function as the disassembler has it, or -1
         self.functions = {
             name: self.number.get(address, -1)
@@ -441,7 +440,7 @@ def peer_words(code: Features) -> dict[str, scipy.sparse.csr_matrix]:
         strings[block] |= set(string_words(literal))
     imports = {clean_name(name) for name in analysis.import_name}
     bags: dict[str, list[list[str]]] = {"code": [], "words": []}
-    for block, words in enumerate(analysis.words()[: analysis.code_blocks]):
+    for block, words in enumerate(tokenise(analysis).words()[: analysis.code_blocks]):
         names = [w in strings[block] or w in imports for w in words]
         for part, bag in bags.items():
             wanted = part == "words"
@@ -477,7 +476,7 @@ def word2vec_scores(first: Build, second: Build) -> np.ndarray:
 
     texts = []
     for build in (first, second):
-        words = build.code.analysis.words()
+        words = tokenise(build.code.analysis).words()
         texts += [[w for b in inside for w in words[b]] for inside in build.code.blocks]
     trained = Word2Vec(texts, vector_size=64, min_count=1, workers=1, seed=0, epochs=10).wv
     number = trained.key_to_index

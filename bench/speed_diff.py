@@ -198,8 +198,6 @@ def join(parts: list[Analysis]) -> Analysis:
         instructions=texts[0] + texts[1],
         **{name: np.concatenate(column) for name, column in columns.items()},
         **listed,
-        tokens=np.zeros(0, np.int32),
-        offsets=np.zeros(len(flat["address"]) + 1, np.int64),
     )
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import numpy as np
 
 import utils
 
-VERSION = 7  # of the analysis below; a change of it makes cached analyses stale
+VERSION = 8  # of the analysis below; a change of it makes cached analyses stale
 JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
 
 
@@ -36,10 +35,6 @@ class Analysis:
         Address of the block as angr maps the binary; 0 for imports.
     function : int32 (B,)
         Index into ``function_address``; imports are functions of their own, behind the others.
-    tokens : int32, offsets : int64 (B + 1,)
-        Block b has the tokens ``dictionary[t] for t in tokens[offsets[b]:offsets[b + 1]]``.
-    dictionary : list of str
-        The distinct tokens, sorted.
     edges : int32 (m, 2), kind : uint8 (m,)
         Sorted; kind is JUMP, CALL or STEP_OVER.
     returns : bool (B,)
@@ -65,6 +60,14 @@ class Analysis:
         sorted.
     label_pointer : int32 (l,), label : list of bytes
         Near pointer label_pointer[i] lies one to the string literal label[i]: its name, perhaps.
+    first_instruction : int64 (B + 1,)
+        Block b has the instructions first_instruction[b] up to first_instruction[b + 1]; imports
+        have none.
+    instruction_form : int32 (n,), form : list of str
+        Instruction i is form[instruction_form[i]]: its mnemonic and the classes of its operands,
+        such as "mov reg8 ptr"; "str" for an operand that names a string literal. Sorted.
+    operand_string : int32 (k,)
+        For each operand "str", in their order: which row of ``string`` it names.
     instructions : list of bytes
         For display only: each block's disassembly, a line per instruction.
     code : list of bytes, instruction_size : uint8 (n,)
@@ -79,9 +82,6 @@ class Analysis:
 
     address: np.ndarray
     function: np.ndarray
-    tokens: np.ndarray
-    offsets: np.ndarray
-    dictionary: list[str]
     edges: np.ndarray
     kind: np.ndarray
     returns: np.ndarray
@@ -99,6 +99,10 @@ class Analysis:
     pointer_block: np.ndarray
     label_pointer: np.ndarray
     label: list[bytes]
+    first_instruction: np.ndarray
+    instruction_form: np.ndarray
+    form: list[str]
+    operand_string: np.ndarray
     instructions: list[bytes]
     code: list[bytes] = dataclasses.field(default_factory=list)
     instruction_size: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint8))
@@ -125,11 +129,6 @@ class Analysis:
     def code_functions(self) -> int:
         """Number of functions that hold code; they come first."""
         return len(self.function_address) - len(self.import_name)
-
-    def words(self) -> list[list[str]]:
-        """Return each block's tokens as texts."""
-        words = [self.dictionary[t] for t in self.tokens.tolist()]
-        return [words[start:end] for start, end in itertools.pairwise(self.offsets.tolist())]
 
     def import_calls(self) -> list[tuple[int, str]]:
         """Return (code block, import's name) for each block that calls an import or jumps to it."""

@@ -11,12 +11,12 @@ import numpy as np
 
 import utils
 from binary.analysis import CALL, JUMP, STEP_OVER, Analysis
+from binary.boundaries import mend_boundaries
 from binary.instructions import (
     Operand,
     block_bytes,
-    clean_name,
+    form_of,
     in_detail,
-    instruction_tokens,
     read_instructions,
     read_operands,
 )
@@ -33,7 +33,6 @@ CS_GRP_CALL, CS_GRP_INT = 2, 4
 # Above these angr moves parts to disk, which is slower: a graph of so many takes two gigabytes.
 # Version 10 has no limit of edges.
 IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
-SPECIAL_TOKENS = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
 
 
 def analyse(
@@ -79,7 +78,7 @@ def analyse(
             cfg = project.analyses.CFGFast(normalize=True)
         except Exception as error:
             raise utils.UserError(f"angr fails on the code of {path}: {_reason(error)}") from error
-        return _tidy(project, cfg, path)
+        return mend_boundaries(_tidy(project, cfg, path))
 
 
 @contextmanager
@@ -140,12 +139,8 @@ def _tidy(project, cfg, path) -> Analysis:
     if not code:
         raise utils.UserError(f"{path} holds no code that angr can find")
 
-    called_import = {  # block -> the name that its last operand becomes
-        source: import_name[target - len(code)]
-        for source, target, kind in edges
-        if kind != STEP_OVER and target >= len(code) and source < len(code)
-    }
-    sentences, string_refs, variable_refs, taken, text = [], set(), set(), set(), []
+    forms, strings, first_instruction = [], [], [0]
+    variable_refs, taken, text = set(), set(), []
     machine_code, sizes, references = [], [], set()
     block_at = {node.addr: block for block, node in enumerate(code)}
     imported = imported_data(project)
@@ -154,16 +149,15 @@ def _tidy(project, cfg, path) -> Analysis:
     offset_table = {place: block for place, block in pointers if got and got.contains_addr(place)}
     known: dict[tuple[str, str], list[Operand]] = {}
     for block, (node, instructions) in enumerate(code.items()):
-        words: list[str] = []
         loaded = made_addresses(project, node, literals)
         machine_code.append(
             block_bytes(project, node, node.addr, sum(i.size for i in instructions))
         )
         for instruction in instructions:
             operands = read_operands(project, node, instruction, known)
-            words += instruction_tokens(
-                instruction, operands, literals, pointed_at, loaded, block, string_refs
-            )
+            form, found = form_of(instruction, operands, literals, pointed_at, loaded)
+            forms.append(form)
+            strings += [(block, literal) for literal in found]
             literal = pointed_at.get(instruction.address)
             if literal is not None:
                 references.add((len(sizes), literal))
@@ -178,11 +172,9 @@ def _tidy(project, cfg, path) -> Analysis:
                     variable_refs.add((block, address, imported.get(address, "")))
                     references.add((len(sizes), address))
             sizes.append(instruction.size)
-        if block in called_import and len(operands) == 1:  # the last instruction's
-            words[-1] = clean_name(called_import[block])
-        sentences.append(words)
+        first_instruction.append(len(forms))
         text.append("\n".join(f"{i.mnemonic} {i.operands}".strip() for i in instructions).encode())
-    sentences += [[clean_name(name)] for name in import_name]
+    first_instruction += [len(forms)] * len(import_name)
     text += [b""] * len(import_name)
 
     entries = sorted({node.function_address for node in code})
@@ -200,9 +192,10 @@ def _tidy(project, cfg, path) -> Analysis:
     ]
     ends += [returning[name] and not has_successor[by_name[name]] for name in import_name]
 
-    dictionary = sorted({word for words in sentences for word in words})
-    ids = {word: i for i, word in enumerate(dictionary)}
-    string_refs, variable_refs, taken = (sorted(s) for s in (string_refs, variable_refs, taken))
+    string_refs, variable_refs, taken = (sorted(s) for s in (set(strings), variable_refs, taken))
+    row = {reference: i for i, reference in enumerate(string_refs)}
+    distinct = sorted(set(forms))
+    ids = {form: i for i, form in enumerate(distinct)}
     references = np.array(sorted(references), np.uint64).reshape(-1, 2)
     named = sorted(set(references[:, 1].tolist()) & literals.keys())
     pairs = np.array(edges, np.int64).reshape(-1, 3)
@@ -213,9 +206,6 @@ def _tidy(project, cfg, path) -> Analysis:
             + list(range(len(entries), len(entries) + len(import_name))),
             np.int32,
         ),
-        tokens=np.array([ids[word] for words in sentences for word in words], np.int32),
-        offsets=np.cumsum([0] + [len(words) for words in sentences], dtype=np.int64),
-        dictionary=dictionary,
         edges=pairs[:, :2].astype(np.int32),
         kind=pairs[:, 2].astype(np.uint8),
         returns=np.array(ends, bool),
@@ -233,6 +223,10 @@ def _tidy(project, cfg, path) -> Analysis:
         pointer_block=np.array([block for _, block in pointers], np.int32),
         label_pointer=np.array([pointer for pointer, _ in labels], np.int32),
         label=[literal for _, literal in labels],
+        first_instruction=np.array(first_instruction, np.int64),
+        instruction_form=np.array([ids[form] for form in forms], np.int32),
+        form=distinct,
+        operand_string=np.array([row[reference] for reference in strings], np.int32),
         instructions=text,
         code=machine_code + [b""] * len(import_name),
         instruction_size=np.array(sizes, np.uint8),

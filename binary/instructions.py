@@ -90,11 +90,9 @@ def _register_bytes(arch, instruction, operand) -> int:
     return size
 
 
-def instruction_tokens(
-    instruction, operands, literals, pointed_at, loaded, block, string_refs
-) -> list[str]:
-    """Return the tokens of one instruction; note (block, literal) in ``string_refs``."""
-    words = [instruction.mnemonic.replace(" ", "_")]
+def form_of(instruction, operands, literals, pointed_at, loaded) -> tuple[str, list[bytes]]:
+    """Return the mnemonic and the operands' classes, and the literals that operands "str" name."""
+    words, named = [instruction.mnemonic.replace(" ", "_")], []
     for position, operand in enumerate(operands):
         last = position == len(operands) - 1
         address = operand.address
@@ -106,11 +104,11 @@ def instruction_tokens(
             # only the last operand can be what angr computed from several instructions
             address = pointed_at.get(instruction.address)
         if address in literals:
-            words += ["str", *string_words(literals[address])]
-            string_refs.add((block, literals[address]))
+            words.append("str")
+            named.append(literals[address])
         else:
             words.append(operand.token)
-    return words
+    return " ".join(words), named
 
 
 def string_words(literal: bytes) -> list[str]:

@@ -16,7 +16,6 @@ import scipy.sparse
 
 import utils
 from binary.analysis import STEP_OVER, Analysis, cache_file, load_analysis
-from binary.boundaries import mend_boundaries
 from binary.cache import analyse_all
 from binary.disassemble import BRANCHES
 from binary.instructions import literal_words
@@ -82,7 +81,6 @@ class Features:
 
 def extract_features(analysis: Analysis) -> Features:
     """Extract the features of an analysed binary."""
-    analysis = mend_boundaries(analysis)
     n_functions = analysis.code_functions
     function = analysis.function[: analysis.code_blocks]
     order = np.argsort(function, kind="stable")

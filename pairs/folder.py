@@ -87,6 +87,8 @@ class PairInfo:
         The first and the second.
     analysis : str
         Settings of the analyses, see :func:`binary.analysis.analysis_settings`.
+    tokens : int
+        Version of the tokens, see :mod:`binary.tokens`.
     analyses : list of str
         Names of the two analyses in outputDir.
     settings : WalkSettings
@@ -101,6 +103,7 @@ class PairInfo:
     split: Literal["train", "validation", "test"]
     binaries: Annotated[list[Build], Two]
     analysis: str
+    tokens: int
     analyses: Annotated[list[str], Two]
     settings: WalkSettings
     seed: Annotated[int, Field(ge=0)]

@@ -15,10 +15,6 @@ class MergedGraph:
 
     Attributes
     ----------
-    tokens : int32, offsets : int64 (B + 1,)
-        Tokens of block b, as ids into ``dictionary``.
-    dictionary : list of str
-        The distinct tokens of both, sorted.
     address : uint64 (B,), function : int32 (B,), binary : uint8 (B,)
         The second binary's functions count on from the first's.
     edges : int32 (m, 2), kind : uint8 (m,)
@@ -31,9 +27,6 @@ class MergedGraph:
         False for imports.
     """
 
-    tokens: np.ndarray
-    offsets: np.ndarray
-    dictionary: list[str]
     address: np.ndarray
     function: np.ndarray
     binary: np.ndarray
@@ -52,12 +45,6 @@ def merge(first: Analysis, second: Analysis) -> MergedGraph:
     disagree about a block's partner, the partner with the most literals in common wins, then the
     lower block ids: a node is never more than one block of each binary.
     """
-    dictionary = sorted(set(first.dictionary) | set(second.dictionary))
-    ids = {word: i for i, word in enumerate(dictionary)}
-    tokens = []
-    for analysis in (first, second):
-        new_ids = np.array([ids[word] for word in analysis.dictionary], np.int32)
-        tokens.append(new_ids[analysis.tokens])
 
     def both(field: str, shift: int = 0) -> np.ndarray:
         a, b = getattr(first, field), getattr(second, field)
@@ -68,9 +55,6 @@ def merge(first: Analysis, second: Analysis) -> MergedGraph:
     pairs[:, 1] += first.blocks
     sizes = (first.blocks, second.blocks)
     return MergedGraph(
-        tokens=np.concatenate(tokens),
-        offsets=np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
-        dictionary=dictionary,
         address=both("address"),
         function=both("function", shift=len(first.function_address)),
         binary=np.repeat(np.array([0, 1], np.uint8), sizes),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from binary.analysis import load_analysis
+from binary.analysis import Analysis, load_analysis
+from binary.tokens import Tokens, tokenise
 from pairs.folder import PairInfo, analysis_files, read_info, remedy
 from pairs.walks import load_walks
 from tokenization import SPECIAL_TOKENS
@@ -19,21 +20,19 @@ from utils import NPZ_ERRORS, UserError, atomic_file
 class BinaryText:
     """An analysed binary, written as text once for all of its pairs.
 
-    ``texts`` are its blocks as bytes (B,), "" where a block has no tokens; block b has the tokens
-    ``words[t] for t in tokens[offsets[b]:offsets[b + 1]]``.
+    ``texts`` are its blocks as bytes (B,), "" where a block has no tokens.
     """
 
     texts: np.ndarray
-    words: list[str]
-    tokens: np.ndarray
-    offsets: np.ndarray
+    tokens: Tokens
 
     def count(self, visits: np.ndarray) -> Counter[str]:
         """Count the tokens of blocks visited so often; ``visits`` is int64 (B,)."""
-        often = np.repeat(visits, np.diff(self.offsets))
+        often = np.repeat(visits, np.diff(self.tokens.offsets))
+        words = self.tokens.dictionary
         # bincount weighs in float64, which is exact up to 2^53 tokens.
-        counts = np.bincount(self.tokens, often, len(self.words)).astype(int).tolist()
-        return Counter({word: n for word, n in zip(self.words, counts, strict=True) if n})
+        counts = np.bincount(self.tokens.tokens, often, len(words)).astype(int).tolist()
+        return Counter({word: n for word, n in zip(words, counts, strict=True) if n})
 
 
 @dataclasses.dataclass
@@ -76,6 +75,16 @@ def check_offsets(name: str, offsets: np.ndarray, size: int) -> None:
         raise ValueError(f"'{name}' falls")
 
 
+def check_instructions(analysis: Analysis) -> None:
+    """Raise a ValueError unless the arrays that tokens are made from fit together."""
+    check_offsets("first_instruction", analysis.first_instruction, len(analysis.instruction_form))
+    check_ids("instruction_form", analysis.instruction_form, len(analysis.form))
+    check_ids("operand_string", analysis.operand_string, len(analysis.string))
+    strings = np.array([form.split(" ")[1:].count("str") for form in analysis.form], np.int64)
+    if strings[analysis.instruction_form].sum() != len(analysis.operand_string):
+        raise ValueError("'operand_string' does not have a row for each operand that is a string")
+
+
 @lru_cache(maxsize=64)
 def read_binary(file: Path) -> BinaryText:
     """Read an analysed binary and write its blocks as text.
@@ -87,22 +96,20 @@ def read_binary(file: Path) -> BinaryText:
         token, a blank or a line.
     """
     analysis = load_analysis(file, for_display=False)
-    words, tokens, offsets = analysis.dictionary, analysis.tokens, analysis.offsets
     try:
-        for word in words:
+        check_instructions(analysis)
+        tokens = tokenise(analysis)
+        for word in tokens.dictionary:
             check_word(word)
-        if len(set(words)) < len(words):
-            raise ValueError("a word stands in its dictionary twice")
-        check_ids("tokens", tokens, len(words))
-        check_offsets("offsets", offsets, len(tokens))
     except ValueError as error:
         raise UserError(
             f"{file} is damaged ({error}); delete it and run `python gendata.py` again"
         ) from error
-    names = [words[i] for i in tokens.tolist()]
-    texts = np.empty(len(offsets) - 1, dtype=object)
-    texts[:] = [" ".join(names[a:b]).encode() for a, b in pairwise(offsets.tolist())]
-    return BinaryText(texts, words, tokens, offsets)
+    texts = np.empty(len(tokens.offsets) - 1, dtype=object)
+    texts[:] = [
+        "\t".join(map(" ".join, instructions)).encode() for instructions in tokens.instructions()
+    ]
+    return BinaryText(texts, tokens)
 
 
 def read_pair(folder: Path, output_dir: str) -> Pair:
@@ -135,7 +142,8 @@ def render(pair: Pair) -> tuple[list[bytes], np.ndarray]:
     -------
     documents : list of bytes
         Sentences of ``walk_length`` blocks (the last may be shorter), a line each, and a blank
-        line. What no token is in is left out, be it a sentence or a document.
+        line. A tab stands between instructions, a blank between an instruction's tokens. What no
+        token is in is left out, be it a sentence or a document.
     numbers : int64 (documents,)
         Which of the pair's walks they are.
     """
@@ -150,7 +158,7 @@ def render(pair: Pair) -> tuple[list[bytes], np.ndarray]:
     ends_sentence = (np.diff(sentence, append=-1) != 0) | ends_document
 
     # The text is blocks and separators taken in turn.
-    separators = np.array([b" ", b"\n", b"\n\n"], dtype=object)
+    separators = np.array([b"\t", b"\n", b"\n\n"], dtype=object)
     parts = np.empty(2 * len(blocks), dtype=object)
     parts[0::2] = texts[blocks]
     parts[1::2] = separators[ends_sentence.astype(int) + ends_document]

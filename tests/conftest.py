@@ -93,8 +93,12 @@ BUILDS = {
 }
 
 
-# Of an Analysis that is made up: no variables, no addresses taken, no pointers in data.
+# Of an Analysis that is made up: no instructions, no variables, no addresses taken, no pointers.
 NO_DATA = {
+    "first_instruction": np.zeros(1, np.int64),
+    "instruction_form": np.zeros(0, np.int32),
+    "form": [],
+    "operand_string": np.zeros(0, np.int32),
     "variable_block": np.zeros(0, np.int32),
     "variable_address": np.zeros(0, np.uint64),
     "variable_name": [],
@@ -117,6 +121,13 @@ def compile_c(source: str, target: Path, *flags: str) -> Path:
     subprocess.run(["cc", "-g", *flags, "-o", str(target), str(file)], check=True)
     file.unlink()
     return target
+
+
+def words(analysis, block: int) -> list[str]:
+    """Return a block's tokens."""
+    from binary.tokens import tokenise
+
+    return tokenise(analysis).words()[block]
 
 
 @pytest.fixture(scope="session")

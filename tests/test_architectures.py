@@ -11,12 +11,13 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import SOURCE
+from conftest import SOURCE, words
 from test_gendata import gendata_py
 
 import dataprocess
 from binary.analysis import CALL, load_analysis
 from binary.disassemble import analyse
+from binary.tokens import tokenise
 from pairs.merge import merge
 
 TARGETS = {  # name: (toolchain, flags)
@@ -83,11 +84,6 @@ def target(request, foreign, cached):
 @pytest.fixture(scope="session")
 def cached():
     return {}
-
-
-def words(analysis, block):
-    a, b = analysis.offsets[block : block + 2]
-    return [analysis.dictionary[t] for t in analysis.tokens[a:b]]
 
 
 def listing(file, tools) -> dict[str, list[tuple[int, str]]]:
@@ -231,7 +227,7 @@ def test_the_switch_is_resolved(target):
 
 def test_registers_have_their_width(target):
     name, _, analysis = target
-    everything = set(analysis.dictionary)
+    everything = set(tokenise(analysis).dictionary)
     if name.startswith(("arm", "thumb")):
         assert "reg4" in everything
         assert not {"reg1", "reg2"} & everything
@@ -251,11 +247,8 @@ def test_pairs_across_architectures_merge_at_imports_and_strings(builds, foreign
     assert len(pairs) == 6
     for pair in pairs:
         first, second = (load_analysis(tmp_path / "output" / f) for f in pair["analyses"])
-        merged = merge(first, second)
-        at = [
-            " ".join(merged.dictionary[t] for t in merged.tokens[slice(*merged.offsets[a : a + 2])])
-            for a in merged.merged[:, 0].tolist()
-        ]
+        merged, texts = merge(first, second), tokenise(first).words()
+        at = [" ".join(texts[a]) for a in merged.merged[:, 0].tolist()]
         assert {"malloc", "free", "qsort"} <= set(at)
         for literal in LITERALS:
             assert any(literal in text for text in at), (pair["binaries"], literal)

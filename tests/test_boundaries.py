@@ -55,9 +55,6 @@ def analysis_of(blocks, edges):
     return Analysis(
         address=np.array([a for a, _, _ in blocks] + [0], np.uint64),
         function=np.array([entries.index(e) for _, e, _ in blocks] + [len(entries)], np.int32),
-        tokens=np.zeros(0, np.int32),
-        offsets=np.zeros(n + 2, np.int64),
-        dictionary=[],
         edges=np.array([edge[:2] for edge in edges], np.int32).reshape(-1, 2),
         kind=np.array([edge[2] for edge in edges], np.uint8),
         returns=np.zeros(n + 1, bool),
@@ -159,7 +156,7 @@ def test_functions_begin_where_symbols_say(level, place, tmp_path):
         if line.split()[-1] in ("fail", "order", "reverse", "join", "main")
     }
     subprocess.run(["strip", str(binary)], check=True)
-    mended = mend_boundaries(analyse(binary))
+    mended = analyse(binary)
     entries = mended.function_address.tolist()
     assert set(named.values()) <= set(entries)
     code = sorted(entry for entry in entries if entry)

@@ -33,30 +33,39 @@ ROOT = Path(__file__).parent.parent
 WALK_LENGTH = 2
 
 
-def write_analysis(file, blocks, words):
-    """Write an analysed binary of which only the tokens matter here."""
+def write_analysis(file, blocks):
+    """Write an analysed binary of which only the tokens matter here.
+
+    An instruction has two tokens, the last one of a block perhaps one.
+    """
     n = len(blocks)
+    made = [[" ".join(block[i : i + 2]) for i in range(0, len(block), 2)] for block in blocks]
+    form = sorted({instruction for inside in made for instruction in inside})
+    strings = sum(i.split(" ")[1:].count("str") for inside in made for i in inside)
+    instructions = {
+        "first_instruction": np.cumsum([0, *map(len, made)]).astype(np.int64),
+        "instruction_form": np.array([form.index(i) for inside in made for i in inside], np.int32),
+        "form": form,
+        "operand_string": np.zeros(strings, np.int32),  # all of them name an empty literal
+    }
     analysis = Analysis(
         address=np.arange(n, dtype=np.uint64),
         function=np.zeros(n, np.int32),
-        tokens=np.array([words.index(word) for block in blocks for word in block], np.int32),
-        offsets=np.cumsum([0] + [len(block) for block in blocks]).astype(np.int64),
-        dictionary=words,
         edges=np.zeros((0, 2), np.int32),
         kind=np.zeros(0, np.uint8),
         returns=np.zeros(n, bool),
         function_address=np.zeros(1, np.uint64),
         function_name=["f"],
         import_name=[],
-        string_block=np.zeros(0, np.int32),
-        string=[],
-        **NO_DATA,
+        string_block=np.zeros(1, np.int32),
+        string=[b""],
+        **(NO_DATA | instructions),
         instructions=[b""] * n,
     )
     save_analysis(analysis, file)
 
 
-def write_pair(folder, blocks, documents, words=None, **info):
+def write_pair(folder, blocks, documents, **info):
     """Write a pair folder and, beside data/, its analyses.
 
     ``blocks``: lists of tokens, the first half of them the first binary's; ``documents``: lists of
@@ -66,9 +75,8 @@ def write_pair(folder, blocks, documents, words=None, **info):
     half = len(blocks) // 2
     analyses = []
     for side, part in enumerate((blocks[:half], blocks[half:])):
-        own = sorted({word for block in part for word in block}, key=lambda w: (len(w), w))
         analyses.append(f"{folder.name}-{side}.npz")
-        write_analysis(folder.parent.parent / "output" / analyses[-1], part, words or own)
+        write_analysis(folder.parent.parent / "output" / analyses[-1], part)
     save_walks(
         folder / "walks.npz",
         np.array([block for document in documents for block in document], np.int32),
@@ -83,6 +91,7 @@ def write_pair(folder, blocks, documents, words=None, **info):
         "split": "train",
         "binaries": builds,
         "analysis": "made up",
+        "tokens": 1,
         "analyses": analyses,
         "settings": {"walk": "any", "num_walks": 2, "walk_length": WALK_LENGTH, "sentences": 9},
         "seed": 0,
@@ -96,6 +105,10 @@ def write_pair(folder, blocks, documents, words=None, **info):
     (folder / "pair.json").write_text(json.dumps({**record, **info}))
 
 
+def plain_block(block):
+    return "\t".join(" ".join(block[i : i + 2]) for i in range(0, len(block), 2))
+
+
 def plain_documents(pairs):
     """Render the documents of each of ``[(blocks, documents), ...]`` in the plainest way."""
     seen = set()
@@ -104,7 +117,8 @@ def plain_documents(pairs):
         for document in documents:
             cuts = range(0, len(document), WALK_LENGTH)
             sentences = [document[cut : cut + WALK_LENGTH] for cut in cuts]
-            lines = [" ".join(w for block in s for w in blocks[block]) for s in sentences]
+            texts_of = [[plain_block(blocks[b]) for b in sentence] for sentence in sentences]
+            lines = ["\t".join(filter(None, inside)) for inside in texts_of]
             text = "".join(f"{line}\n" for line in lines if line)
             if text and text not in seen:
                 seen.add(text)
@@ -252,11 +266,11 @@ def test_share_of_whole_and_unknown_tokens_is_the_tokenizers():
 
 
 def test_copies_are_left_out_wherever_they_stand(inside):
-    blocks = [["mov", "reg8"], ["call"], ["mov"], ["reg8"], []]
-    # the same text from other blocks, cut at other places: 0 is 2 then 3
+    blocks = [["mov", "reg8"], ["call"], ["mov", "reg8", "call"], []]
+    # the same text from other blocks: 2 is 0 then 1
     pairs = [
-        (blocks, [[0, 1], [2, 3], [0], [1, 1, 0], [1, 1, 0]]),
-        (blocks, [[2, 3, 1], [4, 0, 4], [0, 1], [4]]),
+        (blocks, [[0, 1], [2], [0], [1, 1, 0], [1, 1, 0]]),
+        (blocks, [[2, 1], [3, 0, 3], [0, 1], [3]]),
         (blocks, [[1, 1, 0], [0, 1]]),
     ]
     for number, pair in enumerate(pairs):
@@ -264,7 +278,8 @@ def test_copies_are_left_out_wherever_they_stand(inside):
     dataprocess.main(workers=2)
     text = (inside / "data/corpus.txt").read_text()
     assert text == plain_corpus(pairs)
-    assert text == ("mov reg8 call\n\nmov reg8\n\ncall call\nmov reg8\n\n" + "mov reg8\ncall\n\n")
+    texts = ["mov reg8\tcall", "mov reg8", "call\tcall\nmov reg8", "mov reg8\tcall\tcall"]
+    assert text == "".join(f"{document}\n\n" for document in texts)
     documents = text.split("\n\n")[:-1]
     assert len(set(documents)) == len(documents)
     about = json.loads((inside / "data/corpus.json").read_text())
@@ -418,7 +433,7 @@ def test_nothing_to_read_names_gendata(inside, make):
     "word",
     [
         *(*SPECIAL_TOKENS, "##a", "##"),
-        *("", "a b", "a\tb", "a\rb", "a\x00", "\x1b[0m", "\x7f"),
+        *("", "a\tb", "a\rb", "a\x00", "\x1b[0m", "\x7f"),
         *("a\x85b", "a\xa0b", "a\u2028b", "\u3000", "\u202e"),
     ],
 )
@@ -446,15 +461,16 @@ def change(file, **arrays):
 @pytest.mark.parametrize(
     ("file", "name", "values"),
     [
-        ("output/0-1.npz", "tokens", [0, 1, 2]),  # the dictionary has two words
-        ("output/0-1.npz", "tokens", [0, -1, 1]),
-        ("output/0-1.npz", "tokens", [0.0, 1.0, 1.0]),
-        ("output/0-1.npz", "tokens", [[0, 1, 1]]),
-        ("output/0-1.npz", "offsets", [0, 2, 4]),
-        ("output/0-1.npz", "offsets", [1, 2, 3]),
-        ("output/0-1.npz", "offsets", [0, 3, 2, 3]),
-        ("output/0-1.npz", "offsets", []),
-        ("output/0-1.npz", "offsets", [0, 3]),  # a block less than the walks were made of
+        ("output/0-1.npz", "instruction_form", [0, 1, 2]),  # there are two forms
+        ("output/0-1.npz", "instruction_form", [0, -1]),
+        ("output/0-1.npz", "instruction_form", [0.0, 1.0]),
+        ("output/0-1.npz", "instruction_form", [[0, 1]]),
+        ("output/0-1.npz", "operand_string", [0]),  # no operand is a string
+        ("output/0-1.npz", "first_instruction", [0, 1, 4]),
+        ("output/0-1.npz", "first_instruction", [1, 1, 2]),
+        ("output/0-1.npz", "first_instruction", [0, 2, 1, 2]),
+        ("output/0-1.npz", "first_instruction", []),
+        ("output/0-1.npz", "first_instruction", [0, 2]),  # a block less than the walks were made of
         ("data/0/walks.npz", "step", [0, 1, 2]),  # there are three blocks
         ("data/0/walks.npz", "step", [-1, 1, 1]),
         ("data/0/walks.npz", "step", np.array([0, 1, 1], np.uint64)),
@@ -653,7 +669,7 @@ def test_round_trip(tmp_path_factory, pairs):
         ids, offsets = tokenizer.encode_lines(corpus)
     assert 1 not in ids  # [UNK]
     lines = [" ".join(tokenizer.convert_ids_to_tokens(ids[a:b])) for a, b in pairwise(offsets)]
-    assert "".join(f"{line}\n" for line in lines) == text
+    assert "".join(f"{line}\n" for line in lines) == text.replace("\t", " ")
 
 
 def test_imports_neither_side():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BUILDS, NO_DATA, compile_c
+from conftest import BUILDS, NO_DATA, compile_c, words
 from elftools.elf.elffile import ELFFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,16 +18,12 @@ from hypothesis import strategies as st
 from binary.analysis import CALL, JUMP, STEP_OVER, Analysis, load_analysis, save_analysis
 from binary.disassemble import analyse
 from binary.instructions import MAX_STRING_WORDS, clean_name, string_words
+from binary.tokens import tokenise
 from pairs.merge import merge
 from utils import UserError
 
 ALL = [*BUILDS, "O1-stripped"]
 SAMPLE = sorted(Path("experiment_data/coreutils/binaries").glob("*/chroot"))
-
-
-def words(analysis: Analysis, block: int) -> list[str]:
-    a, b = analysis.offsets[block : block + 2]
-    return [analysis.dictionary[t] for t in analysis.tokens[a:b]]
 
 
 def functions_of(file: Path) -> dict[str, tuple[int, int]]:
@@ -198,8 +194,7 @@ def test_no_padding_and_no_empty_block(analyses, build):
     analysis = analyses[build]
     for block in range(analysis.blocks):
         assert set(words(analysis, block)) - {"nop", "nop_word", "reg2", "ptr", "xchg"}
-    sizes = np.diff(analysis.offsets)
-    assert (sizes > 0).all()
+    assert (np.diff(tokenise(analysis).offsets) > 0).all()
 
 
 @pytest.mark.parametrize("build", ALL)
@@ -250,8 +245,7 @@ def test_stripping_changes_names_only(analyses):
     full, bare = analyses["O1"], analyses["O1-stripped"]
     assert np.array_equal(full.address, bare.address)
     assert np.array_equal(full.edges, bare.edges)
-    assert full.dictionary == bare.dictionary
-    assert np.array_equal(full.tokens, bare.tokens)
+    assert tokenise(full).words() == tokenise(bare).words()
     assert full.function_name != bare.function_name
     for field in (
         "variable_block",
@@ -276,7 +270,7 @@ def test_analysis_is_the_same_when_angr_keeps_its_graph_on_disk(analyses, builds
     spilt, whole = analyse(builds / "O1" / "shapes"), analyses["O1"]
     assert (whole.edges[:, 0] == whole.edges[:, 1]).any()  # a block that loops to itself
     assert np.array_equal(spilt.edges, whole.edges)
-    assert np.array_equal(spilt.tokens, whole.tokens)
+    assert tokenise(spilt).words() == tokenise(whole).words()
     assert np.array_equal(spilt.function, whole.function)
 
 
@@ -354,15 +348,12 @@ def test_names_of_imports_forge_nothing(name):
 
 
 def made_up(imports: list[str], references: list[tuple[int, bytes]], code: int = 6) -> Analysis:
-    """An analysis whose blocks hold one token each, without edges."""
+    """An analysis without instructions and edges."""
     blocks = code + len(imports)
     references = sorted(set(references))
     return Analysis(
         address=np.arange(blocks, dtype=np.uint64),
         function=np.zeros(blocks, np.int32),
-        tokens=np.zeros(blocks, np.int32),
-        offsets=np.arange(blocks + 1, dtype=np.int64),
-        dictionary=["nop"],
         edges=np.zeros((0, 2), np.int32),
         kind=np.zeros(0, np.uint8),
         returns=np.zeros(blocks, bool),
@@ -423,48 +414,25 @@ def test_merging_drops_no_block(first, second):
     merged = merge(first, second)
     assert len(merged.address) == first.blocks + second.blocks
     assert merged.binary.tolist() == [0] * first.blocks + [1] * second.blocks
-    assert len(merged.offsets) == first.blocks + second.blocks + 1
 
 
 @st.composite
 def any_analysis(draw):
-    """An analysis with random tokens and edges."""
+    """An analysis with random edges."""
     analysis = draw(sides)
-    dictionary = sorted(
-        draw(st.sets(st.sampled_from(["mov", "add", "reg8", "ptr", "je"]), min_size=1))
-    )
     block = st.integers(0, analysis.blocks - 1)
-    token = st.integers(0, len(dictionary) - 1)
-    tokens = draw(
-        st.lists(
-            st.lists(token, min_size=1, max_size=4),
-            min_size=analysis.blocks,
-            max_size=analysis.blocks,
-        )
-    )
     edges = sorted(draw(st.sets(st.tuples(block, block, st.integers(0, 2)), max_size=12)))
     edges = np.array(edges, np.int64).reshape(-1, 3)
     return dataclasses.replace(
         analysis,
-        dictionary=dictionary,
-        tokens=np.array([t for inside in tokens for t in inside], np.int32),
-        offsets=np.cumsum([0, *map(len, tokens)], dtype=np.int64),
         edges=edges[:, :2].astype(np.int32),
         kind=edges[:, 2].astype(np.uint8),
     )
 
 
 @given(any_analysis(), any_analysis())
-def test_merging_keeps_every_blocks_words_and_edges(first, second):
+def test_merging_keeps_every_edge(first, second):
     merged = merge(first, second)
-
-    def text(graph, block):
-        tokens = graph.tokens[graph.offsets[block] : graph.offsets[block + 1]]
-        return [graph.dictionary[t] for t in tokens]
-
-    blocks = [text(side, block) for side in (first, second) for block in range(side.blocks)]
-    assert [text(merged, block) for block in range(len(blocks))] == blocks
-    assert merged.dictionary == sorted({*first.dictionary, *second.dictionary})
     edges = [(*edge, kind) for edge, kind in zip(merged.edges.tolist(), merged.kind, strict=True)]
     expected = [
         (*(block + shift for block in edge), kind)
@@ -477,12 +445,6 @@ def test_merging_keeps_every_blocks_words_and_edges(first, second):
 def test_merging_real_builds(analyses):
     first, second = analyses["O0"], analyses["O2"]
     merged = merge(first, second)
-    for block in range(first.blocks):
-        a, b = merged.offsets[block : block + 2]
-        assert [merged.dictionary[t] for t in merged.tokens[a:b]] == words(first, block)
-    for block in range(second.blocks):
-        a, b = merged.offsets[first.blocks + block : first.blocks + block + 2]
-        assert [merged.dictionary[t] for t in merged.tokens[a:b]] == words(second, block)
     common = set(first.import_name) & set(second.import_name)
     texts = [
         (" ".join(words(first, a)), " ".join(words(second, b - first.blocks)))

@@ -24,6 +24,7 @@ from binary.analysis import cache_file, load_analysis, save_analysis
 from binary.builds import find_binaries
 from binary.cache import SKIPPED
 from binary.disassemble import analyse
+from binary.tokens import tokenise
 from jobs.processes import in_processes
 from pairs.folder import read_info
 from pairs.merge import merge
@@ -109,7 +110,8 @@ def test_files_are_as_designed(made):
         with np.load(folder / "walks.npz") as walks:
             assert {k: str(walks[k].dtype) for k in walks} == {"step": "int16", "length": "int32"}
         dictionary = (folder / "dictionary.txt").read_text().splitlines()
-        assert dictionary == sorted({w for a in analyses for words in a.words() for w in words})
+        texts = [words for analysis in analyses for words in tokenise(analysis).words()]
+        assert dictionary == sorted({word for words in texts for word in words})
         blocks, start = load_walks(folder / "walks.npz")
         assert start[-1] == len(blocks) == pair["counts"]["visits"]
         lengths = np.diff(start)
@@ -119,7 +121,7 @@ def test_files_are_as_designed(made):
         assert visits[merged.has_code].min() >= 2
         counts = pair["counts"]
         assert counts["blocks"] == sum(analysis.blocks for analysis in analyses)
-        assert counts["tokens"] == np.diff(merged.offsets)[blocks].sum()
+        assert counts["tokens"] == sum(len(texts[block]) for block in blocks)
         assert counts["walks"] == sum(-(-n // 16) for n in lengths.tolist())
         assert counts["documents"] == len(lengths)
         both = [len(set(merged.binary[p].tolist())) for p in np.split(blocks, start[1:-1])]
@@ -173,6 +175,23 @@ def test_other_settings_make_other_walks_and_stale_pairs_go(made, tmp_path):
     run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries")
     assert "removed 10 pair folders" in run.stdout  # the one that stays was of seed 1
     assert [f.name for f in (cwd / "data").iterdir()] == ["0"]
+
+
+def test_other_tokens_make_the_pairs_again_but_disassemble_nothing(made, tmp_path, monkeypatch):
+    shutil.copytree(made[0], tmp_path, dirs_exist_ok=True, symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    analysed = {file: file.stat().st_mtime_ns for file in Path("output").iterdir()}
+    before = bytes_of(Path("data"))
+    monkeypatch.setattr(gendata, "TOKENS", 99)
+    gendata._read.cache_clear()
+    monkeypatch.setattr("binary.tokens.string_words", lambda literal: [])
+    assert gendata.main("shapes", "binaries", workers=1) == 0
+    assert analysed == {file: file.stat().st_mtime_ns for file in Path("output").iterdir()}
+    after = bytes_of(Path("data"))
+    for name in before:
+        assert (before[name] == after[name]) == name.endswith("walks.npz"), name
+    assert "exhausted" in (made[0] / "data/0/dictionary.txt").read_text()
+    assert "exhausted" not in Path("data/0/dictionary.txt").read_text()
 
 
 def test_killed_run_leaves_whole_pairs_and_goes_on(made, tmp_path):

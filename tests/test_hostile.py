@@ -19,7 +19,6 @@ from conftest import compile_c
 
 import checkpoint
 import classify
-import dataprocess
 import gendata
 import models
 import pretrain
@@ -28,11 +27,12 @@ import utils
 from binary.analysis import load_analysis
 from binary.builds import find_refused
 from binary.cache import SKIPPED, analyse_one
+from binary.tokens import tokenise
 from corpus.ids import read_corpus
 from formats.huggingface import read_vocab
 from jobs.processes import in_processes
 from pairs.folder import is_made, read_info
-from pairs.text import read_pair
+from pairs.text import check_instructions, check_word, read_pair
 from tasks.catalogue import Mrpc
 from tasks.task import TASKS
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
@@ -306,13 +306,12 @@ def test_mutants(odd, tmp_path):
 def check(analysis):
     """Whatever the file was, its analysis is consistent, and its tokens forge nothing."""
     assert analysis.code_blocks > 0
-    assert analysis.offsets[0] == 0
-    assert analysis.offsets[-1] == len(analysis.tokens)
-    assert (np.diff(analysis.offsets) > 0).all()
-    assert 0 <= analysis.tokens.min() <= analysis.tokens.max() < len(analysis.dictionary)
+    check_instructions(analysis)
+    tokens = tokenise(analysis)
+    assert (np.diff(tokens.offsets) > 0).all()
     assert not analysis.edges.size or analysis.edges.max() < analysis.blocks
-    for word in analysis.dictionary:
-        dataprocess.check_word(word)
+    for word in tokens.dictionary:
+        check_word(word)
 
 
 # -------------------------------------------------------------------------------- every JSON

@@ -13,6 +13,7 @@ from conftest import SOURCE, compile_c, run_script
 
 import samefunc
 from binary.disassemble import analyse
+from binary.tokens import tokenise
 from samefunc import Function
 from utils import UserError
 
@@ -84,10 +85,8 @@ def test_texts_are_the_functions(made):
         analysis = analyses[file]
         inside = np.flatnonzero(analysis.function == analysis.function_name.index(name))
         assert len(inside) >= 3
-        tokens = np.concatenate(
-            [analysis.tokens[analysis.offsets[b] : analysis.offsets[b + 1]] for b in inside]
-        )
-        assert text_a == " ".join(analysis.dictionary[t] for t in tokens)
+        texts = tokenise(analysis).words()
+        assert text_a == " ".join(word for b in inside for word in texts[b])
 
 
 def test_splits_share_no_name(made):
