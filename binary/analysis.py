@@ -19,6 +19,10 @@ JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, s
 
 DISPLAY = {"function_name", "instructions", "code", "instruction_size", "reference_instruction"}
 DISPLAY |= {"reference_address", "literal_address", "literal"}  # fields that nothing is matched by
+# What only the comparison of two binaries reads, besides.
+DISPLAY |= {"operand_block", "operand_line", "operand_number", "operand_kind", "operand_value"}
+DISPLAY |= {"data_address", "data_size", "data_constant", "data"}
+DISPLAY |= {"imported_address", "imported_name", "pointers"}
 
 
 @dataclasses.dataclass
@@ -78,6 +82,19 @@ class Analysis:
         code, a string literal or a variable at reference_address[i]. Sorted, no duplicates.
     literal_address : uint64 (k,), literal : list of bytes
         For display only: where the string literals lie that instructions name. Sorted.
+    operand_block, operand_line : int32 (o,), operand_number, operand_kind : uint8 (o,),
+    operand_value : uint64 (o,)
+        What the numbers in the instructions are that are no plain numbers, see `addresses`: number
+        operand_number[i] of line operand_line[i] of block operand_block[i]. Sorted.
+    data_address, data_size : uint64 (s,), data_constant : bool (s,), data : list of bytes
+        The sections of data: where they lie, how long they are, whether the program may write to
+        them, and what the file holds of them (nothing of .bss). Sorted.
+    imported_address : uint64 (i,), imported_name : list of str
+        At imported_address[i] lies a stub of an imported function, or the dynamic linker puts the
+        address of an import there. Sorted.
+    pointers : uint64 (3,)
+        Bytes of a pointer; whether its first byte is the highest; the address that offsets into
+        the global offset table count from, or 0.
     """
 
     address: np.ndarray
@@ -114,6 +131,20 @@ class Analysis:
     )
     literal_address: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
     literal: list[bytes] = dataclasses.field(default_factory=list)
+    operand_block: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
+    operand_line: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
+    operand_number: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint8))
+    operand_kind: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint8))
+    operand_value: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
+    data_address: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
+    data_size: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
+    data_constant: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, bool))
+    data: list[bytes] = dataclasses.field(default_factory=list)
+    imported_address: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
+    imported_name: list[str] = dataclasses.field(default_factory=list)
+    pointers: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.array([8, 0, 0], np.uint64)
+    )
 
     @property
     def blocks(self) -> int:
@@ -207,7 +238,7 @@ def load_analysis(path: str | os.PathLike[str], for_display: bool = True) -> Ana
     UserError
         The file is damaged.
     """
-    bytes_fields = ("string", "label", "instructions", "code", "literal")
+    bytes_fields = ("string", "label", "instructions", "code", "literal", "data")
     values = {} if for_display else {"function_name": [], "instructions": []}
     skipped = set() if for_display else DISPLAY
     with _damage(path), np.load(path) as arrays:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 import utils
+from binary.addresses import Finder
 from binary.analysis import CALL, JUMP, STEP_OVER, Analysis
 from binary.boundaries import mend_boundaries
 from binary.instructions import (
@@ -20,7 +21,14 @@ from binary.instructions import (
     read_instructions,
     read_operands,
 )
-from binary.references import code_pointers, imported_data, is_variable, made_addresses, places
+from binary.references import (
+    code_pointers,
+    data_sections,
+    imported_data,
+    is_variable,
+    made_addresses,
+    places,
+)
 
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -234,6 +242,8 @@ def _tidy(project, cfg, path) -> Analysis:
         reference_address=references[:, 1],
         literal_address=np.array(named, np.uint64),
         literal=[literals[address] for address in named],
+        **Finder(project, code, edges).fields(),
+        **data_sections(project, {node.addr: name for node, name in imports.items()}),
     )
 
 

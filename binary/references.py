@@ -115,6 +115,40 @@ def imported_data(project) -> dict[int, str]:
     }
 
 
+def data_sections(project, stubs: dict[int, str]) -> dict[str, np.ndarray | list]:
+    """Return the fields of an `Analysis` that say what the file holds besides code.
+
+    Parameters
+    ----------
+    stubs : dict
+        Address -> name of the import that a stub or a simulated procedure stands for.
+    """
+    image = project.loader.main_object
+    regions = list(image.sections) or list(image.segments)
+    held = []
+    for region in sorted(regions, key=lambda region: region.vaddr):
+        if not region.memsize or not region.vaddr or not _holds_data(region):
+            continue
+        constant = not region.is_writable
+        content = b""
+        if not region.only_contains_uninitialized_data:
+            try:
+                content = project.loader.memory.load(region.vaddr, region.memsize)
+            except (KeyError, ValueError):  # not in the file
+                content = b""
+        held.append((region.vaddr, region.memsize, constant, content))
+    names = {**stubs, **imported_data(project)}
+    places = sorted(names)
+    return dict(
+        data_address=np.array([start for start, *_ in held], np.uint64),
+        data_size=np.array([size for _, size, *_ in held], np.uint64),
+        data_constant=np.array([constant for *_, constant, _ in held], bool),
+        data=[content for *_, content in held],
+        imported_address=np.array(places, np.uint64),
+        imported_name=[names[place] for place in places],
+    )
+
+
 def code_pointers(
     project, block_at: dict[int, int]
 ) -> tuple[list[tuple[int, int]], list[tuple[int, bytes]]]:

@@ -20,9 +20,11 @@ from binary.cache import analyse_all
 from binary.disassemble import BRANCHES
 from binary.instructions import literal_words
 from binary.shared_data import Tables, pointer_labels, read_tables, shared_variables
-from features.normalised import IMAGE, normal_forms
+from features.normalised import normal_forms
+from features.places import Places
 from features.tfidf import hashed
 
+IMAGE = 1 << 24  # a number less than this behind the first function may be an address
 # Operands as capstone writes them: qword ptr [rbx + rax*8 + 0x38], 0x2f
 MEMORY = re.compile(rb"\[(\w+)(?: \+ \w+(?:\*\d)?)? ([+-]) (0x[0-9a-f]+|\d+)\]")
 NUMBER = re.compile(rb"(?<![\w*#])#?(-?0x[0-9a-f]+|-?\d+)\b(?!\])")
@@ -76,7 +78,12 @@ class Features:
     @functools.cached_property
     def forms(self) -> list[tuple]:
         """What is left of each block without its addresses, see `normal_forms`."""
-        return normal_forms(self.analysis)
+        return normal_forms(self.analysis, self.places)
+
+    @functools.cached_property
+    def places(self) -> Places:
+        """What the operands of instructions refer to."""
+        return Places(self.analysis)
 
 
 def extract_features(analysis: Analysis) -> Features:

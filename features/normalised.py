@@ -1,57 +1,86 @@
 """The code of a block without its addresses: equal where two blocks are the same code."""
 
 import functools
-import re
 from collections import defaultdict
 
 import numpy as np
 
-from binary.analysis import Analysis
+from binary.addresses import DIGITS, IN_MEMORY, NUMBER, PART, PLACE
+from binary.analysis import STEP_OVER, Analysis
+from features.places import DATA, IMPORT, Places
 
-IMAGE = 1 << 24  # a number less than this behind the first function may be an address
-BRANCH = re.compile(rb"(call|j\w+|bl?)\b [^ \[]*$")
-ADDRESS = re.compile(rb"\b(rip|eip) [+-] (?:0x[0-9a-f]+|\d+)|0x[0-9a-f]+")
 # Instructions that compute nothing: alignment, and the landing pads of control-flow protection,
 # which one distribution has compiled in and the other not. "notrack" belongs to these.
-IDLE = {b"nop", b"endbr64", b"endbr32", b"bti", b"hint"}
+IDLE = {"nop", "endbr64", "endbr32", "bti", "hint", "c.nop", "nopr", "fnop"}
 IDENTICAL_SIZE = 4  # instructions, literals and imports that make a block hardly a coincidence
 
 
-def normal_forms(analysis: Analysis) -> list[tuple]:
+def normal_forms(analysis: Analysis, places: Places) -> list[tuple]:
     """Return of each code block what is left of it when addresses are taken away.
 
-    Two blocks are the same code if these are equal: instructions that compute something, without
-    targets of branches and places in the image; string literals; imports.
+    Two blocks are the same code if these are equal: instructions that compute something, in which
+    @ stands for an address and ~ for a part of one; behind these, the texts and imports that they
+    refer to, and the imports that the block branches to.
     """
-    first = int(analysis.function_address[0])
-    texts = defaultdict(list)
-    for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
-        texts[block].append(literal)
-    names = defaultdict(list)
-    for source, target in analysis.edges.tolist():
-        if source < analysis.code_blocks <= target:
-            names[source].append(analysis.import_name[target - analysis.code_blocks])
-    form = functools.cache(lambda line: _normal_form(line, first))
-    return [
-        (*filter(None, map(form, text.split(b"\n"))), *texts[block], *names[block])
-        for block, text in enumerate(analysis.instructions[: analysis.code_blocks])
-    ]
+    marks = defaultdict(list)
+    columns = analysis.operand_block, analysis.operand_line, analysis.operand_number
+    columns += analysis.operand_kind, analysis.operand_value
+    for block, line, number, kind, value in zip(*(c.tolist() for c in columns), strict=True):
+        mark = {PLACE: "@", PART: "~", NUMBER: f"={value:#x}"}[kind]
+        marks[block, line].append((number, mark))
+    labels = defaultdict(list)
+    for block, kind, target in zip(
+        places.block.tolist(), places.kind.tolist(), places.target.tolist(), strict=True
+    ):
+        if kind == IMPORT:
+            labels[block].append(places.names[target])
+        elif kind == DATA and (text := places.text(target)):
+            labels[block].append(text)
+    n = analysis.code_blocks
+    for (source, target), kind in zip(analysis.edges.tolist(), analysis.kind.tolist(), strict=True):
+        if source < n <= target and kind != STEP_OVER:
+            name = analysis.import_name[target - n]
+            if name not in labels[source]:
+                labels[source].append(name)
+    empty = ()
+    forms = []
+    for block, text in enumerate(analysis.instructions[:n]):
+        lines = text.decode("ascii", "replace").split("\n")
+        shown = (
+            normal_line(line, tuple(marks[block, i]) if (block, i) in marks else empty)
+            for i, line in enumerate(lines)
+        )
+        forms.append((*filter(None, shown), *labels.get(block, ())))
+    return forms
 
 
-def _normal_form(line: bytes, first: int) -> bytes:
-    """Return an instruction without its addresses, nothing of one that computes nothing."""
-    if line.partition(b" ")[0] in IDLE:
-        return b""
-    line = line.removeprefix(b"notrack ")
-    if BRANCH.match(line):
-        return line.partition(b" ")[0]
+@functools.lru_cache(1 << 18)
+def normal_line(line: str, marks: tuple[tuple[int, str], ...] = ()) -> str:
+    """Return an instruction without its addresses, "" for one that computes nothing.
 
-    def form(place: re.Match) -> bytes:
-        if place[1]:
-            return place[1]
-        return b"@" if 0 <= int(place[0], 16) - first < IMAGE else place[0]
-
-    return ADDRESS.sub(form, line)
+    Parameters
+    ----------
+    line : str
+        As capstone writes it.
+    marks : tuple of (int, str)
+        Which numbers of the line are addresses, and what is written instead.
+    """
+    mnemonic, _, operands = line.removeprefix("notrack ").partition(" ")
+    if mnemonic in IDLE:
+        return ""
+    spans = [found.span() for found in DIGITS.finditer(operands)]
+    for number, mark in sorted(marks, reverse=True):
+        if number < len(spans):
+            start, end = spans[number]
+            # An offset of 0 is not written, nor is the sign before it.
+            for sign in (" + ", " - ", ", #"):
+                if operands[:start].endswith(sign):
+                    start -= len(sign)
+            operands = operands[:start] + mark + operands[end:]
+        elif number == IN_MEMORY:
+            at = max(operands.find("]"), operands.find("("))
+            operands = operands[:at] + mark + operands[at:] if at >= 0 else operands + mark
+    return f"{mnemonic} {operands}" if operands else mnemonic
 
 
 def numbered(*sides: list[tuple]) -> list[np.ndarray]:

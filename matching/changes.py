@@ -9,6 +9,8 @@ import numpy as np
 from features.extract import Features
 from matching.blocks import match_blocks
 from matching.functions import Matches, match_functions
+from matching.identical import Outline, identical_pairs
+from matching.judge import Judge
 from matching.model import Model
 
 STATUS = ("changed", "only in old", "only in new", "identical")
@@ -46,10 +48,9 @@ def compare(
     """Match two binaries and say what changed; parameters are those of `match_functions`."""
     functions = match_functions(first, second, model, anchors)
     blocks = match_blocks(first, second, functions)
-    forms = first.forms, second.forms
-    same = np.array(
-        [forms[0][a] == forms[1][b] for a, b in zip(blocks.a, blocks.b, strict=True)], bool
-    )
+    pairs = np.stack([functions.a, functions.b], 1)
+    _, alike = identical_pairs((Outline(first), Outline(second)), pairs)
+    same = Judge((first, second), functions, blocks, alike).same_blocks()
     function = [code.analysis.function for code in (first, second)]
     sides = function[0][blocks.a[same]].tolist(), function[1][blocks.b[same]].tolist()
     unchanged = Counter(zip(*sides, strict=True))

@@ -10,6 +10,7 @@ from features.extract import Features
 from matching.anchors import anchored_pairs, with_anchors
 from matching.candidates import Candidates, find_candidates, plausible, softmax_both_ways
 from matching.evidence import ROUNDS, Surroundings
+from matching.identical import Outline, identical_pairs
 from matching.model import Model
 
 FUNCTION_THRESHOLD = 0.3
@@ -42,9 +43,17 @@ def match_functions(
     threshold : float
         Pairs with a lower score are not matched.
     """
-    candidates = find_candidates(first, second, model.encoder, anchors)
-    anchored = anchored_pairs(candidates, anchors)
-    return match_candidates(candidates, Surroundings(first, second), model, anchored, threshold)
+    outlines = Outline(first), Outline(second)
+    none = np.zeros((0, 2), np.int64)
+    known, _ = identical_pairs(outlines, none if anchors is None else anchors)
+    candidates = find_candidates(first, second, model.encoder, known)
+    anchored = anchored_pairs(candidates, known)
+    around = Surroundings(first, second)
+    found = match_candidates(candidates, around, model, anchored, threshold)
+    pairs, _ = identical_pairs(outlines, np.stack([found.a, found.b], 1), small=True)
+    score = dict(zip(found.a.tolist(), found.score.tolist(), strict=True))
+    scores = np.array([score.get(a, 1.0) for a in pairs[:, 0].tolist()], np.float32)
+    return Matches(pairs[:, 0], pairs[:, 1], scores)
 
 
 def match_candidates(

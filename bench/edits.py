@@ -1,0 +1,232 @@
+"""Does diff.py see every change, and no change where there is none? Per processor.
+
+    python bench/edits.py
+
+A small program is built as it is, and once for each of a dozen edits: a constant, a callee, a
+comparison, a table, a string, a field's offset, an instruction more. The edited function must be
+"changed" and lead the list. The same objects are also linked with one more file in front, and with
+their functions shuffled, and stripped: there all functions must be "identical" but the new ones.
+And each program is compared with itself. Nothing of all this is run.
+
+The package ziglang brings the compiler (clang) and the linker (lld) for all processors.
+"""
+
+import datetime
+import functools
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import utils
+from binary.analysis import load_analysis
+from binary.cache import analyse_all
+from features.extract import Features, extract_features
+from matching.changes import STATUS, Diff, compare
+from matching.model import Model, read_model
+
+HERE = Path(__file__).resolve().parent
+ZIG = [sys.executable, "-m", "ziglang"]
+PROCESSORS = {  # name -> what clang calls it
+    "x86-64": "x86_64-linux-musl",
+    "i386": "x86-linux-musl",
+    "AArch64": "aarch64-linux-musl",
+    "ARM": "arm-linux-musleabihf",
+    "Thumb": "thumb-linux-musleabihf",
+    "MIPS": "mips-linux-musleabihf",
+    "MIPS little": "mipsel-linux-musleabihf",
+    "MIPS64": "mips64-linux-muslabi64",
+    "MIPS64 little": "mips64el-linux-muslabi64",
+    "PowerPC": "powerpc-linux-musleabihf",
+    "PowerPC64": "powerpc64-linux-musl",
+    "PowerPC64 little": "powerpc64le-linux-musl",
+    "RISC-V 64": "riscv64-linux-musl",
+    "s390x": "s390x-linux-musl",
+}
+FLAGS = ["-ffunction-sections", "-fno-sanitize=all", "-fno-stack-protector", "-w"]
+KINDS = {"position-independent": ("-fPIC", "-pie"), "fixed": ("-fno-PIC", "-no-pie")}
+EDIT = re.compile(r"EDIT == (\d+) /\* (\w+): ([^*]+) \*/")
+NEW = {"version_banner"}  # what edits_pad.c brings
+
+
+class Edit(NamedTuple):
+    """One of the edits of edits.c."""
+
+    number: int
+    function: str
+    what: str
+
+
+class Programs(NamedTuple):
+    """The programs of one processor; folders hold their stripped copies under the same names."""
+
+    plain: Path
+    padded: Path
+    shuffled: Path
+    stripped: Path
+    edits: dict[Edit, Path]
+
+    def all(self) -> list[Path]:
+        """Return all files."""
+        return [self.plain, self.padded, self.shuffled, self.stripped, *self.edits.values()]
+
+
+def edits() -> list[Edit]:
+    """Return the edits that edits.c knows, by number."""
+    found = EDIT.findall((HERE / "edits.c").read_text())
+    return sorted(Edit(int(number), function, what) for number, function, what in found)
+
+
+def main(
+    processors: tuple[str, ...] = tuple(PROCESSORS),
+    kinds: tuple[str, ...] = tuple(KINDS),
+    level: str = "O2",
+    work: str = "",
+    workers: int = 2,
+) -> None:
+    """Print the table.
+
+    Args:
+        processors: Names, of PROCESSORS.
+        kinds: How the programs are linked: position-independent, fixed.
+        level: Optimisation level.
+        work: Where programs and analyses are kept. Default: a temporary folder.
+        workers: Processes that analyse.
+    """
+    model = read_model()
+    print(f"{datetime.date.today()}, clang -{level}; {len(edits())} programs with one edit each")
+    print("found: changed, and leads the list; else: other functions called changed or unmatched")
+    print(f"{'':36} found  else  relinked shuffled stripped itself  seconds")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(work or temporary)
+        for name in processors:
+            for kind in kinds:
+                began = time.perf_counter()
+                try:
+                    programs = build(folder / name / kind, name, kind, level)
+                    codes = analysed(programs, folder / "output", workers)
+                    row = measure(programs, codes, model)
+                except utils.UserError as error:
+                    row = str(error)
+                seconds = time.perf_counter() - began
+                print(f"{name + ', ' + kind:36} {row}  {seconds:6.1f}", flush=True)
+
+
+def build(folder: Path, processor: str, kind: str, level: str = "O2") -> Programs:
+    """Build all programs of a processor, those that are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = ["-target", PROCESSORS[processor], f"-{level}", *FLAGS]
+    target += ["-mno-relax"] if processor.startswith("RISC-V") else []
+    compiler_flag, linker_flag = KINDS[kind]
+
+    def compiled(source: str, name: str, *flags: str) -> Path:
+        out = folder / f"{name}.o"
+        if not out.exists():
+            run([*ZIG, "cc", *target, *flags, "-c", str(HERE / source), "-o", str(out)])
+        return out
+
+    imports = folder / "libimports.so"
+    if not imports.exists():
+        item = compiled("edits_imports.c", "imports", "-fPIC")
+        link(imports, [item], "-shared", "--soname=libimports.so", "--unresolved-symbols=ignore-all")
+
+    def linked(name: str, *objects: Path, flags: Iterable[str] = ()) -> Path:
+        out = folder / name
+        if not out.exists():
+            link(out, [*objects, imports], linker_flag, *flags)
+        return out
+
+    plain = compiled("edits.c", "plain", compiler_flag)
+    pad = compiled("edits_pad.c", "pad", compiler_flag)
+    return Programs(
+        linked("plain", plain),
+        linked("padded", pad, plain),
+        linked("shuffled", plain, flags=["--shuffle-sections=.text.*=7"]),
+        linked("stripped", plain, flags=["--strip-all"]),
+        {
+            edit: linked(
+                f"edit{edit.number}",
+                compiled("edits.c", f"edit{edit.number}", compiler_flag, f"-DEDIT={edit.number}"),
+            )
+            for edit in edits()
+        },
+    )
+
+
+def link(out: Path, items: list[Path], *flags: str) -> None:
+    """Link objects with lld; the linker is asked not to rewrite code."""
+    command = [*ZIG, "ld.lld", *flags, "--no-relax", "--entry=begin", "-z", "now"]
+    command += ["--dynamic-linker=/lib/ld.so", "--allow-shlib-undefined"]
+    command += ["--unresolved-symbols=ignore-all"]
+    run([*command, *map(str, items), "-o", str(out)])
+
+
+def run(command: list[str]) -> None:
+    """Run a command; raise a UserError that says what it said if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise utils.UserError(f"{' '.join(command[2:4])} failed: {done.stderr.strip()[-300:]}")
+
+
+def analysed(programs: Programs, output: Path, workers: int) -> dict[Path, Features]:
+    """Analyse programs; return their features."""
+    from binary.cache import cache_file
+
+    binaries = [{"path": str(file), "sha256": utils.sha256_of(file)} for file in programs.all()]
+    output.mkdir(parents=True, exist_ok=True)
+    failed = analyse_all(binaries, str(output), workers)
+    if failed:
+        raise utils.UserError("; ".join(sorted(set(failed.values()))))
+    return {
+        Path(binary["path"]): extract_features(
+            load_analysis(cache_file(str(output), binary["sha256"]))
+        )
+        for binary in binaries
+    }
+
+
+def names(code: Features, f: int) -> str:
+    """Return a function's symbol, "" for -1."""
+    return code.analysis.function_name[f] if f >= 0 else ""
+
+
+def found(diff: Diff, codes: tuple[Features, Features], function: str) -> tuple[bool, int]:
+    """Return whether a function is changed and leads the list, and how many others differ."""
+    rows = [row for row in diff.functions if STATUS[row["status"]] != "identical"]
+    ours = [(names(codes[0], row["sides"][0]), names(codes[1], row["sides"][1])) for row in rows]
+    leads = bool(rows) and STATUS[rows[0]["status"]] == "changed" and function in ours[0]
+    return leads, len(rows) - leads
+
+
+def unchanged(diff: Diff, codes: tuple[Features, Features]) -> tuple[int, int]:
+    """Return how many functions are identical, of how many that both programs have."""
+    rows = [row for row in diff.functions if names(codes[1], row["sides"][1]) not in NEW]
+    return sum(STATUS[row["status"]] == "identical" for row in rows), len(rows)
+
+
+def measure(programs: Programs, codes: dict[Path, Features], model: Model) -> str:
+    """Return a processor's row of the table."""
+    plain = codes[programs.plain]
+    match = functools.partial(compare, plain, model=model)
+    totals: Counter[str] = Counter()
+    for edit, file in programs.edits.items():
+        leads, others = found(match(codes[file]), (plain, codes[file]), edit.function)
+        totals["found"] += leads
+        totals["others"] += others
+    cells = [f"{totals['found']:2} of {len(programs.edits)} {totals['others']:4}  "]
+    for file in (programs.padded, programs.shuffled, programs.stripped, programs.plain):
+        same, of = unchanged(match(codes[file]), (plain, codes[file]))
+        cells.append(f"{same}/{of}".center(8))
+    return " ".join(cells)
+
+
+if __name__ == "__main__":
+    utils.command_line(main)

@@ -1,0 +1,645 @@
+"""Which numbers in a binary's instructions are addresses, and of what.
+
+Compilers write an address in many ways: whole (x86, s390x), as a page and its low bits (``adrp`` and
+``add`` on AArch64, ``lui`` and ``addiu`` on MIPS, ``lis`` and ``addi`` on PowerPC, ``auipc`` and
+``addi`` on RISC-V), as a distance from a register that holds the address of the global offset table
+(i386, MIPS, PowerPC), or as a word in a pool behind the function (ARM). Here the registers that hold
+parts of addresses are followed through each function, so that every number in the text of an
+instruction is known to be an address, a part of one, or a number.
+"""
+
+import functools
+import re
+from collections import defaultdict, deque
+from typing import NamedTuple
+
+import numpy as np
+
+from binary.analysis import CALL, STEP_OVER
+
+PLACE, PART, NUMBER = range(3)  # an address; a part of one; a number that a pool of constants holds
+IN_MEMORY = 255  # a memory operand that does not show its offset, as it is 0
+# A number as capstone writes it, without those in names (x8, st(0)) and scales (rax*8).
+DIGITS = re.compile(r"(?<![\w*$%.])-?(?:0x[0-9a-f]+|\d+)(?!\w)")
+BRANCH = re.compile(r"(bnd |notrack )*(call|j|loop|b|cbn?z|tbn?z|xbegin|c\.j|c\.b|c[lg]*[ir]+j)")
+CALLS = re.compile(r"(bnd |notrack )*(call|bl|blx|jal|bal|bctrl|bdnzl|bcl|brasl|bras)\b")
+READS_FIRST = re.compile(r"(c\.)?(st|sw|sd|sh|sb|fs|s[dw]c1|v?str|cmp|cmn|tst|teq|test|push|mt|b)")
+COMPUTES = {"and", "or", "xor", "test", "imul", "shl", "shr", "sar", "rol", "ror", "ret", "enter"}
+NOT_A_PLACE = COMPUTES | {"bt", "bts", "btr", "int", "in", "out"}  # x86: these use no addresses
+SAVED = {  # registers that a call leaves as they are
+    "X86": {"ebx", "esi", "edi", "ebp"},
+    "AARCH64": {f"x{i}" for i in range(19, 30)},
+    "ARM": {f"r{i}" for i in range(4, 12)} | {"sb", "sl", "fp"},
+    "MIPS": {f"$s{i}" for i in range(9)} | {"$gp", "$fp"},
+    "PPC": {f"r{i}" for i in range(14, 32)} | {"r2"},
+    "RISCV": {f"s{i}" for i in range(12)} | {"gp"},
+}
+
+
+class Value(NamedTuple):
+    """What a register is known to hold.
+
+    Attributes
+    ----------
+    number : int
+    base : bool
+        An offset from it is a part of an address, not that of a structure's field.
+    made_by : tuple of (block, line, position)
+        The numbers that it was made of.
+    """
+
+    number: int
+    base: bool
+    made_by: tuple[tuple[int, int, int], ...] = ()
+
+
+class Memory(NamedTuple):
+    """A memory operand: registers, the offset, and which number of the line that is."""
+
+    base: str | None
+    index: str | None
+    offset: int
+    position: int
+    scaled: bool
+
+
+class Parsed(NamedTuple):
+    """An instruction's text, taken apart; ``numbers`` holds (operand, value) of each number."""
+
+    operands: tuple[str, ...]
+    numbers: tuple[tuple[int, int], ...]
+    memory: Memory | None
+
+
+@functools.lru_cache(1 << 17)
+def parse(text: str) -> Parsed:
+    """Take the text of an instruction's operands apart."""
+    operands = tuple(re.split(r", (?![^\[{(]*[\]})])", text)) if text else ()
+    numbers, memory = [], None
+    for which, operand in enumerate(operands):
+        first = len(numbers)
+        numbers += [(which, int(found, 0)) for found in DIGITS.findall(operand)]
+        if "[" in operand:
+            memory = _brackets(operand[operand.index("[") + 1 : operand.rindex("]")], first)
+        elif operand.endswith(")") and not operand.startswith("st("):
+            memory = _parentheses(operand, first)
+    return Parsed(operands, tuple(numbers), memory)
+
+
+def _brackets(inside: str, first: int) -> Memory:
+    """Read ``rbx + rax*8 + 0x38`` or ``x0, #8``."""
+    registers, offset, position, scaled = [], 0, IN_MEMORY, False
+    for sign, term in re.findall(r"([+-]?) ?#?(-?[\w*.]+)", inside):
+        if re.fullmatch(r"-?(0x[0-9a-f]+|\d+)", term):
+            offset = -int(term, 0) if sign == "-" else int(term, 0)
+            position = first
+        elif term in ("lsl", "sxtw", "uxtw", "sxtx", "lsr", "asr"):
+            scaled = True
+            break
+        else:
+            scaled |= "*" in term
+            registers.append(term)
+    base = registers[0] if registers and "*" not in registers[0] else None
+    index = next((r for r in registers[1 if base else 0 :]), None)
+    return Memory(base, index, offset, position, scaled)
+
+
+def _parentheses(operand: str, first: int) -> Memory | None:
+    """Read ``0x38($v0)``."""
+    found = re.fullmatch(r"(-?(?:0x[0-9a-f]+|\d+))?\((?:([%\w]+), )?([$%\w]+)\)", operand)
+    if not found:
+        return None
+    shown = found[1] is not None
+    offset = int(found[1], 0) if shown else 0
+    return Memory(found[3], found[2], offset, first if shown else IN_MEMORY, False)
+
+
+class Finder:
+    """Finds the addresses in one binary's code.
+
+    Parameters
+    ----------
+    project : angr.Project
+    code : dict of angr's node to list of Instruction
+        The code blocks, in the order of their numbers.
+    edges : list of (int, int, int)
+        Source, target, kind; as in `Analysis`.
+    """
+
+    def __init__(self, project, code, edges) -> None:
+        self.arch, self.memory, self.word = project.arch, project.loader.memory, project.arch.bytes
+        self.mask = (1 << project.arch.bits) - 1
+        name = project.arch.name
+        self.family = next((f for f in SAVED if name.startswith(f)), name)
+        image = project.loader.main_object
+        regions = list(image.sections) or list(image.segments)
+        mapped = [r for r in regions if r.memsize and getattr(r, "occupies_memory", True)]
+        mapped = [r for r in mapped if getattr(r, "type", "") != "SHT_NOTE"]
+        self.bounds = sorted((r.vaddr, r.vaddr + r.memsize) for r in mapped if r.vaddr)
+        self.starts = [start for start, _ in self.bounds]
+        self.offset_table = [
+            (r.vaddr, r.vaddr + r.memsize)
+            for r in image.sections
+            if r.name.startswith((".got", "__got", "__la_symbol"))
+        ]
+        self.got = {"MIPS": 0x7FF0, "PPC": 0x8000}.get(self.family, 0)
+        self.got += next((r.vaddr for r in image.sections if r.name == ".got"), 0)
+        # A shared object's code holds distances only: no number in it is an address by itself.
+        kind = type(image).__name__
+        moves = "MachO" in kind or ("ELF" in kind and image.pic and image.is_main_bin is not None)
+        self.absolute = not (moves and getattr(image, "pic", False))
+        self.thumb = {block for block, node in enumerate(code) if node.thumb}
+        self.address = [node.addr for node in code]
+        self.lines = list(code.values())
+        self.edges = edges
+        self.found: list[tuple[int, int, int, int, int]] = []
+        self.parts: set[tuple[int, int, int]] = set()
+
+    def fields(self) -> dict[str, np.ndarray]:
+        """Return the fields of an `Analysis` that say what the operands of instructions are."""
+        columns = list(zip(*self.references(), strict=True)) or [()] * 5
+        names = "operand_block", "operand_line", "operand_number", "operand_kind", "operand_value"
+        types = np.int32, np.int32, np.uint8, np.uint8, np.uint64
+        fields = {n: np.array(c, t) for n, c, t in zip(names, columns, types, strict=True)}
+        big = self.arch.memory_endness != "Iend_LE"
+        fields["pointers"] = np.array([self.word, big, self.got], np.uint64)
+        return fields
+
+    def references(self) -> list[tuple[int, int, int, int, int]]:
+        """Return (block, line, which number of the line, PLACE, PART or NUMBER, value), sorted."""
+        follows = self.family in SAVED
+        states = self._states() if follows else None
+        for block in range(len(self.lines)):
+            state = dict(states[block] or {}) if follows else {}
+            self._run(block, state, emit=True)
+        kept = {}
+        for block, line, position, kind, value in self.found:
+            at = block, line, position
+            if kind == NUMBER and at in self.parts:
+                kind, value = PART, 0
+            if at not in kept or kind != NUMBER:
+                kept[at] = kind, value & ((1 << 64) - 1)
+        for at in self.parts:
+            kept.setdefault(at, (PART, 0))
+        return [(*at, *what) for at, what in sorted(kept.items())]
+
+    def is_mapped(self, address: int) -> bool:
+        """Whether an address lies in a section of the file, or just behind it."""
+        at = int(np.searchsorted(self.starts, address, side="right")) - 1
+        return at >= 0 and address <= self.bounds[at][1]
+
+    # ---------------------------------------------------------------- registers through blocks
+
+    def _states(self) -> list[dict[str, Value] | None]:
+        """Return what the registers hold where each block begins."""
+        n = len(self.lines)
+        flow, entered = defaultdict(list), set()
+        ends = [lines[-1].address + lines[-1].size for lines in self.lines]
+        for source, target, kind in self.edges:
+            if source < n and target < n:
+                if kind == CALL and self.address[target] & ~1 != ends[source]:
+                    entered.add(target)
+                else:
+                    flow[source].append((target, kind == STEP_OVER or kind == CALL))
+        has_flow = {t for targets in flow.values() for t, _ in targets}
+        states: list[dict[str, Value] | None] = [None] * n
+        for block in range(n):
+            if block in entered or block not in has_flow:
+                states[block] = self._at_entry(block)
+        waiting = deque(b for b in range(n) if states[b] is not None)
+        queued = set(waiting)
+        while waiting:
+            block = waiting.popleft()
+            queued.discard(block)
+            state = dict(states[block])
+            self._run(block, state, emit=False)
+            saved = SAVED[self.family]
+            kept = {r: v for r, v in state.items() if r in saved or "[" in r or "(" in r}
+            for target, called in flow[block]:
+                out = kept if called else state
+                known = states[target]
+                if known is None:
+                    states[target] = dict(out)
+                else:
+                    agreed = {
+                        r: v._replace(made_by=tuple({*v.made_by, *out[r].made_by})[:8])
+                        for r, v in known.items()
+                        if r in out and out[r][:2] == v[:2]
+                    }
+                    if len(agreed) == len(known):
+                        continue
+                    states[target] = agreed
+                if target not in queued:
+                    queued.add(target)
+                    waiting.append(target)
+        return states
+
+    def _at_entry(self, block: int) -> dict[str, Value]:
+        address = self.address[block] & ~1
+        if self.family == "MIPS":
+            return {"$t9": Value(address, True)}
+        if self.family == "PPC" and self.word == 8:
+            return {"r12": Value(address, True), "r2": Value(self.got, True)}
+        return {}
+
+    # ------------------------------------------------------------------------ instructions
+
+    def _run(self, block: int, state: dict[str, Value], emit: bool) -> None:
+        """Follow the instructions of a block; ``emit``: note the addresses that they name."""
+        lines = self.lines[block]
+        start = self.address[block] & ~1
+        if self.family == "X86" and lines[0].mnemonic == "pop" and block:
+            before = self.lines[block - 1][-1]
+            if before.mnemonic == "call" and before.operands == hex(start):
+                state["the return address"] = Value(start, True)
+        if self.family == "PPC" and block:
+            before = self.lines[block - 1][-1]
+            if before.operands.endswith(hex(start)) and CALLS.match(before.mnemonic):
+                state["lr"] = Value(start, True)
+        if self.family == "MIPS":
+            state["$gp"] = Value(self.got, True)
+        step = getattr(self, f"_{self.family.lower()}", self._plain)
+        for line, instruction in enumerate(lines):
+            if emit:
+                self._direct(block, line, instruction)
+            if self.family in SAVED:
+                step(block, line, instruction, parse(instruction.operands), state, emit)
+
+    def _note(self, at: tuple[int, int, int], kind: int, value: int, *values: Value) -> None:
+        self.found.append((*at, kind, value))
+        for made in values:
+            self.parts.update(made.made_by)
+
+    def _direct(self, block: int, line: int, instruction) -> None:
+        """Note the addresses that an instruction names by itself."""
+        parsed = parse(instruction.operands)
+        if not parsed.numbers:
+            return
+        last = len(parsed.numbers) - 1
+        operand, value = parsed.numbers[last]
+        mnemonic = instruction.mnemonic
+        if BRANCH.match(mnemonic) and operand == len(parsed.operands) - 1 and not parsed.memory:
+            if self.family == "RISCV":
+                value += instruction.address
+            if self.is_mapped(value):
+                self._note((block, line, last), PLACE, value)
+            return
+        if self.family in ("AMD64", "X86"):
+            memory = parsed.memory
+            if memory and memory.base in ("rip", "eip"):
+                place = memory.offset + instruction.address + instruction.size
+                self._note((block, line, memory.position), PLACE, self._through(place))
+            if not self.absolute or mnemonic.split(" ")[-1] in NOT_A_PLACE:
+                return
+            for position, (_, value) in enumerate(parsed.numbers):
+                relative = memory and memory.position == position and memory.base in ("rip", "eip")
+                if not relative and value > 0xFFF and self.is_mapped(value):
+                    self._note((block, line, position), PLACE, value)
+        elif self.family == "S390X":
+            if mnemonic.endswith("rl") and self.is_mapped(value):
+                self._note((block, line, last), PLACE, self._through(value))
+
+    def _through(self, address: int) -> int:
+        """Return what the offset table holds at an address, or the address if it lies elsewhere."""
+        if any(start <= address < end for start, end in self.offset_table):
+            content = self._word(address)
+            if content and self.is_mapped(content):
+                return content
+        return address
+
+    def _word(self, address: int, size: int | None = None) -> int | None:
+        try:
+            return self.memory.unpack_word(address, size=size or self.word)
+        except (KeyError, ValueError):
+            return None
+
+    def _plain(self, block, line, instruction, parsed, state, emit) -> None:
+        """For processors whose instructions hold whole addresses."""
+
+    def _kill(self, state: dict[str, Value], instruction, parsed: Parsed) -> None:
+        """Forget the registers that an instruction writes, or may write."""
+        operands = parsed.operands
+        if operands and not READS_FIRST.match(instruction.mnemonic):
+            for register in re.findall(r"[$%\w]+", operands[0]) if "[" not in operands[0] else ():
+                state.pop(register, None)
+        if instruction.mnemonic.startswith(("ldp", "ldaxp", "ldrd", "umull", "smull", "lmg")):
+            state.pop(operands[1], None)
+
+    def _load(self, block, line, memory: Memory, base: Value, emit: bool) -> Value | None:
+        """Note an access to memory at a base; return the word that the offset table holds there."""
+        address = (base.number + memory.offset) & self.mask
+        if not base.base or not self.is_mapped(address):
+            return None
+        at = block, line, memory.position
+        place = self._through(address)
+        page = self.family == "MIPS" and place != address and not place & 0xFFFF
+        if emit:
+            self._note(at, PART if page else PLACE, 0 if page else place, base)
+        return Value(place, page, (at,) if page else ()) if place != address else None
+
+    def _add(self, block, line, position, base: Value, offset: int, emit: bool) -> Value | None:
+        """Return base + offset, an address, and note it; None if it is none."""
+        address = (base.number + offset) & self.mask
+        if not self.is_mapped(address):
+            return None
+        if emit:
+            self._note((block, line, position), PLACE, address, base)
+        return Value(address, False)
+
+    def _x86(self, block, line, instruction, parsed, state, emit) -> None:
+        mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
+        result = None
+        target = operands[0] if operands else ""
+        if mnemonic == "pop" and "the return address" in state:
+            result = state.pop("the return address")
+        elif mnemonic == "add" and target in state and parsed.numbers and not memory:
+            base = state[target]
+            number = (base.number + parsed.numbers[-1][1]) & self.mask
+            if base.base and self.is_mapped(number):
+                if emit:
+                    self._note((block, line, 0), PART, 0)
+                self.got = number
+                result = Value(number, True)
+        elif mnemonic == "mov" and len(operands) == 2 and operands[1] in state:
+            result = state[operands[1]]
+        elif memory and memory.base in state and memory.base not in ("esp", "ebp"):
+            loaded = self._load(block, line, memory, state[memory.base], emit)
+            if mnemonic == "mov" and "[" not in target and not memory.index:
+                result = loaded
+        if mnemonic == "call":
+            after = instruction.address + instruction.size
+            if parsed.numbers and parsed.numbers[0][1] == after and not memory:
+                state["the return address"] = Value(after, True)
+                if emit:
+                    self._note((block, line, 0), PART, 0)
+            thunk = parsed.numbers and self._thunk(parsed.numbers[0][1])
+            if thunk:
+                state[thunk] = Value(after, True)
+            return
+        if mnemonic in ("push", "pop") or (target == "esp" and mnemonic in ("add", "sub")):
+            for slot in [r for r in state if "[esp" in r]:
+                del state[slot]
+        self._kill(state, instruction, parsed)
+        if mnemonic in ("xchg", "cdq", "mul", "imul", "div", "idiv"):
+            for register in ("eax", "edx", *operands):
+                state.pop(register, None)
+        if target in ("al", "ah", "ax", "bl", "bx", "cl", "cx", "dl", "dx"):
+            state.pop(f"e{target[0]}x", None)
+        if "[" in target and mnemonic == "mov":
+            state.pop(target, None)
+        if result is not None:
+            state[target] = result
+
+    @functools.cache  # noqa: B019: lives as long as the analysis of one file
+    def _thunk(self, address: int) -> str | None:
+        """Return the register that the function at this address loads its return address into."""
+        try:
+            code = self.memory.load(address, 4)
+        except KeyError:
+            return None
+        # mov reg, dword ptr [esp]; ret
+        if code[0] == 0x8B and code[2:] == b"\x24\xc3" and code[1] & 0xC7 == 4:
+            return ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")[code[1] >> 3]
+        return None
+
+    def _aarch64(self, block, line, instruction, parsed, state, emit) -> None:
+        mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
+        if not operands:
+            return
+        target = "x" + operands[0][1:] if operands[0].startswith("w") else operands[0]
+        result = None
+        at = block, line, len(parsed.numbers) - 1
+        if mnemonic in ("adrp", "adr"):
+            number = parsed.numbers[0][1]
+            page = mnemonic == "adrp"
+            if emit:
+                self._note(at, PART if page else PLACE, 0 if page else number)
+            result = Value(number, page)
+        elif mnemonic.startswith("ldr") and len(operands) == 2 and not memory and parsed.numbers:
+            if emit:
+                self._note(at, PLACE, parsed.numbers[0][1])
+        elif mnemonic == "add" and len(operands) == 3 and operands[1] in state and parsed.numbers:
+            base = state[operands[1]]
+            if base.base:
+                result = self._add(*at, base, parsed.numbers[0][1], emit)
+        elif mnemonic == "mov" and operands[1] in state:
+            result = state[operands[1]]
+        elif memory and memory.base in state and not memory.index:
+            loaded = self._load(block, line, memory, state[memory.base], emit)
+            if mnemonic == "ldr" and operands[0].startswith("x"):
+                result = loaded
+        self._kill(state, instruction, parsed)
+        state.pop(target, None)
+        if memory and (instruction.operands.endswith("!") or "[" not in operands[-1]):
+            state.pop(memory.base, None)  # written back
+        if mnemonic.startswith("ldp"):
+            state.pop("x" + operands[1][1:], None)
+        if result is not None:
+            state[target] = result
+
+    def _arm(self, block, line, instruction, parsed, state, emit) -> None:
+        mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
+        if not operands:
+            return
+        pc = instruction.address + (4 if block in self.thumb else 8)
+        target, result = operands[0], None
+        name = mnemonic.partition(".")[0]
+        at = block, line, len(parsed.numbers) - 1
+        if memory and memory.base == "pc" and not memory.index and name.startswith(("ldr", "vldr")):
+            at = block, line, memory.position
+            size = {"ldrb": 1, "ldrsb": 1, "ldrh": 2, "ldrsh": 2, "ldrd": 8}.get(name, 4)
+            size = 8 if target.startswith("d") else size
+            number = self._word((pc & ~3) + memory.offset, size)
+            if number is not None:
+                place = self.absolute and number > 0xFFF and self.is_mapped(number) and size == 4
+                if emit:
+                    self._note(at, PLACE if place else NUMBER, number)
+                result = Value(number, False, () if place else (at,))
+        elif name in ("ldr", "add") and "pc" in operands[1:] + ((memory.base,) if memory else ()):
+            others = [memory.index] if memory else [o for o in operands if o != "pc"][-1:]
+            if others[0] in state and len(parsed.numbers) == 0:
+                distance = state[others[0]]
+                address = (pc + distance.number) & self.mask
+                if self.is_mapped(address):
+                    place = self._through(address) if memory else address
+                    if emit:
+                        self._whole(block, line, place, distance)
+                    if not memory or place != address:
+                        result = Value(place, not memory)
+            elif parsed.numbers and not memory:
+                address = (pc & ~3) + parsed.numbers[0][1]
+                if emit and self.is_mapped(address):
+                    self._note(at, PLACE, address)
+        elif name in ("adr", "adr.w") and parsed.numbers:
+            address = (pc & ~3) + parsed.numbers[0][1]
+            if emit and self.is_mapped(address):
+                self._note(at, PLACE, address)
+        elif name == "movw" and parsed.numbers:
+            result = Value(parsed.numbers[0][1], False, (at,))
+        elif name == "movt" and target in state and parsed.numbers:
+            low = state[target]
+            number = parsed.numbers[0][1] << 16 | low.number
+            result = Value(number, False, (*low.made_by, at))
+            if self.absolute and self.is_mapped(number):
+                if emit:
+                    self._note(at, PLACE, number, low)
+                    self.parts.discard(at)
+                result = Value(number, False)
+        elif name == "mov" and len(operands) == 2 and operands[1] in state:
+            result = state[operands[1]]
+        elif memory and memory.base in state and memory.index in state:
+            base, index = state[memory.base], state[memory.index]
+            address = (base.number + index.number) & self.mask
+            if not memory.scaled and self.is_mapped(address):
+                place = self._through(address)
+                if emit:
+                    self._whole(block, line, place, base, index)
+                result = Value(place, False) if place != address and name == "ldr" else None
+        elif name == "add" and len(operands) == 3 and {*operands[1:]} <= state.keys():
+            base, index = (state[o] for o in operands[1:])
+            address = (base.number + index.number) & self.mask
+            if (base.base or index.base) and self.is_mapped(address):
+                if emit:
+                    self._whole(block, line, address, base, index)
+                result = Value(address, False)
+        self._kill(state, instruction, parsed)
+        for register in ("r0", "r1", "r2", "r3", "ip", "lr") if name in ("bl", "blx") else ():
+            state.pop(register, None)
+        if name.startswith(("pop", "ldm")):
+            for register in re.findall(r"\w+", instruction.operands):
+                state.pop(register, None)
+        if memory and (instruction.operands.endswith("!") or "[" not in operands[-1]):
+            state.pop(memory.base, None)
+        if result is not None:
+            state[target] = result
+
+    def _whole(self, block, line, place: int, *values: Value) -> None:
+        """Note that an instruction completes an address without a number of its own."""
+        self._note((block, line, IN_MEMORY), PLACE, place, *values)
+
+    def _mips(self, block, line, instruction, parsed, state, emit) -> None:
+        mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
+        if not operands:
+            return
+        target, result = operands[0], None
+        at = block, line, len(parsed.numbers) - 1
+        if mnemonic == "lui":
+            number = parsed.numbers[0][1] << 16
+            number -= (number & 0x80000000) << 1
+            result = Value(number & self.mask, True, (at,))
+        elif mnemonic in ("addiu", "daddiu") and len(operands) == 3 and operands[1] in state:
+            base = state[operands[1]]
+            number = (base.number + parsed.numbers[0][1]) & self.mask
+            if base.base and base.number == self.got:
+                pass
+            elif base.base and self.got and number == self.got:
+                if emit:
+                    self._note(at, PART, 0, base)
+                result = Value(number, True)
+            elif base.base and self._certain(base) and self.is_mapped(number):
+                result = self._add(*at, base, parsed.numbers[0][1], emit)
+            elif base.base:
+                result = Value(number, True, (*base.made_by, at))
+        elif mnemonic in ("addu", "daddu") and {*operands[1:]} <= state.keys():
+            one, other = (state[o] for o in operands[1:])
+            number = (one.number + other.number) & self.mask
+            if self.got and abs(number - self.got) <= 0x8000 and (one.base or other.base):
+                made_by = one.made_by + other.made_by
+                self.parts.update(made_by if emit else ())
+                result = Value(number, True, made_by)
+        elif mnemonic == "move" and operands[1] in state:
+            result = state[operands[1]]
+        elif memory and memory.base in state:
+            base = state[memory.base]
+            if base.base and (self._certain(base) or base.number == self.got):
+                loaded = self._load(block, line, memory, base, emit)
+                if mnemonic in ("lw", "ld"):
+                    result = loaded
+        self._kill(state, instruction, parsed)
+        state["$gp"] = Value(self.got, True)
+        if result is not None and not READS_FIRST.match(mnemonic):
+            state[target] = result
+
+    def _certain(self, base: Value) -> bool:
+        """Whether a base lies in the image at all, so that it is no part of a number."""
+        return self.is_mapped(base.number) or self.is_mapped(base.number + 0x7FFF) or (
+            self.is_mapped((base.number - 0x8000) & self.mask)
+        )
+
+    def _ppc(self, block, line, instruction, parsed, state, emit) -> None:
+        mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
+        if not operands:
+            return
+        target, result = operands[0], None
+        at = block, line, len(parsed.numbers) - 1
+        if mnemonic == "lis":
+            result = Value(parsed.numbers[0][1] << 16 & self.mask, True, (at,))
+        elif mnemonic in ("addis", "addi") and operands[1] in state and parsed.numbers:
+            base = state[operands[1]]
+            shift = 16 if mnemonic == "addis" else 0
+            offset = parsed.numbers[0][1] << shift
+            number = (base.number + offset) & self.mask
+            if base.base and number == self.got:
+                if emit:
+                    self._note(at, PART, 0, base)
+                result = Value(number, True)
+            elif base.base and shift:
+                result = Value(number, True, (*base.made_by, at))
+            elif base.base:
+                result = self._add(*at, base, offset, emit)
+        elif mnemonic == "mr" and operands[1] in state:
+            result = state[operands[1]]
+        elif mnemonic == "mflr" and "lr" in state:
+            result = state["lr"]
+        elif CALLS.match(mnemonic) and parsed.numbers:
+            after = instruction.address + instruction.size
+            if parsed.numbers[-1][1] == after:
+                state["lr"] = Value(after, True)
+                if emit:
+                    self._note(at, PART, 0)
+        elif memory and memory.base in state:
+            loaded = self._load(block, line, memory, state[memory.base], emit)
+            if mnemonic in ("lwz", "ld"):
+                result = loaded
+        self._kill(state, instruction, parsed)
+        if self.word == 8:
+            state["r2"] = Value(self.got, True)
+        if result is not None and not READS_FIRST.match(mnemonic):
+            state[target] = result
+
+    def _riscv(self, block, line, instruction, parsed, state, emit) -> None:
+        mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
+        if not operands:
+            return
+        mnemonic = mnemonic.removeprefix("c.")
+        target, result = operands[0], None
+        at = block, line, len(parsed.numbers) - 1
+        if mnemonic == "auipc":
+            number = parsed.numbers[0][1] << 12
+            number -= (number & 0x80000000) << 1
+            if emit:
+                self._note(at, PART, 0)
+            result = Value((instruction.address + number) & self.mask, True)
+        elif mnemonic == "lui" and self.absolute:
+            number = parsed.numbers[0][1] << 12
+            number -= (number & 0x80000000) << 1
+            result = Value(number & self.mask, True, (at,))
+        elif mnemonic in ("addi", "addiw") and parsed.numbers:
+            source = operands[1] if len(operands) == 3 else target
+            if source in state and state[source].base:
+                result = self._add(*at, state[source], parsed.numbers[0][1], emit)
+        elif mnemonic == "mv" and operands[1] in state:
+            result = state[operands[1]]
+        elif mnemonic in ("jalr", "jr") and not memory:
+            source = operands[1] if len(operands) > 1 else target
+            if source in state and state[source].base:
+                offset = parsed.numbers[0][1] if parsed.numbers else 0
+                self._add(block, line, at[2] if parsed.numbers else IN_MEMORY, state[source],
+                          offset, emit)
+        elif memory and memory.base in state:
+            loaded = self._load(block, line, memory, state[memory.base], emit)
+            if mnemonic == "ld" or (mnemonic == "lw" and self.word == 4):
+                result = loaded
+        self._kill(state, instruction, parsed)
+        if result is not None and not READS_FIRST.match(mnemonic):
+            state[target] = result

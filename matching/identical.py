@@ -1,0 +1,247 @@
+"""Pair the functions of two binaries that are the same code, before anything is scored.
+
+Functions are the same code if they differ in addresses only. Where several are, the surroundings
+tell them apart: what they call, who calls them, their place in a table of pointers. What is left
+are twins in every respect, which are paired in the order of tables and addresses. The cost grows
+with the number of functions and of what they refer to.
+"""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from features.extract import Features
+from features.normalised import IDENTICAL_SIZE, numbered
+from features.places import CODE, DATA
+
+ROUNDS = 3  # in which functions take on the colours of those around them
+SPREAD = 30  # rounds in which pairs lead to others
+BESIDE = 2  # pointers to each side in a table that are a function's neighbours there
+
+
+class Outline:
+    """A binary's functions: what they are made of, and what they refer to.
+
+    Attributes
+    ----------
+    code : list of tuple
+        Of each function, all that is left of it without addresses.
+    size : int64 (F,)
+        Instructions, texts and imports of each.
+    uses : list of list of (int, int)
+        Of each function, (how many-th of its references, function that it refers to).
+    used : list of list of (int, int)
+        Of each function, (function that refers to it, how many-th of that one's references).
+    constants : list of tuple
+        Of each function, how the constant data begins that it refers to.
+    tables : list of list of (int, int)
+        Of each function, (table, place in it) of the pointers at it.
+    """
+
+    def __init__(self, code: Features) -> None:
+        analysis, places, n = code.analysis, code.places, code.functions
+        function = analysis.function
+        local = np.zeros(analysis.code_blocks, np.int64)
+        for inside in code.blocks:
+            local[inside] = np.arange(len(inside))
+        follows = defaultdict(list)
+        within = analysis.edges[(analysis.edges < analysis.code_blocks).all(1)]
+        within = within[function[within[:, 0]] == function[within[:, 1]]]
+        for source, target in within.tolist():
+            follows[source].append(int(local[target]))
+        self.code, self.constants = [], []
+        self.uses: list[list[tuple[int, int]]] = [[] for _ in range(n)]
+        self.used: list[list[tuple[int, int]]] = [[] for _ in range(n)]
+        kinds, targets, offsets = places.kind.tolist(), places.target.tolist(), places.offsets
+        for f, inside in enumerate(code.blocks):
+            parts, constants, nth = [], [], 0
+            for block in inside.tolist():
+                own = []
+                for r in range(offsets[block], offsets[block + 1]):
+                    nth += 1
+                    if kinds[r] == CODE:
+                        g = int(function[targets[r]])
+                        if g == f:
+                            own.append(int(local[targets[r]]))
+                        else:
+                            own.append(-1)
+                            self.uses[f].append((nth, g))
+                            self.used[g].append((f, nth))
+                    elif kinds[r] == DATA:
+                        constants.append(code.places.beginning(targets[r]))
+                parts.append((code.forms[block], *own, *sorted(follows[block])))
+            self.code.append(tuple(parts))
+            self.constants.append(tuple(constants))
+        self.size = np.array([sum(len(code.forms[b]) for b in i.tolist()) for i in code.blocks])
+        self.tables: list[list[tuple[int, int]]] = [[] for _ in range(n)]
+        t = code.tables
+        self.rows = list(
+            zip(t.table.tolist(), t.place.tolist(), t.function.tolist(), strict=True)
+        )
+        for table, place, f in self.rows:
+            self.tables[f].append((table, place))
+
+
+class Pairing:
+    """Pairs of functions, each at most once, found so far."""
+
+    def __init__(self, outlines: tuple[Outline, Outline], known: np.ndarray) -> None:
+        self.outlines = outlines
+        self.partner = [np.full(len(o.code), -1) for o in outlines]
+        self.colour = numbered(*(o.code for o in outlines))
+        for a, b in known.tolist():
+            self.add(a, b)
+
+    def add(self, a: int, b: int) -> None:
+        """Note that function a of the first binary is function b of the second."""
+        self.partner[0][a], self.partner[1][b] = b, a
+
+    def refined(self) -> list[list[np.ndarray]]:
+        """Return colours that tell more and more of each function's surroundings."""
+        levels = [self.colour]
+        for _ in range(ROUNDS):
+            levels.append(self._refine(levels[-1]))
+        return levels
+
+    def _refine(self, colours: list[np.ndarray]) -> list[np.ndarray]:
+        tables = []
+        for outline, colour in zip(self.outlines, colours, strict=True):
+            content = defaultdict(list)
+            for table, place, f in outline.rows:
+                content[table].append((place, int(colour[f])))
+            tables.append([tuple(content[table]) for table in range(len(content))])
+        tables = numbered(*tables)
+        keys = []
+        for outline, colour, table in zip(self.outlines, colours, tables, strict=True):
+            c = colour.tolist()
+            keys.append(
+                [
+                    (
+                        c[f],
+                        outline.constants[f],
+                        tuple((nth, c[g]) for nth, g in outline.uses[f]),
+                        tuple(sorted(Counter((c[g], nth) for g, nth in outline.used[f]).items())),
+                        tuple(sorted((int(table[t]), place) for t, place in outline.tables[f])),
+                    )
+                    for f in range(len(c))
+                ]
+            )
+        return numbered(*keys)
+
+    def one_to_one(self, colours: list[np.ndarray], enough: list[np.ndarray]) -> None:
+        """Pair what has a colour that only one free function of either binary has."""
+        free = [
+            np.flatnonzero((p < 0) & e) for p, e in zip(self.partner, enough, strict=True)
+        ]
+        once = []
+        for side in (0, 1):
+            values, first, count = np.unique(
+                colours[side][free[side]], return_index=True, return_counts=True
+            )
+            once.append(dict(zip(values[count == 1], free[side][first[count == 1]], strict=True)))
+        for colour, a in once[0].items():
+            if colour in once[1]:
+                self.add(int(a), int(once[1][colour]))
+
+    def spread(self) -> None:
+        """Pair what is the same code and stands alike to a pair, until there is no more."""
+        for _ in range(SPREAD):
+            before = np.sum(self.partner[0] >= 0)
+            for features in (self._by_reference, self._beside):
+                sides = [features(side) for side in (0, 1)]
+                for key, a in sides[0].items():
+                    b = sides[1].get(key, -1)
+                    if a >= 0 and b >= 0 and self.partner[0][a] < 0 and self.partner[1][b] < 0:
+                        self.add(a, b)
+            if np.sum(self.partner[0] >= 0) == before:
+                return
+
+    def _by_reference(self, side: int) -> dict[tuple, int]:
+        outline, partner, colour = self.outlines[side], self.partner[side], self.colour[side]
+        name = np.where(partner >= 0, np.arange(len(partner)) if side == 0 else partner, -1)
+        found: dict[tuple, int] = {}
+        for f in np.flatnonzero(partner < 0).tolist():
+            c = int(colour[f])
+            keys = [(c, "uses", nth, int(name[g])) for nth, g in outline.uses[f] if name[g] >= 0]
+            keys += [(c, "used", int(name[g]), nth) for g, nth in outline.used[f] if name[g] >= 0]
+            for key in set(keys):
+                found[key] = -1 if key in found else f
+        rows = outline.rows
+        for i, (table, place, f) in enumerate(rows):
+            if partner[f] >= 0:
+                continue
+            for j in range(max(i - BESIDE, 0), min(i + BESIDE + 1, len(rows))):
+                other, at, g = rows[j]
+                if other == table and name[g] >= 0:
+                    key = int(colour[f]), "table", int(name[g]), place - at
+                    found[key] = -1 if found.get(key, f) != f else f
+        return found
+
+    def _beside(self, side: int) -> dict[tuple, int]:
+        partner, colour = self.partner[side], self.colour[side]
+        name = np.where(partner >= 0, np.arange(len(partner)) if side == 0 else partner, -1)
+        found: dict[tuple, int] = {}
+        for f in np.flatnonzero(partner < 0).tolist():
+            for step in (-1, 1):
+                if 0 <= f + step < len(name) and name[f + step] >= 0:
+                    key = int(colour[f]), step, int(name[f + step])
+                    found[key] = -1 if key in found else f
+        return found
+
+    def in_order(self, colours: list[np.ndarray]) -> None:
+        """Pair twins in the order of their tables and addresses, where both have as many."""
+        groups = []
+        for outline, partner, colour in zip(self.outlines, self.partner, colours, strict=True):
+            members = defaultdict(list)
+            for f in np.flatnonzero(partner < 0).tolist():
+                members[int(colour[f])].append((min(outline.tables[f], default=(0, 0)), f))
+            groups.append(members)
+        for colour, first in groups[0].items():
+            second = groups[1].get(colour, [])
+            if len(first) == len(second):
+                for (_, a), (_, b) in zip(sorted(first), sorted(second), strict=True):
+                    self.add(a, b)
+
+    def pairs(self) -> np.ndarray:
+        """Return all pairs, int64 (k, 2), sorted."""
+        a = np.flatnonzero(self.partner[0] >= 0)
+        return np.stack([a, self.partner[0][a]], 1).astype(np.int64)
+
+
+def identical_pairs(
+    outlines: tuple[Outline, Outline], known: np.ndarray, small: bool = False
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Pair functions that are the same code.
+
+    Parameters
+    ----------
+    known : int (k, 2)
+        Pairs that are certain.
+    small : bool
+        Pair functions of hardly any code, too, that nothing around them tells apart.
+
+    Returns
+    -------
+    int64 (n, 2)
+        The pairs, known ones included, sorted.
+    list of int64 (F,)
+        Of each binary, a number for each function that is the same for functions whose code and
+        whose surroundings are the same.
+    """
+    pairing = Pairing(outlines, known)
+    levels = pairing.refined()
+    connected = [
+        np.array([bool(u or v or t) for u, v, t in zip(o.uses, o.used, o.tables, strict=True)])
+        for o in outlines
+    ]
+    large = [o.size >= IDENTICAL_SIZE for o in outlines]
+    told = [a | b for a, b in zip(connected, large, strict=True)]
+    for colours in reversed(levels[1:]):
+        pairing.one_to_one(colours, told)
+    if small:
+        large = [np.ones_like(x) for x in large]
+    pairing.one_to_one(levels[0], large)
+    pairing.spread()
+    pairing.in_order(levels[-1])
+    pairing.spread()
+    return pairing.pairs(), levels[-1]

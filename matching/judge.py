@@ -1,0 +1,291 @@
+"""Are matched blocks really the same? A strong look at what a weak one has matched.
+
+Functions and blocks are matched by code without its addresses. Here every address is looked at: a
+call is the same if it calls the partner, or the same import; a jump, if it leads to the partner of
+the block; data, if it is the same text, the same constants, or the variable that other functions
+use in the same places.
+"""
+
+import numpy as np
+
+from binary.analysis import CALL as CALL_EDGE
+from features.extract import Features
+from features.normalised import numbered
+from features.places import CODE, DATA, IMPORT, INSIDE, TEXT, UNKNOWN
+from matching.candidates import Candidates
+from matching.functions import Matches, assign
+
+DEPTH = 4  # pointers that are followed from data to data
+SHIFT_BONUS = 0.4  # of a vote: variables that moved as far as most others did are partners
+VARIABLE = 64  # bytes between variables that are judged by their neighbours
+
+
+class Judge:
+    """Compares what the operands of two binaries refer to, given what is matched.
+
+    Parameters
+    ----------
+    codes : (Features, Features)
+    functions, blocks : Matches
+    alike : list of int64 (F,)
+        Of each binary, a number that functions have in common which are the same code in the same
+        surroundings: calling one instead of the other is no change.
+    """
+
+    def __init__(
+        self,
+        codes: tuple[Features, Features],
+        functions: Matches,
+        blocks: Matches,
+        alike: list[np.ndarray],
+    ) -> None:
+        self.codes, self.blocks, self.alike = codes, blocks, alike
+        self.places = codes[0].places, codes[1].places
+        self.function = [code.analysis.function for code in codes]
+        self.partner = np.full(codes[0].functions, -1)
+        self.partner[functions.a] = functions.b
+        self.block_partner = np.full(codes[0].analysis.code_blocks, -1)
+        self.block_partner[blocks.a] = blocks.b
+        self.entry = [_entries(code) for code in codes]
+        self.imports = numbered(*(places.names for places in self.places))
+        self.form = numbered(*(code.forms for code in codes))
+        self.known: dict[tuple[int, int], bool] = {}
+
+    def same_blocks(self) -> np.ndarray:
+        """Return which of the matched blocks are the same, bool (n,)."""
+        a, b = self.blocks.a, self.blocks.b
+        same = self.form[0][a] == self.form[1][b]
+        counts = [np.diff(p.offsets)[i] for p, i in zip(self.places, (a, b), strict=True)]
+        same &= counts[0] == counts[1]
+        pairs = np.flatnonzero(same)
+        count = counts[0][pairs]
+        of = np.repeat(pairs, count)
+        nth = np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count)
+        r = self.places[0].offsets[a[of]] + nth
+        s = self.places[1].offsets[b[of]] + nth
+        agree = self.same_references(r, s)
+        same[of[~agree]] = False
+        return same & self._same_flow(same)
+
+    def same_references(self, r: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Return whether references r of the first and s of the second mean the same, bool (n,)."""
+        first, second = self.places
+        kinds = first.kind[r], second.kind[s]
+        x, y = first.target[r], second.target[s]
+        alike = kinds[0] == kinds[1]
+        agree = np.zeros(len(r), bool)
+        for kind, judge in (
+            (IMPORT, lambda i: self.imports[0][x[i]] == self.imports[1][y[i]]),
+            (CODE, lambda i: self._same_code(first.block[r[i]], x[i], y[i])),
+            (INSIDE, lambda i: self._same_inside(x[i], y[i])),
+            (UNKNOWN, lambda i: x[i] == y[i]),
+            (DATA, lambda i: self._same_data(r[i], s[i])),
+        ):
+            chosen = np.flatnonzero(alike & (kinds[0] == kind))
+            if len(chosen):
+                agree[chosen] = judge(chosen)
+        return agree
+
+    # ------------------------------------------------------------------------------ code
+
+    def _same_code(self, source, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Compare blocks that operands refer to; source: the blocks of the first that do, or -1."""
+        f, g = self.function[0][x], self.function[1][y]
+        inside = (source >= 0) & (self.function[0][np.maximum(source, 0)] == f)
+        entries = self.entry[0][x] & self.entry[1][y]
+        called = entries & ((self.partner[f] == g) | (self.alike[0][f] == self.alike[1][g]))
+        return np.where(inside | ~entries, self.block_partner[x] == y, called)
+
+    def _same_inside(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Compare addresses in the middle of blocks."""
+        at = [
+            np.maximum(np.searchsorted(p.blocks, address, side="right") - 1, 0)
+            for p, address in zip(self.places, (x, y), strict=True)
+        ]
+        offset = [
+            address - p.blocks[i] for p, address, i in zip(self.places, (x, y), at, strict=True)
+        ]
+        return (self.block_partner[at[0]] == at[1]) & (offset[0] == offset[1])
+
+    def _same_flow(self, same: np.ndarray) -> np.ndarray:
+        """Return which blocks lead to partners of each other, as far as they stay in a function."""
+        edges = []
+        for code, function in zip(self.codes, self.function, strict=True):
+            analysis = code.analysis
+            found = analysis.edges[analysis.kind != CALL_EDGE].astype(np.int64)
+            found = found[(found < analysis.code_blocks).all(1)]
+            edges.append(found[function[found[:, 0]] == function[found[:, 1]]])
+        n = self.codes[1].analysis.code_blocks
+        ends = self.block_partner[edges[0]]
+        keys = np.where((ends >= 0).all(1), ends[:, 0] * n + ends[:, 1], -1)
+        there = edges[1][:, 0] * n + edges[1][:, 1]
+        lost = ~np.isin(keys, there)
+        back = np.full(n, -1)
+        back[self.blocks.b] = self.blocks.a
+        new = ~np.isin(there, keys)
+        bad = np.zeros(self.codes[0].analysis.code_blocks, bool)
+        bad[edges[0][lost, 0]] = True
+        sources = back[edges[1][new, 0]]
+        bad[sources[sources >= 0]] = True
+        return ~bad[self.blocks.a]
+
+    # ------------------------------------------------------------------------------ data
+
+    def _same_data(self, r: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Compare data that operands refer to: constants by content, variables by who uses them."""
+        first, second = self.places
+        x, y = first.target[r], second.target[s]
+        pairs, which = np.unique(np.stack([x, y], 1), axis=0, return_inverse=True)
+        which = which.ravel()
+        content = np.array([self.same_content(a, b) for a, b in pairs.tolist()], bool)
+        constant = self._constant(0, pairs[:, 0]) & self._constant(1, pairs[:, 1])
+        variables = np.flatnonzero(content & ~constant)
+        users = self.function[0][first.block[r]]
+        matched = np.zeros(len(pairs), bool)
+        matched[variables] = self._match_variables(pairs[variables], variables, which, users)
+        return (content & (constant | matched))[which]
+
+    def _constant(self, side: int, addresses: np.ndarray) -> np.ndarray:
+        places = self.places[side]
+        section = places.section_of(addresses)
+        return (section >= 0) & places.analysis.data_constant[section]
+
+    def _match_variables(self, pairs, numbers, which, users) -> np.ndarray:
+        """Match variables one to one by how many functions use both in the same place.
+
+        Parameters
+        ----------
+        pairs : int64 (k, 2)
+            Addresses of variables that some function uses in the same place.
+        numbers : int64 (k,)
+            Their numbers, by which ``which`` (n,) says what pair each reference is, and ``users``
+            (n,) the function that refers.
+        """
+        if not len(pairs):
+            return np.zeros(0, bool)
+        uses = np.unique(np.stack([which, users], 1), axis=0)[:, 0]
+        votes = np.bincount(uses, minlength=numbers.max() + 1)[numbers].astype(float)
+        shift = pairs[:, 1] - pairs[:, 0]
+        _, of, count = np.unique(shift, return_inverse=True, return_counts=True)
+        votes += SHIFT_BONUS * count[of] / len(pairs)
+        sides = [np.unique(pairs[:, side], return_inverse=True) for side in (0, 1)]
+        a, b = sides[0][1].ravel(), sides[1][1].ravel()
+        shape = len(sides[0][0]), len(sides[1][0])
+        found = assign(
+            Candidates(a, b, shape, np.empty((len(a), 0), np.float32)),
+            votes / (votes.max() + 1),
+            0.0,
+        )
+        chosen = np.isin(a * shape[1] + b, found.a * shape[1] + found.b)
+        return chosen & ~self._out_of_line(pairs, chosen)
+
+    @staticmethod
+    def _out_of_line(pairs: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Return which variables moved by another distance than their neighbours on both sides."""
+        order = np.flatnonzero(chosen)  # pairs are sorted
+        old, new = pairs[order].T
+        shift = new - old
+        odd = np.zeros(len(pairs), bool)
+        if len(order) > 2:
+            between = (shift[:-2] == shift[2:]) & (shift[1:-1] != shift[:-2])
+            near = old[2:] - old[:-2] <= 2 * VARIABLE
+            within = (new[1:-1] > new[:-2]) & (new[1:-1] < new[2:])
+            odd[order[1:-1][between & near & within]] = True
+        return odd
+
+    def same_content(self, x: int, y: int, depth: int = 0) -> bool:
+        """Compare the data at two addresses, as far as both go without being referred to anew."""
+        if (x, y) in self.known:
+            return self.known[x, y]
+        self.known[x, y] = True  # what leads back here is the same if the rest is
+        first, second = self.places
+        (one, constant), (other, also) = first.content(x), second.content(y)
+        same = constant == also
+        if same and (one or other):
+            same = self._same_bytes(x, y, one, other, depth)
+        self.known[x, y] = same
+        return same
+
+    def _same_bytes(self, x: int, y: int, one: bytes, other: bytes, depth: int) -> bool:
+        texts = self.places[0].text(x), self.places[1].text(y)
+        if texts[0] is not None and texts[0] == texts[1]:
+            n = len(texts[0]) + 1
+            rest = one[n:] if len(one) < len(other) else other[n:]
+            if not rest.strip(b"\0") or TEXT.fullmatch(rest.replace(b"\0", b"") + b"\0"):
+                return True  # nothing refers to what lies behind: another text, or padding
+        return self._only_pointers(x, y, one, other, depth)
+
+    def _only_pointers(self, x: int, y: int, one: bytes, other: bytes, depth: int) -> bool:
+        """Whether contents differ in nothing but pointers, and these mean the same."""
+        n = min(len(one), len(other))
+        size = self.places[0].word.itemsize
+        distances = self._same_distances(x, y, one[:n], other[:n])
+        if distances is not None:
+            return distances
+        skip = -x % size
+        if skip != -y % size or n < size:
+            return one[:n] == other[:n]
+        whole = skip + (n - skip) // size * size
+        if one[:skip] != other[:skip] or one[whole:n] != other[whole:n]:
+            return False
+        words = [
+            np.frombuffer(c[skip:whole], p.word).astype(np.int64)
+            for c, p in zip((one, other), self.places, strict=True)
+        ]
+        resolved = [p.resolve(w) for p, w in zip(self.places, words, strict=True)]
+        pointer = (resolved[0][0] != UNKNOWN) & (resolved[1][0] == resolved[0][0])
+        for i in np.flatnonzero(pointer).tolist():
+            kind = resolved[0][0][i]
+            p, q = int(resolved[0][1][i]), int(resolved[1][1][i])
+            if kind == DATA and depth >= DEPTH:
+                continue
+            if kind == DATA:
+                same = self.same_content(p, q, depth + 1)
+            elif kind == IMPORT:
+                same = self.imports[0][p] == self.imports[1][q]
+            elif kind == CODE:
+                same = bool(self._same_code(np.array([-1]), np.array([p]), np.array([q]))[0])
+            else:
+                same = bool(self._same_inside(np.array([p]), np.array([q]))[0])
+            if not same:
+                return False
+        return bool((pointer | (words[0] == words[1])).all())
+
+    def _same_distances(self, x: int, y: int, one: bytes, other: bytes) -> bool | None:
+        """Compare contents as tables of distances to code (a switch) or texts; None: they are none.
+
+        Distances count from the table itself, or from the global offset table.
+        """
+        skip = -x % 4
+        if skip != -y % 4 or len(one) - skip < 4:
+            return None
+        steps = [
+            np.frombuffer(c[skip : len(c) - (len(c) - skip) % 4], p.half).astype(np.int64)
+            for c, p in zip((one, other), self.places, strict=True)
+        ]
+        for bases in ((x, y), (self.places[0].offset_table, self.places[1].offset_table)):
+            ends = []
+            for places, base, step in zip(self.places, bases, steps, strict=True):
+                end = base + step
+                ends.append(end & 0xFFFFFFFF if places.word.itemsize == 4 else end)
+            blocks = [p.block_at(end) for p, end in zip(self.places, ends, strict=True)]
+            if (blocks[0] >= 0).all() and (blocks[1] >= 0).all():
+                return bool(self._same_code(np.full(len(ends[0]), -1), *blocks).all())
+        texts = [
+            [p.whole_text(start + step) for step in side.tolist()]
+            for p, start, side in zip(self.places, (x, y), steps, strict=True)
+        ]
+        if len(steps[0]) > 1 and None not in texts[0] and None not in texts[1]:
+            return texts[0] == texts[1]
+        return None
+
+
+def _entries(code: Features) -> np.ndarray:
+    """Return which blocks functions begin with, bool (B,)."""
+    analysis = code.analysis
+    at = np.searchsorted(
+        analysis.address[: analysis.code_blocks], analysis.function_address[: code.functions]
+    )
+    entry = np.zeros(analysis.code_blocks, bool)
+    entry[np.minimum(at, analysis.code_blocks - 1)] = True
+    return entry
