@@ -136,7 +136,9 @@ def build(folder: Path, processor: str, kind: str, level: str = "O2") -> Program
     imports = folder / "libimports.so"
     if not imports.exists():
         item = compiled("edits_imports.c", "imports", "-fPIC")
-        link(imports, [item], "-shared", "--soname=libimports.so", "--unresolved-symbols=ignore-all")
+        link(
+            imports, [item], "-shared", "--soname=libimports.so", "--unresolved-symbols=ignore-all"
+        )
 
     def linked(name: str, *objects: Path, flags: Iterable[str] = ()) -> Path:
         out = folder / name

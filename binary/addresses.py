@@ -1,11 +1,11 @@
 """Which numbers in a binary's instructions are addresses, and of what.
 
-Compilers write an address in many ways: whole (x86, s390x), as a page and its low bits (``adrp`` and
-``add`` on AArch64, ``lui`` and ``addiu`` on MIPS, ``lis`` and ``addi`` on PowerPC, ``auipc`` and
-``addi`` on RISC-V), as a distance from a register that holds the address of the global offset table
-(i386, MIPS, PowerPC), or as a word in a pool behind the function (ARM). Here the registers that hold
-parts of addresses are followed through each function, so that every number in the text of an
-instruction is known to be an address, a part of one, or a number.
+Compilers write an address in many ways: whole (x86, s390x), as a page and its low bits (``adrp``
+and ``add`` on AArch64, ``lui`` and ``addiu`` on MIPS, ``lis`` and ``addi`` on PowerPC, ``auipc``
+and ``addi`` on RISC-V), as a distance from a register that holds the address of the global offset
+table (i386, MIPS, PowerPC), or as a word in a pool behind the function (ARM). Here the registers
+that hold parts of addresses are followed through each function, so that every number in the text of
+an instruction is known to be an address, a part of one, or a number.
 """
 
 import functools
@@ -154,6 +154,7 @@ class Finder:
         self.edges = edges
         self.found: list[tuple[int, int, int, int, int]] = []
         self.parts: set[tuple[int, int, int]] = set()
+        self.thunks: dict[int, str | None] = {}
 
     def fields(self) -> dict[str, np.ndarray]:
         """Return the fields of an `Analysis` that say what the operands of instructions are."""
@@ -200,7 +201,7 @@ class Finder:
                 if kind == CALL and self.address[target] & ~1 != ends[source]:
                     entered.add(target)
                 else:
-                    flow[source].append((target, kind == STEP_OVER or kind == CALL))
+                    flow[source].append((target, kind in (STEP_OVER, CALL)))
         has_flow = {t for targets in flow.values() for t, _ in targets}
         states: list[dict[str, Value] | None] = [None] * n
         for block in range(n):
@@ -295,9 +296,8 @@ class Finder:
                 relative = memory and memory.position == position and memory.base in ("rip", "eip")
                 if not relative and value > 0xFFF and self.is_mapped(value):
                     self._note((block, line, position), PLACE, value)
-        elif self.family == "S390X":
-            if mnemonic.endswith("rl") and self.is_mapped(value):
-                self._note((block, line, last), PLACE, self._through(value))
+        elif self.family == "S390X" and mnemonic.endswith("rl") and self.is_mapped(value):
+            self._note((block, line, last), PLACE, self._through(value))
 
     def _through(self, address: int) -> int:
         """Return what the offset table holds at an address, or the address if it lies elsewhere."""
@@ -390,9 +390,13 @@ class Finder:
         if result is not None:
             state[target] = result
 
-    @functools.cache  # noqa: B019: lives as long as the analysis of one file
     def _thunk(self, address: int) -> str | None:
         """Return the register that the function at this address loads its return address into."""
+        if address not in self.thunks:
+            self.thunks[address] = self._read_thunk(address)
+        return self.thunks[address]
+
+    def _read_thunk(self, address: int) -> str | None:
         try:
             code = self.memory.load(address, 4)
         except KeyError:
@@ -562,8 +566,10 @@ class Finder:
 
     def _certain(self, base: Value) -> bool:
         """Whether a base lies in the image at all, so that it is no part of a number."""
-        return self.is_mapped(base.number) or self.is_mapped(base.number + 0x7FFF) or (
-            self.is_mapped((base.number - 0x8000) & self.mask)
+        return (
+            self.is_mapped(base.number)
+            or self.is_mapped(base.number + 0x7FFF)
+            or (self.is_mapped((base.number - 0x8000) & self.mask))
         )
 
     def _ppc(self, block, line, instruction, parsed, state, emit) -> None:
@@ -634,8 +640,9 @@ class Finder:
             source = operands[1] if len(operands) > 1 else target
             if source in state and state[source].base:
                 offset = parsed.numbers[0][1] if parsed.numbers else 0
-                self._add(block, line, at[2] if parsed.numbers else IN_MEMORY, state[source],
-                          offset, emit)
+                self._add(
+                    block, line, at[2] if parsed.numbers else IN_MEMORY, state[source], offset, emit
+                )
         elif memory and memory.base in state:
             loaded = self._load(block, line, memory, state[memory.base], emit)
             if mnemonic == "ld" or (mnemonic == "lw" and self.word == 4):

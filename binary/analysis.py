@@ -142,9 +142,7 @@ class Analysis:
     data: list[bytes] = dataclasses.field(default_factory=list)
     imported_address: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
     imported_name: list[str] = dataclasses.field(default_factory=list)
-    pointers: np.ndarray = dataclasses.field(
-        default_factory=lambda: np.array([8, 0, 0], np.uint64)
-    )
+    pointers: np.ndarray = dataclasses.field(default_factory=lambda: np.array([8, 0, 0], np.uint64))
 
     @property
     def blocks(self) -> int:

@@ -23,7 +23,7 @@ class Places:
     address : int64 (r,)
         What each refers to.
     kind : int8 (r,)
-        IMPORT, CODE (the beginning of a block), DATA, INSIDE (a block, or a gap behind it), UNKNOWN.
+        IMPORT, CODE (where a block begins), DATA, INSIDE (a block), UNKNOWN.
     target : int64 (r,)
         Number of the import's name in ``names``, a block, or the address.
     names : list of str
@@ -32,6 +32,7 @@ class Places:
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
+        self._texts: dict[int, bytes | None] = {}
         size, big, self.offset_table = analysis.pointers.tolist()
         self.word = np.dtype(f"{'>' if big else '<'}u{size}")
         self.half = np.dtype(f"{'>' if big else '<'}i4")
@@ -139,9 +140,13 @@ class Places:
         data = self.analysis.data[section][begin : begin + self.word.itemsize]
         return b"" if self._holds_address(data) else data
 
-    @functools.lru_cache(1 << 16)  # noqa: B019: as many as there are texts
     def text(self, address: int) -> bytes | None:
         """Return the text at an address of constant data, without its NUL; None: there is none."""
+        if address not in self._texts:
+            self._texts[address] = self._read_text(address)
+        return self._texts[address]
+
+    def _read_text(self, address: int) -> bytes | None:
         section = int(self.section_of(np.array([address]))[0])
         if section < 0 or not self.analysis.data_constant[section]:
             return None

@@ -75,9 +75,7 @@ class Outline:
         self.size = np.array([sum(len(code.forms[b]) for b in i.tolist()) for i in code.blocks])
         self.tables: list[list[tuple[int, int]]] = [[] for _ in range(n)]
         t = code.tables
-        self.rows = list(
-            zip(t.table.tolist(), t.place.tolist(), t.function.tolist(), strict=True)
-        )
+        self.rows = list(zip(t.table.tolist(), t.place.tolist(), t.function.tolist(), strict=True))
         for table, place, f in self.rows:
             self.tables[f].append((table, place))
 
@@ -130,9 +128,7 @@ class Pairing:
 
     def one_to_one(self, colours: list[np.ndarray], enough: list[np.ndarray]) -> None:
         """Pair what has a colour that only one free function of either binary has."""
-        free = [
-            np.flatnonzero((p < 0) & e) for p, e in zip(self.partner, enough, strict=True)
-        ]
+        free = [np.flatnonzero((p < 0) & e) for p, e in zip(self.partner, enough, strict=True)]
         once = []
         for side in (0, 1):
             values, first, count = np.unique(

@@ -115,18 +115,18 @@ class Judge:
             found = analysis.edges[analysis.kind != CALL_EDGE].astype(np.int64)
             found = found[(found < analysis.code_blocks).all(1)]
             edges.append(found[function[found[:, 0]] == function[found[:, 1]]])
+        # An edge to a block without a partner is that block's difference.
         n = self.codes[1].analysis.code_blocks
-        ends = self.block_partner[edges[0]]
-        keys = np.where((ends >= 0).all(1), ends[:, 0] * n + ends[:, 1], -1)
-        there = edges[1][:, 0] * n + edges[1][:, 1]
-        lost = ~np.isin(keys, there)
         back = np.full(n, -1)
         back[self.blocks.b] = self.blocks.a
-        new = ~np.isin(there, keys)
+        mapped = self.block_partner[edges[0]]
+        old = mapped[:, 0] * n + mapped[:, 1]
+        new = edges[1][:, 0] * n + edges[1][:, 1]
+        lost = (mapped >= 0).all(1) & ~np.isin(old, new)
+        added = (back[edges[1]] >= 0).all(1) & ~np.isin(new, old)
         bad = np.zeros(self.codes[0].analysis.code_blocks, bool)
         bad[edges[0][lost, 0]] = True
-        sources = back[edges[1][new, 0]]
-        bad[sources[sources >= 0]] = True
+        bad[back[edges[1][added, 0]]] = True
         return ~bad[self.blocks.a]
 
     # ------------------------------------------------------------------------------ data

@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from sklearn.feature_extraction.text import TfidfTransformer
 
+from binary.addresses import IN_MEMORY
 from binary.disassemble import analyse
 from features.extract import _read_instruction, extract_features
-from features.normalised import _normal_form, normal_forms
+from features.normalised import normal_line
 from features.tfidf import hashed, weigh
 from matching.anchors import read_anchors
 from matching.blocks import IDENTICAL_SIZE, _depths, _match, _within, match_blocks
@@ -156,7 +157,7 @@ def test_identical_blocks_match_where_no_function_does(codes):
     first, second = codes["O1"], codes["O1-stripped"]
     nothing = Matches(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32)))
     blocks = match_blocks(first, second, nothing)
-    forms = normal_forms(first.analysis), normal_forms(second.analysis)
+    forms = first.forms, second.forms
     assert len(blocks.a) > 10
     for a, b in zip(blocks.a, blocks.b, strict=True):
         assert forms[0][a] == forms[1][b]
@@ -415,9 +416,15 @@ def test_what_likeness_calls_hopeless_matches_as_an_anchor_only(codes, model):
 
     first, second = codes["O1"], codes["O2"]
     unlike = dataclasses.replace(model, function=always(-20), structure=always(20))
-    assert not len(match_functions(first, second, unlike).a)
-    found = match_functions(first, second, unlike, np.array([[2, 3]]))
-    assert (found.a.tolist(), found.b.tolist()) == ([2], [3])
+    anchor = first.analysis.function_name.index("area"), second.analysis.function_name.index("kind")
+    for anchors in (None, np.array([anchor])):
+        found = match_functions(first, second, unlike, anchors)
+        pairs = set(zip(found.a.tolist(), found.b.tolist(), strict=True))
+        assert (anchor in pairs) == (anchors is not None)
+        for f, g in pairs - {anchor}:  # the same code is no question of likeness
+            assert [first.forms[b] for b in first.blocks[f]] == [
+                second.forms[b] for b in second.blocks[g]
+            ]
 
 
 @settings(max_examples=30, deadline=None)
@@ -462,11 +469,11 @@ def test_measures_are_cosines(codes, model):
 
 
 def test_what_computes_nothing_is_no_difference():
-    plain = _normal_form
-    for line in (b"endbr64", b"nop", b"nop word ptr cs:[rax + rax]", b"bti c"):
-        assert plain(line, 0x401000) == b""
-    assert plain(b"notrack jmp rax", 0x401000) == plain(b"jmp rax", 0x401000)
-    assert plain(b"notrack jmp qword ptr [rip + 0x20]", 0x401000) == b"jmp qword ptr [rip]"
+    for line in ("endbr64", "nop", "nop word ptr cs:[rax + rax]", "bti c"):
+        assert normal_line(line) == ""
+    assert normal_line("notrack jmp rax") == normal_line("jmp rax")
+    marks = ((0, "@"),)
+    assert normal_line("notrack jmp qword ptr [rip + 0x20]", marks) == "jmp qword ptr [rip@]"
 
 
 def test_landing_pads_leave_functions_identical(tmp_path, model):
@@ -500,8 +507,13 @@ def test_words_say_what_classes_drop():
 
 
 def test_addresses_are_no_difference():
-    plain = _normal_form
-    assert plain(b"jne 0x401234", 0x401000) == b"jne"
-    assert plain(b"lea rdi, [rip + 0x2f31]", 0x401000) == b"lea rdi, [rip]"
-    assert plain(b"mov edi, 0x409010", 0x401000) == b"mov edi, @"
-    assert plain(b"mov edi, 0x10", 0x401000) == b"mov edi, 0x10"
+    marks = ((0, "@"),)
+    assert normal_line("jne 0x401234", marks) == "jne @"
+    assert normal_line("lea rdi, [rip + 0x2f31]", marks) == "lea rdi, [rip@]"
+    assert normal_line("ldr x1, [x0, #0x348]", marks) == "ldr x1, [x0@]"
+    assert normal_line("ldr x1, [x0]", ((IN_MEMORY, "@"),)) == "ldr x1, [x0@]"
+    assert normal_line("lw $v0, ($at)", ((IN_MEMORY, "@"),)) == "lw $v0, @($at)"
+    assert normal_line("lw $v0, -0x7fe8($gp)", marks) == "lw $v0, @($gp)"
+    assert normal_line("mov edi, 0x409010", marks) == "mov edi, @"
+    assert normal_line("mov edi, 0x10") == "mov edi, 0x10"
+    assert normal_line("mov dword ptr [rax*4 + 0x409010], 0x10", marks).endswith("[rax*4@], 0x10")
