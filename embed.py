@@ -25,6 +25,7 @@ from sklearn.random_projection import SparseRandomProjection
 import utils
 from features.extract import GROUPS, Features, read_binaries
 from features.tfidf import weigh
+from files.arrays import Numbers, read_arrays
 from terminal.command_line import command_line
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
@@ -32,6 +33,12 @@ workers = os.cpu_count() or 1  # processes
 dimensions = 512  # of a vector
 seed = 0  # of the projection and of the map
 
+COLUMNS = {
+    "file": Numbers("U", "F"),
+    "address": Numbers("u8", "F"),
+    "name": Numbers("U", "F"),
+    "vector": Numbers("f4", "F", "D"),
+}
 LEGEND = 20  # binaries that a map's legend can name
 
 
@@ -163,13 +170,8 @@ def search(
     top : int
         How many are printed.
     """
-    try:
-        with np.load(file) as arrays:
-            files, address, names, vector = (
-                arrays[key] for key in ("file", "address", "name", "vector")
-            )
-    except utils.NPZ_ERRORS as error:
-        raise utils.UserError(f"{file} is nothing that embed.py wrote ({error})") from error
+    arrays = read_arrays(file, COLUMNS, "table of vectors", "write it again: python embed.py")
+    files, address, names, vector = arrays.values()
     start = np.array([f"0x{a:x}" for a in address.tolist()])
     asked = (start == function.lower()) | (names == function)
     if binary is not None:

@@ -14,8 +14,6 @@ import shutil
 import signal
 import tempfile
 import time
-import zipfile
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,9 +36,6 @@ DISK_ERRORS = {
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STOPPING = (signal.SIGINT, signal.SIGTERM)  # what people and batch systems end a program with
-# What reading a broken .npz ends in; RuntimeError where its zip file says that it is encrypted.
-NPZ_ERRORS = (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError)
-NPZ_ERRORS += (zipfile.BadZipFile, zlib.error)
 FAULTS = 8  # of a settings file that are named
 SHOWN = 100  # characters of a value that a message shows
 PATIENCE = 5.0  # seconds that a run waits for a folder that another one writes into

@@ -1,28 +1,46 @@
 """What is known of one binary: its tidied control-flow graph, and the file that caches it."""
 
+# ruff: noqa: RUF009 - numbers() and texts() below are dataclasses.field() with another name
+
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import utils
+from files.arrays import Numbers, Texts, read_arrays, write_arrays
 
 VERSION = 8  # of the analysis below; a change of it makes cached analyses stale
 JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
+WHAT = "cached analysis"  # in errors
+REMEDY = "delete it and run gendata.py again"
 
 
-DISPLAY = {"function_name", "instructions", "code", "instruction_size", "reference_instruction"}
-DISPLAY |= {"reference_address", "literal_address", "literal"}  # fields that nothing is matched by
-# What only the comparison of two binaries reads, besides.
-DISPLAY |= {"operand_block", "operand_line", "operand_number", "operand_kind", "operand_value"}
-DISPLAY |= {"data_address", "data_size", "data_constant", "data"}
-DISPLAY |= {"imported_address", "imported_name", "pointers"}
+def numbers(
+    *schema: str | int, display: bool = False, default: tuple[int, ...] = (), **limits: Any
+) -> Any:
+    """Return a field of :class:`Analysis`: an array that :class:`files.arrays.Numbers` describes.
+
+    Only page and comparison read ``display`` fields, which may be left out.
+    """
+    kind = Numbers(*schema, **limits)
+    metadata = {"schema": kind, "display": display}
+    if not display:
+        return dataclasses.field(metadata=metadata)
+    array = functools.partial(np.array, default, kind.dtypes[0])
+    return dataclasses.field(metadata=metadata, default_factory=array)
+
+
+def texts(length: str, raw: bool = False, display: bool = False) -> Any:
+    """Return a field of :class:`Analysis`: a list of str, or of bytes if ``raw``."""
+    default = {"default_factory": list} if display else {}
+    metadata = {"schema": Texts(length, raw), "display": display}
+    return dataclasses.field(metadata=metadata, **default)
 
 
 @dataclasses.dataclass
@@ -97,52 +115,49 @@ class Analysis:
         the global offset table count from, or 0.
     """
 
-    address: np.ndarray
-    function: np.ndarray
-    edges: np.ndarray
-    kind: np.ndarray
-    returns: np.ndarray
-    function_address: np.ndarray
-    function_name: list[str]
-    import_name: list[str]
-    string_block: np.ndarray
-    string: list[bytes]
-    variable_block: np.ndarray
-    variable_address: np.ndarray
-    variable_name: list[str]
-    taker_block: np.ndarray
-    taken_block: np.ndarray
-    pointer_address: np.ndarray
-    pointer_block: np.ndarray
-    label_pointer: np.ndarray
-    label: list[bytes]
-    first_instruction: np.ndarray
-    instruction_form: np.ndarray
-    form: list[str]
-    operand_string: np.ndarray
-    instructions: list[bytes]
-    code: list[bytes] = dataclasses.field(default_factory=list)
-    instruction_size: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint8))
-    reference_instruction: np.ndarray = dataclasses.field(
-        default_factory=lambda: np.empty(0, np.int32)
-    )
-    reference_address: np.ndarray = dataclasses.field(
-        default_factory=lambda: np.empty(0, np.uint64)
-    )
-    literal_address: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
-    literal: list[bytes] = dataclasses.field(default_factory=list)
-    operand_block: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
-    operand_line: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
-    operand_number: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint8))
-    operand_kind: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint8))
-    operand_value: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
-    data_address: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
-    data_size: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
-    data_constant: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, bool))
-    data: list[bytes] = dataclasses.field(default_factory=list)
-    imported_address: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
-    imported_name: list[str] = dataclasses.field(default_factory=list)
-    pointers: np.ndarray = dataclasses.field(default_factory=lambda: np.array([8, 0, 0], np.uint64))
+    # B blocks, of which I are imports; F functions; N instructions.
+    address: np.ndarray = numbers("u8", "B")
+    function: np.ndarray = numbers("i4", "B", below="F")
+    edges: np.ndarray = numbers("i4", "m", 2, below="B")
+    kind: np.ndarray = numbers("u1", "m", below=3)
+    returns: np.ndarray = numbers("?", "B")
+    function_address: np.ndarray = numbers("u8", "F")
+    import_name: list[str] = texts("I")
+    string_block: np.ndarray = numbers("i4", "s", below="B - I")
+    string: list[bytes] = texts("s", raw=True)
+    variable_block: np.ndarray = numbers("i4", "v", below="B - I")
+    variable_address: np.ndarray = numbers("u8", "v")
+    variable_name: list[str] = texts("v")
+    taker_block: np.ndarray = numbers("i4", "t", below="B - I")
+    taken_block: np.ndarray = numbers("i4", "t", below="B - I")
+    pointer_address: np.ndarray = numbers("u8", "p")
+    pointer_block: np.ndarray = numbers("i4", "p", below="B - I")
+    label_pointer: np.ndarray = numbers("i4", "l", below="p")
+    label: list[bytes] = texts("l", raw=True)
+    first_instruction: np.ndarray = numbers("i8", "B + 1", rises_to="N")
+    instruction_form: np.ndarray = numbers("i4", "N", below="forms")
+    form: list[str] = texts("forms")
+    operand_string: np.ndarray = numbers("i4", "o", below="s")
+    function_name: list[str] = texts("F", display=True)
+    instructions: list[bytes] = texts("B", raw=True, display=True)
+    code: list[bytes] = texts("B", raw=True, display=True)
+    instruction_size: np.ndarray = numbers("u1", "n", display=True)
+    reference_instruction: np.ndarray = numbers("i4", "r", below="n", display=True)
+    reference_address: np.ndarray = numbers("u8", "r", display=True)
+    literal_address: np.ndarray = numbers("u8", "k", display=True)
+    literal: list[bytes] = texts("k", raw=True, display=True)
+    operand_block: np.ndarray = numbers("i4", "operands", below="B - I", display=True)
+    operand_line: np.ndarray = numbers("i4", "operands", display=True)
+    operand_number: np.ndarray = numbers("u1", "operands", display=True)
+    operand_kind: np.ndarray = numbers("u1", "operands", display=True)
+    operand_value: np.ndarray = numbers("u8", "operands", display=True)
+    data_address: np.ndarray = numbers("u8", "sections", display=True)
+    data_size: np.ndarray = numbers("u8", "sections", display=True)
+    data_constant: np.ndarray = numbers("?", "sections", display=True)
+    data: list[bytes] = texts("sections", raw=True, display=True)
+    imported_address: np.ndarray = numbers("u8", "stubs", display=True)
+    imported_name: list[str] = texts("stubs", display=True)
+    pointers: np.ndarray = numbers("u8", 3, display=True, default=(8, 0, 0))
 
     @property
     def blocks(self) -> int:
@@ -181,72 +196,60 @@ def cache_file(output_dir: str | os.PathLike[str], sha256: str) -> Path:
     return Path(output_dir) / f"{key}.npz"
 
 
-def _pack(texts: list[str] | list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Return texts as UTF-8 bytes uint8 (flat) and offsets int64: arrays need no pickle."""
-    encoded = [text if isinstance(text, bytes) else text.encode() for text in texts]
-    offsets = np.cumsum([0] + [len(text) for text in encoded], dtype=np.int64)
-    return np.frombuffer(b"".join(encoded), np.uint8), offsets
-
-
-def _unpack(flat: np.ndarray, offsets: np.ndarray) -> list[bytes]:
-    data = flat.tobytes()
-    return [data[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+def schema(for_display: bool = True) -> dict[str, Numbers | Texts]:
+    """Return what the file of an analysis holds, with or without the fields for display."""
+    return {
+        field.name: field.metadata["schema"]
+        for field in dataclasses.fields(Analysis)
+        if for_display or not field.metadata["display"]
+    }
 
 
 def save_analysis(analysis: Analysis, path: str | os.PathLike[str]) -> None:
     """Write an analysis as .npz, whole or not at all."""
-    arrays = {}
-    for field in dataclasses.fields(Analysis):
-        value = getattr(analysis, field.name)
-        if isinstance(value, list):
-            arrays[field.name], arrays[f"{field.name}_offsets"] = _pack(value)
-        else:
-            arrays[field.name] = value
     with utils.atomic_file(path, "wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
-@contextmanager
-def _damage(path: str | os.PathLike[str]) -> Iterator[None]:
-    try:
-        yield
-    except utils.NPZ_ERRORS as error:
-        raise utils.UserError(
-            f"the cached analysis {path} is damaged ({error}); delete it and run gendata.py again"
-        ) from error
+        write_arrays(file, vars(analysis), schema())
 
 
 def count_imports(path: str | os.PathLike[str]) -> int:
-    """Return how many functions the binary imports whose analysis :func:`save` wrote.
+    """Return how many functions the binary imports whose analysis :func:`save_analysis` wrote.
 
     Raises
     ------
     UserError
         The file is damaged.
     """
-    with _damage(path), np.load(path) as arrays:  # reads this one array only
-        return len(arrays["import_name_offsets"]) - 1
+    only = {"import_name": schema()["import_name"]}
+    return len(read_arrays(path, only, WHAT, REMEDY)["import_name"])
 
 
 def load_analysis(path: str | os.PathLike[str], for_display: bool = True) -> Analysis:
-    """Read what :func:`save` wrote; without ``for_display``, fields in DISPLAY stay empty.
+    """Read what :func:`save_analysis` wrote; without ``for_display``, these fields stay empty.
 
     Raises
     ------
     UserError
         The file is damaged.
     """
-    bytes_fields = ("string", "label", "instructions", "code", "literal", "data")
-    values = {} if for_display else {"function_name": [], "instructions": []}
-    skipped = set() if for_display else DISPLAY
-    with _damage(path), np.load(path) as arrays:
-        for field in dataclasses.fields(Analysis):
-            if field.name in skipped:
-                continue
-            values[field.name] = arrays[field.name]
-            if f"{field.name}_offsets" in arrays:
-                texts = _unpack(arrays[field.name], arrays[f"{field.name}_offsets"])
-                if field.name not in bytes_fields:
-                    texts = [text.decode() for text in texts]
-                values[field.name] = texts
-    return Analysis(**values)
+    analysis = Analysis(**read_arrays(path, schema(for_display), WHAT, REMEDY))
+    n, functions = analysis.code_blocks, analysis.code_functions
+    address, entry = analysis.address[:n], analysis.function_address[:functions]
+    imports = np.arange(functions, len(analysis.function_address))
+    size = np.diff(analysis.first_instruction)
+    calls = [block for block, _ in analysis.import_calls()]
+    strings = np.array([form.split(" ")[1:].count("str") for form in analysis.form], np.int64)
+    for fault, is_there in {
+        "no code": for_display and not min(n, functions),
+        "blocks that are not sorted": (address[1:] < address[:-1]).any(),
+        "functions that are not sorted": (entry[1:] <= entry[:-1]).any(),
+        "code in the function of an import": (analysis.function[:n] >= functions).any(),
+        "calls without instructions": (size[calls] < 1).any(),
+        "imports with instructions": (size[n:] > 0).any(),
+        "other strings than operands have": (
+            strings[analysis.instruction_form].sum() != len(analysis.operand_string)
+        ),
+        "imports that are not last": not np.array_equal(analysis.function[n:], imports),
+    }.items():
+        if is_there:
+            raise utils.UserError(f"the {WHAT} {path} is damaged ({fault}); {REMEDY}")
+    return analysis

@@ -17,11 +17,13 @@ import pydantic
 from tqdm import tqdm
 
 import utils
+from files.arrays import Numbers, check_arrays
 from tokenization import CorpusTokenizer
 from utils import UserError
 
 FORMAT = 1  # of the files in corpus.ids/
 BLOCK = 2**20  # bytes of text that are encoded at a time
+CHECKED = 2**24  # tokens that are checked at a time
 PARALLEL = 2**25  # bytes of text from which on it is worth starting processes
 
 
@@ -93,11 +95,19 @@ def read_corpus(
             (new / "key.json").write_text(json.dumps(key))
     if not (folder / "tokens.bin").stat().st_size:
         raise UserError(f"the corpus {data_file} holds no text; make it: python dataprocess.py")
-    documents = np.memmap(folder / "documents.bin", np.int64, "r")
+    try:
+        tokens = np.memmap(folder / "tokens.bin", dtype, "r")
+        sentences = np.memmap(folder / "sentences.bin", np.int64, "r")
+        documents = np.memmap(folder / "documents.bin", np.int64, "r")
+        _check_ids(tokens, sentences, documents, len(tokenizer.vocab))
+    except ValueError as error:
+        raise UserError(
+            f"the token ids in {folder} are damaged ({error}); delete that folder and run again"
+        ) from error
     programs, builds, splits, sizes = _pairs(data_file, sha256, len(documents) - 1)
     return Corpus(
-        tokens=np.memmap(folder / "tokens.bin", dtype, "r"),
-        sentences=np.memmap(folder / "sentences.bin", np.int64, "r"),
+        tokens=tokens,
+        sentences=sentences,
         documents=documents,
         pairs=np.cumsum([0, *sizes]),
         programs=programs,
@@ -105,6 +115,18 @@ def read_corpus(
         sha256=sha256,
         splits=splits,
     )
+
+
+def _check_ids(
+    tokens: np.ndarray, sentences: np.ndarray, documents: np.ndarray, vocab_size: int
+) -> None:
+    """Raise a ValueError unless the arrays of a :class:`Corpus` fit each other and a vocabulary."""
+    of_tokens = {"tokens": Numbers("u2 u4", "tokens", below=vocab_size)}
+    for start in range(0, len(tokens), CHECKED):  # which are mapped, and may be many
+        check_arrays({"tokens": tokens[start : start + CHECKED]}, of_tokens)
+    starts = {"sentences": sentences, "documents": documents}
+    for (name, rises), end in zip(starts.items(), (len(tokens), len(sentences) - 1), strict=True):
+        check_arrays({name: rises}, {name: Numbers("i8", name, rises_to=end)})
 
 
 def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from binary.analysis import Analysis, load_analysis
+from binary.analysis import load_analysis
 from binary.tokens import Tokens, tokenise
 from pairs.folder import PairInfo, analysis_files, read_info, remedy
 from pairs.walks import load_walks
 from tokenization import SPECIAL_TOKENS
-from utils import NPZ_ERRORS, UserError, atomic_file
+from utils import UserError, atomic_file
 
 
 @dataclasses.dataclass
@@ -58,33 +58,6 @@ def check_word(word: str) -> None:
         raise ValueError(f"the token {word!r} has a meaning of its own in a vocabulary")
 
 
-def check_ids(name: str, ids: np.ndarray, size: int) -> None:
-    """Raise a ValueError unless ``ids`` are integers from 0 to ``size`` - 1."""
-    if ids.ndim != 1 or ids.dtype.kind != "i":
-        raise ValueError(f"'{name}' is no list of signed integers")
-    if ids.size and not 0 <= ids.min() <= ids.max() < size:
-        raise ValueError(f"'{name}' has a number that is not in 0 to {size - 1}")
-
-
-def check_offsets(name: str, offsets: np.ndarray, size: int) -> None:
-    """Raise a ValueError unless ``offsets`` rise from 0 to ``size``."""
-    check_ids(name, offsets, size + 1)
-    if not offsets.size or offsets[0] != 0 or offsets[-1] != size:
-        raise ValueError(f"'{name}' does not lead from 0 to {size}")
-    if (offsets[1:] < offsets[:-1]).any():
-        raise ValueError(f"'{name}' falls")
-
-
-def check_instructions(analysis: Analysis) -> None:
-    """Raise a ValueError unless the arrays that tokens are made from fit together."""
-    check_offsets("first_instruction", analysis.first_instruction, len(analysis.instruction_form))
-    check_ids("instruction_form", analysis.instruction_form, len(analysis.form))
-    check_ids("operand_string", analysis.operand_string, len(analysis.string))
-    strings = np.array([form.split(" ")[1:].count("str") for form in analysis.form], np.int64)
-    if strings[analysis.instruction_form].sum() != len(analysis.operand_string):
-        raise ValueError("'operand_string' does not have a row for each operand that is a string")
-
-
 @lru_cache(maxsize=64)
 def read_binary(file: Path) -> BinaryText:
     """Read an analysed binary and write its blocks as text.
@@ -97,7 +70,6 @@ def read_binary(file: Path) -> BinaryText:
     """
     analysis = load_analysis(file, for_display=False)
     try:
-        check_instructions(analysis)
         tokens = tokenise(analysis)
         for word in tokens.dictionary:
             check_word(word)
@@ -123,15 +95,17 @@ def read_pair(folder: Path, output_dir: str) -> Pair:
     """
     info = read_info(folder)
     binaries = [read_binary(file) for file in analysis_files(info, output_dir)]
-    file = folder / "walks.npz"
-    try:
-        blocks, start = load_walks(file)
-        size = sum(len(binary.texts) for binary in binaries)
-        check_ids("step", blocks, size)
-        if size != info.counts.blocks:
-            raise ValueError(f"it is of {info.counts.blocks} blocks, but the analyses hold {size}")
-    except NPZ_ERRORS as error:
-        raise UserError(f"{file} is damaged ({error}); {remedy(folder)}") from error
+    blocks, start = load_walks(folder / "walks.npz")
+    size = sum(len(binary.texts) for binary in binaries)
+    if size != info.counts.blocks:
+        raise UserError(
+            f"{folder} is of {info.counts.blocks} blocks, but the analyses hold {size}; "
+            f"{remedy(folder)}"
+        )
+    if blocks.size and not 0 <= blocks.min() <= blocks.max() < size:
+        raise UserError(
+            f"{folder}/walks.npz is damaged (a block is not in 0 to {size - 1}); {remedy(folder)}"
+        )
     return Pair(info, binaries, blocks, start)
 
 

@@ -5,17 +5,22 @@ each path it knows what is still uncovered, so whole-array NumPy would walk more
 """
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+import utils
 from binary.analysis import CALL, STEP_OVER
+from files.arrays import Numbers, read_arrays
+from pairs.folder import remedy
 from pairs.merge import MergedGraph
 
 RETURN = -1  # a choice: go back to where the stack, or else any caller, says
 NOTHING = -2  # what a step pushes that is no call
 NOWHERE = -1  # what a call pushes that has no return site: a return from there ends the path
+WALKS_FILE = {"step": Numbers("i2 i4", "n"), "length": Numbers("i4", "paths", above=0)}
 MAX_BACKWARD = 32  # blocks that a path grows backwards from the block that it has to cover
 
 
@@ -281,16 +286,17 @@ def load_walks(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
 
     Raises
     ------
-    ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
+    UserError
         The file is damaged.
     """
-    with np.load(path) as arrays:
-        step, length = arrays["step"], arrays["length"]
-    for name, values in (("step", step), ("length", length)):
-        if values.ndim != 1 or values.dtype.kind != "i":
-            raise ValueError(f"'{name}' is no list of signed integers")
-    if length.min(initial=1) < 1 or length.sum() != len(step):
-        raise ValueError(f"'length' does not divide {len(step)} blocks into walks")
+    folder = Path(path).parent
+    arrays = read_arrays(path, WALKS_FILE, "file of walks", remedy(folder))
+    step, length = arrays["step"], arrays["length"]
+    if length.sum() != len(step):
+        raise utils.UserError(
+            f"the file of walks {path} is damaged ('length' does not divide {len(step)} blocks "
+            f"into walks); {remedy(folder)}"
+        )
     start = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
     return np.cumsum(step, dtype=np.int32), start
 

@@ -57,8 +57,8 @@ def write_analysis(file, blocks):
         function_address=np.zeros(1, np.uint64),
         function_name=["f"],
         import_name=[],
-        string_block=np.zeros(1, np.int32),
-        string=[b""],
+        string_block=np.zeros(min(n, 1), np.int32),
+        string=[b""] * min(n, 1),
         **(NO_DATA | instructions),
         instructions=[b""] * n,
     )

@@ -1,0 +1,297 @@
+"""Arrays in .npz files, checked against a schema: whoever wrote the file, its arrays fit together.
+
+A schema is a dict with a line for each array::
+
+    SCHEMA = {
+        "edges": Numbers("i4", "m", 2, below="B"),
+        "offsets": Numbers("i8", "B + 1", rises_to="T"),
+        "dictionary": Texts("W"),
+    }
+
+Letters are lengths: arrays that name the same letter must have the same length, and a number can be
+bounded by a letter. Types, shapes and sizes are read from the file's headers and checked before
+anything is unpacked, so that a small file cannot fill the memory.
+"""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import math
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+import utils
+
+LARGEST = 2**32  # bytes that the arrays of one file may have
+# A file may unpack to this many times its size. Arrays of real binaries are about 6 times as large
+# as their files, but a section of zeros may be in one; what is made to harm reaches 1,000.
+RATIO = 100
+SMALL = 2**28  # bytes that any file may unpack to, whatever the ratio
+PIECE = 2**20  # bytes that are unpacked at a time
+UNICODE = 0x110000  # code points are below this
+
+
+class Damage(ValueError):
+    """What is wrong with the arrays of a file, as a part of a sentence."""
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Numbers:
+    """An array of numbers.
+
+    Attributes
+    ----------
+    dtypes : tuple of str
+        Types that it may have, as NumPy spells them: "i4". "U" is text of any width.
+    shape : tuple of str and int
+        Lengths, such as "B", "B + 1" or 2.
+    below : str or int, optional
+        All numbers are 0 or more, and less than this.
+    above : int, optional
+        All numbers are more than this.
+    rises_to : str or int, optional
+        It starts with 0, never falls, and ends with this length: offsets.
+    """
+
+    dtypes: tuple[str, ...]
+    shape: tuple[str | int, ...]
+    below: str | int | None
+    above: int | None
+    rises_to: str | int | None
+
+    def __init__(
+        self,
+        dtypes: str,
+        *shape: str | int,
+        below: str | int | None = None,
+        above: int | None = None,
+        rises_to: str | int | None = None,
+    ) -> None:
+        values = (tuple(dtypes.split()), shape, below, above, rises_to)
+        for field, value in zip(dataclasses.fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """A list of ``length`` texts; ``raw`` ones are bytes, all others UTF-8.
+
+    In the file it is two arrays: all bytes, and, as "<name>_offsets", where each text begins.
+    """
+
+    length: str
+    raw: bool = False
+
+
+Schema = Mapping[str, Numbers | Texts]
+
+
+def write_arrays(file: IO[bytes], values: Mapping[str, Any], schema: Schema) -> None:
+    """Write arrays, and lists of texts, as a compressed .npz."""
+    arrays = {}
+    for name, kind in schema.items():
+        value = values[name]
+        if isinstance(kind, Texts):
+            encoded = [text if kind.raw else text.encode() for text in value]
+            lengths = [0, *map(len, encoded)]
+            arrays[f"{name}_offsets"] = np.cumsum(lengths, dtype=np.int64)
+            value = np.frombuffer(b"".join(encoded), np.uint8)
+        arrays[name] = value
+    np.savez_compressed(file, **arrays)
+
+
+def read_arrays(
+    path: str | os.PathLike[str], schema: Schema, what: str, remedy: str
+) -> dict[str, Any]:
+    """Read the arrays of an .npz that ``schema`` names, and lists of texts; others are ignored.
+
+    Parameters
+    ----------
+    what, remedy : str
+        For the error: what the file should be, and what to do.
+
+    Raises
+    ------
+    utils.UserError
+        No such file; another kind of file; arrays that are missing, too large, or not as the
+        schema says.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context(Path(path).open("rb"))
+        except OSError as error:
+            raise utils.UserError(f"cannot read the {what} {path}: {error.strerror}") from error
+        try:
+            archive = opened.enter_context(zipfile.ZipFile(file))
+            largest = min(LARGEST, max(SMALL, RATIO * os.fstat(file.fileno()).st_size))
+            return _joined(_read(archive, dict(_parts(schema)), largest), schema)
+        except Exception as error:  # zipfile fails in many ways on broken files
+            reason = utils.printable(str(error))[:200] or type(error).__name__
+            raise utils.UserError(f"the {what} {path} is damaged ({reason}); {remedy}") from error
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], schema: Mapping[str, Numbers]) -> None:
+    """Raise :class:`Damage` unless the arrays are what the schema says."""
+    headers = {name: (arrays[name].dtype, arrays[name].shape) for name in schema if name in arrays}
+    lengths = _check_headers(headers, schema)
+    for name, numbers in schema.items():
+        _check_values(name, arrays[name], numbers, lengths)
+
+
+def _parts(schema: Schema) -> Iterable[tuple[str, Numbers]]:
+    """Yield the arrays that a file has for each line of a schema."""
+    for name, kind in schema.items():
+        if isinstance(kind, Texts):
+            yield name, Numbers("u1", f"bytes of {name}")
+            yield (
+                f"{name}_offsets",
+                Numbers("i8", f"{kind.length} + 1", rises_to=f"bytes of {name}"),
+            )
+        else:
+            yield name, kind
+
+
+def _read(
+    archive: zipfile.ZipFile, parts: dict[str, Numbers], largest: int
+) -> dict[str, np.ndarray]:
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for entry in archive.infolist():
+        if entry.filename in entries:
+            raise Damage(f"it holds {entry.filename} twice")
+        entries[entry.filename] = entry
+    entries = {name: entries[f"{name}.npy"] for name in parts if f"{name}.npy" in entries}
+    total = sum(entry.file_size for entry in entries.values())
+    if total > largest:
+        raise Damage(f"it would unpack to {total:,} bytes, more than {largest:,}")
+    headers, orders = {}, {}
+    for name, entry in entries.items():
+        with archive.open(entry) as member:
+            dtype, shape, fortran, start = _header(member)
+        size = start + math.prod(shape) * dtype.itemsize
+        if size != entry.file_size:
+            raise Damage(f"'{name}' says that it has {size:,} bytes, and has {entry.file_size:,}")
+        headers[name], orders[name] = (dtype, shape), "F" if fortran else "C"
+    lengths = _check_headers(headers, parts)
+    arrays = {}
+    for name, numbers in parts.items():
+        dtype, shape = headers[name]
+        values = np.empty(math.prod(shape), dtype)
+        with archive.open(entries[name]) as member:
+            _header(member)
+            _fill(name, member, values)
+        arrays[name] = values.reshape(shape, order=orders[name])
+        _check_values(name, arrays[name], numbers, lengths)
+    return arrays
+
+
+def _header(member: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+    """Read the header of an .npy; return type, shape, whether columns come first, its own size.
+
+    Only version 1 is read, whose header has less than 64 KiB: NumPy writes no other here.
+    """
+    start = member.read(10)
+    if len(start) < 10 or start[:8] != b"\x93NUMPY\x01\x00":
+        raise Damage("it holds something else than .npy files of version 1")
+    size = int.from_bytes(start[8:], "little")
+    text = io.BytesIO(start[8:] + member.read(size))
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(text)
+    if min(shape, default=0) < 0:
+        raise Damage("an array has a negative length")
+    return dtype, shape, fortran, len(start) + size
+
+
+def _fill(name: str, member: IO[bytes], values: np.ndarray) -> None:
+    if not values.nbytes:
+        member.read(1)  # compares the checksum
+        return
+    target = memoryview(values.view(np.uint8))
+    done = 0
+    while done < len(target):
+        read = member.readinto(target[done : done + PIECE])
+        if not read:
+            raise Damage(f"'{name}' is cut off")
+        done += read
+
+
+def _check_headers(
+    headers: Mapping[str, tuple[np.dtype, tuple[int, ...]]], schema: Mapping[str, Numbers]
+) -> dict[str, int]:
+    """Check types and shapes; return the length that each letter stands for."""
+    lengths: dict[str, int] = {}
+    for name, numbers in schema.items():
+        if name not in headers:
+            raise Damage(f"'{name}' is missing")
+        dtype, shape = headers[name]
+        if not any(
+            dtype.kind == "U" and dtype.isnative if wanted == "U" else dtype == np.dtype(wanted)
+            for wanted in numbers.dtypes
+        ):
+            allowed = " or ".join(w if w == "U" else str(np.dtype(w)) for w in numbers.dtypes)
+            raise Damage(f"'{name}' is of type {dtype}, not {allowed}")
+        if len(shape) != len(numbers.shape):
+            raise Damage(f"'{name}' has {len(shape)} dimensions, not {len(numbers.shape)}")
+        for length, wanted in zip(shape, numbers.shape, strict=True):
+            if isinstance(wanted, int):
+                fits = length == wanted
+            else:
+                letter, plus, more = wanted.partition(" + ")
+                length -= int(more) if plus else 0
+                fits = length >= 0 and lengths.setdefault(letter, length) == length
+            if not fits:
+                raise Damage(f"'{name}' has the shape {shape}, which does not fit the others")
+    return lengths
+
+
+def _bound(wanted: str | int, lengths: Mapping[str, int]) -> int:
+    """Return what a number, a letter, or a difference of two letters stands for."""
+    if isinstance(wanted, int):
+        return wanted
+    first, _, second = wanted.partition(" - ")
+    return lengths[first] - (lengths[second] if second else 0)
+
+
+def _check_values(
+    name: str, values: np.ndarray, numbers: Numbers, lengths: Mapping[str, int]
+) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise Damage(f"'{name}' holds a number that is not finite")
+    if not values.size:
+        if numbers.rises_to is not None:
+            raise Damage(f"'{name}' is empty")
+        return
+    if values.dtype.kind == "b" and values.view(np.uint8).max() > 1:
+        raise Damage(f"'{name}' holds something else than true and false")
+    if values.dtype.kind == "U" and values.dtype.itemsize:
+        if np.ascontiguousarray(values).view(np.uint32).max() >= UNICODE:
+            raise Damage(f"'{name}' holds what is no character")
+        return
+    low, high = (int(values.min()), int(values.max())) if values.dtype.kind in "iu" else (0, 0)
+    if numbers.below is not None:
+        limit = _bound(numbers.below, lengths)
+        if low < 0 or high >= limit:
+            wrong = low if low < 0 else high
+            raise Damage(f"'{name}' holds {wrong}, which is not in 0 to {limit - 1}")
+    if numbers.above is not None and low <= numbers.above:
+        raise Damage(f"'{name}' holds {low}, which is not more than {numbers.above}")
+    if numbers.rises_to is not None:
+        end = _bound(numbers.rises_to, lengths)
+        if values[0] != 0 or values[-1] != end or (values[1:] < values[:-1]).any():
+            raise Damage(f"'{name}' does not rise from 0 to {end}")
+
+
+def _joined(arrays: dict[str, np.ndarray], schema: Schema) -> dict[str, Any]:
+    """Cut the bytes of lists of texts into texts."""
+    values: dict[str, Any] = {}
+    for name, kind in schema.items():
+        values[name] = arrays[name]
+        if isinstance(kind, Texts):
+            flat, offsets = arrays[name].tobytes(), arrays[f"{name}_offsets"].tolist()
+            texts = [flat[a:b] for a, b in itertools.pairwise(offsets)]
+            values[name] = texts if kind.raw else [text.decode() for text in texts]
+    return values
