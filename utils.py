@@ -15,7 +15,7 @@ import signal
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -272,6 +272,93 @@ def ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
         if len(waiting) > count:
             yield waiting.popleft()
     yield from waiting
+
+
+def check_outputs(
+    outputs: Mapping[str, str | os.PathLike[str] | None],
+    inputs: Iterable[str | os.PathLike[str] | None] = (),
+    folders: Mapping[str, str | os.PathLike[str] | None] | None = None,
+) -> None:
+    """Refuse, before hours of work, outputs that could not be written or would replace an input.
+
+    Parameters
+    ----------
+    outputs : mapping of str to path-like or None
+        Flag -> the file to write. None: it is not asked for.
+    inputs : iterable of path-like or None
+        What is read and must stay: no output may be one of them, and no folder may hold one.
+    folders : mapping of str to path-like or None
+        Flag -> the folder to write or to replace.
+
+    Raises
+    ------
+    UsageError
+        An output that is an input, or another output.
+    UserError
+        An output that cannot be written.
+    """
+    folders = folders or {}
+    read = [path for path in inputs if path is not None]
+    written: dict[str, str] = {}  # where an output really lies -> its flag
+    for flag, path in (*outputs.items(), *folders.items()):
+        if path is None:
+            continue
+        reason = _unwritable(os.fspath(path), flag in folders)
+        if reason:
+            raise UserError(f"--{flag} {path}: {reason}")
+        place = os.path.realpath(path)
+        for source in read:
+            if _same(place, source) or (flag in folders and _holds(place, source)):
+                raise UsageError(f"--{flag} {path} would replace {source}, which is read")
+        for other, its_flag in written.items():
+            if _same(place, other):
+                raise UsageError(f"--{its_flag} and --{flag} would both write {path}")
+        written[place] = flag
+
+
+def _same(path: str, other: str | os.PathLike[str]) -> bool:
+    """Say whether two names mean one file, which may have several names or not be there yet."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, other)
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _holds(folder: str, path: str | os.PathLike[str]) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(folder)
+
+
+def _unwritable(path: str, is_folder: bool) -> str | None:
+    """Return why a file, or a folder, cannot be written there; None if nothing speaks against it.
+
+    Nothing is made. What is missing above it will be made when it is written.
+    """
+    if not path:
+        return "the name is empty"
+    if is_folder and os.path.lexists(path) and not os.path.isdir(path):
+        return "this is no folder; choose another name"
+    if not is_folder and (os.path.isdir(path) or path.endswith("/")):
+        return "this is a folder; give the name of a file"
+    parent = os.path.realpath(os.path.dirname(path))
+    kernels = parent == "/dev" or parent.split("/")[1] in ("proc", "sys")
+    if kernels or (not is_folder and os.path.exists(path) and not os.path.isfile(path)):
+        return "this is a device or the like; give the name of a file"
+    above = os.path.abspath(path)
+    missing = []
+    while not os.path.isdir(above):
+        if os.path.exists(above) and missing:
+            return f"{above} is no folder"
+        above, name = os.path.split(above)
+        missing.append(name)
+    if not os.access(above, os.W_OK | os.X_OK):
+        return f"nothing can be written into {above} (permissions, or a read-only file system)"
+    name = os.path.basename(os.path.abspath(path))
+    names = [*missing, f".{name}.12345678.tmp"]  # under which it is written
+    longest = max(len(os.fsencode(name)) for name in names)
+    if longest > os.pathconf(above, "PC_NAME_MAX"):
+        return "the name is too long"
+    if len(os.fsencode(os.path.join(above, *names))) >= os.pathconf(above, "PC_PATH_MAX"):
+        return "the path is too long"
+    return None
 
 
 def _umask() -> int:

@@ -1,6 +1,7 @@
 """Safe writing, checked settings and command lines, as a user meets them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -310,3 +311,92 @@ def run_script(arguments):
         text=True,
         check=False,
     )
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder that holds a file, a folder, links to both, a pipe, and a folder to read only."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("read")
+    os.link("file", "hard")
+    Path("link").symlink_to("file")
+    Path("folder").mkdir()
+    Path("folder/inside").write_text("read")
+    Path("loop").symlink_to("loop")
+    os.mkfifo("pipe")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "path", ["new", "new/deep/er", "file", "folder/new", "../x", "loop", "n" * 241, "é" * 120]
+)
+def test_outputs_that_can_be_written(place, path):
+    before = sorted(place.rglob("*"))
+    utils.check_outputs({"json": path, "csv": None}, ["folder/inside", None, "missing"])
+    assert sorted(place.rglob("*")) == before
+    with utils.atomic_file(path) as file:
+        file.write("all of it")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("", "the name is empty"),
+        ("folder", "this is a folder"),
+        ("new/", "this is a folder"),
+        (".", "this is a folder"),
+        ("/dev/null", "this is a device"),
+        ("/dev/stdout", "this is a device"),
+        ("pipe", "this is a device"),
+        ("file/new", "file is no folder"),
+        ("file/new/er", "file is no folder"),
+        ("pipe/new", "pipe is no folder"),
+        ("n" * 242, "the name is too long"),
+        ("é" * 121, "the name is too long"),
+        ("n" * 300 + "/x", "the name is too long"),
+        ("/".join(["n" * 200] * 25), "the path is too long"),
+        ("/proc/new/file", "this is a device"),
+        ("/sys/new", "this is a device"),
+        ("/dev/new", "this is a device"),
+    ],
+)
+def test_outputs_that_cannot_be_written(place, path, reason):
+    with pytest.raises(UserError, match=f"^--json {re.escape(path)}: .*{reason}"):
+        utils.check_outputs({"csv": "fine", "json": path})
+
+
+@pytest.mark.parametrize("path", ["file", "hard", "link", "./file", "folder/../file"])
+def test_no_output_replaces_an_input(place, path):
+    with pytest.raises(utils.UsageError, match=r"--json .* would replace file, which is read"):
+        utils.check_outputs({"json": path}, ["folder/inside", "file"])
+
+
+@pytest.mark.parametrize("path", ["folder", ".", "folder/"])
+def test_no_folder_replaces_an_input(place, path):
+    with pytest.raises(utils.UsageError, match="would replace folder/inside, which is read"):
+        utils.check_outputs({}, ["folder/inside"], {"to": path})
+
+
+def test_folders_to_write(place):
+    utils.check_outputs({}, ["file"], {"to": "folder", "data": "new/folder", "more": None})
+    for path in ("file", "pipe", "loop"):
+        with pytest.raises(UserError, match=f"--to {path}: this is no folder"):
+            utils.check_outputs({}, (), {"to": path})
+    with pytest.raises(UserError, match=r"--to file/x: .*file is no folder"):
+        utils.check_outputs({}, (), {"to": "file/x"})
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [("a", "a"), ("a", "./a"), ("file", "hard"), ("a/b", "a/../a/b")]
+)
+def test_no_two_outputs_are_one_file(place, one, two):
+    with pytest.raises(utils.UsageError, match="--json and --csv would both write"):
+        utils.check_outputs({"json": one, "csv": two})
+
+
+def test_outputs_without_permission(place, monkeypatch):
+    real = os.access
+    closed = lambda path, mode: not str(path).endswith("folder") and real(path, mode)  # noqa: E731
+    monkeypatch.setattr(os, "access", closed)  # root may write everywhere
+    with pytest.raises(UserError, match=r"nothing can be written into .*/folder"):
+        utils.check_outputs({"json": "folder/new/file"})
