@@ -44,10 +44,13 @@ from terminal.command_line import command_line
 from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
 from utils import (
     STRICT,
+    UsageError,
     UserError,
     atomic_file,
     atomic_folder,
+    check_outputs,
     read_config,
+    refuse_flags,
     remove_leftovers,
     sha256_of,
     write_json,
@@ -289,8 +292,8 @@ def google_name(key: str) -> str:
 
 
 def main() -> None:
-    """Convert models: `export` and `import` as first argument; each has its own --help."""
-    raise UserError(
+    """Convert models, to and from what Hugging Face's transformers reads."""
+    raise UsageError(
         "say what to do: `python checkpoint.py export --model_file FILE --to FOLDER` or "
         "`python checkpoint.py import --source FOLDER --to FOLDER`"
     )
@@ -301,7 +304,7 @@ def export_model(
     to: str,
     model_cfg: str | None = None,
     vocab: str | None = None,
-    tokenizer: TokenizerName = "corpus",
+    tokenizer: TokenizerName | None = None,
 ) -> None:
     """Write a model as a folder that Hugging Face's transformers reads.
 
@@ -316,13 +319,17 @@ def export_model(
     vocab : str
         The vocabulary that belongs to it.
     tokenizer : {"corpus", "bert", "bert-cased"}
-        How it reads text: corpus (words end at blanks), bert (Google's, uncased) or bert-cased.
+        How it reads text with vocab: corpus (words end at blanks; so if left out), bert (Google's,
+        uncased) or bert-cased.
     """
     _refuse_filled(to)
+    check_outputs({}, [model_file, model_cfg, vocab], {"to": to})
     if model_cfg is None and vocab is None:
+        refuse_flags("belongs to --vocab", tokenizer=tokenizer)
         model, info, words = load_pretrained(model_file)
         cfg = info.model
     elif model_cfg is not None and vocab is not None:
+        tokenizer = tokenizer or CorpusTokenizer.name
         words = get_tokenizer(tokenizer, vocab)
         cfg = models.Config.from_json(model_cfg)
         cfg = cfg.with_vocab_size(len(words.vocab), model_cfg, vocab)
@@ -332,7 +339,7 @@ def export_model(
             model=cfg, tokenizer=tokenizer, vocab_sha256=sha256_of(vocab), max_len=cfg.max_len
         )
     else:
-        raise UserError("model_cfg and vocab belong together; give both, or none")
+        raise UsageError("--model_cfg and --vocab belong together; give both, or none")
     training = {key: getattr(info, key) for key in TRAINING}
     with atomic_folder(to) as folder:
         write_folder(folder, model, cfg, words, training)
@@ -352,6 +359,7 @@ def import_model(source: str, to: str) -> None:
         tokenizer is the corpus's.
     """
     _refuse_filled(to)
+    check_outputs({}, [source], {"to": to})
     cfg, state, training, ignored = read_folder(source)
     tokens, reading = read_vocab(source, cfg.vocab_size)
     with torch.device("meta"):

@@ -39,7 +39,7 @@ from tasks.tables import read_examples
 from tasks.task import TASKS, Examples, Task
 from terminal.command_line import command_line
 from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
-from utils import UserError
+from utils import UsageError, UserError
 
 EVAL_BATCH = 64
 GROUP = 20  # batches that are sorted by length together
@@ -159,6 +159,7 @@ def read_start(
     """
     file = Path(pretrain_file) if pretrain_file is not None else None
     if file is not None and file.is_dir():
+        utils.refuse_flags(f"is not needed: {file} says it", model_cfg=model_cfg, vocab=vocab)
         sizes, state, training, _ = read_folder(file)
         tokens, reading = read_vocab(file, sizes.vocab_size)
         if not tokens:
@@ -184,7 +185,7 @@ def read_start(
             state = {key: x for key, x in state.items() if key.startswith("transformer.")}
         return Start(info.model, state, tokenizer, info.max_len)
     if model_cfg is None or vocab is None:
-        raise UserError(
+        raise UsageError(
             f"give --model_cfg and --vocab: the sizes and the vocabulary of {file or 'the model'}"
         )
     tokenizer = get_tokenizer(task.tokenizer, vocab)
@@ -383,8 +384,10 @@ def main(
         Delete another training that save_dir holds; left out, it moves to <save_dir>-before-<date>.
     """
     if task not in TASKS:
-        raise UserError(f"--task {task}: the tasks are {', '.join(TASKS)}")
+        raise UsageError(f"--task {task}: the tasks are {', '.join(TASKS)}")
+    utils.check_outputs({}, (), {"save_dir": save_dir})
     if mode == "train":
+        utils.refuse_flags("is for --mode eval and predict", model_file=model_file)
         train_cfg = train_cfg or f"config/{task}.json"
         save_dir = save_dir or f"out-{task}"
         start = read_start(pretrain_file, model_cfg, vocab, TASKS[task])
@@ -393,7 +396,18 @@ def main(
         )
         return
     if model_file is None:
-        raise UserError(f"--mode {mode} needs --model_file, a model that --mode train has saved")
+        raise UsageError(f"--mode {mode} needs --model_file, a model that --mode train has saved")
+    utils.refuse_flags(
+        f"is for --mode train, not for {mode}",
+        train_cfg=train_cfg,
+        model_cfg=model_cfg,
+        pretrain_file=pretrain_file,
+        vocab=vocab,
+        max_len=max_len,
+        eval_file=eval_file,
+        noresume=not resume,
+        overwrite=overwrite,
+    )
     device = utils.get_device()
     labels = TASKS[task].labels
     model, info, tokenizer = load_classifier(model_file, task)

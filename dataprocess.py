@@ -49,9 +49,11 @@ from pairs.text import read_pair, render
 from terminal.command_line import command_line
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import (
+    UsageError,
     UserError,
     ahead,
     atomic_file,
+    check_outputs,
     disk_errors,
     one_writer,
     read_json,
@@ -339,10 +341,11 @@ def main(
     start = time.perf_counter()
     about_file = Path(corpus_file).with_suffix(".json")
     if len({Path(vocab_file), Path(corpus_file), about_file}) < 3:
-        raise UserError(
+        raise UsageError(
             f"{vocab_file}, {corpus_file} and {about_file} must be three files;"
             " give --corpus_file a name like data/corpus.txt"
         )
+    check_outputs({"vocab_file": vocab_file, "corpus_file": corpus_file})
     folders, incomplete = find_pairs(data)
     for folder in incomplete:
         print(f"skipped {folder}: it has no pair.json, so gendata.py did not finish it")

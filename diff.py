@@ -75,6 +75,9 @@ def main(
         Processes that work at the same time.
     """
     began = time.perf_counter()
+    outputs = {"html": html, "json": json, "csv": csv, "ghidra": ghidra, "ida": ida}
+    inputs = (old, new, model_file, anchors)
+    utils.check_outputs(outputs, inputs, {"outputDir": outputDir})
     model = read_model(model_file)
     codes = read_binaries((old, new), outputDir, workers)
     known = read_anchors(anchors, codes) if anchors else None

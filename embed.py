@@ -39,6 +39,7 @@ COLUMNS = {
     "name": Numbers("U", "F"),
     "vector": Numbers("f4", "F", "D"),
 }
+PICTURES = (".png", ".svg", ".pdf")
 LEGEND = 20  # binaries that a map's legend can name
 
 
@@ -71,7 +72,10 @@ def main(
         Processes that work at the same time.
     """
     if not binaries:
-        raise utils.UserError("give at least one binary: python embed.py BINARY...")
+        raise utils.UsageError("give at least one binary: python embed.py BINARY...")
+    if plot is not None and not plot.endswith(PICTURES):
+        raise utils.UsageError(f"--plot {plot}: use a name that ends in {', '.join(PICTURES)}")
+    utils.check_outputs({"to": to, "plot": plot}, binaries, {"outputDir": outputDir})
     codes = read_binaries(binaries, outputDir, workers)
     vectors = embed(codes, dimensions, seed)
     starts = [code.analysis.function_address[: code.functions] for code in codes]
@@ -143,11 +147,8 @@ def draw_map(vectors: np.ndarray, file: np.ndarray, path: str, seed: int) -> Non
     axes.set_axis_off()
     if len(files) <= LEGEND:
         axes.legend(loc="upper right", fontsize="small")
-    kind = os.path.splitext(path)[1][1:] or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise utils.UserError(f"--plot {path}: no picture ends in .{kind}; use .png, .svg or .pdf")
     with utils.atomic_file(path, "wb") as out:
-        figure.savefig(out, format=kind, bbox_inches="tight", dpi=150)
+        figure.savefig(out, format=path.rsplit(".")[-1], bbox_inches="tight", dpi=150)
     pyplot.close(figure)
 
 

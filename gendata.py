@@ -145,11 +145,14 @@ def main(
     """
     began = time.perf_counter()
     if validation + test >= 1:
-        raise utils.UserError(
+        raise utils.UsageError(
             f"--validation {validation} and --test {test} leave no program to train on"
         )
     if walk not in walks.WALKS:
-        raise utils.UserError(f"--walk {walk!r} is not known; choose from {', '.join(walks.WALKS)}")
+        raise utils.UsageError(f"--walk {walk!r}: choose from {', '.join(walks.WALKS)}")
+    if cluster is not None and workers != (os.cpu_count() or 1):
+        raise utils.UsageError("--workers is for this machine's processes, not for a --cluster")
+    utils.check_outputs({}, (), {"outputDir": outputDir, "data": data})
     programs = find_programs(path, names_of(biname))
     binaries = list(itertools.chain.from_iterable(programs.values()))
     with utils.one_writer(data):

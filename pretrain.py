@@ -501,6 +501,7 @@ def main(
     check : bool
         Fail unless the held-out loss ends below the unigram entropy of the held-out text.
     """
+    utils.check_outputs({}, (), {"save_dir": save_dir})
     cfg = train.Config.from_json(train_cfg)
     tokenizer = CorpusTokenizer(vocab)
     sizes = models.Config.from_json(model_cfg)

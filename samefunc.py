@@ -115,7 +115,8 @@ def main(
     }
     twice = [p for p, n in Counter(itertools.chain(*splits.values())).items() if n > 1]
     if twice:
-        raise utils.UserError(f"{twice[0]} stands in two splits; a program can be in one only")
+        raise utils.UsageError(f"{twice[0]} stands in two splits; a program can be in one only")
+    utils.check_outputs({}, [path], {"outputDir": outputDir, "to": to})
     used: set[str] = set()  # names of functions that an earlier split's programs have
     skipped: dict[str, str] = {}
     tables = {}

@@ -274,6 +274,13 @@ def ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
     yield from waiting
 
 
+def refuse_flags(because: str, **flags: Any) -> None:
+    """Refuse flags that would be ignored: those of ``flags`` that are not None, nor False."""
+    for name, value in flags.items():
+        if value not in (None, False):
+            raise UsageError(f"--{name} {because}; leave it out")
+
+
 def check_outputs(
     outputs: Mapping[str, str | os.PathLike[str] | None],
     inputs: Iterable[str | os.PathLike[str] | None] = (),

@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from terminal.command_line import command_line
-from utils import UserError, atomic_file, atomic_folder, disk_errors
+from utils import UserError, atomic_file, atomic_folder, check_outputs, disk_errors
 
 OUTPUT = Path(__file__).resolve().parent / "coreutils"
 LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
@@ -130,6 +130,7 @@ def main(
         No compiler, make, network or Debian; unknown values; unreadable tarballs; failed builds,
         after all others are done.
     """
+    check_outputs({}, (), {"output": output})
     level_list = split("levels", levels)
     for level in level_list:
         if level not in LEVELS:

@@ -35,7 +35,7 @@ from build_coreutils import distribution, open_tarball, private_apt, say, split
 from recipes import RECIPES, Recipe
 
 from terminal.command_line import command_line
-from utils import UserError, atomic_folder, disk_errors
+from utils import UserError, atomic_folder, check_outputs, disk_errors
 
 OUTPUT = Path(__file__).resolve().parent / "packages"
 LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
@@ -145,6 +145,7 @@ def main(
     UserError
         Unknown values, no compiler, no network; failed builds, after all others are done.
     """
+    check_outputs({}, (), {"output": output})
     level_list, package_list = split("levels", levels), split("packages", packages)
     for level in level_list:
         if level not in LEVELS:

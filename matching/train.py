@@ -158,6 +158,7 @@ def main(
     workers : int
         Processes that work at the same time.
     """
+    utils.check_outputs({"to": to}, [train_cfg], {"outputDir": outputDir})
     cfg = utils.read_config(Config, train_cfg)
     paths = names_of(path)
     builds, skipped = find_builds(paths, outputDir, workers)

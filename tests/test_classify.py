@@ -365,7 +365,7 @@ def test_training_learns(trained):
 
 def test_killed_training_goes_on_to_the_same_model(trained, monkeypatch, capsys):
     folder, arguments, _ = trained
-    arguments = [*map(str, arguments), "--save_dir", "killed"]
+    arguments = ["killed" if argument == "out" else str(argument) for argument in arguments]
     process = subprocess.Popen(
         [sys.executable, ROOT / "classify.py", *arguments], cwd=folder, stdout=subprocess.DEVNULL
     )
@@ -437,13 +437,22 @@ def test_mistakes(trained, pretrained):
     pt = pretrained[0] / "model_steps_7.pt"
     for wrong, message in [
         (["--mode", "eval"], "--mode eval needs --model_file"),
+        (
+            ["--mode", "eval", *model, "--max_len", 9],
+            "--max_len is for --mode train",
+        ),
+        (
+            ["--mode", "eval", *model, "--noresume"],
+            "--noresume is for --mode train",
+        ),
+        (["--model_file", pt], "--model_file is for --mode eval and predict; leave it out"),
         (["--mode", "eval", "--task", "mrpc", *model], "was trained for samefunc; give --task"),
         (["--mode", "eval", "--model_file", pt, "--data_file", "test.tsv"], "unknown key"),
         (["--mode", "eval", "--model_file", "x.pt"], "model.json is missing; classify.py writes"),
         ([*arguments, "--max_len", 33], "max_len 33 is larger than the model's max_len 32"),
     ]:
         code, _, err = run(folder, *wrong)
-        assert code == 1
+        assert code == (2 if re.search("needs| is for ", message) else 1)
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert message in err

@@ -8,6 +8,7 @@ import itertools
 import json
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from sklearn.feature_extraction.text import TfidfTransformer
 
+import diff
 from binary.addresses import IN_MEMORY
 from binary.disassemble import analyse
 from features.extract import _read_instruction, extract_features
@@ -293,6 +295,17 @@ def test_mistakes_are_one_sentence(builds, tmp_path, which):
     assert run.stderr.startswith("error: ")
     assert which in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("flag", ["html", "json", "csv", "ghidra", "ida"])
+def test_no_output_replaces_what_is_read(builds, tmp_path, flag):
+    old, new = tmp_path / "old", builds / "O1" / "shapes"
+    shutil.copy(builds / "O0" / "shapes", old)
+    for path, reason in [(old, "would replace .*/old, which is read"), (tmp_path, "is a folder")]:
+        with pytest.raises(UserError, match=f"--{flag} .*{reason}"):
+            diff.main(str(old), str(new), outputDir=str(tmp_path / "o"), **{flag: str(path)})
+    assert old.read_bytes() == (builds / "O0" / "shapes").read_bytes()
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x08\0\0\0\0\0\0\0{}      "])

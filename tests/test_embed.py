@@ -57,6 +57,22 @@ def test_file_is_read_without_pickle(made):
         assert len(arrays["address"]) == len(arrays["vector"])
 
 
+def test_wrong_outputs(tmp_path):
+    (tmp_path / "a").write_text("a binary")
+    for flags, reason in [
+        ({"to": tmp_path / "a"}, "--to .* would replace .*, which is read"),
+        ({"to": tmp_path}, "this is a folder"),
+        ({"plot": tmp_path / "map.exe"}, r"--plot .*map\.exe: use a name that ends in \.png"),
+        ({"plot": tmp_path / "map"}, "use a name that ends in"),
+        ({"plot": tmp_path / "x.png", "to": tmp_path / "x.png"}, "--to and --plot would both"),
+    ]:
+        flags = {name: str(path) for name, path in flags.items()}
+        with pytest.raises(UserError, match=reason):
+            embed.main(str(tmp_path / "a"), outputDir=str(tmp_path / "o"), **flags)
+    assert (tmp_path / "a").read_text() == "a binary"
+    assert not (tmp_path / "o").exists()
+
+
 def test_map_is_a_picture(made):
     assert (made[0] / "map.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

@@ -474,7 +474,7 @@ def test_command_line(model_file, tmp_path, monkeypatch, capfd):
     assert code == 1
     assert err == "error: back is not empty; choose another folder, or delete it\n"
     code, _, err = run()
-    assert code == 1
+    assert code == 2
     assert err.startswith("error: say what to do")
 
 
