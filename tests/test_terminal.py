@@ -162,7 +162,7 @@ def test_help_names_every_flag_with_its_text(script):
         parameters = inspect.signature(function).parameters
         texts = dict(parameter_texts(inspect.cleandoc(function.__doc__)))
         assert texts.keys() == parameters.keys()
-        assert len(set(texts.values())) == len(texts), "each has its own"
+        assert all(texts.values())
         for parameter, text in texts.items():
             flag = parameters[parameter].default is not inspect.Parameter.empty
             title = f"--{parameter} " if flag else parameter.upper()
