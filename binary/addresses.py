@@ -20,7 +20,7 @@ from binary.analysis import CALL, STEP_OVER
 PLACE, PART, NUMBER = range(3)  # an address; a part of one; a number that a pool of constants holds
 IN_MEMORY = 255  # a memory operand that does not show its offset, as it is 0
 # A number as capstone writes it, without those in names (x8, st(0)) and scales (rax*8).
-DIGITS = re.compile(r"(?<![\w*$%.])-?(?:0x[0-9a-f]+|\d+)(?!\w)")
+DIGITS = re.compile(r"(?<![\w*$%.])-?(?:0x[0-9a-f]+|\d+)(?![\w.])")
 BRANCH = re.compile(r"(bnd |notrack )*(call|j|loop|b|cbn?z|tbn?z|xbegin|c\.j|c\.b|c[lg]*[ir]+j)")
 CALLS = re.compile(r"(bnd |notrack )*(call|bl|blx|jal|bal|bctrl|bdnzl|bcl|brasl|bras)\b")
 READS_FIRST = re.compile(r"(c\.)?(st|sw|sd|sh|sb|fs|s[dw]c1|v?str|cmp|cmn|tst|teq|test|push|mt|b)")
@@ -78,7 +78,8 @@ def parse(text: str) -> Parsed:
     numbers, memory = [], None
     for which, operand in enumerate(operands):
         first = len(numbers)
-        numbers += [(which, int(found, 0)) for found in DIGITS.findall(operand)]
+        found = DIGITS.findall(operand)
+        numbers += [(which, int(text, 16 if "x" in text else 10)) for text in found]
         if "[" in operand:
             memory = _brackets(operand[operand.index("[") + 1 : operand.rindex("]")], first)
         elif operand.endswith(")") and not operand.startswith("st("):

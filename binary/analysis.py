@@ -13,10 +13,29 @@ from typing import Any
 import numpy as np
 
 import utils
+from binary.architectures import ARCHITECTURES, Architecture
 from files.arrays import Numbers, Texts, read_arrays, write_arrays
 
-VERSION = 8  # of the analysis below; a change of it makes cached analyses stale
+VERSION = 9  # of the analysis below; a change of it makes cached analyses stale
 JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
+# What a file itself tells where functions begin by; of two that give one start the first is named.
+SOURCES = (
+    "part",  # of a function: code that the compiler put elsewhere, such as sort.cold
+    ".eh_frame",
+    ".pdata",
+    "LC_FUNCTION_STARTS",
+    "Go's pclntab",
+    ".opd",
+    ".pdr",
+    "symbols of the object file",
+    "exported symbols",
+    ".ARM.exidx",
+    "init and fini arrays",
+    "TLS callbacks",
+    "control flow guard",
+    "entry point",
+)
+PART = SOURCES.index("part")
 WHAT = "cached analysis"  # in errors
 REMEDY = "delete it and run gendata.py again"
 
@@ -113,6 +132,11 @@ class Analysis:
     pointers : uint64 (3,)
         Bytes of a pointer; whether its first byte is the highest; the address that offsets into
         the global offset table count from, or 0.
+    processor_number : uint8 (1,)
+        Which of `binary.architectures.ARCHITECTURES`, see ``processor``.
+    start_address : uint64 (s,), start_end : uint64 (s,), start_source : uint8 (s,)
+        What the file itself says of where functions begin and end (0: it does not say), and which
+        of its tables does, an index into SOURCES; sorted.
     """
 
     # B blocks, of which I are imports; F functions; N instructions.
@@ -158,6 +182,22 @@ class Analysis:
     imported_address: np.ndarray = numbers("u8", "stubs", display=True)
     imported_name: list[str] = texts("stubs", display=True)
     pointers: np.ndarray = numbers("u8", 3, display=True, default=(8, 0, 0))
+    processor_number: np.ndarray = numbers(
+        "u1", 1, below=len(ARCHITECTURES), display=True, default=(0,)
+    )
+    start_address: np.ndarray = numbers("u8", "starts", display=True)
+    start_end: np.ndarray = numbers("u8", "starts", display=True)
+    start_source: np.ndarray = numbers("u1", "starts", below=len(SOURCES), display=True)
+
+    @property
+    def processor(self) -> str:
+        """LLVM's name of the processor."""
+        return list(ARCHITECTURES)[self.processor_number[0]]
+
+    @property
+    def architecture(self) -> Architecture:
+        """What differs between processors."""
+        return ARCHITECTURES[self.processor]
 
     @property
     def blocks(self) -> int:

@@ -1,4 +1,4 @@
-"""Where functions begin and end, mended where angr errs: for comparing binaries without symbols.
+"""Where functions begin and end: what the file says, and for the rest angr's graph, mended.
 
 angr takes some blocks that only a branch of their own function reaches for functions, and code that
 one function alone ends by jumping into for a part of it. Here functions are put together anew from
@@ -6,43 +6,52 @@ the blocks and edges of an analysis. No symbol is looked at.
 """
 
 import dataclasses
-import re
 
 import numpy as np
 
-from binary.analysis import CALL, Analysis
+from binary.analysis import CALL, PART, Analysis
 
 ALIGNMENT = 16  # of functions, where a compiler optimises for speed
-PLAIN_JUMP = re.compile(rb"(bnd )?(jmp|b|b\.w) (#?0x[0-9a-f]+|\d+)$")
-CALLS = re.compile(rb"((bnd|notrack) )*(call|bl|blx|blr)\b")
 
 
 def mend_boundaries(analysis: Analysis) -> Analysis:
     """Return the analysis with other functions: ``function``, ``function_address``, their names.
 
-    A stretch of code, from one of angr's functions' beginnings to the next, belongs to the function
-    that falls or branches into it, unless it is called, or is jumped to as by a tail call: at its
-    aligned beginning, or anywhere in unaligned code that jumps to what is called elsewhere.
+    A function begins wherever the file says so, and all in the range that it gives is one function.
+    Other stretches of code, from one of angr's functions' beginnings to the next, belong to the
+    function that falls or branches into them, unless they are called, or are jumped to as by a tail
+    call: at an aligned beginning, or anywhere in unaligned code that jumps to what is called
+    elsewhere.
     """
+    architecture = analysis.architecture
     n, names = analysis.code_blocks, len(analysis.import_name)
     address = analysis.address[:n].astype(np.int64)
     angr = analysis.function[:n]
     old = analysis.function_address[: analysis.code_functions].astype(np.int64)
+    known_range = _ranges(analysis)
     # Blocks are sorted by address. A function's beginning may be padding, which is no block.
     first = np.searchsorted(address, old)
     first = first[first < n]
     beginning = np.zeros(n, np.int64)
-    beginning[first] = 1
+    beginning[first[known_range[first] < 0]] = 1
     beginning[0] = 1
-    keys = np.stack([np.cumsum(beginning), angr], 1)
+    beginning[1:][known_range[1:] != known_range[:-1]] = 1
+    is_start = analysis.start_source != PART
+    certain = np.isin(address, analysis.start_address[is_start].astype(np.int64))
+    beginning[certain] = 1
+    keys = np.stack([np.cumsum(beginning), np.where(known_range < 0, angr, -1)], 1)
     _, head, stretch = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     stretch = stretch.ravel()
+    is_head = np.zeros(n, bool)
+    is_head[head] = True
 
     source, target = analysis.edges.T
     inside = (source < n) & (target < n)
     called = np.zeros(n, bool)
     called[analysis.taken_block] = True
     called[target[inside & (analysis.kind == CALL)]] = True
+    called &= known_range < 0  # what is called within a range is a part of its function
+    called |= certain
     parent = np.arange(len(head))
     has_call = called[head]
     entered = np.zeros(len(head), bool)  # from another stretch of the same function
@@ -52,13 +61,11 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
             s = parent[s]
         return s
 
-    is_head = np.zeros(n, bool)
-    is_head[head] = True
     flow = np.flatnonzero(inside & (analysis.kind != CALL))
     # Compilers that do not align functions either make no tail calls, or make them anywhere.
     unaligned = 2 * np.sum(address[called] % ALIGNMENT == 0) < np.sum(called)
     anywhere = unaligned and any(
-        PLAIN_JUMP.match(analysis.instructions[a].rsplit(b"\n", 1)[-1])
+        architecture.jump.match(_branching_line(analysis, a))
         for a, b in analysis.edges[flow].tolist()
         if called[b] and angr[a] != angr[b]
     )
@@ -68,11 +75,11 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
         s, t = stretch[a], stretch[b]
         if s == t or called[b]:
             continue
-        if is_head[b]:
-            last = analysis.instructions[a].rsplit(b"\n", 1)[-1]
+        if is_head[b] and known_range[b] < 0:
+            last = _branching_line(analysis, a)
             # What is called just before the next function may never return.
-            tail_call = (address[b] % ALIGNMENT == 0 or anywhere) and PLAIN_JUMP.match(last)
-            if tail_call or CALLS.match(last):
+            aligned = address[b] % ALIGNMENT == 0 or anywhere
+            if (aligned and architecture.jump.match(last)) or architecture.call.match(last):
                 continue
         entered[t] |= is_head[b]
         s, t = root(s), root(t)
@@ -95,3 +102,19 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
         function_name=[known.get(a, f"sub_{a:x}") for a in entry.tolist()]
         + analysis.function_name[len(old) :],
     )
+
+
+def _ranges(analysis: Analysis) -> np.ndarray:
+    """Return which of the ranges that the file gives each code block is in, int64 (n,), or -1."""
+    address = analysis.address[: analysis.code_blocks]
+    has_end = analysis.start_end > 0
+    if not has_end.any():
+        return np.full(len(address), -1)
+    begin, end = analysis.start_address[has_end], analysis.start_end[has_end]
+    found = np.searchsorted(begin, address, "right") - 1
+    return np.where((found >= 0) & (address < end[found]), found, -1)
+
+
+def _branching_line(analysis: Analysis, block: int) -> str:
+    lines = analysis.instructions[block].decode("ascii", "replace").split("\n")
+    return analysis.architecture.branching(lines)

@@ -3,15 +3,19 @@
 import gc
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+from sortedcontainers import SortedKeyList
 
 import utils
 from binary.addresses import Finder
-from binary.analysis import CALL, JUMP, STEP_OVER, Analysis
+from binary.analysis import CALL, JUMP, PART, STEP_OVER, Analysis
+from binary.architectures import ARCHITECTURES, architecture_of, processor_of
 from binary.boundaries import mend_boundaries
 from binary.instructions import (
     Operand,
@@ -29,18 +33,19 @@ from binary.references import (
     made_addresses,
     places,
 )
+from binary.starts import is_thumb, read_starts
 
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
     logging.getLogger(_name).setLevel(logging.CRITICAL)
-# An alignment block is made of these; whether it really does nothing, its VEX code tells.
-PADDING_MNEMONICS = {"nop", "xchg", "lea", "mov", "hint", "endbr64", "endbr32", "int3"}
-MOVING_MNEMONICS = {"xchg", "lea", "mov"}  # they do nothing only from a register to itself
-TRAPS = {"hlt", "ud0", "ud1", "ud2", "udf", "int3", "brk", "bkpt"}
-BRANCHES = ("call", "j", "loop", "b", "cb", "tb")  # how the mnemonics of all CPUs begin; bnd jmp
-CS_GRP_CALL, CS_GRP_INT = 2, 4
+CS_GRP_INT = 4
+# Sections of code that only leads to imports.
+STUBS = (".plt", ".iplt", ".glink", ".MIPS.stubs", "__stubs", "__auth_stubs", "__stub_helper")
 # Above these angr moves parts to disk, which is slower: a graph of so many takes two gigabytes.
 # Version 10 has no limit of edges.
 IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
+# ARM's marks of code and data, and labels within functions: no names.
+NO_NAME = re.compile(r"\$[adtx](\.|$)|\.L|$")
+OF_DATA = {"TYPE_OBJECT", "TYPE_SECTION", "TYPE_TLS_OBJECT"}
 
 
 def analyse(
@@ -72,6 +77,7 @@ def analyse(
     no_executable = utils.UserError(f"{path} is no executable that angr reads (ELF, PE, Mach-O)")
     try:
         known = {key: n for key, n in IN_MEMORY.items() if key in angr.project.CACHE_CONFIG_KEYS}
+        content = Path(path).read_bytes()
         project = angr.Project(str(path), auto_load_libs=False, cache_limits=known)
     except cle.CLECompatibilityError as error:
         raise no_executable from error
@@ -81,12 +87,19 @@ def analyse(
         raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
     if isinstance(project.loader.main_object, cle.Blob):
         raise no_executable
+    if processor_of(project.arch) is None:
+        raise utils.UserError(
+            f"{path} is for a processor that is not supported ({project.arch.name}); "
+            f"supported are {', '.join(ARCHITECTURES)}"
+        )
     with rare_collections():
         try:
-            cfg = project.analyses.CFGFast(normalize=True)
+            starts = read_starts(project, content)
+            names = _exchange_symbols(project, starts)
+            cfg = _recover(project)
         except Exception as error:
             raise utils.UserError(f"angr fails on the code of {path}: {_reason(error)}") from error
-        return mend_boundaries(_tidy(project, cfg, path))
+        return mend_boundaries(_tidy(project, cfg, path, starts, names))
 
 
 @contextmanager
@@ -109,8 +122,67 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
 
 
-def _tidy(project, cfg, path) -> Analysis:
+def _exchange_symbols(project, starts) -> dict[int, str]:
+    """Show angr the starts instead of the symbols; return the names of code.
+
+    So a stripped copy is analysed as the original is, and angr never joins what begins at a start
+    with the code before it. Of several names at one address the first global function's is taken.
+    """
+    binary = project.loader.main_object
+    symbols = [s for s in binary.symbols if not s.is_import and not NO_NAME.match(s.name)]
+    symbols = [s for s in symbols if s.type.name not in OF_DATA]
+    symbols.sort(key=lambda s: (not s.is_function, getattr(s, "is_local", False), s.name))
+    names: dict[int, str] = {}
+    for symbol in symbols:
+        names.setdefault(symbol.rebased_addr, symbol.name)
+    imported = [symbol for symbol in binary.symbols if symbol.is_import]
+    binary.symbols = SortedKeyList(imported, key=lambda symbol: symbol.relative_addr)
+    _show_starts(project, [start.address for start in starts if start.source != PART])
+    binary.function_hints = []  # cle's starts are not shifted to where the file is mapped
+    return names
+
+
+def _show_starts(project, addresses: list[int]) -> None:
+    import cle
+
+    binary = project.loader.main_object
+    for place in [address - binary.mapped_base for address in addresses]:
+        kind = cle.SymbolType.TYPE_FUNCTION
+        binary.symbols.add(cle.Symbol(binary, f"start_{place:x}", place, 0, kind))
+
+
+def _recover(project):
+    """Return angr's graph; on 32-bit ARM once more, with the functions that only pools name."""
+    import angr
+
+    cfg = project.analyses.CFGFast(normalize=True)
+    if not architecture_of(project.arch).pools:
+        return cfg
+    taken: set[int] = set()
+    for node in cfg.graph:
+        if not node.is_simprocedure and not node.is_syscall:
+            taken.update(made_addresses(project, node, {}).values())
+    taken -= {node.addr for node in cfg.graph}
+    missed = [address for address in sorted(taken) if _begins(project, address)]
+    if not missed:
+        return cfg
+    _show_starts(project, missed)
+    project.kb = angr.KnowledgeBase(project)
+    return project.analyses.CFGFast(normalize=True)
+
+
+def _begins(project, address: int) -> bool:
+    """Whether ARM or Thumb code may begin at an address."""
+    section = project.loader.main_object.find_section_containing(address & ~1)
+    if section is None or not section.is_executable or section.name.startswith(STUBS):
+        return False
+    code = project.loader.memory.load(address & ~1, 16)
+    return address & 1 == is_thumb(code) and (address & 1 or address % 4 == 0)
+
+
+def _tidy(project, cfg, path, starts, names) -> Analysis:
     """Turn angr's graph into an :class:`Analysis`."""
+    architecture = architecture_of(project.arch)
     graph, functions = cfg.model.graph, project.kb.functions
     plt_names = getattr(project.loader.main_object, "reverse_plt", {})
     literals = {
@@ -134,7 +206,7 @@ def _tidy(project, cfg, path) -> Analysis:
             continue  # PLT0 and the halves that bind lazily: no code of the program
         else:
             instructions = read_instructions(project, node)
-            if instructions and not _is_padding(project, node, instructions):
+            if not all(architecture.idle.match(i.line) for i in instructions):
                 code[node] = instructions
             else:
                 joined.add(node)
@@ -174,20 +246,20 @@ def _tidy(project, cfg, path) -> Analysis:
                 if target is not None or address in literals:
                     references.add((len(sizes), address))
                 if target is not None:
-                    if not instruction.mnemonic.startswith(BRANCHES):
+                    if not architecture.branch.match(instruction.mnemonic):
                         taken.add((block, target))
                 elif address in imported or is_variable(project, address, literals):
                     variable_refs.add((block, address, imported.get(address, "")))
                     references.add((len(sizes), address))
             sizes.append(instruction.size)
         first_instruction.append(len(forms))
-        text.append("\n".join(f"{i.mnemonic} {i.operands}".strip() for i in instructions).encode())
+        text.append("\n".join(i.line for i in instructions).encode())
     first_instruction += [len(forms)] * len(import_name)
     text += [b""] * len(import_name)
 
     entries = sorted({node.function_address for node in code})
     index = {address: i for i, address in enumerate(entries)}
-    names = [functions[a].name if a in functions else "" for a in entries]
+    names = [names.get(address) or f"sub_{address:x}" for address in entries]
     returning = {name: True for name in import_name}
     for node, name in imports.items():
         function = functions.get_by_addr(node.addr) if functions.contains_addr(node.addr) else None
@@ -195,7 +267,7 @@ def _tidy(project, cfg, path) -> Analysis:
     has_successor = np.zeros(len(code) + len(import_name), bool)
     has_successor[[source for source, _, _ in edges]] = True
     ends = [
-        not has_successor[block] and _gives_back(project, node, instructions[-1])
+        not has_successor[block] and _gives_back(project, node, instructions)
         for block, (node, instructions) in enumerate(code.items())
     ]
     ends += [returning[name] and not has_successor[by_name[name]] for name in import_name]
@@ -244,6 +316,12 @@ def _tidy(project, cfg, path) -> Analysis:
         literal=[literals[address] for address in named],
         **Finder(project, code, edges).fields(),
         **data_sections(project, {node.addr: name for node, name in imports.items()}),
+        processor_number=np.array(
+            [list(ARCHITECTURES).index(processor_of(project.arch))], np.uint8
+        ),
+        start_address=np.array([start.address for start in starts], np.uint64),
+        start_end=np.array([start.end for start in starts], np.uint64),
+        start_source=np.array([start.source for start in starts], np.uint8),
     )
 
 
@@ -274,23 +352,7 @@ def _is_pe(project) -> bool:
 
 def _in_plt(project, node) -> bool:
     section = project.loader.find_section_containing(node.addr)
-    return section is not None and section.name.startswith((".plt", ".iplt"))
-
-
-def _is_padding(project, node, instructions) -> bool:
-    """Whether the block does nothing: VEX code of instruction marks only."""
-    if any(i.mnemonic.split(" ")[-1] not in PADDING_MNEMONICS for i in instructions):
-        return False
-    if all(i.mnemonic == "int3" for i in instructions):
-        return True  # what PE files are padded with
-    for i in instructions:
-        target, _, source = i.operands.partition(", ")
-        if i.mnemonic in MOVING_MNEMONICS and target not in source:
-            return False  # VEX would say the same, later
-    statements = project.factory.block(node.addr, size=node.size).vex.statements
-    marks = ("Ist_IMark", "Ist_NoOp", "Ist_AbiHint")
-    pc = project.arch.ip_offset
-    return all(s.tag in marks or (s.tag == "Ist_Put" and s.offset == pc) for s in statements)
+    return section is not None and section.name.startswith(STUBS)
 
 
 def _edges(graph, number, joined) -> set[tuple[int, int, int]]:
@@ -315,10 +377,16 @@ def _edges(graph, number, joined) -> set[tuple[int, int, int]]:
     return edges
 
 
-def _gives_back(project, node, instruction) -> bool:
+def _gives_back(project, node, instructions) -> bool:
     """Whether a block without successors ends in a return or a jump, no trap and no call."""
+    architecture = architecture_of(project.arch)
+    lines = [i.line for i in instructions]
+    line = architecture.branching(lines)
+    if architecture.trap.match(line) or architecture.call.match(line):
+        return False
+    instruction = instructions[-1 - lines[::-1].index(line)]
     (last,) = in_detail(project, node, instruction.address, instruction.size)
-    return not (last.mnemonic in TRAPS or last.group(CS_GRP_CALL) or last.group(CS_GRP_INT))
+    return last.id != 0 and not last.group(CS_GRP_INT)
 
 
 def _display(name: str) -> str:

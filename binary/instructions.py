@@ -3,9 +3,12 @@
 import re
 from typing import NamedTuple
 
+from binary.architectures import architecture_of
+
 MAX_STRING_WORDS = 16  # of a string literal that become tokens
 MAX_TOKEN = 64  # characters of a word or a name: no binary can make a giant vocabulary entry
-CS_OP_REG, CS_OP_MEM = (1,), (3, 0x80)  # operand types, the same for all of capstone's CPUs
+# Types of operands, the same for all of capstone's processors.
+CS_OP_REG, CS_OP_IMM, CS_OP_MEM = (1,), 2, (3, 0x80)
 ONE_NUMBER = re.compile(r"#?(0x[0-9a-f]+)")
 
 
@@ -16,6 +19,11 @@ class Instruction(NamedTuple):
     size: int
     mnemonic: str
     operands: str
+
+    @property
+    def line(self) -> str:
+        """The instruction as text."""
+        return f"{self.mnemonic} {self.operands}".strip()
 
 
 class Operand(NamedTuple):
@@ -37,7 +45,7 @@ class Operand(NamedTuple):
 
 
 def read_instructions(project, node) -> list[Instruction]:
-    """Return the block's instructions; [] where capstone reads none."""
+    """Return the block's instructions; .byte stands for what capstone cannot read."""
     lines = _capstone(project, node).disasm_lite(
         block_bytes(project, node, node.addr, node.size), node.addr
     )
@@ -51,7 +59,9 @@ def in_detail(project, node, address: int, size: int) -> list:
 
 
 def _capstone(project, node):
-    return project.arch.capstone_thumb if node.thumb else project.arch.capstone
+    capstone = project.arch.capstone_thumb if node.thumb else project.arch.capstone
+    capstone.skipdata = True  # what it cannot read becomes .byte; else it would drop the rest, too
+    return capstone
 
 
 def block_bytes(project, node, address: int, size: int) -> bytes:
@@ -66,7 +76,8 @@ def read_operands(project, node, instruction, known) -> list[Operand]:
     text = instruction.mnemonic, instruction.operands
     if text not in known:
         (detailed,) = in_detail(project, node, instruction.address, instruction.size)
-        known[text] = [_operand(project.arch, detailed, o) for o in detailed.operands]
+        operands = detailed.operands if detailed.id else []  # .byte has no details
+        known[text] = [_operand(project.arch, detailed, o) for o in operands]
     return known[text]
 
 
@@ -74,20 +85,25 @@ def _operand(arch, instruction, operand) -> Operand:
     if operand.type in CS_OP_REG:
         return Operand(f"reg{_register_bytes(arch, instruction, operand)}")
     if operand.type not in CS_OP_MEM:
-        return Operand("imme", operand.imm if isinstance(operand.imm, int) else None)
+        return Operand("imme", operand.imm if operand.type == CS_OP_IMM else None)
     where = operand.mem
-    if not where.index and not where.base:
+    index = getattr(where, "index", 0)  # which MIPS, PowerPC and RISC-V have not
+    if not index and not where.base:
         return Operand("ptr", where.disp)
-    if not where.index and instruction.reg_name(where.base) in ("rip", "eip"):
+    if not index and instruction.reg_name(where.base) in architecture_of(arch).pc:
         return Operand("ptr", where.disp, relative=True)
     return Operand("ptr")
 
 
 def _register_bytes(arch, instruction, operand) -> int:
     size = getattr(operand, "size", 0)  # x86 says it
-    if not size:
-        _, size = arch.registers.get(instruction.reg_name(operand.reg), (0, arch.bytes))
-    return size
+    if size:
+        return size
+    name = instruction.reg_name(operand.reg) or ""
+    for pattern, size in architecture_of(arch).sizes:
+        if pattern.fullmatch(name):
+            return size
+    return arch.registers.get(name, (0, arch.bytes))[1]
 
 
 def form_of(instruction, operands, literals, pointed_at, loaded) -> tuple[str, list[bytes]]:

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from binary.architectures import architecture_of
 from binary.instructions import CS_OP_MEM, CS_OP_REG, in_detail
 
 MAX_LITERAL = 4096  # bytes of a string literal
@@ -21,7 +22,7 @@ def made_addresses(project, node, literals) -> dict[int, int]:
     ``literals``.
     """
     found: dict[int, int] = {}
-    if not project.arch.name.startswith("ARM"):  # of 32 bits; the other is AARCH64
+    if not architecture_of(project.arch).pools:
         return found
     ahead = 3 if node.thumb else 8  # pc is 4 or 8 bytes ahead, and angr's Thumb addresses are odd
     loaded: dict[int, int | None] = {}  # register -> word
@@ -81,7 +82,7 @@ def places(project, instruction, operands, loaded) -> set[int]:
     named = {o.address + end * o.relative for o in operands if o.address is not None}
     if instruction.address in loaded:
         named.add(loaded[instruction.address])
-    if project.arch.name != "AMD64":  # there, no address takes two instructions
+    if architecture_of(project.arch).composes:
         references = project.kb.xrefs.get_xrefs_by_ins_addr(instruction.address)
         named |= {reference.dst for reference in references}
     return named

@@ -16,8 +16,8 @@ import scipy.sparse
 
 import utils
 from binary.analysis import STEP_OVER, Analysis, cache_file, load_analysis
+from binary.architectures import Architecture
 from binary.cache import analyse_all
-from binary.disassemble import BRANCHES
 from binary.instructions import literal_words
 from binary.shared_data import Tables, pointer_labels, read_tables, shared_variables
 from features.normalised import normal_forms
@@ -26,10 +26,8 @@ from features.tfidf import hashed
 
 IMAGE = 1 << 24  # a number less than this behind the first function may be an address
 # Operands as capstone writes them: qword ptr [rbx + rax*8 + 0x38], 0x2f
-MEMORY = re.compile(rb"\[(\w+)(?: \+ \w+(?:\*\d)?)? ([+-]) (0x[0-9a-f]+|\d+)\]")
-NUMBER = re.compile(rb"(?<![\w*#])#?(-?0x[0-9a-f]+|-?\d+)\b(?!\])")
-# Offsets from these are places in a stack frame or in the image, which no two builds share.
-FRAME = {b"rsp", b"rbp", b"esp", b"ebp", b"sp", b"fp", b"rip", b"eip", b"pc"}
+NUMBER = re.compile(rb"(?<![\w*#.])#?(-?0x[0-9a-f]+|-?\d+)\b(?![\](.])")
+BETWEEN_OPERANDS = re.compile(r", (?![^\[(]*[\])])")  # no comma within [x0, #8]
 KINDS = ("token", "gram", "number", "field", "name")  # of a block's words
 # Of a function: its own words; `near`, with those of the functions called; `far`, with those that
 # these call; `up`, of the callers.
@@ -148,7 +146,8 @@ def _block_words(analysis: Analysis) -> dict[str, scipy.sparse.csr_matrix]:
     has = scipy.sparse.csr_matrix(
         (np.ones(len(line), np.float32), line, offsets), (n_code, len(number))
     )
-    mnemonics, tokens, fields, numbers = zip(*map(_read_instruction, number), strict=True)
+    read = functools.partial(_read_instruction, analysis.architecture)
+    mnemonics, tokens, fields, numbers = zip(*map(read, number), strict=True)
     words = {
         "token": has @ hashed(zip(mnemonics, tokens, strict=True)),
         "field": has @ hashed(fields),
@@ -173,23 +172,29 @@ def _block_words(analysis: Analysis) -> dict[str, scipy.sparse.csr_matrix]:
     return words
 
 
-def _read_instruction(line: bytes) -> tuple[str, str, list[str], list[int]]:
+def _read_instruction(
+    architecture: Architecture, line: bytes
+) -> tuple[str, str, list[str], list[int]]:
     """Return mnemonic, mnemonic with operands' classes, fields' offsets, numbers."""
     mnemonic, _, operands = line.decode("ascii", "replace").partition(" ")
     text = line[len(mnemonic) + 1 :]
     classes = "".join(
-        "m" if "[" in operand else "n" if re.match(r"#?-?\d", operand) else "r"
-        for operand in operands.split(", ")
+        "m" if re.search(r"[\[(]", operand) else "n" if re.match(r"#?-?\d", operand) else "r"
+        for operand in BETWEEN_OPERANDS.split(operands)
         if operand
     )
     fields = [
-        sign.decode() + number.decode()
-        for base, sign, number in MEMORY.findall(text)
-        if base not in FRAME and int(number, 0) < IMAGE
+        f"{place['sign'].decode() or '+'}{place['offset'].decode()}"
+        for place in architecture.field.finditer(text)
+        if place["base"] not in architecture.frame and _number(place["offset"]) < IMAGE
     ]
-    branch = mnemonic.startswith(BRANCHES)
-    numbers = [] if branch else [int(number, 0) for number in NUMBER.findall(text)]
+    branch = architecture.branch.match(f"{mnemonic} {operands}")
+    numbers = [] if branch else [_number(number) for number in NUMBER.findall(text)]
     return mnemonic, f"{mnemonic} {classes}", fields, numbers
+
+
+def _number(text: bytes) -> int:
+    return int(text, 16 if b"x" in text else 10)
 
 
 def _sizes(

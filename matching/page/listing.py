@@ -15,7 +15,6 @@ import re
 import numpy as np
 
 from binary.analysis import STEP_OVER, Analysis
-from binary.disassemble import BRANCHES
 
 NUMBER = re.compile(r"-?0x[0-9a-f]+")
 RELATIVE = re.compile(r"[re]ip [+-] (?:0x[0-9a-f]+|\d+)")
@@ -64,9 +63,11 @@ class Listing:
                 self.references[index] : self.references[index + 1]
             ]
             lines.append(self._line(text, [(a, self._reference(a)) for a in named.tolist()]))
-        last = texts[-1]
-        if last.split(" ")[-1].startswith("0x") or last.startswith(BRANCHES):
-            lines[-1] = self._branch(block, last, lines[-1])
+        architecture = self.analysis.architecture
+        last = architecture.branching(texts)
+        if last.split(" ")[-1].startswith("0x") or architecture.branch.match(last):
+            at = max(i for i, text in enumerate(texts) if text == last)
+            lines[at] = self._branch(block, last, lines[at])
         return lines
 
     def _reference(self, address: int) -> list:

@@ -1,0 +1,213 @@
+"""What differs between processors for whoever reads instructions; angr and capstone know the rest.
+
+The patterns match lines of an analysis, as capstone writes them: the mnemonic, a space, operands.
+"""
+
+import dataclasses
+import re
+
+
+def _mnemonics(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:{pattern})(?= |$)")
+
+
+def _jumps(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:{pattern}) #?(?:0x[0-9a-f]+|\d+)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """One family of processors.
+
+    Attributes
+    ----------
+    branch, call, jump : patterns
+        Mnemonics of all instructions that branch or return, of calls, and of jumps to one address.
+    trap : pattern
+        Mnemonics of instructions that end the program.
+    idle : pattern
+        Instructions that do nothing: they fill the gaps between functions.
+    field : pattern
+        A memory operand at a constant offset: groups base, sign, offset.
+    pc : frozenset of str
+        Registers that hold the address of the next instruction.
+    frame : frozenset of str
+        Registers, ``pc`` included, whose offsets are places in a stack frame or in the image, and
+        differ between builds.
+    sizes : tuple of (pattern, int)
+        Bytes of the registers that angr names otherwise than capstone does.
+    delay : int
+        Instructions that stand behind a branch and are executed before it takes effect.
+    composes : bool
+        Several instructions may make one address.
+    pools : bool
+        Constants and addresses stand between functions, and are loaded from there.
+    """
+
+    branch: re.Pattern[str]
+    call: re.Pattern[str]
+    jump: re.Pattern[str]
+    trap: re.Pattern[str]
+    idle: re.Pattern[str]
+    field: re.Pattern[bytes]
+    frame: frozenset[bytes]
+    pc: frozenset[str] = frozenset()
+    sizes: tuple[tuple[re.Pattern[str], int], ...] = ()
+    delay: int = 0
+    composes: bool = True
+    pools: bool = False
+
+    def branching(self, lines: list[str]) -> str:
+        """Return the line of a block at which it may branch: its last, or before the delay slot."""
+        if self.delay and len(lines) > 1 and self.branch.match(lines[-2]):
+            return lines[-2]
+        return lines[-1]
+
+
+# [rbx + rax*8 + 0x38]; [x0, #8]; -0x7fd8($v0), 0xa0(%r15), 8(r1)
+_X86_FIELD = re.compile(
+    rb"\[(?P<base>\w+)(?: \+ \w+(?:\*\d)?)? (?P<sign>[+-]) (?P<offset>0x[0-9a-f]+|\d+)\]"
+)
+_ARM_FIELD = re.compile(rb"\[(?P<base>\w+), #(?P<sign>-?)(?P<offset>0x[0-9a-f]+|\d+)\]")
+_RISC_FIELD = re.compile(
+    rb"(?P<sign>-?)\b(?P<offset>0x[0-9a-f]+|\d+)\((?:%\w+, )?[$%]?(?P<base>\w+)\)"
+)
+_CONDITION = "(?:eq|ne|cs|hs|cc|lo|mi|pl|vs|vc|hi|ls|ge|lt|gt|le|al)"
+_VECTORS = ((re.compile(r"f\d+"), 8), (re.compile(r"(?:v|w|vs)\d+"), 16))
+
+_X86 = Architecture(
+    branch=_mnemonics(r"(?:(?:bnd|notrack) )*(?:l?call|l?jmp|j\w+|loop\w*|i?ret\w*)"),
+    call=_mnemonics(r"(?:(?:bnd|notrack) )*l?call"),
+    jump=_jumps(r"(?:bnd )?jmp"),
+    trap=_mnemonics("hlt|ud[012]|int3"),
+    idle=re.compile(
+        r"(?:\w+ )*nop\b|endbr|int3$|xchg (r?)ax, \1ax$|mov (r\w+), \2$"
+        r"|lea (r\w+), \[\3(?: \+ riz)?\]$"
+    ),
+    field=_X86_FIELD,
+    pc=frozenset({"rip", "eip"}),
+    frame=frozenset({b"rsp", b"rbp", b"esp", b"ebp", b"rip", b"eip"}),
+    composes=False,
+)
+_I386 = dataclasses.replace(
+    _X86,
+    idle=re.compile(
+        r"(?:\w+ )*nop\b|endbr|int3$|(?:xchg|mov) (\w+), \1$|lea (\w+), \[\2(?: \+ eiz)?\]$"
+    ),
+    composes=True,
+)
+_ARM = Architecture(
+    branch=_mnemonics(rf"b(?:l|x|lx|xj)?{_CONDITION}?(?:\.w)?|cbn?z|tb[bh]"),
+    call=_mnemonics(rf"blx?{_CONDITION}?(?:\.w)?"),
+    jump=_jumps(r"b(?:\.w)?"),
+    trap=_mnemonics(r"udf(?:\.w)?|bkpt"),
+    idle=_mnemonics(r"nop(?:\.w)?|hint|mov (\w+), \1"),
+    field=_ARM_FIELD,
+    frame=frozenset({b"sp", b"fp", b"pc"}),
+    sizes=((re.compile(r"q\d+"), 16),),
+    pools=True,
+)
+_AARCH64 = dataclasses.replace(
+    _ARM,
+    branch=_mnemonics(r"bl?r?(?:a[ab]z?)?|bc?\.\w+|[ct]bn?z|ret\w*"),
+    call=_mnemonics(r"blr?(?:a[ab]z?)?"),
+    jump=_jumps("b"),
+    trap=_mnemonics("udf|brk|hlt"),
+    idle=_mnemonics("nop|hint|bti"),
+    frame=frozenset({b"sp", b"x29"}),
+    pools=False,
+)
+_MIPS = Architecture(
+    branch=_mnemonics(
+        r"b(?:al|alc|c|c[0-9]\w+|n?z\.\w|(?:eq|ne|ge|gt|le|lt|o|no)\w*)?|j\w*(?:\.hb)?"
+    ),
+    call=_mnemonics(r"balc?|b\w+al[cl]?|jal\w*(?:\.hb)?|jialc"),
+    jump=_jumps("b|bc|j"),
+    trap=_mnemonics("break|sdbbp"),
+    idle=_mnemonics("s?nop|ssnop"),
+    field=_RISC_FIELD,
+    frame=frozenset({b"sp", b"fp", b"gp", b"s8"}),
+    sizes=_VECTORS,
+    delay=1,
+)
+_POWERPC = Architecture(
+    branch=_mnemonics(r"b(?!rinc|permd|cd)\w*[+-]?"),
+    call=_mnemonics(r"b\w*l[+-]?|bla"),
+    jump=_jumps("b"),
+    trap=_mnemonics("trap"),
+    idle=_mnemonics("nop"),
+    field=_RISC_FIELD,
+    frame=frozenset({b"r1", b"r2", b"r31"}),
+    sizes=_VECTORS,
+)
+_RISCV = Architecture(
+    branch=_mnemonics(r"(?:c\.)?(?:b(?:eq|ne|lt|ge|gt|le)\w*|j\w*|ret)"),
+    call=re.compile(r"c\.jalr? |jalr? (?!zero)"),
+    jump=_jumps(r"(?:c\.)?j|jalr zero, \w+,"),
+    trap=_mnemonics(r"(?:c\.)?ebreak|(?:c\.)?unimp"),
+    idle=_mnemonics(r"(?:c\.)?nop"),
+    field=_RISC_FIELD,
+    frame=frozenset({b"sp", b"s0", b"gp", b"tp"}),
+    sizes=((re.compile(r"f\w+"), 8), (re.compile(r"v\d+"), 16)),
+)
+_S390X = Architecture(
+    branch=_mnemonics(r"j\w*|b\w*|cl?g?[ir]j\w*"),
+    call=_mnemonics(r"brasl?|basr?|balr?|jasl?"),
+    jump=_jumps("jg?"),
+    trap=_mnemonics("trap"),
+    idle=_mnemonics(r"nopr?|jgnop|bcr? 0,|brcl 0,"),
+    field=_RISC_FIELD,
+    frame=frozenset({b"r15", b"r11"}),
+    composes=False,
+)
+
+# LLVM's name of each processor -> its family, and what angr calls it.
+ARCHITECTURES = {
+    "x86_64": _X86,
+    "i386": _I386,
+    "aarch64": _AARCH64,
+    "aarch64_be": _AARCH64,
+    "arm": _ARM,
+    "armeb": _ARM,
+    "mipsel": _MIPS,
+    "mips": _MIPS,
+    "mips64el": _MIPS,
+    "mips64": _MIPS,
+    "powerpc": _POWERPC,
+    "powerpc64le": _POWERPC,
+    "powerpc64": _POWERPC,
+    "riscv64": _RISCV,
+    "s390x": _S390X,
+}
+_LITTLE = {
+    "AMD64": "x86_64",
+    "X86": "i386",
+    "AARCH64": "aarch64",
+    "ARMEL": "arm",
+    "ARMHF": "arm",
+    "ARMCortexM": "arm",
+    "MIPS32": "mipsel",
+    "MIPS64": "mips64el",
+    "PPC64": "powerpc64le",
+    "RISCV64": "riscv64",
+}
+_BIG = {
+    "AARCH64": "aarch64_be",
+    "ARMEL": "armeb",
+    "ARMHF": "armeb",
+    "MIPS32": "mips",
+    "MIPS64": "mips64",
+    "PPC32": "powerpc",
+    "PPC64": "powerpc64",
+    "S390X": "s390x",
+}
+
+
+def processor_of(arch) -> str | None:
+    """Return LLVM's name of one of angr's processors; None if it is not in ARCHITECTURES."""
+    return (_LITTLE if arch.memory_endness == "Iend_LE" else _BIG).get(arch.name)
+
+
+def architecture_of(arch) -> Architecture:
+    """Return what is to be known of one of angr's processors."""
+    return ARCHITECTURES[processor_of(arch)]
