@@ -1,14 +1,22 @@
 """Make the data of a classification task: two functions from two builds, same source or not?
 
-    python samefunc.py --path DIR     # -> data/samefunc/train.tsv, dev.tsv, test.tsv
+    python samefunc.py --path DIR     # by symbols -> data/samefunc/train.tsv, dev.tsv, test.tsv
+    python samefunc.py twins          # without symbols, of gendata.py's pairs -> data/twins.tsv
+    python classify.py --data_file data/twins.tsv --save_dir out-twins \\
+        --pretrain_file out/model_steps_<k>.pt       # the same BERT, whose vectors now compare
 
-A function is the tokens of its basic blocks by address. A positive pair is a function of the same
-name in two builds of a program. For each, a hard negative keeps the first function and replaces the
-second by another one of that build whose number of tokens is near the second's, so that sizes tell
-nothing. Names come from symbol tables and serve as labels only: no text holds them.
+A function is the tokens of its basic blocks by address. A positive row is a function in two builds
+of a program. For each, a hard negative keeps the first function and replaces the second by another
+one of that build whose number of tokens is near the second's, so that sizes tell nothing.
 
+By symbols, positives are functions of one name; names serve as labels only, no text holds them.
 Programs of one package share library functions, so programs alone do not separate the splits: a
 name that occurs in an earlier split's programs occurs in no later split.
+
+Twins are functions that two builds surely share. The imports that a function calls and the words of
+its string literals are votes: each that only one function of each build has is a vote for these
+two. Twins give each other most of their votes. What a model shall learn from them is what else they
+have in common: every second row, on average, has these words left out.
 """
 
 if __name__ == "__main__":
@@ -20,18 +28,22 @@ import dataclasses
 import itertools
 import os
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field, PositiveInt
+from tqdm import tqdm
 
 import utils
 from binary.analysis import cache_file, load_analysis
 from binary.builds import find_binaries
 from binary.cache import SKIPPED, analyse_all
+from binary.instructions import clean_name, string_words
 from binary.symbols import STARTUP, is_symbol
 from binary.tokens import tokenise
+from pairs.folder import analysis_files, find_pairs, read_info
 from terminal.arguments import names_of
 from terminal.command_line import command_line
 
@@ -49,22 +61,40 @@ workers = os.cpu_count() or 1  # processes
 LABELS = ("different", "same")
 NEAREST = 8  # a negative is one of so many functions whose sizes are nearest
 Programs = str | list[str]
+Row = tuple[str, str, str, str, str]  # label, both texts, where both functions come from
 
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """One function of one binary: where it comes from and its tokens."""
+    """One function of one binary.
+
+    Attributes
+    ----------
+    program, build : str
+        Where it comes from.
+    address : int
+    symbol : str
+        "" where the symbol table says none.
+    blocks, size : int
+        Its number of basic blocks, and of tokens.
+    texts : (str, str)
+        Its tokens, separated by blanks: all of them, and those that are not in ``names``.
+    names : frozenset of str
+        The imports that it calls, and the words of its string literals.
+    """
 
     program: str
     build: str
-    name: str
-    text: str  # tokens, separated by blanks
-    size: int  # in tokens
+    address: int
+    symbol: str
     blocks: int
+    size: int
+    texts: tuple[str, str]
+    names: frozenset[str]
 
     @property
     def origin(self) -> str:
-        return f"{self.program}/{self.build}/{self.name}"
+        return f"{self.program}/{self.build}/{self.symbol or hex(self.address)}"
 
 
 def main(
@@ -127,59 +157,147 @@ def main(
             skipped |= analyse_all(binaries, outputDir, workers)
             for binary in binaries:
                 if binary["path"] not in skipped:
-                    functions += read_functions(binary, program, outputDir)
+                    file = cache_file(outputDir, binary["sha256"])
+                    functions += read_functions(file, program, binary["build"])
         n_pairs = train_pairs if split == "train" else other_pairs
         rng = np.random.default_rng([seed, number])
         tables[split] = draw(choose(functions, used, min_blocks), n_pairs, rng)
-        used |= {function.name.split(".")[0] for function in functions}
-    with utils.one_writer(to), utils.atomic_folder(to) as folder:
-        for split, rows in tables.items():
-            write_tsv(folder / f"{split}.tsv", rows)
-            names = {function.name for _, *pair in rows for function in pair}
-            programs = ", ".join(splits[split])
-            print(f"{to}/{split}.tsv: {len(rows):,} pairs, {len(names):,} names, of {programs}")
+        used |= {function.symbol.split(".")[0] for function in functions}
+    write_tables(to, tables)
+    for split, rows in tables.items():
+        names = {origin.split("/")[-1] for row in rows for origin in row[3:]}
+        programs = ", ".join(splits[split])
+        print(f"{to}/{split}.tsv: {len(rows):,} pairs, {len(names):,} names, of {programs}")
     for file, reason in skipped.items():
         print(f"skipped {file}: {reason}")
     return SKIPPED if skipped else 0
 
 
-def read_functions(binary: dict[str, str], program: str, output_dir: str) -> list[Function]:
-    """Return a binary's functions that have a symbol, parts and copies (foo.part.0) included."""
-    analysis = load_analysis(cache_file(output_dir, binary["sha256"]))
-    words = tokenise(analysis).words()
-    blocks: dict[int, list[int]] = {}
-    for block, function in enumerate(analysis.function[: analysis.code_blocks].tolist()):
-        blocks.setdefault(function, []).append(block)
-    found = []
-    for number, inside in blocks.items():
-        name = analysis.function_name[number]
-        if not is_symbol(name):
-            continue
-        tokens = [word for block in inside for word in words[block]]
-        function = Function(
-            program, binary["build"], name, " ".join(tokens), len(tokens), len(inside)
+def twins(
+    data: str = "data",
+    outputDir: str = outputDir,
+    to: str = "data/twins.tsv",
+    min_blocks: PositiveInt = 4,
+    rows: PositiveInt = 100_000,
+    seed: Annotated[int, Field(ge=0)] = seed,
+) -> None:
+    """Write rows for `classify.py --task samefunc`: twins, and functions that are none.
+
+    Parameters
+    ----------
+    data : str
+        The folder that gendata.py wrote; pairs that it holds out are not read.
+    outputDir : str
+        Where gendata.py keeps the analysed binaries.
+    to : str
+        The file to write.
+    min_blocks : int
+        Functions of fewer basic blocks are left out.
+    rows : int
+        At most so many, as many of each pair; one half are twins.
+    seed : int
+        Seed of all choices.
+    """
+    infos = [read_info(folder) for folder in find_pairs(data)[0]]
+    pairs = [info for info in infos if info.split == "train"]
+    if not pairs:
+        raise utils.UserError(f"{data} holds no pair to train on; run `python gendata.py` first")
+    most = max(1, rows // 2 // len(pairs))  # twins of a pair of binaries
+    table = []
+    for info in tqdm(pairs, desc="pairs", unit="pair", disable=None):
+        files = analysis_files(info, outputDir)
+        first, second = (
+            [f for f in read_functions(file, info.program, build.build) if f.blocks >= min_blocks]
+            for build, file in zip(info.binaries, files, strict=True)
         )
-        found.append(function)
-    return found
+        rng = np.random.default_rng([seed, info.pair])
+        table += draw_twins(first, second, most, rng)
+    if not table:
+        raise utils.UserError(
+            f"the {len(pairs)} pairs to train on in {data} share no names that tell functions; run "
+            "`python gendata.py` with more builds or programs first"
+        )
+    with utils.atomic_file(to) as file:
+        file.write(to_tsv(table))
+    programs = {info.program for info in pairs}
+    print(f"{to}: {len(table):,} rows of {len(pairs):,} pairs of {len(programs):,} programs")
+
+
+@lru_cache(maxsize=64)
+def read_functions(file: Path, program: str, build: str) -> list[Function]:
+    """Return an analysed binary's functions by address, parts and copies (foo.part.0) included."""
+    analysis = load_analysis(file)
+    n_code = analysis.code_blocks
+    named: list[set[str]] = [set() for _ in range(n_code)]
+    for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
+        named[block].update(string_words(literal))
+    for block, name in analysis.import_calls():
+        named[block].add(clean_name(name))
+    words = tokenise(analysis).words()
+    # What blocks without names say is no name, even if a string says "add", too.
+    code = {word for block in range(n_code) if not named[block] for word in words[block]}
+    functions = []
+    order = np.argsort(analysis.function[:n_code], kind="stable").tolist()
+    for number, group in itertools.groupby(order, lambda block: int(analysis.function[block])):
+        blocks = list(group)
+        names = set().union(*(named[block] for block in blocks)) - code
+        tokens = [word for block in blocks for word in words[block]]
+        symbol = analysis.function_name[number]
+        function = Function(
+            program,
+            build,
+            address=int(analysis.function_address[number]),
+            symbol=symbol if is_symbol(symbol) else "",
+            blocks=len(blocks),
+            size=len(tokens),
+            texts=(" ".join(tokens), " ".join(word for word in tokens if word not in names)),
+            names=frozenset(names),
+        )
+        functions.append(function)
+    return functions
 
 
 def choose(functions: list[Function], used: set[str], min_blocks: int) -> list[Function]:
     """Return those that pairs can be made of: whole, named once in their build, of some size."""
-    named = Counter((function.program, function.build, function.name) for function in functions)
+    named = Counter((function.program, function.build, function.symbol) for function in functions)
     return [
         function
         for function in functions
         if function.blocks >= min_blocks
-        and "." not in function.name
-        and function.name not in used | STARTUP
-        and named[function.program, function.build, function.name] == 1
+        and function.symbol
+        and "." not in function.symbol
+        and function.symbol not in used | STARTUP
+        and named[function.program, function.build, function.symbol] == 1
     ]
 
 
-def draw(
-    functions: list[Function], n_pairs: int, rng: np.random.Generator
-) -> list[tuple[str, Function, Function]]:
-    """Draw pairs, half of them positive: (label, first, second), in random order.
+def find_twins(first: list[Function], second: list[Function]) -> list[tuple[int, int]]:
+    """Return which functions are twins, (of the first, of the second), sorted."""
+    votes: Counter[tuple[int, int]] = Counter()
+    theirs = _only(second)
+    for name, i in _only(first).items():
+        if name in theirs:
+            votes[i, theirs[name]] += 1
+    best: tuple[dict[int, int], dict[int, int]] = ({}, {})
+    for i, j in sorted(votes, key=lambda pair: (-votes[pair], pair)):
+        best[0].setdefault(i, j)
+        best[1].setdefault(j, i)
+    return sorted((i, j) for i, j in best[0].items() if best[1][j] == i)
+
+
+def _only(functions: list[Function]) -> dict[str, int]:
+    """Return name -> function for names that one function alone has."""
+    times = Counter(name for function in functions for name in function.names)
+    return {
+        name: i
+        for i, function in enumerate(functions)
+        for name in sorted(function.names)
+        if times[name] == 1
+    }
+
+
+def draw(functions: list[Function], n_pairs: int, rng: np.random.Generator) -> list[Row]:
+    """Draw rows of functions of one name, and as many negatives, in random order.
 
     Raises
     ------
@@ -189,30 +307,23 @@ def draw(
     by_name: dict[tuple[str, str], list[Function]] = {}
     by_build: dict[tuple[str, str], list[Function]] = {}
     for function in functions:
-        by_name.setdefault((function.program, function.name), []).append(function)
+        by_name.setdefault((function.program, function.symbol), []).append(function)
         by_build.setdefault((function.program, function.build), []).append(function)
     groups = [group for _, group in sorted(by_name.items()) if len(group) > 1]
-    sizes = {build: np.array([f.size for f in inside]) for build, inside in by_build.items()}
 
-    rows: list[tuple[str, Function, Function]] = []
+    rows: list[Row] = []
     seen: set[tuple[str, str]] = set()
     for _ in range(20 * n_pairs if groups else 0):
         if len(rows) >= n_pairs:
             break
         group = groups[rng.integers(len(groups))]
         first, second = (group[i] for i in rng.choice(len(group), 2, replace=False))
-        build = second.program, second.build
-        distance = abs(np.log(sizes[build] / second.size))
-        near = [by_build[build][i] for i in np.argsort(distance, kind="stable")[: NEAREST + 1]]
-        others = [function for function in near if function.name != second.name]
-        if not others:
+        if (first.origin, second.origin) in seen:
             continue
-        other = others[rng.integers(len(others))]
-        # Equal texts would be no question, or one without an answer.
-        if first.text in (second.text, other.text) or (first.origin, second.origin) in seen:
-            continue
-        seen.add((first.origin, second.origin))
-        rows += [(LABELS[1], first, second), (LABELS[0], first, other)]
+        made = two_rows(first, second, by_build[second.program, second.build], 0, rng)
+        if made:
+            seen.add((first.origin, second.origin))
+            rows += made
     if len(rows) < n_pairs:
         raise utils.UserError(
             f"{len(functions):,} functions of {len(groups):,} names give only {len(rows):,} pairs, "
@@ -221,17 +332,57 @@ def draw(
     return [rows[i] for i in rng.permutation(len(rows))]
 
 
-def write_tsv(file: Path, rows: list[tuple[str, Function, Function]]) -> None:
-    """Write the rows; ``file`` is in a folder that takes its name when it is whole."""
-    file.write_text(to_tsv(rows), encoding="utf-8", newline="\n")
+def draw_twins(
+    first: list[Function], second: list[Function], most: int, rng: np.random.Generator
+) -> list[Row]:
+    """Draw rows of ``most`` twins of two builds, each followed by its negative."""
+    rows: list[Row] = []
+    pairs = np.array(find_twins(first, second), np.int64).reshape(-1, 2)
+    for i, j in rng.permutation(pairs).tolist():
+        if len(rows) < 2 * most:
+            rows += two_rows(first[i], second[j], second, int(rng.integers(2)), rng)
+    return rows
 
 
-def to_tsv(rows: list[tuple[str, Function, Function]]) -> str:
+def two_rows(
+    first: Function, second: Function, others: list[Function], view: int, rng: np.random.Generator
+) -> list[Row]:
+    """Return the positive row of two functions and its negative, none where texts are equal.
+
+    Parameters
+    ----------
+    others : list of Function
+        All of the second's build.
+    view : int
+        Which of the functions' texts to take.
+    """
+    sizes = np.log([function.size for function in others])
+    nearest = np.argsort(abs(sizes - np.log(second.size)), kind="stable")[: NEAREST + 1]
+    near = [others[i] for i in nearest if others[i] != second]
+    if not near:
+        return []
+    other = near[rng.integers(len(near))]
+    text, right, wrong = (function.texts[view] for function in (first, second, other))
+    if text in (right, wrong):  # no question, or one without an answer
+        return []
+    return [
+        (LABELS[1], text, right, first.origin, second.origin),
+        (LABELS[0], text, wrong, first.origin, other.origin),
+    ]
+
+
+def write_tables(to: str, tables: dict[str, list[Row]]) -> None:
+    """Write each table to the folder ``to``, which takes its name when all are whole."""
+    with utils.one_writer(to), utils.atomic_folder(to) as folder:
+        for name, rows in tables.items():
+            (folder / f"{name}.tsv").write_text(to_tsv(rows), encoding="utf-8", newline="\n")
+
+
+def to_tsv(rows: list[Row]) -> str:
     """Return the rows as text: what a classifier reads, then where both functions come from."""
-    lines = ["\t".join(("label", "text_a", "text_b", "origin_a", "origin_b"))]
-    lines += ["\t".join((label, a.text, b.text, a.origin, b.origin)) for label, a, b in rows]
-    return "".join(f"{line}\n" for line in lines)
+    header = ("label", "text_a", "text_b", "origin_a", "origin_b")
+    return "".join("\t".join(row) + "\n" for row in (header, *rows))
 
 
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, twins=twins)

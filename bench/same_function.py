@@ -5,7 +5,7 @@ logistic regression, on functions of programs that none of them has seen.
 
 DIR/<build>/{chroot,ls,cp,sort} are the builds that pairs of functions are made of. Pre-training
 reads all programs of the other folders, but none of that name, masked LM and next sentence first,
-then twins (twins.py), which need no symbol: BERT has to be as strange to what it is fine-tuned on
+then twins (samefunc.py twins), which need no symbol: BERT has to be as strange to what it is fine-tuned on
 as to what it is measured on, or it is trusted too far. Then fine-tunes with each number of
 labelled pairs and each seed, and measures all on the same test pairs. The random network is the
 same but for its first weights. *Vectors alone*: the same fine-tuned networks, but only the cosine
@@ -160,7 +160,7 @@ def pretrain(folder: Path, builds: Path, model_cfg: str, steps: int) -> Path:
         *("pretrain.py", "--train_cfg", cfg, "--model_cfg", model_cfg, "--data_file", corpus),
         *("--vocab", vocab, "--save_dir", folder / "pretrained"),
     )
-    script("twins.py", *output, "--to", folder / "twins.tsv")
+    script("samefunc.py", "twins", *output, "--to", folder / "twins.tsv")
     script(
         *("classify.py", "--train_cfg", "config/twins.json", "--data_file", folder / "twins.tsv"),
         *("--pretrain_file", folder / "pretrained" / f"model_steps_{steps}.pt"),

@@ -1,6 +1,7 @@
 """samefunc.py: labels are true, splits are disjoint, nothing gives a label away."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -134,7 +135,8 @@ def test_mistakes(made):
 
 
 def make(name, build, size, text=None):
-    return Function("p", build, name, text or f"{name} {build}", size, 9)
+    texts = (text or f"{name} {build} {size}",) * 2
+    return Function("p", build, 1, name, 9, size, texts, frozenset())
 
 
 def test_sizes_tell_nothing():
@@ -148,8 +150,9 @@ def test_sizes_tell_nothing():
     ]
     rows = samefunc.draw(functions, 4000, np.random.default_rng(1))
     ratio = {label: [] for label in samefunc.LABELS}
-    for label, first, second in rows:
-        ratio[label].append(abs(np.log(first.size / second.size)))
+    for label, first, second, *_ in rows:
+        sizes = [int(text.split()[-1]) for text in (first, second)]
+        ratio[label].append(abs(np.log(sizes[0] / sizes[1])))
     same, different = (np.sort(ratio[label]) for label in samefunc.LABELS)
     # The best guess from the ratio alone is hardly better than a coin.
     edges = np.quantile(np.concatenate([same, different]), np.linspace(0, 1, 50))
@@ -166,10 +169,11 @@ def test_what_pairs_are_made_of():
         make("cut.part.0", "a", 9),
         make("_start", "a", 9),
         make("earlier", "a", 9),
-        Function("p", "a", "small", "ret", 1, 2),
+        dataclasses.replace(make("small", "a", 1), blocks=2),
+        make("", "a", 9),
     ]
     chosen = samefunc.choose(functions, {"earlier"}, min_blocks=3)
-    assert [(f.name, f.build) for f in chosen] == [("whole", "a"), ("twice", "b")]
+    assert [(f.symbol, f.build) for f in chosen] == [("whole", "a"), ("twice", "b")]
 
 
 def test_equal_texts_make_no_pair():

@@ -1,4 +1,4 @@
-"""twins.py: twins are true, held-out programs are not read, no symbol is needed."""
+"""samefunc.py twins: twins are true, held-out programs are not read, no symbol is needed."""
 
 import csv
 import shutil
@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import samefunc
-import twins
 from binary.analysis import save_analysis
 from binary.disassemble import analyse
 
@@ -45,7 +44,7 @@ def made(tmp_path_factory):
         *("--validation", 0.5, "--test", 0, "--workers", 2),
     )
     assert made[0] == 0, made
-    return cwd, run_script(cwd, "twins.py", "--min_blocks", 1)
+    return cwd, run_script(cwd, "samefunc.py", "twins", "--min_blocks", 1)
 
 
 def rows_of(cwd, file="data/twins.tsv"):
@@ -96,15 +95,20 @@ def test_every_name_is_left_out_of_some_rows(made):
 def test_same_bytes_again_and_other_bytes_with_another_seed(made):
     cwd, _ = made
     again = ["--min_blocks", 1, "--to"]
-    assert run_script(cwd, "twins.py", *again, "again.tsv")[0] == 0
-    assert run_script(cwd, "twins.py", *again, "other.tsv", "--seed", 1)[0] == 0
+    assert run_script(cwd, "samefunc.py", "twins", *again, "again.tsv")[0] == 0
+    assert run_script(cwd, "samefunc.py", "twins", *again, "other.tsv", "--seed", 1)[0] == 0
     first = (cwd / "data/twins.tsv").read_bytes()
     assert (cwd / "again.tsv").read_bytes() == first != (cwd / "other.tsv").read_bytes()
 
 
 def test_rows_are_as_many_of_each_pair(made):
     cwd, _ = made
-    assert run_script(cwd, "twins.py", "--min_blocks", 1, "--rows", 6, "--to", "few.tsv")[0] == 0
+    assert (
+        run_script(cwd, "samefunc.py", "twins", "--min_blocks", 1, "--rows", 6, "--to", "few.tsv")[
+            0
+        ]
+        == 0
+    )
     rows = rows_of(cwd, "few.tsv")
     builds = {tuple(sorted(origin.split("/")[1] for origin in row[3:])) for row in rows}
     assert (len(rows), len(builds)) == (6, 3)
@@ -112,32 +116,33 @@ def test_rows_are_as_many_of_each_pair(made):
 
 def test_bad_input_is_one_sentence(made, tmp_path):
     cwd, _ = made
-    code, out, err = run_script(tmp_path, "twins.py")
+    code, out, err = run_script(tmp_path, "samefunc.py", "twins")
     assert (code, out) == (1, "")
     assert err.startswith("error: cannot read the folder data")
     (tmp_path / "data").mkdir()
-    code, _, err = run_script(tmp_path, "twins.py")
+    code, _, err = run_script(tmp_path, "samefunc.py", "twins")
     assert code == 1
     assert "data holds no pair to train on; run `python gendata.py` first" in err
-    code, _, err = run_script(cwd, "twins.py", "--min_blocks", 1000, "--to", "none.tsv")
+    code, _, err = run_script(cwd, "samefunc.py", "twins", "--min_blocks", 1000, "--to", "none.tsv")
     assert code == 1
     assert "the 3 pairs to train on in data share no names" in err
     assert not (cwd / "none.tsv").exists()
-    code, _, err = run_script(cwd, "twins.py", "--outputDir", "elsewhere", "--to", "none.tsv")
+    code, _, err = run_script(
+        cwd, "samefunc.py", "twins", "--outputDir", "elsewhere", "--to", "none.tsv"
+    )
     assert code == 1
     assert "is missing; name gendata.py's outputDir" in err
 
 
 def function(*names):
-    text = samefunc.Function("p", "b", "0x1", "mov", 1, 1)
-    return twins.Function(frozenset(names), (text, text))
+    return samefunc.Function("p", "b", 1, "", 1, 1, ("mov", "mov"), frozenset(names))
 
 
 def test_most_votes_win():
     first = [function("a", "b", "c"), function("d"), function("often"), function("e")]
     second = [function("c", "d", "often"), function("a", "b"), function("e"), function("often")]
     # a and b outvote c. But c and d disagree about the second's first; "often" says nothing.
-    assert twins.find_twins(first, second) == [(0, 1), (3, 2)]
+    assert samefunc.find_twins(first, second) == [(0, 1), (3, 2)]
 
 
 sets = st.lists(st.frozensets(st.sampled_from("abcdefgh")), max_size=6)
@@ -146,12 +151,12 @@ sets = st.lists(st.frozensets(st.sampled_from("abcdefgh")), max_size=6)
 @given(sets, sets)
 def test_twins_are_one_to_one_and_symmetric(first, second):
     one, other = ([function(*names) for names in functions] for functions in (first, second))
-    found = twins.find_twins(one, other)
+    found = samefunc.find_twins(one, other)
     for side in (0, 1):
         assert len({pair[side] for pair in found}) == len(found)
     for i, j in found:
         assert first[i] & second[j]
-    turned = {(j, i) for i, j in twins.find_twins(other, one)}
+    turned = {(j, i) for i, j in samefunc.find_twins(other, one)}
     # Where votes are even, the lower number decides; else it is the same from both sides.
     tied = {pair for pair in turned ^ set(found)}
     assert all(_is_tied(first, second, *pair) for pair in tied)
@@ -175,16 +180,11 @@ def test_names_are_words_of_strings_and_imports(tmp_path):
     analysis = analyse(binary)
     file = tmp_path / "b.npz"
     save_analysis(analysis, file)
-    functions = {
-        analysis.function_name[
-            analysis.function_address.tolist().index(int(f.texts[0].name, 16))
-        ]: f
-        for f in twins.read_functions("b", "O1", file, 1)
-    }
+    functions = {f.symbol: f for f in samefunc.read_functions(file, "b", "O1")}
     usage = functions["usage"]
     assert {"puts", "exit", "information", "explanation"} <= usage.names
-    whole, bare = (text.text.split() for text in usage.texts)
+    whole, bare = (text.split() for text in usage.texts)
     assert [word for word in whole if word not in usage.names] == bare
     assert {"call", "str"} <= set(bare)
     assert not functions["area"].names
-    assert functions["area"].texts[0].text == functions["area"].texts[1].text
+    assert functions["area"].texts[0] == functions["area"].texts[1]

@@ -1,0 +1,77 @@
+"""Imports of the root's scripts and of all folders: one way, and each side without the other's."""
+
+import ast
+from pathlib import Path
+
+import networkx
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = {"gendata", "dataprocess", "pretrain", "classify", "diff", "samefunc"}
+
+
+def modules() -> dict[str, Path]:
+    """Return module -> its file, of the root and of the folders that are packages."""
+    files = [
+        *ROOT.glob("*.py"),
+        *(f for p in ROOT.glob("*/__init__.py") for f in p.parent.glob("*.py")),
+    ]
+    names = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in files}
+    return {name.removesuffix(".__init__"): file for name, file in names.items()}
+
+
+def imported(file: Path, at_once: bool) -> set[str]:
+    """Return what a file imports: at once, or anywhere, in functions too."""
+    tree = ast.parse(file.read_text())
+    inside = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if at_once and node in inside:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module)}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    """Import graphs of our modules, angr and torch: at once, and with imports in functions."""
+    files = modules()
+    known = {*files, "angr", "torch"}
+    both = []
+    for at_once in (True, False):
+        graph = networkx.DiGraph()
+        graph.add_nodes_from(known)
+        for name, file in files.items():
+            graph.add_edges_from((name, to) for to in imported(file, at_once) & known if to != name)
+        both.append(graph)
+    return both
+
+
+def test_there_is_no_circle(graphs):
+    for graph in graphs:
+        assert not [part for part in networkx.strongly_connected_components(graph) if len(part) > 1]
+
+
+def test_nobody_imports_a_command(graphs):
+    for command in COMMANDS:
+        assert not list(graphs[1].predecessors(command)), command
+
+
+def test_each_side_does_without_the_other(graphs):
+    graph = graphs[1].copy()
+    graph.remove_edge("utils", "torch")  # in functions that only trainings call
+    of = {"angr": set(), "torch": set()}
+    for side, users in of.items():
+        users |= {name.split(".")[0] for name in networkx.ancestors(graph, side)}
+    assert not {"corpus", "tasks", "formats", "models", "train", "pretrain", "optim"} & of["angr"]
+    assert not {"binary", "jobs", "pairs", "features", "gendata", "dataprocess"} & of["torch"]
+    assert of["angr"] & of["torch"] <= {"encoder", "matching", "diff", "search", "classify"}
