@@ -1,6 +1,6 @@
 # make train   from nothing to a pre-trained BERT: sample binaries, pairs, corpus, training
 # make test    all tests
-# make lint    ruff
+# make lint    ruff, the contracts for imports, types
 #
 # TORCH=cpu    install torch's CPU-only build (default: PyPI's build, which on Linux brings CUDA)
 # PYTHON=...   the Python to use (default: the first of 3.11, 3.12, 3.13 that is found)
@@ -47,6 +47,7 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/lint-imports
 
 $(VENV)/bin/uv:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one," \

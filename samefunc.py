@@ -207,7 +207,11 @@ def twins(
     for info in tqdm(pairs, desc="pairs", unit="pair", disable=None):
         files = analysis_files(info, outputDir)
         first, second = (
-            [f for f in read_functions(file, info.program, build.build) if f.blocks >= min_blocks]
+            [
+                dataclasses.replace(function, symbol="")
+                for function in read_functions(file, info.program, build.build)
+                if function.blocks >= min_blocks
+            ]
             for build, file in zip(info.binaries, files, strict=True)
         )
         rng = np.random.default_rng([seed, info.pair])

@@ -5,13 +5,12 @@ logistic regression, on functions of programs that none of them has seen.
 
 DIR/<build>/{chroot,ls,cp,sort} are the builds that pairs of functions are made of. Pre-training
 reads all programs of the other folders, but none of that name, masked LM and next sentence first,
-then twins (samefunc.py twins), which need no symbol: BERT has to be as strange to what it is fine-tuned on
-as to what it is measured on, or it is trusted too far. Then fine-tunes with each number of
-labelled pairs and each seed, and measures all on the same test pairs. The random network is the
-same but for its first weights. *Vectors alone*: the same fine-tuned networks, but only the cosine
-of BERT's two vectors counts. The logistic regressions' regularisation is the best of three on the
-test pairs themselves, which is more than BERT is given.
-"""
+then twins (samefunc.py twins), which need no symbol: BERT has to be as strange to what it is
+fine-tuned on as to what it is measured on, or it is trusted too far. Then fine-tunes with each
+number of labelled pairs and each seed, and measures all on the same test pairs. The random network
+is the same but for its first weights. *Vectors alone*: the same fine-tuned networks, but only the
+cosine of BERT's two vectors counts. The logistic regressions' regularisation is the best of three
+on the test pairs themselves, which is more than BERT is given."""
 
 import datetime
 import itertools

@@ -25,6 +25,10 @@ __attribute__((noinline)) int plain_{i}(int *x, int n) {{
 """
 
 
+def run_twins(cwd, *arguments):
+    return run_script(cwd, "samefunc.py", "twins", *arguments)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Two stripped programs in three builds, their pairs, and the twins of one of the programs."""
@@ -44,7 +48,7 @@ def made(tmp_path_factory):
         *("--validation", 0.5, "--test", 0, "--workers", 2),
     )
     assert made[0] == 0, made
-    return cwd, run_script(cwd, "samefunc.py", "twins", "--min_blocks", 1)
+    return cwd, run_twins(cwd, "--min_blocks", 1)
 
 
 def rows_of(cwd, file="data/twins.tsv"):
@@ -95,20 +99,15 @@ def test_every_name_is_left_out_of_some_rows(made):
 def test_same_bytes_again_and_other_bytes_with_another_seed(made):
     cwd, _ = made
     again = ["--min_blocks", 1, "--to"]
-    assert run_script(cwd, "samefunc.py", "twins", *again, "again.tsv")[0] == 0
-    assert run_script(cwd, "samefunc.py", "twins", *again, "other.tsv", "--seed", 1)[0] == 0
+    assert run_twins(cwd, *again, "again.tsv")[0] == 0
+    assert run_twins(cwd, *again, "other.tsv", "--seed", 1)[0] == 0
     first = (cwd / "data/twins.tsv").read_bytes()
     assert (cwd / "again.tsv").read_bytes() == first != (cwd / "other.tsv").read_bytes()
 
 
 def test_rows_are_as_many_of_each_pair(made):
     cwd, _ = made
-    assert (
-        run_script(cwd, "samefunc.py", "twins", "--min_blocks", 1, "--rows", 6, "--to", "few.tsv")[
-            0
-        ]
-        == 0
-    )
+    assert run_twins(cwd, "--min_blocks", 1, "--rows", 6, "--to", "few.tsv")[0] == 0
     rows = rows_of(cwd, "few.tsv")
     builds = {tuple(sorted(origin.split("/")[1] for origin in row[3:])) for row in rows}
     assert (len(rows), len(builds)) == (6, 3)
@@ -116,14 +115,14 @@ def test_rows_are_as_many_of_each_pair(made):
 
 def test_bad_input_is_one_sentence(made, tmp_path):
     cwd, _ = made
-    code, out, err = run_script(tmp_path, "samefunc.py", "twins")
+    code, out, err = run_twins(tmp_path)
     assert (code, out) == (1, "")
     assert err.startswith("error: cannot read the folder data")
     (tmp_path / "data").mkdir()
-    code, _, err = run_script(tmp_path, "samefunc.py", "twins")
+    code, _, err = run_twins(tmp_path)
     assert code == 1
     assert "data holds no pair to train on; run `python gendata.py` first" in err
-    code, _, err = run_script(cwd, "samefunc.py", "twins", "--min_blocks", 1000, "--to", "none.tsv")
+    code, _, err = run_twins(cwd, "--min_blocks", 1000, "--to", "none.tsv")
     assert code == 1
     assert "the 3 pairs to train on in data share no names" in err
     assert not (cwd / "none.tsv").exists()
