@@ -198,6 +198,7 @@ def twins(
     seed : int
         Seed of all choices.
     """
+    utils.check_outputs({"to": to})
     infos = [read_info(folder) for folder in find_pairs(data)[0]]
     pairs = [info for info in infos if info.split == "train"]
     if not pairs:
