@@ -19,6 +19,7 @@ from pydantic import Field, PositiveInt
 
 import utils
 from features.extract import Features, read_binaries
+from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from matching.anchors import read_anchors
 from matching.changes import CHANGED, STATUS, Diff, compare, describe
 from matching.exports import as_csv, as_json, naming_script, write
@@ -43,6 +44,8 @@ def main(
     top: Annotated[int, Field(ge=0)] = 10,
     outputDir: str = outputDir,
     workers: PositiveInt = workers,
+    time_limit: Limit = TIME_LIMIT,
+    memory_limit: Limit = MEMORY_LIMIT,
 ) -> None:
     """Compare two binaries: which functions and blocks correspond, and what changed.
 
@@ -73,24 +76,29 @@ def main(
         Where analysed binaries are cached.
     workers : int
         Processes that work at the same time.
+    time_limit : float
+        Seconds of processor time that the analysis of one file may take.
+    memory_limit : float
+        GiB of memory that it may take, and that the comparison may take.
     """
     began = time.perf_counter()
     outputs = {"html": html, "json": json, "csv": csv, "ghidra": ghidra, "ida": ida}
     inputs = (old, new, model_file, anchors)
     utils.check_outputs(outputs, inputs, {"outputDir": outputDir})
     model = read_model(model_file)
-    codes = read_binaries((old, new), outputDir, workers)
-    known = read_anchors(anchors, codes) if anchors else None
-    diff = compare(*codes, model, known)
-    if html:
-        write(html, make_page((old, new), codes, diff))
-    if json:
-        utils.write_json(json, as_json((old, new), codes, diff))
-    if csv:
-        write(csv, as_csv(codes, diff))
-    for tool, file in (("ghidra", ghidra), ("ida", ida)):
-        if file:
-            write(file, naming_script(tool, new, codes, diff))
+    codes = read_binaries((old, new), outputDir, workers, (time_limit, memory_limit))
+    with limited_memory(memory_limit, f"comparing {old} with {new}"):
+        known = read_anchors(anchors, codes) if anchors else None
+        diff = compare(*codes, model, known)
+        if html:
+            write(html, make_page((old, new), codes, diff))
+        if json:
+            utils.write_json(json, as_json((old, new), codes, diff))
+        if csv:
+            write(csv, as_csv(codes, diff))
+        for tool, file in (("ghidra", ghidra), ("ida", ida)):
+            if file:
+                write(file, naming_script(tool, new, codes, diff))
     summary((old, new), codes, diff, top, time.perf_counter() - began)
 
 

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     answer(__file__)  # --help and words on wrong flags need not wait for the imports below
 
 import os
+import sys
 import zipfile
 from typing import Annotated
 
@@ -23,9 +24,12 @@ from pydantic import Field, PositiveInt
 from sklearn.random_projection import SparseRandomProjection
 
 import utils
-from features.extract import GROUPS, Features, read_binaries
+from binary.analysis import load_analysis
+from binary.cache import SKIPPED, analyse_files, reason_of
+from features.extract import GROUPS, Features, extract_features
 from features.tfidf import weigh
 from files.arrays import Numbers, read_arrays
+from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from terminal.command_line import command_line
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
@@ -51,8 +55,12 @@ def main(
     seed: Annotated[int, Field(ge=0)] = seed,
     outputDir: str = outputDir,
     workers: PositiveInt = workers,
-) -> None:
+    time_limit: Limit = TIME_LIMIT,
+    memory_limit: Limit = MEMORY_LIMIT,
+) -> int:
     """Write a vector for each function of some binaries.
+
+    Ends with exit code 3 when binaries were skipped.
 
     Parameters
     ----------
@@ -70,32 +78,47 @@ def main(
         Where analysed binaries are cached.
     workers : int
         Processes that work at the same time.
+    time_limit : float
+        Seconds of processor time that the analysis of one file may take.
+    memory_limit : float
+        GiB of memory that it may take, and that all the rest may take.
     """
     if not binaries:
         raise utils.UsageError("give at least one binary: python embed.py BINARY...")
     if plot is not None and not plot.endswith(PICTURES):
         raise utils.UsageError(f"--plot {plot}: use a name that ends in {', '.join(PICTURES)}")
     utils.check_outputs({"to": to, "plot": plot}, binaries, {"outputDir": outputDir})
-    codes = read_binaries(binaries, outputDir, workers)
-    vectors = embed(codes, dimensions, seed)
-    starts = [code.analysis.function_address[: code.functions] for code in codes]
-    names = [name for code in codes for name in code.analysis.function_name[: code.functions]]
-    file = np.repeat(np.array(binaries), [code.functions for code in codes])
-    columns = {
-        "file": file,
-        "address": np.concatenate(starts),
-        "name": np.array(names),
-        "vector": vectors,
-    }
-    # An .npz as NumPy writes it, whose own function cannot take an array that is called "file".
-    with utils.atomic_file(to, "wb") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as npz:
-        for key, column in columns.items():
-            with npz.open(f"{key}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, column, allow_pickle=False)
-    print(f"{to}: {len(vectors):,} functions of {len(binaries)} binaries, {dimensions} dimensions")
-    if plot:
-        draw_map(vectors, file, plot, seed)
-        print(plot)
+    limits = time_limit, memory_limit
+    analyses, skipped = analyse_files(binaries, outputDir, workers, limits)
+    with limited_memory(memory_limit, f"making vectors of {len(analyses)} binaries"):
+        codes = tuple(extract_features(load_analysis(file)) for file in analyses.values())
+        vectors = embed(codes, dimensions, seed)
+        starts = [code.analysis.function_address[: code.functions] for code in codes]
+        names = [name for code in codes for name in code.analysis.function_name[: code.functions]]
+        file = np.repeat(np.array(list(analyses)), [code.functions for code in codes])
+        columns = {
+            "file": file,
+            "address": np.concatenate(starts),
+            "name": np.array(names),
+            "vector": vectors,
+        }
+        # An .npz as NumPy writes it, whose own function cannot take an array that is called "file".
+        with (
+            utils.atomic_file(to, "wb") as out,
+            zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as npz,
+        ):
+            for key, column in columns.items():
+                with npz.open(f"{key}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, column, allow_pickle=False)
+        print(
+            f"{to}: {len(vectors):,} functions of {len(analyses)} binaries, {dimensions} dimensions"
+        )
+        if plot:
+            draw_map(vectors, file, plot, seed)
+            print(plot)
+    for file, reason in skipped.items():
+        print(f"skipped {utils.printable(reason_of(file, reason))}", file=sys.stderr)
+    return SKIPPED if skipped else 0
 
 
 def embed(codes: tuple[Features, ...], dimensions: int, seed: int) -> np.ndarray:

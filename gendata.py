@@ -41,7 +41,7 @@ from binary.builds import find_programs, find_refused
 from binary.cache import SKIPPED, analyse_all
 from binary.tokens import VERSION as TOKENS
 from binary.tokens import Tokens, tokenise
-from jobs.processes import MEMORY_LIMIT, TIME_LIMIT
+from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit
 from jobs.run import run_all
 from pairs import walks
 from pairs.folder import (
@@ -77,7 +77,6 @@ time_limit = TIME_LIMIT  # seconds that one binary, or one pair, may take
 memory_limit = MEMORY_LIMIT  # GiB that it may take
 ENOUGH_PAIRS = 100
 Count = Annotated[int, Field(ge=1)]
-Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -137,7 +136,8 @@ def main(
     workers : int
         Processes that work at the same time.
     time_limit : float
-        Seconds that one binary, or one pair, may take; what takes longer is skipped.
+        Seconds of processor time that one binary, or one pair, may take; what takes longer is
+        skipped.
     memory_limit : float
         GiB of memory that one binary, or one pair, may take; what takes more is skipped.
     cluster : str

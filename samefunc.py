@@ -43,6 +43,7 @@ from binary.cache import SKIPPED, analyse_all
 from binary.instructions import clean_name, string_words
 from binary.symbols import STARTUP, is_symbol
 from binary.tokens import tokenise
+from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from pairs.folder import analysis_files, find_pairs, read_info
 from terminal.arguments import names_of
 from terminal.command_line import command_line
@@ -109,6 +110,8 @@ def main(
     to: str = to,
     seed: Annotated[int, Field(ge=0)] = seed,
     workers: PositiveInt = workers,
+    time_limit: Limit = TIME_LIMIT,
+    memory_limit: Limit = MEMORY_LIMIT,
 ) -> int:
     """Write train.tsv, dev.tsv and test.tsv for `classify.py --task samefunc`.
 
@@ -138,6 +141,10 @@ def main(
         Seed of the choice of pairs.
     workers : int
         Processes that work at the same time.
+    time_limit : float
+        Seconds of processor time that the analysis of one file may take.
+    memory_limit : float
+        GiB of memory that it may take, and that all the rest may take.
     """
     splits = {
         name: names_of(programs)
@@ -147,22 +154,23 @@ def main(
     if twice:
         raise utils.UsageError(f"{twice[0]} stands in two splits; a program can be in one only")
     utils.check_outputs({}, [path], {"outputDir": outputDir, "to": to})
-    used: set[str] = set()  # names of functions that an earlier split's programs have
-    skipped: dict[str, str] = {}
-    tables = {}
-    for number, (split, programs) in enumerate(splits.items()):
-        functions = []
-        for program in programs:
-            binaries = find_binaries(path, program)
-            skipped |= analyse_all(binaries, outputDir, workers)
-            for binary in binaries:
-                if binary["path"] not in skipped:
-                    file = cache_file(outputDir, binary["sha256"])
-                    functions += read_functions(file, program, binary["build"])
-        n_pairs = train_pairs if split == "train" else other_pairs
-        rng = np.random.default_rng([seed, number])
-        tables[split] = draw(choose(functions, used, min_blocks), n_pairs, rng)
-        used |= {function.symbol.split(".")[0] for function in functions}
+    with limited_memory(memory_limit, "choosing pairs of functions"):
+        used: set[str] = set()  # names of functions that an earlier split's programs have
+        skipped: dict[str, str] = {}
+        tables = {}
+        for number, (split, programs) in enumerate(splits.items()):
+            functions = []
+            for program in programs:
+                binaries = find_binaries(path, program)
+                skipped |= analyse_all(binaries, outputDir, workers, (time_limit, memory_limit))
+                for binary in binaries:
+                    if binary["path"] not in skipped:
+                        file = cache_file(outputDir, binary["sha256"])
+                        functions += read_functions(file, program, binary["build"])
+            n_pairs = train_pairs if split == "train" else other_pairs
+            rng = np.random.default_rng([seed, number])
+            tables[split] = draw(choose(functions, used, min_blocks), n_pairs, rng)
+            used |= {function.symbol.split(".")[0] for function in functions}
     write_tables(to, tables)
     for split, rows in tables.items():
         names = {origin.split("/")[-1] for row in rows for origin in row[3:]}

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import utils
@@ -19,8 +20,12 @@ def analyse_all(
     workers: int,
     limits: tuple[float, float] = LIMITS,
     cluster: str | None = None,
+    all_or_none: bool = False,
 ) -> dict[str, str]:
-    """Analyse what is not cached yet; return path -> reason for the binaries that failed."""
+    """Analyse what is not cached yet; return path -> reason for the binaries that failed.
+
+    With ``all_or_none``, the first that fails stops the others.
+    """
     by_content = {binary["sha256"]: binary for binary in binaries}
     missing = {
         sha256: binary["path"]
@@ -39,8 +44,44 @@ def analyse_all(
     for sha256, error in run_all(analyse_one, jobs, len(missing), "binaries", *where):
         if error is not None:
             failed[sha256] = error
+            if all_or_none:
+                break
     utils.remove_leftovers(output_dir)  # of workers that were stopped
     return {b["path"]: failed[b["sha256"]] for b in binaries if b["sha256"] in failed}
+
+
+def analyse_files(
+    paths: Sequence[str],
+    output_dir: str,
+    workers: int,
+    limits: tuple[float, float] = LIMITS,
+    all_or_none: bool = False,
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Analyse files: return path -> its analysis, and path -> why there is none.
+
+    Raises
+    ------
+    UserError
+        There is no analysis at all; with ``all_or_none``, one is missing.
+    """
+    binaries, failed = [], {}
+    for path in dict.fromkeys(paths):
+        try:
+            binaries.append({"path": path, "sha256": utils.sha256_of(path)})
+        except utils.UserError as error:
+            failed[path] = str(error)
+    if not (all_or_none and failed):
+        failed |= analyse_all(binaries, output_dir, workers, limits, all_or_none=all_or_none)
+    found = {b["path"]: cache_file(output_dir, b["sha256"]) for b in binaries}
+    found = {path: file for path, file in found.items() if path not in failed}
+    if failed and (all_or_none or not found):
+        raise utils.UserError("; ".join(reason_of(path, why) for path, why in failed.items()))
+    return found, failed
+
+
+def reason_of(path: str, why: str) -> str:
+    """Return why a file failed, with its name in front unless it is said there."""
+    return why if path in why else f"{path}: {why}"
 
 
 def analyse_one(file: str, cache_file: Path) -> None:

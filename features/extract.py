@@ -14,15 +14,15 @@ import re
 import numpy as np
 import scipy.sparse
 
-import utils
-from binary.analysis import STEP_OVER, Analysis, cache_file, load_analysis
+from binary.analysis import STEP_OVER, Analysis, load_analysis
 from binary.architectures import Architecture
-from binary.cache import analyse_all
+from binary.cache import analyse_files
 from binary.instructions import literal_words
 from binary.shared_data import Tables, pointer_labels, read_tables, shared_variables
 from features.normalised import normal_forms
 from features.places import Places
 from features.tfidf import hashed
+from jobs.processes import LIMITS, limited_memory
 
 IMAGE = 1 << 24  # a number less than this behind the first function may be an address
 # Operands as capstone writes them: qword ptr [rbx + rax*8 + 0x38], 0x2f
@@ -217,17 +217,19 @@ def _sizes(
     return hashed(bags)
 
 
-def read_binaries(paths: tuple[str, ...], output_dir: str, workers: int) -> tuple[Features, ...]:
+def read_binaries(
+    paths: tuple[str, ...],
+    output_dir: str,
+    workers: int,
+    limits: tuple[float, float] = LIMITS,
+) -> tuple[Features, ...]:
     """Analyse binaries, or take their analyses from the cache.
 
     Raises
     ------
     UserError
-        One cannot be analysed.
+        One cannot be analysed; the others are not analysed then.
     """
-    binaries = [{"path": path, "sha256": utils.sha256_of(path)} for path in paths]
-    failed = analyse_all(binaries, output_dir, workers)
-    if failed:
-        raise utils.UserError("; ".join(f"{path}: {why}" for path, why in failed.items()))
-    files = [cache_file(output_dir, binary["sha256"]) for binary in binaries]
-    return tuple(extract_features(load_analysis(file)) for file in files)
+    found, _ = analyse_files(paths, output_dir, workers, limits, all_or_none=True)
+    with limited_memory(limits[1], f"extracting the features of {' and '.join(paths)}"):
+        return tuple(extract_features(load_analysis(found[path])) for path in paths)

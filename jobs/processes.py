@@ -4,24 +4,33 @@ A job that fails, dies or takes too much costs itself only. They run in processe
 or on a cluster of many, with the same results.
 """
 
+import itertools
 import os
+import resource
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children, get_context
-from typing import Any
+from queue import SimpleQueue
+from typing import Annotated, Any
 
 import psutil
 from pebble import ProcessExpired, ProcessPool
+from pydantic import Field
 from tqdm import tqdm
 
 import utils
 
-TIME_LIMIT = 600.0  # seconds
-MEMORY_LIMIT = min(8.0, psutil.virtual_memory().total / 2**30)  # GiB
+TIME_LIMIT = 600.0  # seconds of processor time
+MACHINE = psutil.virtual_memory().total / 2**30  # GiB
+MEMORY_LIMIT = min(8.0, MACHINE)  # GiB
 LIMITS = TIME_LIMIT, MEMORY_LIMIT
+Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# A job that waits, for a disk that does not answer, say, takes no processor time. It may be there
+# for so many times the time limit; a busy machine gives a job less than all of a core.
+WAITING = 20
 AHEAD = 1000  # jobs that wait for a process: so many are in memory, not all
 
 
@@ -37,8 +46,9 @@ def in_processes(
 ) -> Iterator[tuple[Any, str | None]]:
     """Run ``function(*arguments)`` for each (key, arguments); yield key and error text or None.
 
-    A worker that fails, dies, takes longer than ``time_limit`` seconds or holds more than
-    ``memory_limit`` GiB costs its own job only.
+    They are yielded as they end. A worker that fails, dies, computes longer than ``time_limit``
+    seconds or holds more than ``memory_limit`` GiB costs its own job only. Whoever stops iterating
+    stops the jobs that are left.
 
     Raises
     ------
@@ -54,9 +64,20 @@ def in_processes(
         _memory_watched(memory_limit) as too_large,
         tqdm(total=total, desc=what, unit=" " + what, disable=None) as bar,
     ):
+        ended: SimpleQueue = SimpleQueue()
+
+        def schedule(key: Any, arguments: tuple) -> None:
+            given = (time_limit, function, *arguments)
+            future = pool.schedule(_compute, given, timeout=WAITING * time_limit)
+            future.add_done_callback(lambda future: ended.put((key, future)))
+
         try:
-            futures = ((k, pool.schedule(function, a, timeout=time_limit)) for k, a in jobs)
-            for key, future in utils.ahead(futures, AHEAD):
+            for job in itertools.islice(jobs, AHEAD):
+                schedule(*job)
+            for _ in range(total):
+                key, future = ended.get()
+                for job in itertools.islice(jobs, 1):
+                    schedule(*job)
                 error = None
                 try:
                     future.result()
@@ -65,9 +86,14 @@ def in_processes(
                 except utils.UserError as problem:
                     error = str(problem)
                 except TimeoutError:
-                    error = f"took longer than {time_limit:g} seconds (--time_limit)"
+                    error = f"waited for longer than {WAITING * time_limit:g} seconds"
                 except ProcessExpired as problem:
-                    if problem.pid in too_large:
+                    if problem.exitcode == -signal.SIGPROF:
+                        error = (
+                            f"took longer than {time_limit:g} seconds of processor time "
+                            "(--time_limit)"
+                        )
+                    elif problem.pid in too_large:
                         error = f"took more than {memory_limit:g} GiB of memory (--memory_limit)"
                     else:
                         error = f"the worker process died ({_how_ended(problem.exitcode)})"
@@ -76,6 +102,18 @@ def in_processes(
         except BaseException:
             pool.stop()
             raise
+
+
+def _compute(time_limit: float, function: Callable[..., None], *arguments: Any) -> None:
+    """Run a job; after ``time_limit`` seconds of processor time the kernel ends this process."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # limited_memory is for the parent
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, time_limit)
+    try:
+        function(*arguments)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _end_with(parent: int) -> None:
@@ -123,3 +161,34 @@ def _memory_watched(limit: float) -> Iterator[set[int]]:
     finally:
         ended.set()
         watcher.join()
+
+
+@contextmanager
+def limited_memory(limit: float, doing: str) -> Iterator[None]:
+    """Let this process hold at most ``limit`` GiB within the block; ``doing`` says what for.
+
+    The kernel's limit counts what a process may write to, so it is set to what it has now and what
+    its resident memory may grow by.
+
+    Raises
+    ------
+    UserError
+        It would take more.
+    """
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    now = psutil.Process().memory_info()
+    most = now.data + max(0, int(limit * 2**30) - now.rss)
+    if before[1] != resource.RLIM_INFINITY:
+        most = min(most, before[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # As torch says it.
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise utils.UserError(
+            f"{doing} takes more than {limit:g} GiB of memory (--memory_limit)"
+        ) from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)

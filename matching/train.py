@@ -39,6 +39,7 @@ from binary.cache import SKIPPED, analyse_all
 from binary.symbols import source_names
 from encoder.table import Encoder, choose_words, known_words
 from features.extract import Features, extract_features
+from jobs.processes import LIMITS, MACHINE, TIME_LIMIT, Limit, limited_memory
 from matching.candidates import Candidates, find_candidates, plausible
 from matching.evidence import ROUNDS, Surroundings
 from matching.model import Model, Network, write_model
@@ -138,6 +139,8 @@ def main(
     outputDir: str = outputDir,
     to: str = to,
     workers: PositiveInt = workers,
+    time_limit: Limit = TIME_LIMIT,
+    memory_limit: Limit = MACHINE,
 ) -> int:
     """Train the networks of diff.py and write them as safetensors.
 
@@ -157,39 +160,47 @@ def main(
         The file to write.
     workers : int
         Processes that work at the same time.
+    time_limit : float
+        Seconds of processor time that the analysis of one file may take.
+    memory_limit : float
+        GiB of memory that it may take, and that all the rest may take.
     """
     utils.check_outputs({"to": to}, [train_cfg], {"outputDir": outputDir})
     cfg = utils.read_config(Config, train_cfg)
     paths = names_of(path)
-    builds, skipped = find_builds(paths, outputDir, workers)
     others = set(names_of(held_out))
-    codes = {
-        program: [extract_features(analysis) for analysis in analyses]
-        for program, analyses in tqdm(builds.items(), desc="features", disable=None)
-    }
-    known = {program: c for program, c in codes.items() if program not in others}
-    if not known:
-        raise utils.UserError(f"{', '.join(paths)}: no program in two builds that is not held out")
-    train = cross_fitted(known, cfg)
-    model = train_model(train, train_encoder(known, cfg, "encoder"), cfg)
-    card = describe(known, train, cfg)
-    write_model(model, to, card)
-    print(f"trained on {card['pairs of builds']} pairs of builds of: {card['programs']}")
-    rest = [
-        pair
-        for program, c in codes.items()
-        if program in others
-        for pair in pairs_of(program, c, model.encoder, cfg)
-    ]
-    for name, part in (("trained on", train), ("held out", rest)):
-        if part:
-            alone, around = measure(part, model)
-            print(
-                f"{name:10}  partner found by likeness {alone:.1%}, with surroundings {around:.1%}"
+    with limited_memory(memory_limit, f"training on {', '.join(paths)}"):
+        builds, skipped = find_builds(paths, outputDir, workers, (time_limit, memory_limit))
+        codes = {
+            program: [extract_features(analysis) for analysis in analyses]
+            for program, analyses in tqdm(builds.items(), desc="features", disable=None)
+        }
+        known = {program: c for program, c in codes.items() if program not in others}
+        if not known:
+            raise utils.UserError(
+                f"{', '.join(paths)}: no program in two builds that is not held out"
             )
-    for file, reason in skipped.items():
-        print(f"skipped {file}: {reason}")
-    return SKIPPED if skipped else 0
+        train = cross_fitted(known, cfg)
+        model = train_model(train, train_encoder(known, cfg, "encoder"), cfg)
+        card = describe(known, train, cfg)
+        write_model(model, to, card)
+        print(f"trained on {card['pairs of builds']} pairs of builds of: {card['programs']}")
+        rest = [
+            pair
+            for program, c in codes.items()
+            if program in others
+            for pair in pairs_of(program, c, model.encoder, cfg)
+        ]
+        for name, part in (("trained on", train), ("held out", rest)):
+            if part:
+                alone, around = measure(part, model)
+                print(
+                    f"{name:10}  partner found by likeness {alone:.1%}, "
+                    f"with surroundings {around:.1%}"
+                )
+        for file, reason in skipped.items():
+            print(f"skipped {file}: {reason}")
+        return SKIPPED if skipped else 0
 
 
 def cross_fitted(programs: dict[str, list[Features]], cfg: Config) -> list[Pair]:
@@ -224,7 +235,7 @@ def describe(programs: dict[str, list[Features]], train: list[Pair], cfg: Config
 
 
 def find_builds(
-    paths: list[str], output_dir: str, workers: int
+    paths: list[str], output_dir: str, workers: int, limits: tuple[float, float] = LIMITS
 ) -> tuple[dict[str, list[Analysis]], dict[str, str]]:
     """Analyse all programs under ``paths`` that are there in two builds or more.
 
@@ -247,7 +258,7 @@ def find_builds(
     binaries = list({(binary["program"], binary["sha256"]): binary for binary in binaries}.values())
     times = Counter(binary["program"] for binary in binaries)
     binaries = [binary for binary in binaries if times[binary["program"]] > 1]
-    skipped = analyse_all(binaries, output_dir, workers)
+    skipped = analyse_all(binaries, output_dir, workers, limits)
     builds: dict[str, list[Analysis]] = {}
     for binary in binaries:
         if binary["path"] not in skipped:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import embed
+from binary.cache import SKIPPED
 from features.extract import GROUPS, extract_features
 from features.tfidf import weigh
 from utils import UserError
@@ -95,3 +96,18 @@ def test_search_of_what_is_there_thrice_or_never(made, tmp_path):
     (tmp_path / "x.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"the table of vectors .*x\.npz is damaged"):
         embed.search("main", str(tmp_path / "x.npz"))
+
+
+def test_a_bad_file_costs_itself_only(made, tmp_path, capsys):
+    cwd, files = made
+    given = [files[0], str(tmp_path / "none"), files[1], files[0]]
+    code = embed.main(*given, to=str(tmp_path / "x.npz"), outputDir=str(cwd / "output"))
+    assert code == SKIPPED
+    assert "none: No such file" in capsys.readouterr().err
+    with np.load(tmp_path / "x.npz") as arrays, np.load(cwd / "embeddings.npz") as all_three:
+        assert set(arrays["file"].tolist()) == {files[0], files[1]}
+        kept = np.isin(all_three["file"], files[:2])
+        assert arrays["name"].tolist() == all_three["name"][kept].tolist()
+    with pytest.raises(UserError, match=r"cannot read .*none: No such file"):
+        embed.main(given[1], to=str(tmp_path / "y.npz"), outputDir=str(cwd / "output"))
+    assert not (tmp_path / "y.npz").exists()

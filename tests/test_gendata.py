@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -335,7 +336,12 @@ def test_settings_out_of_range(tmp_path, flag):
     [
         ("exits", {}, "the worker process died (exit code 7)"),
         ("crashes", {}, "the worker process died (SIGKILL)"),
-        ("hangs", {"time_limit": 2}, "took longer than 2 seconds (--time_limit)"),
+        (
+            "computes",
+            {"time_limit": 2},
+            "took longer than 2 seconds of processor time (--time_limit)",
+        ),
+        ("waits", {"time_limit": 0.1}, "waited for longer than 2 seconds"),
         ("eats", {"memory_limit": 1}, "took more than 1 GiB of memory (--memory_limit)"),
     ],
 )
@@ -345,12 +351,33 @@ def test_a_worker_that_misbehaves_costs_its_own_job(how, limits, error):
     assert errors == {"fine": None, how: error, "fine too": None}
 
 
+def test_time_that_a_job_waits_does_not_count():
+    jobs = [(key, (0.5,)) for key in range(2)]
+    assert dict(in_processes(time.sleep, iter(jobs), 2, 2, "tests", time_limit=0.2)) == {
+        0: None,
+        1: None,
+    }
+
+
+def test_jobs_are_yielded_as_they_end_and_the_rest_can_be_stopped(tmp_path):
+    jobs = [("long", (600,)), ("short", (0,)), ("next", (600,))]
+    results = in_processes(time.sleep, iter(jobs), 3, 2, "tests")
+    assert next(results) == ("short", None)
+    began = time.monotonic()
+    results.close()
+    assert time.monotonic() - began < 60
+    assert not multiprocessing.active_children()
+
+
 def misbehave(how):
     if how == "exits":
         os._exit(7)
     if how == "crashes":
         os.kill(os.getpid(), signal.SIGKILL)
-    if how == "hangs":
+    if how == "computes":
+        while True:
+            pass
+    if how == "waits":
         time.sleep(600)
     if how == "eats":
         eaten = bytearray(b"x") * (5 * 2**28)

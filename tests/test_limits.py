@@ -1,0 +1,71 @@
+"""What is too large or takes too long ends in one sentence, and nothing else goes on for it."""
+
+import multiprocessing
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import diff
+import utils
+from binary import cache
+from features.extract import read_binaries
+from jobs.processes import limited_memory
+from utils import UserError
+
+
+def grown(more):
+    """The memory that this process has now and ``more`` GiB."""
+    return psutil.Process().memory_info().rss / 2**30 + more
+
+
+@pytest.mark.parametrize("take", [np.ones, bytearray, torch.ones])
+def test_memory_of_this_process(take):
+    limit = grown(0.03)
+    with limited_memory(limit, "the test"):
+        assert len(take(2**20)) == 2**20
+    message = rf"^the test takes more than {limit:g} GiB of memory \(--memory_limit\)$"
+    with pytest.raises(UserError, match=message), limited_memory(limit, "the test"):
+        take(2**28)
+    assert len(take(2**26)) == 2**26  # the limit ends with the block
+
+
+def test_limits_leave_other_errors_alone():
+    with pytest.raises(RuntimeError, match="ours"), limited_memory(99, "the test"):
+        raise RuntimeError("ours")
+
+
+def test_comparison_that_takes_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(diff, "read_binaries", lambda *_: (None, None))
+    monkeypatch.setattr(diff, "compare", lambda *_: np.ones(2**28))
+    with pytest.raises(UserError, match="comparing a with b takes more than"):
+        diff.main("a", "b", json=str(tmp_path / "x.json"), memory_limit=grown(0.25))
+    assert not list(tmp_path.iterdir())
+
+
+def slow_or_bad(file, target):
+    if file.endswith("bad"):
+        raise UserError(f"{file} is not an executable")
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_fails_stops_the_analysis_of_the_other(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(cache, "analyse_one", slow_or_bad)
+    (tmp_path / "bad").write_bytes(b"a larger file, which comes first")
+    (tmp_path / "slow").write_bytes(b"slow")
+    files = str(tmp_path / "slow"), str(tmp_path / "bad")
+    before = multiprocessing.active_children()
+    with pytest.raises(UserError, match=r"^[^;]*bad is not an executable$"):
+        read_binaries(files, str(tmp_path / "output"), workers)
+    assert multiprocessing.active_children() == before
+    utils.remove_leftovers(tmp_path)
+
+
+def test_a_file_that_is_missing_stops_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "analyse_one", slow_or_bad)
+    (tmp_path / "slow").write_bytes(b"slow")
+    with pytest.raises(UserError, match="none: No such file"):
+        read_binaries((str(tmp_path / "slow"), str(tmp_path / "none")), str(tmp_path), 1)
