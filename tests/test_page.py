@@ -359,7 +359,7 @@ def test_themes_have_contrast(opened):
     """
     for theme in ("light", "dark"):
         for text in ("text", "dim", "name", "string"):
-            backs = ["back", "panel", "same", "changed", "gone", "new"]
+            backs = ["back", "panel", "same", "changed", "gone", "new", "compiled"]
             for back in [*backs, "mark"] if text == "text" else backs:
                 assert opened.execute_script(contrast, text, back, theme) >= 4.5, (
                     text,

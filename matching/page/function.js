@@ -9,7 +9,7 @@ function shownText(part, side) {
   return kind === "d" && about[1] ? shorten(about[1]) : about[0];
 }
 
-let opened = null;  // {row, blocks, partner, away, graphs, items, differences, at, context}
+let opened = null;  // set by readFunction
 
 function readFunction(row, content) {
   const { blocks, pairs, away, graphs } = content;
@@ -30,9 +30,15 @@ function readFunction(row, content) {
     },
   };
   const items = inOrder(blocks, partner);
-  const differences = items.filter(item => !item.same);
-  return { row, blocks, partner, elsewhere, placeAt, graphs, items, context, at: -1,
-    differences: row.matched ? differences : [] };
+  opened = { row, blocks, partner, elsewhere, placeAt, graphs, items, context, at: -1 };
+  opened.itemOf = [OLD, NEW].map(side => new Map(items.map(item => [item.places[side], item])));
+  opened.differences = row.matched ? items.filter(item => !item.same && differs(item)) : [];
+}
+
+// Whether more than names of registers and stack slots differs in an item
+function differs(item) {
+  if (item.places.includes(null)) return true;
+  return linesOf(item).some(sides => sides.some(one => !one || one.marks.includes("differs")));
 }
 
 // Blocks of both sides beside each other, in OLD's order; what is only in NEW stands behind the
@@ -56,11 +62,11 @@ function inOrder(blocks, partner) {
 
 function classOf(side, place) {
   const match = opened.partner[side].get(place), away = opened.elsewhere[side].get(place);
-  if (match) return match[1] ? "same" : "changed";
+  if (match) return match[1] ? "same" : differs(opened.itemOf[side].get(place)) ? "changed" : "renamed";
   if (away) return away.same ? "same" : "changed";
   return side === OLD ? "gone" : "new";
 }
-const SIGN = { same: "=", changed: "≠", gone: "−", new: "+" };
+const SIGN = { same: "=", renamed: "≈", changed: "≠", gone: "−", new: "+" };
 
 function awayText(side, place) {
   const away = opened.elsewhere[side].get(place);

@@ -40,7 +40,7 @@ function drawGraph(side) {
     stage.append(box);
   });
   pane.append(stage);
-  stages[side] = { pane, stage, boxes, size: graph.size, x: 10, y: 30 };
+  stages[side] = { pane, stage, boxes, size: graph.size, x: 0, y: 0 };
   movable(stages[side]);
   return pane;
 }
@@ -54,8 +54,7 @@ function severalBlocks(group) {
 function oneBlock(side, place) {
   const [address] = opened.blocks[side][place], kind = classOf(side, place);
   const box = make("div", "block " + kind, make("div", "address", `${SIGN[kind]} ${address}${awayText(side, place)}`));
-  const item = opened.items.find(item => item.places[side] === place);
-  for (const sides of linesOf(item)) {
+  for (const sides of linesOf(opened.itemOf[side].get(place))) {
     if (sides[side]) box.append(make("div", "", writeLine(sides[side], side)));
   }
   box.onclick = () => go(opened.row, side, address);
@@ -87,14 +86,15 @@ function drawEdges(graph) {
 function place(stage) {
   stage.stage.style.transform = `translate(${stage.x}px, ${stage.y}px) scale(${zoom})`;
 }
+const topOf = stage => stage.pane.firstChild.offsetHeight + 8;  // below the heading
 const shownStages = () => stages.filter(stage => stage);
 
 function fit() {
   zoom = Math.min(1, ...shownStages().map(({ pane, size }) =>
-    Math.min((pane.clientWidth - 20) / size[0], (pane.clientHeight - 40) / size[1])));
+    Math.min((pane.clientWidth - 20) / size[0], (pane.clientHeight - 60) / size[1])));
   for (const stage of shownStages()) {
     stage.x = Math.max(10, (stage.pane.clientWidth - stage.size[0] * zoom) / 2);
-    stage.y = 30;
+    stage.y = topOf(stage);
     place(stage);
   }
 }
@@ -104,7 +104,7 @@ function fromTheTop() {
   for (const stage of shownStages()) {
     const entry = stage.boxes.values().next().value;  // layout.py's first box
     stage.x = stage.pane.clientWidth / 2 - entry.x * zoom;
-    stage.y = 30 - (entry.y - entry.h / 2) * zoom;
+    stage.y = topOf(stage) - (entry.y - entry.h / 2) * zoom;
     place(stage);
   }
 }
@@ -160,7 +160,7 @@ function lightGraph(item, marks = true) {
     if (marks) box.box.classList.add("lit");
     stage.x = stage.pane.clientWidth / 2 - box.x * zoom;
     // The top of a block that is higher than the pane
-    stage.y = Math.max(40, stage.pane.clientHeight / 2 - box.h * zoom / 2) - (box.y - box.h / 2) * zoom;
+    stage.y = Math.max(topOf(stage), stage.pane.clientHeight / 2 - box.h * zoom / 2) - (box.y - box.h / 2) * zoom;
     place(stage);
   });
 }

@@ -40,6 +40,8 @@ class Listing:
         self.first = np.cumsum([0, *counts]).tolist()  # instruction of each block
         places = np.searchsorted(analysis.reference_instruction, np.arange(self.first[-1] + 1))
         self.references = places.tolist()  # of each instruction
+        self.addresses = analysis.reference_address.tolist()
+        self.function_of = analysis.function.tolist()
         entries = analysis.function_address[: analysis.code_functions].tolist()
         self.function_at = {address: f for f, address in enumerate(entries)}
         self.block_at = {int(a): b for b, a in enumerate(analysis.address[:n])}
@@ -59,10 +61,9 @@ class Listing:
         texts = self.analysis.instructions[block].decode("ascii", "replace").split("\n")
         lines = []
         for index, text in enumerate(texts, self.first[block]):
-            named = self.analysis.reference_address[
-                self.references[index] : self.references[index + 1]
-            ]
-            lines.append(self._line(text, [(a, self._reference(a)) for a in named.tolist()]))
+            start, end = self.references[index : index + 2]
+            named = [(a, self._reference(a)) for a in self.addresses[start:end]]
+            lines.append(_line(text, named) if named else [text])
         architecture = self.analysis.architecture
         last = architecture.branching(texts)
         if last.split(" ")[-1].startswith("0x") or architecture.branch.match(last):
@@ -79,29 +80,6 @@ class Listing:
         if address in self.block_at:
             return ["b", place]
         return ["d", place, self.data_at.get(address, "")]
-
-    def _line(self, text: str, named: list[tuple[int, list]]) -> list:
-        """Put references where their addresses stand, else behind the instruction."""
-        inside, behind = [], []
-        for address, reference in named:
-            places = [m for m in NUMBER.finditer(text) if int(m[0], 16) == address]
-            places = places or list(RELATIVE.finditer(text))
-            if places and all(
-                place.end() <= p.start() or p.end() <= place.start()
-                for place in places[:1]
-                for p, _ in inside
-            ):
-                inside.append((places[0], reference))
-            else:
-                behind.append(reference)
-        parts, at = [], 0
-        for place, reference in sorted(inside, key=lambda found: found[0].start()):
-            parts += [text[at : place.start()], reference]
-            at = place.end()
-        parts.append(text[at:])
-        for reference in behind:
-            parts += ["  ; ", reference]
-        return [part for part in parts if part]
 
     def _branch(self, block: int, text: str, line: list) -> list:
         """Name what the last instruction calls or jumps to by the edges of the graph.
@@ -122,12 +100,11 @@ class Listing:
         return line
 
     def _target(self, block: int, target: int) -> list:
-        analysis = self.analysis
-        if target >= analysis.code_blocks:
-            symbol = analysis.import_name[target - analysis.code_blocks]
-            return ["i", self.names[target - analysis.blocks], symbol]
-        function, address = int(analysis.function[target]), int(analysis.address[target])
-        inside = function == int(analysis.function[block])
+        if target >= len(self.leads_to):
+            symbol = self.analysis.import_name[target - len(self.leads_to)]
+            return ["i", self.names[self.function_of[target]], symbol]
+        function, address = self.function_of[target], int(self.analysis.address[target])
+        inside = function == self.function_of[block]
         entry = self.function_at.get(address) == function
         return ["f", function] if entry and not inside else ["b", f"0x{address:x}"]
 
@@ -154,3 +131,27 @@ def readable(literal: bytes) -> str:
 def shorten(text: str) -> str:
     """Cut what would make a box too wide to read."""
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def _line(text: str, named: list[tuple[int, list]]) -> list:
+    """Put references where their addresses stand, else behind the instruction."""
+    inside, behind = [], []
+    for address, reference in named:
+        places = [m for m in NUMBER.finditer(text) if int(m[0], 16) == address]
+        places = places or list(RELATIVE.finditer(text))
+        if places and all(
+            place.end() <= p.start() or p.end() <= place.start()
+            for place in places[:1]
+            for p, _ in inside
+        ):
+            inside.append((places[0], reference))
+        else:
+            behind.append(reference)
+    parts, at = [], 0
+    for place, reference in sorted(inside, key=lambda found: found[0].start()):
+        parts += [text[at : place.start()], reference]
+        at = place.end()
+    parts.append(text[at:])
+    for reference in behind:
+        parts += ["  ; ", reference]
+    return [part for part in parts if part]

@@ -18,7 +18,7 @@ async function follow() {
   if (!opened || opened.row !== row) {
     const content = await contentOf(row);
     if (turn !== following) return;  // another was opened meanwhile
-    opened = readFunction(row, content);
+    readFunction(row, content);
     showTitle();
     draw();
     showRow(row);
@@ -26,8 +26,7 @@ async function follow() {
   }
   if (block) {
     const which = side === "old" ? OLD : NEW, place = opened.placeAt[which].get(block);
-    const item = opened.items.find(item => item.places[which] === place);
-    if (place !== undefined && item) light(item);
+    if (place !== undefined) light(opened.itemOf[which].get(place));
   }
 }
 

@@ -81,7 +81,7 @@ def _fill(data: Iterable[tuple[str, str]]) -> str:
         page = page.replace(f"{{{kind} hash}}", f"sha256-{digest}").replace(f"{{{kind}}}", text)
     packed = (
         f'<script type="text/plain" id="{name}">'
-        f"{base64.b64encode(zlib.compress(text.encode(), 9)).decode()}</script>"
+        f"{base64.b64encode(zlib.compress(text.encode())).decode()}</script>"
         for name, text in data
     )
     return page.replace("{data}", "\n".join(packed))
