@@ -11,9 +11,10 @@ if __name__ == "__main__":
 
     answer(__file__)  # --help and words on wrong flags need not wait for the imports below
 
+import dataclasses
 import itertools
 import time
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -21,11 +22,20 @@ import utils
 from features.extract import Features, read_binaries
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from matching.anchors import read_anchors
-from matching.changes import CHANGED, STATUS, Diff, compare, describe
-from matching.exports import as_csv, as_json, naming_script, write
+from matching.changes import CHANGED, ONLY_NEW, ONLY_OLD, STATUS, Diff, compare, describe
+from matching.exports.markdown import as_markdown, verdict
+from matching.exports.records import (
+    BlockMatch,
+    FunctionMatch,
+    as_csv,
+    as_json,
+    block_matches,
+    function_matches,
+)
+from matching.exports.scripts import naming_script
 from matching.model import DEFAULT, read_model
 from matching.page.make import make_page
-from terminal.command_line import command_line
+from terminal.command_line import FOUND, command_line
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 workers = 2  # processes
@@ -41,12 +51,15 @@ def main(
     anchors: str | None = None,
     ghidra: str | None = None,
     ida: str | None = None,
+    markdown: str | None = None,
+    min_score: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    fail_on: Literal["changed", "unmatched"] | None = None,
     top: Annotated[int, Field(ge=0)] = 10,
     outputDir: str = outputDir,
     workers: PositiveInt = workers,
     time_limit: Limit = TIME_LIMIT,
     memory_limit: Limit = MEMORY_LIMIT,
-) -> None:
+) -> int:
     """Compare two binaries: which functions and blocks correspond, and what changed.
 
     Parameters
@@ -70,6 +83,13 @@ def main(
         Write a script for Ghidra here that gives the functions of new their names in old.
     ida : str
         Write a script for IDA here that does the same.
+    markdown : str
+        Write the verdict, a table and what changed most here, as Markdown.
+    min_score : float
+        Matches below this score are left out of the scripts for Ghidra and IDA.
+    fail_on : str
+        End with exit code 4 where a function is changed, or only in one binary (changed), or only
+        where one is in one binary alone (unmatched).
     top : int
         How many changed functions are printed.
     outputDir : str
@@ -83,6 +103,7 @@ def main(
     """
     began = time.perf_counter()
     outputs = {"html": html, "json": json, "csv": csv, "ghidra": ghidra, "ida": ida}
+    outputs["markdown"] = markdown
     inputs = (old, new, model_file, anchors)
     utils.check_outputs(outputs, inputs, {"outputDir": outputDir})
     model = read_model(model_file)
@@ -91,15 +112,68 @@ def main(
         known = read_anchors(anchors, codes) if anchors else None
         diff = compare(*codes, model, known)
         if html:
-            write(html, make_page((old, new), codes, diff))
+            _write(html, make_page((old, new), codes, diff))
         if json:
             utils.write_json(json, as_json((old, new), codes, diff))
         if csv:
-            write(csv, as_csv(codes, diff))
+            _write(csv, as_csv(codes, diff))
+        if markdown:
+            _write(markdown, as_markdown((old, new), codes, diff))
         for tool, file in (("ghidra", ghidra), ("ida", ida)):
             if file:
-                write(file, naming_script(tool, new, codes, diff))
+                _write(file, naming_script(tool, new, codes, diff, min_score))
     summary((old, new), codes, diff, top, time.perf_counter() - began)
+    statuses = {row["status"] for row in diff.functions}
+    failing = {"changed": {CHANGED, ONLY_OLD, ONLY_NEW}, "unmatched": {ONLY_OLD, ONLY_NEW}}
+    return FOUND if fail_on and statuses & failing[fail_on] else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What `compare_binaries` found.
+
+    Attributes
+    ----------
+    functions : list of FunctionMatch
+        Each function of both binaries once; what an analyst should read comes first.
+    blocks : list of BlockMatch
+    verdict : str
+        One sentence.
+    """
+
+    functions: list[FunctionMatch]
+    blocks: list[BlockMatch]
+    verdict: str
+
+
+def compare_binaries(
+    old: str,
+    new: str,
+    model_file: str = str(DEFAULT),
+    anchors: str | None = None,
+    outputDir: str = outputDir,
+    workers: int = workers,
+) -> Comparison:
+    """Compare two binaries from Python; parameters are those of `main`.
+
+    >>> found = compare_binaries("ls-8.1", "ls-8.30")  # doctest: +SKIP
+    >>> [m.old.name for m in found.functions if m.status == "changed"][:2]  # doctest: +SKIP
+    ['strftime_case_', 'main']
+
+    Raises
+    ------
+    UserError
+        A file cannot be read, or is none that can be compared.
+    """
+    codes = read_binaries((old, new), outputDir, workers)
+    known = read_anchors(anchors, codes) if anchors else None
+    diff = compare(*codes, read_model(model_file), known)
+    return Comparison(function_matches(codes, diff), block_matches(codes, diff), verdict(diff))
+
+
+def _write(path: str, text: str) -> None:
+    with utils.atomic_file(path) as file:
+        file.write(text)
 
 
 def summary(
@@ -125,6 +199,7 @@ def summary(
         share = max(row["change"], 0.01)
         print(f"{row['differing']:6,}  {share:4.0%}  {row['score']:.2f}  {place}")
     print(f"{seconds:.1f} seconds")
+    print(f"verdict: {verdict(diff)}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ from matching.blocks import IDENTICAL_SIZE, _depths, _match, _within, match_bloc
 from matching.candidates import EVIDENCE, INLINED, MEASURES, OWN, SAME, Candidates, find_candidates
 from matching.changes import CHANGED, IDENTICAL, STATUS, compare
 from matching.evidence import Surroundings
-from matching.exports import PIE_BASE, as_csv, naming_script
+from matching.exports.records import as_csv
+from matching.exports.scripts import PIE_BASE, naming_script
 from matching.functions import Matches, assign, match_candidates, match_functions
 from matching.model import read_model, write_model
 from matching.page.make import make_page
@@ -242,13 +243,13 @@ def test_naming_scripts_hold_names_as_data(hostile, builds, tool):
         if isinstance(node, ast.Assign)
     }
     assert values["NAMES"]
-    assert all(re.fullmatch("[A-Za-z0-9_.$]*", name) for _, name in values["NAMES"])
+    assert all(re.fullmatch("[A-Za-z0-9_.$]*", name) for _, name, _ in values["NAMES"])
     # a position-independent executable's places count from its beginning
     header = (builds / "O1" / "shapes").read_bytes()[16]
     assert values["RELATIVE"] == (header == 3)
     starts = set(codes[1].analysis.function_address.tolist())
     base = PIE_BASE if values["RELATIVE"] else 0
-    assert {place + base for place, _ in values["NAMES"]} <= starts
+    assert {place + base for place, _, _ in values["NAMES"]} <= starts
 
 
 def test_no_cell_is_a_formula(hostile):

@@ -63,10 +63,13 @@ class Side:
     def blocks(self, f: int) -> list[list]:
         """Return each block of a function: address, lines, edges as (block's place, kind)."""
         found = [(b, self.listing.lines(b)) for b in self.code.blocks[f].tolist()]
-        return [[self.address(b), lines, self._edges(b, lines[-1][-1])] for b, lines in found]
+        return [[self.address(b), lines, self._edges(b, lines)] for b, lines in found]
 
-    def _edges(self, block: int, branch: str | list) -> list[tuple[int, int]]:
+    def _edges(self, block: int, lines: list[list]) -> list[tuple[int, int]]:
         targets = self.flow[block]
+        branch = lines[-1][-1]
+        if not _is_reference(branch) and len(lines) > 1:  # the last line may be a delay slot's
+            branch = lines[-2][-1]
         kinds = [PLAIN] * len(targets)
         if len(targets) == 2 and _is_reference(branch) and branch[0] == "b":
             kinds = [TAKEN if self.address(t) == branch[1] else NOT_TAKEN for t in targets]

@@ -1,0 +1,1 @@
+"""The result of a comparison for people's other tools; one file a kind."""

@@ -1,0 +1,59 @@
+"""The result of a comparison as Markdown, for a pull request or a report."""
+
+import os
+
+from features.extract import Features
+from matching.changes import CHANGED, IDENTICAL, STATUS, Diff
+from matching.exports.records import Function, function_matches
+
+TOP = 20  # functions that are listed
+
+
+def verdict(diff: Diff) -> str:
+    """Say in one sentence what was found."""
+    count = [0] * len(STATUS)
+    for row in diff.functions:
+        count[row["status"]] += 1
+    if count[IDENTICAL] == len(diff.functions):
+        return "identical: every function has an identical partner"
+    parts = [f"{n:,} {name}" for n, name in zip(count, STATUS, strict=True) if n]
+    return f"{len(diff.functions):,} functions: {', '.join(parts)}"
+
+
+def as_markdown(
+    paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff, top: int = TOP
+) -> str:
+    """Return a verdict, a table of statuses, and the first ``top`` functions that differ."""
+    old, new = (_code(os.path.basename(path)) for path in paths)
+    lines = [f"# {old} → {new}", "", f"**{verdict(diff)}**", ""]
+    lines += ["| functions | |", "|---|---:|"]
+    for status, name in enumerate(STATUS):
+        lines.append(f"| {name} | {sum(r['status'] == status for r in diff.functions):,} |")
+    shown = [m for m in function_matches(codes, diff) if m.status != STATUS[IDENTICAL]]
+    if shown and top:
+        lines += ["", "## What changed most", ""]
+        lines += ["| status | old | new | differing blocks | score | kinds |"]
+        lines += ["|---|---|---|---:|---:|---|"]
+        for match in shown[:top]:
+            changed = match.status == STATUS[CHANGED]
+            share = f"{match.differing} ({max(match.change, 0.01):.0%})" if changed else ""
+            score = f"{match.score:.2f}" if match.old and match.new else ""
+            cells = [match.status, _function(match.old), _function(match.new), share, score]
+            lines.append(f"| {' | '.join([*cells, ', '.join(match.kinds)])} |")
+        if len(shown) > top:
+            lines += ["", f"{len(shown) - top:,} more are not listed."]
+    return "\n".join(lines) + "\n"
+
+
+def _function(function: Function | None) -> str:
+    return f"{_code(function.name)} `0x{function.address:x}`" if function else ""
+
+
+def _code(text: str) -> str:
+    """Return a text of a binary as a code span of a table's cell, in which nothing is markup.
+
+    A code span ends at as many backticks as it begins with, and a cell at a bar even there.
+    """
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = text.replace("|", "\N{BROKEN BAR}").replace("`", "'")
+    return f"`{text}`" if text.strip() else ""

@@ -1,0 +1,172 @@
+"""The result of a comparison as JSON, CSV, and Python's dataclasses."""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+from binary.demangle import demangle
+from features.extract import Features
+from matching.changes import STATUS, Diff
+
+FORMAT = 2  # of the JSON; diff.schema.json describes it
+SCHEMA = Path(__file__).resolve().parent / "diff.schema.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """A function of one binary.
+
+    Attributes
+    ----------
+    address : int
+    name : str
+        Its symbol, or a name that was made from the address; what its source calls it, where the
+        symbol is mangled.
+    symbol : str
+        The symbol as it stands in the binary.
+    blocks : int
+        How many basic blocks it has.
+    """
+
+    address: int
+    name: str
+    symbol: str
+    blocks: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionMatch:
+    """Two functions that correspond, or one that has no partner.
+
+    Attributes
+    ----------
+    status : str
+        One of `STATUS`.
+    score : float
+        How sure the match is, 0 to 1.
+    differing : int
+        How many basic blocks of both have no identical partner.
+    change : float
+        Which share of their blocks that is, 0 to 1.
+    kinds : tuple of str
+        What kinds of change there are.
+    old, new : Function or None
+    """
+
+    status: str
+    score: float
+    differing: int
+    change: float
+    kinds: tuple[str, ...]
+    old: Function | None
+    new: Function | None
+
+    def record(self) -> dict[str, Any]:
+        """Return it as one flat record, as ``pandas.DataFrame`` reads a list of them."""
+        flat = {
+            "status": self.status,
+            "score": self.score,
+            "differing": self.differing,
+            "change": self.change,
+            "kinds": ", ".join(self.kinds),
+        }
+        for side, function in (("old", self.old), ("new", self.new)):
+            about = dataclasses.asdict(function) if function else dict.fromkeys(FUNCTION)
+            flat |= {f"{side}_{field}": value for field, value in about.items()}
+        return flat
+
+
+FUNCTION = [field.name for field in dataclasses.fields(Function)]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockMatch:
+    """Two basic blocks that correspond: their addresses, how sure that is, and if all is equal."""
+
+    old: int
+    new: int
+    score: float
+    identical: bool
+
+
+def function_matches(codes: tuple[Features, ...], diff: Diff) -> list[FunctionMatch]:
+    """Return the rows of a comparison, in its order."""
+    names = [demangle(code.analysis.function_name) for code in codes]
+
+    def function(side: int, f: int) -> Function | None:
+        if f < 0:
+            return None
+        analysis, blocks = codes[side].analysis, codes[side].blocks[f]
+        symbol = analysis.function_name[f]
+        return Function(int(analysis.function_address[f]), names[side][f], symbol, len(blocks))
+
+    return [
+        FunctionMatch(
+            STATUS[row["status"]],
+            row["score"],
+            row["differing"],
+            row["change"],
+            tuple(row.get("kinds", ())),
+            *(function(side, f) for side, f in enumerate(row["sides"])),
+        )
+        for row in diff.functions
+    ]
+
+
+def block_matches(codes: tuple[Features, ...], diff: Diff) -> list[BlockMatch]:
+    """Return the matched basic blocks."""
+    old, new = (code.analysis.address for code in codes)
+    found = diff.blocks.a, diff.blocks.b, diff.blocks.score, diff.same
+    return [
+        BlockMatch(int(old[a]), int(new[b]), round(float(score), 4), bool(same))
+        for a, b, score, same in zip(*found, strict=True)
+    ]
+
+
+def as_json(paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff) -> dict[str, Any]:
+    """Return all matches as `SCHEMA` describes them; addresses are texts, as numbers may be cut."""
+
+    def about(function: Function | None) -> dict[str, Any] | None:
+        if function is None:
+            return None
+        return dataclasses.asdict(function) | {"address": f"0x{function.address:x}"}
+
+    return {
+        "format": FORMAT,
+        "old": paths[0],
+        "new": paths[1],
+        "functions": [
+            dataclasses.asdict(match) | {"old": about(match.old), "new": about(match.new)}
+            for match in function_matches(codes, diff)
+        ],
+        "blocks": {
+            "columns": ["old", "new", "score", "identical"],
+            "rows": [
+                [f"0x{match.old:x}", f"0x{match.new:x}", match.score, match.identical]
+                for match in block_matches(codes, diff)
+            ],
+        },
+    }
+
+
+def as_csv(codes: tuple[Features, ...], diff: Diff) -> str:
+    """Return the functions as CSV. No name can become a spreadsheet's formula."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    sides = [f"{side} {what}" for side in ("old", "new") for what in ("address", "name", "blocks")]
+    writer.writerow(["status", "score", "differing", "change", "kinds", *sides])
+    for match in function_matches(codes, diff):
+        cells: list[Any] = [match.status, match.score, match.differing, f"{match.change:.4f}"]
+        cells.append(", ".join(match.kinds))
+        for function in (match.old, match.new):
+            if function is None:
+                cells += ["", "", ""]
+                continue
+            name = function.name
+            if name.startswith(("=", "+", "-", "@", "\t", "\r")):
+                name = "'" + name
+            cells += [f"0x{function.address:x}", name, function.blocks]
+        writer.writerow(cells)
+    return out.getvalue()
