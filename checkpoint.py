@@ -1,13 +1,11 @@
-"""Models in files: our own .pt, Google BERT's TensorFlow checkpoints, Hugging Face's folders.
+"""Models in files: ours, Google's TensorFlow checkpoints, Hugging Face's folders.
 
     python checkpoint.py export --model_file out/model_steps_2000.pt --to out/huggingface
-    python checkpoint.py import --source out/huggingface --to out/imported
+    python checkpoint.py import --source uncased_L-12_H-768_A-12/bert_model.ckpt --to out/imported
 
-No file is trusted: reading one never runs what it holds.
-
-The .pt files of this lineage's PyTorch BERT have the same keys, and mean the same by class 1 of
-"is B next?", so they are read as they are. Google's and Hugging Face's mean class 0: see
-`huggingface.swap_next`.
+Files of others are read in formats/, into weights with our names. The .pt files of this lineage's
+PyTorch BERT have these names already, and are read as they are. No file is trusted: reading one
+never runs what it holds, and weights that are missing, misshapen or not finite are refused.
 """
 
 if __name__ == "__main__":
@@ -17,27 +15,23 @@ if __name__ == "__main__":
 
 import dataclasses
 import os
-import re
 import zipfile
-from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import numpy as np
 import pydantic
 import torch
 from torch import Tensor, nn
 
 import models
-from formats.huggingface import (
+from formats import huggingface, tensorflow
+from formats.bert import (
+    TIED,
+    Foreign,
+    check_numbers,
     first_few,
-    hugging_face_name,
-    read_folder,
-    read_vocab,
+    lacking_heads,
     shape_text,
-    swap_next,
-    write_folder,
-    write_vocab,
 )
 from models import BertModel4Pretrain
 from terminal.command_line import command_line
@@ -58,18 +52,8 @@ from utils import (
 
 # What an exported folder's config.json keeps of model.json, besides what other files say.
 TRAINING = ("data_file", "corpus_sha256", "max_len", "max_pred", "mask_prob")
-# From Hugging Face's names to Google's, in this order.
-GOOGLE_NAMES = (
-    (r"^cls\.predictions\.bias$", "cls.predictions.output_bias"),
-    (r"^cls\.seq_relationship\.(weight|bias)$", r"cls.seq_relationship.output_\1"),
-    (r"output_weight$", "output_weights"),
-    (r"_embeddings\.weight$", "_embeddings"),
-    (r"LayerNorm\.weight$", "LayerNorm.gamma"),
-    (r"LayerNorm\.bias$", "LayerNorm.beta"),
-    (r"\.weight$", ".kernel"),
-    (r"layer\.(\d+)", r"layer_\1"),
-    (r"\.", "/"),
-)
+
+Info = TypeVar("Info")
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -156,7 +140,7 @@ def load_model_file(model: nn.Module, path: str | os.PathLike[str]) -> None:
     ------
     utils.UserError
         What `load_pt` raises; no state dict; keys that are missing, unexpected or of another
-        shape. The model is left as it was.
+        shape; weights that are not finite numbers. The model is left as it was.
     """
     state = load_pt(path)
     if not isinstance(state, dict) or not all(
@@ -176,7 +160,39 @@ def load_model_file(model: nn.Module, path: str | os.PathLike[str]) -> None:
     reasons = [f"{what} {first_few(keys)}" for what, keys in faults.items() if keys]
     if reasons:
         raise UserError(f"{path} does not fit the model: it {'; it '.join(reasons)}")
+    for key, value in state.items():
+        check_numbers(key, value, path)
     model.load_state_dict(state)
+
+
+def read_beside(
+    cls: type[Info], model_file: str | os.PathLike[str], script: str
+) -> tuple[Info, CorpusTokenizer | FullTokenizer]:
+    """Read model.json and vocab.txt, which lie beside a model that ``script`` trained.
+
+    Parameters
+    ----------
+    cls : type
+        A dataclass with ``model``, ``tokenizer`` and ``vocab_sha256``, as `ModelInfo` has them.
+
+    Raises
+    ------
+    utils.UserError
+        A file is missing, damaged, or belongs to another model.
+    """
+    folder = Path(model_file).parent
+    if not (folder / "model.json").is_file():
+        raise UserError(
+            f"{folder / 'model.json'} is missing; {script} writes it beside its models, and a "
+            "model can be used only where it lies"
+        )
+    info = read_config(cls, folder / "model.json")
+    vocab = folder / "vocab.txt"
+    tokenizer = get_tokenizer(info.tokenizer, vocab)
+    if sha256_of(vocab) != info.vocab_sha256:
+        raise UserError(f"{vocab} is not the vocabulary that {model_file} was trained with")
+    info.model.with_vocab_size(len(tokenizer.vocab), folder / "model.json", vocab)
+    return info, tokenizer
 
 
 def load_pretrained(
@@ -187,20 +203,9 @@ def load_pretrained(
     Raises
     ------
     utils.UserError
-        model.json or vocab.txt is missing or belongs to another model; see also
-        `load_model_file`.
+        See `read_beside` and `load_model_file`.
     """
-    folder = Path(model_file).parent
-    if not (folder / "model.json").is_file():
-        raise UserError(
-            f"{folder / 'model.json'} is missing; pretrain.py writes it beside its models, and a "
-            "model can be used only where it lies"
-        )
-    info = read_config(ModelInfo, folder / "model.json")
-    vocab = folder / "vocab.txt"
-    tokenizer = get_tokenizer(info.tokenizer, vocab)
-    if sha256_of(vocab) != info.vocab_sha256:
-        raise UserError(f"{vocab} is not the vocabulary that {model_file} was trained with")
+    info, tokenizer = read_beside(ModelInfo, model_file, "pretrain.py")
     model = BertModel4Pretrain(info.model)
     load_model_file(model, model_file)
     return model.eval(), info, tokenizer
@@ -214,7 +219,8 @@ def load_model(
     Parameters
     ----------
     model : Transformer or BertModel4Pretrain
-        The first takes the encoder only, the second the pre-training heads, too.
+        The first takes the encoder only, the second the pre-training heads, too. Heads that the
+        checkpoint lacks stay as they are.
     checkpoint_file : path-like
         The checkpoint's prefix: ``bert_model.ckpt``, beside which lie ``bert_model.ckpt.index``
         and ``bert_model.ckpt.data-00000-of-00001``.
@@ -224,71 +230,61 @@ def load_model(
     utils.UserError
         No TensorFlow; no such checkpoint, or a damaged one; variables that are missing or of
         another shape. The model is left as it was.
-
-    References
-    ----------
-    Devlin et al., https://github.com/google-research/bert (names and shapes of the variables)
     """
-    if not Path(f"{checkpoint_file}.index").is_file():
+    prefix = tensorflow.find_prefix(checkpoint_file)
+    if prefix is None:
         raise UserError(
             f"{checkpoint_file}.index is missing; give the common beginning of a TensorFlow "
             "checkpoint's file names, like bert_model.ckpt"
         )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no word on CPU features and GPUs
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise UserError(
-            "reading a TensorFlow checkpoint needs TensorFlow; install it with "
-            "`pip install tensorflow-cpu`, or `pip install tensorflow` where there is none"
-        ) from error
-
     scope = "transformer." if isinstance(model, models.Transformer) else ""
     own = {scope + key: value for key, value in model.state_dict().items()}
-    tied = own.pop("decoder.weight", None)
-    state = {}
-    try:
-        reader = tf.train.load_checkpoint(str(checkpoint_file))
-        shapes = reader.get_variable_to_shape_map()
-        faults = []
-        for key, value in own.items():
-            name = google_name(key)
-            shape = value.shape[::-1] if name.endswith("/kernel") else value.shape
-            found = shapes.pop(name, None)
-            if found is None:
-                faults.append(f"{name} (expected {shape_text(shape)}) is missing")
-            elif tuple(found) != tuple(shape):
-                faults.append(f"{name} is {shape_text(found)}, expected {shape_text(shape)}")
-        if faults:
-            raise UserError(f"{checkpoint_file} does not fit the model: {first_few(faults)}")
-        for key in own:
-            array = np.asarray(reader.get_tensor(google_name(key)), np.float32)
-            state[key] = torch.tensor(array.T if google_name(key).endswith("/kernel") else array)
-    except (tf.errors.OpError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    wanted = {key: tuple(value.shape) for key, value in own.items() if key != TIED}
+    encoder = model if scope else model.transformer
+    state, ignored = tensorflow.read_variables(prefix, wanted, encoder.blocks[0].attn.n_heads)
+    model.load_state_dict({key.removeprefix(scope): value for key, value in (own | state).items()})
+    print(f"{checkpoint_file}: {account(state, ignored, encoder_only=bool(scope))}")
+
+
+def account(state: dict[str, Tensor], ignored: list[str], encoder_only: bool = False) -> str:
+    """Say what was read of a model of others, what was not, and which heads it lacks."""
+    text = f"read {len(state.keys() - {TIED})} variables"
+    text += f", ignored {first_few(ignored, named=12) or 'none'}"
+    lacking = [] if encoder_only else lacking_heads(state)
+    return text + (f", it has no head for {', '.join(lacking)}" if lacking else "")
+
+
+def read_foreign(
+    source: str | os.PathLike[str],
+    model_cfg: str | os.PathLike[str] | None = None,
+    vocab: str | os.PathLike[str] | None = None,
+    do_lower_case: bool | None = None,
+) -> Foreign:
+    """Read a BERT that another program wrote: a TensorFlow checkpoint or a Hugging Face folder.
+
+    Parameters
+    ----------
+    source : path-like
+        A folder; or a checkpoint's prefix, like ``bert_model.ckpt``.
+    model_cfg, vocab : path-like, optional
+        Sizes and vocabulary of a TensorFlow checkpoint, instead of the bert_config.json and the
+        vocab.txt that lie beside it.
+    do_lower_case : bool, optional
+        How text is read. Left out, the files say it.
+
+    Raises
+    ------
+    utils.UserError
+        See `huggingface.read_folder` and `tensorflow.read_checkpoint`.
+    """
+    prefix = tensorflow.find_prefix(source)
+    if prefix is not None and not Path(source, "model.safetensors").is_file():
+        return tensorflow.read_checkpoint(prefix, model_cfg, vocab, do_lower_case)
+    if model_cfg is not None or vocab is not None:
         raise UserError(
-            f"{checkpoint_file} is damaged or no TensorFlow checkpoint: {str(error)[:200]}"
-        ) from error
-
-    swap_next(state)
-    if tied is not None:
-        state["decoder.weight"] = state["transformer.embed.tok_embed.weight"]
-    model.load_state_dict({key.removeprefix(scope): value for key, value in state.items()})
-    is_slot = re.compile("/adam_[mv]$").search
-    slots = Counter(name.rsplit("/", 1)[-1] for name in shapes if is_slot(name))
-    others = sorted(name for name in shapes if not is_slot(name))
-    ignored = [f"{count} {slot}" for slot, count in sorted(slots.items())] + others
-    print(
-        f"{checkpoint_file}: read {len(own)} variables, "
-        f"ignored {first_few(ignored, named=12) or 'none'}"
-    )
-
-
-def google_name(key: str) -> str:
-    """Return what Google's code calls the weight ``key`` of `models.BertModel4Pretrain`."""
-    name = hugging_face_name(key)
-    for pattern, replacement in GOOGLE_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+            f"{source} says its sizes and vocabulary; leave out --model_cfg and --vocab"
+        )
+    return huggingface.read_folder(source, do_lower_case)
 
 
 def main() -> None:
@@ -342,17 +338,18 @@ def export_model(
         raise UsageError("--model_cfg and --vocab belong together; give both, or none")
     training = {key: getattr(info, key) for key in TRAINING}
     with atomic_folder(to) as folder:
-        write_folder(folder, model, cfg, words, training)
+        huggingface.write_folder(folder, model, cfg, words, training)
     print(f"{to}: config.json, model.safetensors, tokenizer.json, tokenizer_config.json, vocab.txt")
 
 
 def import_model(source: str, to: str) -> None:
-    """Read a folder of a BERT that Hugging Face's transformers wrote (save_pretrained).
+    """Read a BERT of others: a TensorFlow checkpoint, or what transformers' save_pretrained wrote.
 
     Parameters
     ----------
     source : str
-        The folder, with config.json and model.safetensors.
+        A folder with config.json and model.safetensors; or a checkpoint, bert_model.ckpt, with
+        bert_config.json and vocab.txt beside it.
     to : str
         The folder to make: model.pt, model_cfg.json and vocab.txt; also model.json, so that
         `pretrain.py eval` and `predict` read it, if the model has both pre-training heads and its
@@ -360,23 +357,20 @@ def import_model(source: str, to: str) -> None:
     """
     _refuse_filled(to)
     check_outputs({}, [source], {"to": to})
-    cfg, state, training, ignored = read_folder(source)
-    tokens, reading = read_vocab(source, cfg.vocab_size)
-    with torch.device("meta"):
-        lacking = [key for key in BertModel4Pretrain(cfg).state_dict() if key not in state]
-    sizes = dataclasses.asdict(cfg)
+    bert = read_foreign(source)
+    lacking = lacking_heads(bert.state)
     with atomic_folder(to) as folder:
-        save_pt(state, folder / "model.pt")
-        write_json(folder / "model_cfg.json", sizes)
-        if tokens:
-            write_vocab(folder / "vocab.txt", tokens)
-        if reading == CorpusTokenizer.name and not lacking:
+        save_pt(bert.state, folder / "model.pt")
+        write_json(folder / "model_cfg.json", dataclasses.asdict(bert.sizes))
+        if bert.vocab:
+            huggingface.write_vocab(folder / "vocab.txt", bert.vocab)
+        if bert.reading == CorpusTokenizer.name and not lacking:
             try:
                 info = ModelInfo(
-                    model=cfg,
+                    model=bert.sizes,
                     tokenizer=CorpusTokenizer.name,
                     vocab_sha256=sha256_of(folder / "vocab.txt"),
-                    **{"max_len": cfg.max_len, **training},
+                    **{"max_len": bert.sizes.max_len, **bert.training},
                 )
             except (TypeError, pydantic.ValidationError) as error:
                 raise UserError(
@@ -386,13 +380,10 @@ def import_model(source: str, to: str) -> None:
             write_json(folder / "model.json", dataclasses.asdict(info))
         written = sorted(path.name for path in folder.iterdir())
     print(f"{to}: {', '.join(written)}")
-    if ignored:
-        print(f"  ignored: {first_few(ignored)}")
-    if lacking:
-        print(f"  pre-training heads that {source} lacks: {first_few(lacking)}")
-    if not tokens:
+    print(f"  {account(bert.state, bert.ignored)}")
+    if not bert.vocab:
         print(f"  no vocab.txt: {source} holds no WordPiece vocabulary")
-    elif reading != CorpusTokenizer.name:
+    elif bert.reading != CorpusTokenizer.name:
         print("  no model.json: the tokenizer does not split at blanks only, as the corpus's does")
 
 

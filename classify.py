@@ -17,7 +17,6 @@ if __name__ == "__main__":
 
 import dataclasses
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,12 +32,19 @@ import checkpoint
 import models
 import train
 import utils
-from formats.huggingface import read_folder, read_vocab, write_vocab
 from tasks import catalogue  # noqa: F401 - its classes are in TASKS then
 from tasks.tables import read_examples
 from tasks.task import TASKS, Examples, Task
 from terminal.command_line import command_line
-from tokenization import CorpusTokenizer, FullTokenizer, TokenizerName, get_tokenizer
+from tokenization import (
+    SPECIAL_TOKENS,
+    CorpusTokenizer,
+    FullTokenizer,
+    TokenizerName,
+    get_tokenizer,
+    load_vocab,
+    reading_of,
+)
 from utils import UsageError, UserError
 
 EVAL_BATCH = 64
@@ -146,7 +152,11 @@ class Start:
 
 
 def read_start(
-    pretrain_file: str | None, model_cfg: str | None, vocab: str | None, task: type[Task]
+    pretrain_file: str | None,
+    model_cfg: str | None,
+    vocab: str | None,
+    task: type[Task],
+    do_lower_case: bool | None = None,
 ) -> Start:
     """Read a .pt, a TensorFlow checkpoint or a Hugging Face folder; or nothing, for random weights.
 
@@ -158,23 +168,23 @@ def read_start(
         What cannot be read; a file that does not say its sizes and vocabulary, nor does the user.
     """
     file = Path(pretrain_file) if pretrain_file is not None else None
-    if file is not None and file.is_dir():
-        utils.refuse_flags(f"is not needed: {file} says it", model_cfg=model_cfg, vocab=vocab)
-        sizes, state, training, _ = read_folder(file)
-        tokens, reading = read_vocab(file, sizes.vocab_size)
-        if not tokens:
+    if file is not None and (file.is_dir() or file.suffix != ".pt"):
+        bert = checkpoint.read_foreign(file, model_cfg, vocab, do_lower_case)
+        if not bert.vocab:
             raise UserError(f"{file} holds no WordPiece vocabulary (vocab.txt, tokenizer.json)")
-        with tempfile.TemporaryDirectory() as folder:
-            write_vocab(Path(folder, "vocab.txt"), tokens)
-            tokenizer = get_tokenizer(reading, Path(folder, "vocab.txt"))
-        max_len = training.get("max_len", sizes.max_len)
-        if type(max_len) is not int or not 0 < max_len <= sizes.max_len:
+        max_len = bert.training.get("max_len", bert.sizes.max_len)
+        if type(max_len) is not int or not 0 < max_len <= bert.sizes.max_len:
             raise UserError(
                 f"{file}/config.json: 'pretraining.max_len' is {max_len!r}; it must be 1 to "
-                f"{sizes.max_len} (max_position_embeddings)"
+                f"{bert.sizes.max_len} (max_position_embeddings)"
             )
-        return Start(sizes, state, tokenizer, max_len)
+        print(f"{file}: {checkpoint.account(bert.state, bert.ignored)}")
+        tokenizer = get_tokenizer(bert.reading, bert.vocab)
+        return Start(bert.sizes, bert.state, tokenizer, max_len)
     if file is not None and model_cfg is None and vocab is None:
+        utils.refuse_flags(
+            f"is not needed: {file} says it", do_lower_case=do_lower_case is not None
+        )
         task_before = fine_tuned_for(file)
         if task_before is None:
             model, info, tokenizer = checkpoint.load_pretrained(file)
@@ -188,16 +198,19 @@ def read_start(
         raise UsageError(
             f"give --model_cfg and --vocab: the sizes and the vocabulary of {file or 'the model'}"
         )
-    tokenizer = get_tokenizer(task.tokenizer, vocab)
+    words = load_vocab(vocab, SPECIAL_TOKENS)
+    reading = task.tokenizer
+    if reading == CorpusTokenizer.name:
+        utils.refuse_flags("is for Google's vocabularies", do_lower_case=do_lower_case is not None)
+    else:
+        reading = reading_of(words, do_lower_case)
+    tokenizer = get_tokenizer(reading, words)
     sizes = models.Config.from_json(model_cfg)
-    sizes = sizes.with_vocab_size(len(tokenizer.vocab), model_cfg, vocab)
+    sizes = sizes.with_vocab_size(len(words), model_cfg, vocab)
     if file is None:
         return Start(sizes, None, tokenizer, sizes.max_len)
     model = models.BertModel4Pretrain(sizes)
-    if file.suffix == ".pt":
-        checkpoint.load_model_file(model, file)
-    else:
-        checkpoint.load_model(model, file)
+    checkpoint.load_model_file(model, file)
     return Start(sizes, model.state_dict(), tokenizer, sizes.max_len)
 
 
@@ -314,22 +327,11 @@ def load_classifier(
     Raises
     ------
     UserError
-        model.json or vocab.txt is missing or belongs to another model; another task; see also
-        `checkpoint.load_model_file`.
+        Another task; see also `checkpoint.read_beside` and `checkpoint.load_model_file`.
     """
-    folder = Path(model_file).parent
-    if not (folder / "model.json").is_file():
-        raise UserError(
-            f"{folder / 'model.json'} is missing; classify.py writes it beside its models, and a "
-            "model can be used only where it lies"
-        )
-    info = utils.read_config(ClassifierInfo, folder / "model.json")
+    info, tokenizer = checkpoint.read_beside(ClassifierInfo, model_file, "classify.py")
     if info.task != task:
         raise UserError(f"{model_file} was trained for {info.task}; give --task {info.task}")
-    vocab = folder / "vocab.txt"
-    tokenizer = get_tokenizer(info.tokenizer, vocab)
-    if utils.sha256_of(vocab) != info.vocab_sha256:
-        raise UserError(f"{vocab} is not the vocabulary that {model_file} was trained with")
     model = TASKS[task].network(info.model, len(TASKS[task].labels))
     checkpoint.load_model_file(model, model_file)
     return model.eval(), info, tokenizer
@@ -349,6 +351,7 @@ def main(
     eval_file: str | None = None,
     resume: bool = True,
     overwrite: bool = False,
+    do_lower_case: bool | None = None,
 ) -> None:
     """Fine-tune a model (mode train), measure it (eval), or use it on unlabelled texts (predict).
 
@@ -366,7 +369,8 @@ def main(
         The fine-tuned model_steps_<k>.pt; for eval and predict.
     pretrain_file : str
         Where training starts: a .pt of pretrain.py or of this script, a TensorFlow checkpoint
-        (bert_model.ckpt), or a Hugging Face folder. Left out, random weights.
+        (bert_model.ckpt, with bert_config.json and vocab.txt beside it), or a Hugging Face folder.
+        Left out, random weights.
     vocab : str
         The vocabulary, where pretrain_file does not say it.
     save_dir : str
@@ -382,6 +386,9 @@ def main(
         Go on with the training that save_dir holds, if it is this one; False starts anew.
     overwrite : bool
         Delete another training that save_dir holds; left out, it moves to <save_dir>-before-<date>.
+    do_lower_case : bool, optional
+        Read text as Google's uncased models do (False: as the cased ones). Left out, the
+        pre-trained model says it, or capital letters in its vocabulary do.
     """
     if task not in TASKS:
         raise UsageError(f"--task {task}: the tasks are {', '.join(TASKS)}")
@@ -390,7 +397,7 @@ def main(
         utils.refuse_flags("is for --mode eval and predict", model_file=model_file)
         train_cfg = train_cfg or f"config/{task}.json"
         save_dir = save_dir or f"out-{task}"
-        start = read_start(pretrain_file, model_cfg, vocab, TASKS[task])
+        start = read_start(pretrain_file, model_cfg, vocab, TASKS[task], do_lower_case)
         fine_tune(
             task, train_cfg, start, data_file, save_dir, max_len, eval_file, resume, overwrite
         )
@@ -407,6 +414,7 @@ def main(
         eval_file=eval_file,
         noresume=not resume,
         overwrite=overwrite,
+        do_lower_case=do_lower_case is not None,
     )
     device = utils.get_device()
     labels = TASKS[task].labels

@@ -1,8 +1,12 @@
-"""Text -> tokens -> ids: Google BERT's tokenizer, and the corpus's own reading.
+"""Text -> tokens -> ids, in two ways.
 
-Google's way (``FullTokenizer``) is for Google's vocabularies: clean, lower-case, strip accents,
-split at punctuation, then WordPiece. The corpus's way (``CorpusTokenizer``) is for vocabularies
-made by dataprocess.py: words end only at blanks, so that ``__ctype_b_loc`` stays one token.
+``FullTokenizer`` is Google BERT's: it cleans the text, makes it lower-case, strips accents, splits
+at punctuation, and cuts words into the pieces of Google's vocabulary.
+``CorpusTokenizer`` is for the vocabularies of dataprocess.py: words end at blanks only, so that
+``__ctype_b_loc`` stays one token.
+
+    tokenizer = get_tokenizer("corpus", "vocab/vocab.txt")
+    ids = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("call __ctype_b_loc"))
 
 References
 ----------
@@ -55,19 +59,46 @@ def load_vocab(vocab_file: str | os.PathLike[str], needed: Iterable[str] = ()) -
         place = f"{vocab_file}, line {number + 1}"
         if not token:
             raise UserError(f"{place} is empty; a vocabulary has one token per line")
-        # Only ASCII blanks: Google's own vocabularies hold a few tokens like U+3000.
-        if any(blank in token for blank in " \t\r\v\f"):
-            raise UserError(f"{place}: the token {token!r} has a blank in it; remove the blank")
+        fault = token_fault(token)
+        if fault is not None:
+            raise UserError(f"{place}: the token {token!r} {fault}; remove the blank")
         if token in vocab:
             raise UserError(
                 f"{place}: the token {token!r} stands on line {vocab[token] + 1} already;"
                 " every token may stand in a vocabulary once"
             )
         vocab[token] = number
+    _check_needed(vocab, needed, f"the vocabulary {vocab_file}")
+    return vocab
+
+
+def _check_needed(vocab: Mapping[str, int], needed: Iterable[str], name: str) -> None:
     missing = [token for token in needed if token not in vocab]
     if missing:
-        raise UserError(f"the vocabulary {vocab_file} lacks {' '.join(missing)}; add one a line")
-    return vocab
+        raise UserError(f"{name} lacks {' '.join(missing)}; add one a line")
+
+
+def token_fault(token: str) -> str | None:
+    """Say why a token cannot stand on a line of a vocabulary; None where it can."""
+    if not token:
+        return "is empty"
+    # Only ASCII blanks: Google's own vocabularies hold a few tokens like U+3000.
+    return "has a blank in it" if any(blank in token for blank in " \t\n\r\v\f") else None
+
+
+def reading_of(vocab: Iterable[str], do_lower_case: bool | None = None) -> TokenizerName:
+    """Return how Google's BERT reads text with a vocabulary: "bert" or "bert-cased".
+
+    Where ``do_lower_case`` does not say it, capital letters do. No text that was made lower-case
+    has any, so a vocabulary with some is for text that was not.
+
+    >>> reading_of(["[CLS]", "the", "##ed"]), reading_of(["[CLS]", "the", "The"])
+    ('bert', 'bert-cased')
+    """
+    if do_lower_case is None:
+        words = (token for token in vocab if not (token[:1] == "[" and token[-1:] == "]"))
+        do_lower_case = all(word == word.lower() for word in words)
+    return "bert" if do_lower_case else "bert-cased"
 
 
 def convert_tokens_to_ids(vocab: Mapping[str, int], tokens: Iterable[str]) -> list[int]:
@@ -192,14 +223,18 @@ class FullTokenizer:
 
     Parameters
     ----------
-    vocab_file : path-like
-        Google's vocab.txt; it must hold ``[UNK]``.
+    vocab_file : path-like or dict
+        Google's vocab.txt, which must hold ``[UNK]``; or what :func:`load_vocab` returned.
     do_lower_case : bool
-        As the vocabulary was made: True for "uncased".
+        As the vocabulary was made: True for "uncased". See `reading_of`.
     """
 
-    def __init__(self, vocab_file: str | os.PathLike[str], do_lower_case: bool = True):
-        self.vocab = load_vocab(vocab_file, needed=["[UNK]"])
+    def __init__(
+        self, vocab_file: str | os.PathLike[str] | dict[str, int], do_lower_case: bool = True
+    ):
+        if not isinstance(vocab_file, dict):
+            vocab_file = load_vocab(vocab_file, needed=["[UNK]"])
+        self.vocab = vocab_file
         self.inv_vocab = {number: token for token, number in self.vocab.items()}
         self.name = "bert" if do_lower_case else "bert-cased"
         self.basic_tokenizer = BasicTokenizer(do_lower_case)
@@ -295,9 +330,15 @@ class CorpusTokenizer:
 
 
 def get_tokenizer(
-    name: TokenizerName, vocab_file: str | os.PathLike[str]
+    name: TokenizerName, vocab: str | os.PathLike[str] | dict[str, int]
 ) -> FullTokenizer | CorpusTokenizer:
     """Return the tokenizer that a model was trained with, by the name stored with the model.
+
+    Parameters
+    ----------
+    name : {"corpus", "bert", "bert-cased"}
+    vocab : path-like or dict
+        The vocabulary file, or what :func:`load_vocab` returned.
 
     Raises
     ------
@@ -311,5 +352,7 @@ def get_tokenizer(
     }
     if name not in classes:
         raise UserError(f"no tokenizer is called {name!r}; there are {', '.join(classes)}")
-    load_vocab(vocab_file, needed=SPECIAL_TOKENS)
-    return classes[name](vocab_file)
+    if not isinstance(vocab, dict):
+        return classes[name](load_vocab(vocab, needed=SPECIAL_TOKENS))
+    _check_needed(vocab, SPECIAL_TOKENS, "the model's vocabulary")
+    return classes[name](vocab)

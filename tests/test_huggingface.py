@@ -176,7 +176,7 @@ def test_every_white_space_parts_words(auto_tokenizer):
 
 def test_import_gives_back_what_was_exported(exported, model_file, model, tmp_path, capsys):
     checkpoint.import_model(str(exported), str(tmp_path / "back"))
-    assert "ignored" not in capsys.readouterr().out
+    assert "ignored none\n" in capsys.readouterr().out
     before = checkpoint.load_pt(model_file)
     after = checkpoint.load_pt(tmp_path / "back/model.pt")
     assert before.keys() == after.keys()
@@ -267,7 +267,7 @@ def test_import_of_an_encoder(cls, tmp_path, capsys):
     theirs.float()
     checkpoint.import_model(str(tmp_path / "theirs"), str(tmp_path / "ours"))
     printed = capsys.readouterr().out
-    assert "lacks: " in printed
+    assert "it has no head for " in printed
     assert "no vocab.txt" in printed
     state = checkpoint.load_pt(tmp_path / "ours/model.pt")
     assert all(value.dtype == torch.float32 for value in state.values())
@@ -289,7 +289,7 @@ def test_import_of_an_encoder(cls, tmp_path, capsys):
 def test_what_has_no_place_is_reported(tmp_path, capsys):
     make_theirs(transformers.BertForSequenceClassification).save_pretrained(tmp_path / "theirs")
     checkpoint.import_model(str(tmp_path / "theirs"), str(tmp_path / "ours"))
-    assert "ignored: classifier.bias, classifier.weight" in capsys.readouterr().out
+    assert "ignored classifier.bias, classifier.weight" in capsys.readouterr().out
 
 
 def test_old_names(exported, model_file, tmp_path):
@@ -374,6 +374,54 @@ def test_more_tokens_than_embeddings(exported, tmp_path):
         file.write("one_more\n")
     with pytest.raises(UserError, match=rf"ids up to {len(VOCAB)}, but .* only {len(VOCAB)} token"):
         checkpoint.import_model(str(folder), str(tmp_path / "ours"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mo\nv": 5}, r"tokenizer\.json: the token 'mo\\nv' \(id 5\) has a blank in it"),
+        ({"m v": 5}, r"the token 'm v' \(id 5\) has a blank in it"),
+        ({"": 5}, r"the token '' \(id 5\) is empty"),
+        ({"mov": 5, "two": 5}, r"'mov' and 'two' have the same id 5"),
+    ],
+)
+def test_tokens_that_would_shift_the_ids(exported, tmp_path, change, message):
+    """A line end in a token made one more line of vocab.txt, and every later id was one off."""
+    folder = copy_with(exported, tmp_path / "bad")
+    (folder / "vocab.txt").unlink()
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    content["model"]["vocab"] = {t: i for t, i in vocab.items() if t != "mov"} | change
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        checkpoint.import_model(str(folder), str(tmp_path / "ours"))
+    assert not (tmp_path / "ours").exists()
+
+
+def test_two_vocabularies_in_a_folder(exported, tmp_path):
+    folder = copy_with(exported, tmp_path / "bad")
+    lines = (folder / "vocab.txt").read_text().split("\n")
+    lines[5:7] = lines[6], lines[5]
+    (folder / "vocab.txt").write_text("\n".join(lines))
+    with pytest.raises(
+        UserError, match=r"'mov' on line 7, but .*tokenizer\.json gives it the id 5"
+    ):
+        checkpoint.import_model(str(folder), str(tmp_path / "ours"))
+
+
+@pytest.mark.parametrize(
+    ("word", "said", "reading"),
+    [("hello", None, "bert"), ("Hello", None, "bert-cased"), ("Hello", True, "bert")],
+)
+def test_letters_of_an_old_folder(tmp_path, word, said, reading):
+    """Without tokenizer.json: tokenizer_config.json says how letters are read, or vocab.txt."""
+    make_theirs(transformers.BertModel).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, word]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": said}))
+    assert checkpoint.read_foreign(tmp_path).reading == reading
+    (tmp_path / "tokenizer_config.json").write_text("[" * 10)
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is not JSON"):
+        checkpoint.read_foreign(tmp_path)
 
 
 def test_filled_folders_are_left_alone(exported, model_file, tmp_path):
@@ -469,7 +517,8 @@ def test_command_line(model_file, tmp_path, monkeypatch, capfd):
     assert (code, err) == (0, "")
     assert out.startswith("there: config.json, model.safetensors")
     code, out, err = run("import", "--source", "there", "--to", "back")
-    assert (code, out, err) == (0, "back: model.json, model.pt, model_cfg.json, vocab.txt\n", "")
+    assert (code, err) == (0, "")
+    assert out.startswith("back: model.json, model.pt, model_cfg.json, vocab.txt\n  read ")
     code, _, err = run("import", "--source", "there", "--to", "back")
     assert code == 1
     assert err == "error: back is not empty; choose another folder, or delete it\n"

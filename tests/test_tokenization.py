@@ -27,6 +27,7 @@ from tokenization import (
     convert_tokens_to_ids,
     get_tokenizer,
     load_vocab,
+    reading_of,
     whitespace_tokenize,
 )
 from utils import UserError
@@ -396,6 +397,19 @@ def test_get_tokenizer(english):
     assert tokenizer.basic_tokenizer.tokenize("Ab É") == ["Ab", "É"]
     with pytest.raises(UserError, match=r"'gpt'.*corpus, bert"):
         get_tokenizer("gpt", english)
+    vocab = load_vocab(english)
+    for name in ("corpus", "bert", "bert-cased"):
+        assert get_tokenizer(name, vocab).vocab == vocab
+        with pytest.raises(UserError, match=r"the model's vocabulary lacks \[PAD\]; add"):
+            get_tokenizer(name, {t: i for t, i in vocab.items() if t != "[PAD]"})
+
+
+@given(st.text(max_size=20))
+def test_no_lower_case_text_has_a_token_of_a_cased_vocabulary(text):
+    """What `reading_of` rests on: a token that an uncased tokenizer can give does not say cased."""
+    tokens = BasicTokenizer(do_lower_case=True).tokenize(text)
+    assert reading_of([*SPECIAL_TOKENS, *tokens, *(f"##{token}" for token in tokens)]) == "bert"
+    assert reading_of([*SPECIAL_TOKENS, "[unused1]", "##ed", "Ed"]) == "bert-cased"
 
 
 def test_imports_neither_side():
