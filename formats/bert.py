@@ -207,8 +207,11 @@ def match(
 def check_numbers(name: str, value: Tensor, file: str | os.PathLike[str]) -> None:
     """Raise a `utils.UserError` unless ``value`` holds finite floating-point numbers."""
     if value.layout != torch.strided or not value.is_floating_point():
-        kind = str(value.dtype).removeprefix("torch.")
-        raise UserError(f"{file}: {name} is of type {kind}; weights must be floating-point numbers")
+        kind = str(value.dtype) + (f", {value.layout}" if value.layout != torch.strided else "")
+        raise UserError(
+            f"{file}: {name} is of type {kind.replace('torch.', '')}; weights must be "
+            "floating-point numbers"
+        )
     if not torch.isfinite(value).all():
         raise UserError(
             f"{file}: {name} holds NaN or infinite numbers; the training that wrote it has failed, "

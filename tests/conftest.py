@@ -1,4 +1,4 @@
-"""Tiny programs, compiled once per session: what the tests of gendata's side look at."""
+"""What several tests share: tiny programs, compiled once per session, and tiny sizes of a BERT."""
 
 import shutil
 import subprocess
@@ -26,6 +26,15 @@ def run_script(cwd, script, *arguments):
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def tiny_bert(vocab_size=None, **changes):
+    """Return the sizes of a BERT that is quick to run; no two of them are equal."""
+    import models
+
+    sizes = dict(dim=24, n_layers=2, n_heads=3, dim_ff=40, p_drop_hidden=0.1, p_drop_attn=0.1)
+    sizes |= dict(max_len=32, n_segments=2, vocab_size=vocab_size)
+    return models.Config(**(sizes | changes))
 
 
 SOURCE = r"""

@@ -9,14 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import test_comparer
 import torch
+from conftest import tiny_bert
 
 import models
 import utils
 from features.extract import extract_features
 from matching.candidates import MEASURES, Candidates
 from matching.train import Config, make_pair, train_encoder
+from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 import ablation
@@ -89,8 +90,9 @@ def test_words_are_weighed_again_behind_the_row_without(analyses, cfg):
 def bert(monkeypatch):
     """A random BERT instead of a file with a trained one."""
     torch.manual_seed(0)
-    fake = SimpleNamespace(transformer=models.Transformer(test_comparer.CFG))
-    found = fake, None, test_comparer.TOKENIZER
+    vocab = [*SPECIAL_TOKENS, *(f"t{i}" for i in range(20))]
+    fake = SimpleNamespace(transformer=models.Transformer(tiny_bert(len(vocab), max_len=16)).eval())
+    found = fake, None, CorpusTokenizer({token: i for i, token in enumerate(vocab)})
     monkeypatch.setattr(ablation.checkpoint, "load_pretrained", lambda file: found)
 
 

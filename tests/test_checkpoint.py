@@ -1,8 +1,12 @@
 """checkpoint.py: .pt files are read safely, TensorFlow's rightly, and into the right model only."""
 
 import collections
+import dataclasses
+import hashlib
+import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,14 +14,42 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
-import transformers
+from google_bert import (
+    ATTRIBUTES,
+    CFG,
+    CONFIG,
+    FF,
+    FUNCTIONAL,
+    LAYERS,
+    OF_2019,
+    VOCAB,
+    D,
+    garden_heads,
+    garden_variables,
+    google_variables,
+    hugging_face_twin,
+    write_object_graph,
+    write_tensorflow,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import models
-from checkpoint import load_model, load_model_file, load_pt, save_pt
+from checkpoint import (
+    ModelInfo,
+    import_model,
+    load_model,
+    load_model_file,
+    load_pretrained,
+    load_pt,
+    read_foreign,
+    save_pt,
+)
+from formats.bert import HEADS, fill_vocab, hugging_face_name, match, wanted_weights
+from tokenization import SPECIAL_TOKENS
 from utils import UserError
 
 
@@ -129,125 +161,11 @@ def test_no_state_dict(tmp_path, content):
         load_model_file(nn.Linear(1, 1), tmp_path / "x.pt")
 
 
-# Sizes that all differ, so that nothing fits in a wrong place.
-D, LAYERS, FF, VOCAB, POSITIONS = 24, 2, 40, 53, 30
-CFG = models.Config(
-    dim=D,
-    n_layers=LAYERS,
-    n_heads=3,
-    dim_ff=FF,
-    p_drop_hidden=0.1,
-    p_drop_attn=0.1,
-    max_len=POSITIONS,
-    n_segments=2,
-    vocab_size=VOCAB,
-)
-
-
-def google_variables() -> dict[str, np.ndarray]:
-    """Random values for all variables that Google's run_pretraining.py leaves, by name."""
-    shapes = {
-        "bert/embeddings/word_embeddings": (VOCAB, D),
-        "bert/embeddings/position_embeddings": (POSITIONS, D),
-        "bert/embeddings/token_type_embeddings": (2, D),
-        "cls/predictions/output_bias": (VOCAB,),
-        "cls/seq_relationship/output_weights": (2, D),
-        "cls/seq_relationship/output_bias": (2,),
-    }
-    dense = {"bert/pooler/dense": (D, D), "cls/predictions/transform/dense": (D, D)}
-    norms = ["bert/embeddings/LayerNorm", "cls/predictions/transform/LayerNorm"]
-    for i in range(LAYERS):
-        layer = f"bert/encoder/layer_{i}"
-        for name in ("self/query", "self/key", "self/value", "output/dense"):
-            dense[f"{layer}/attention/{name}"] = (D, D)
-        dense[f"{layer}/intermediate/dense"] = (D, FF)
-        dense[f"{layer}/output/dense"] = (FF, D)
-        norms += [f"{layer}/attention/output/LayerNorm", f"{layer}/output/LayerNorm"]
-    for name, shape in dense.items():
-        shapes |= {f"{name}/kernel": shape, f"{name}/bias": shape[1:]}
-    for name in norms:
-        shapes |= {f"{name}/gamma": (D,), f"{name}/beta": (D,)}
-    rng = np.random.default_rng(0)
-    values = {
-        name: (rng.normal(0, 0.3, shape) + name.endswith("gamma")).astype(np.float32)
-        for name, shape in shapes.items()
-    }
-    for name in shapes:
-        values[f"{name}/adam_m"] = values[f"{name}/adam_v"] = np.zeros(shapes[name], np.float32)
-    return values | {"global_step": np.array(1000, np.int64)}
-
-
-def write_tensorflow(path, variables) -> str:
-    tf = pytest.importorskip("tensorflow")
-    names = list(variables)
-    tf.raw_ops.SaveV2(
-        prefix=str(path),
-        tensor_names=names,
-        shape_and_slices=[""] * len(names),
-        tensors=[tf.constant(variables[name]) for name in names],
-    )
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def tensorflow_file(tmp_path_factory):
     return write_tensorflow(
         tmp_path_factory.mktemp("google") / "bert_model.ckpt", google_variables()
     )
-
-
-def hugging_face_twin() -> transformers.BertForPreTraining:
-    """Hugging Face's model with the values of `google_variables`, put in by hand."""
-    theirs = transformers.BertForPreTraining(
-        transformers.BertConfig(
-            vocab_size=VOCAB,
-            hidden_size=D,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=3,
-            intermediate_size=FF,
-            max_position_embeddings=POSITIONS,
-        )
-    )
-    values = {name: torch.from_numpy(v) for name, v in google_variables().items() if v.ndim}
-    filled = 0
-
-    def fill(parameter, value):
-        nonlocal filled
-        assert parameter.shape == value.shape
-        parameter.data.copy_(value)
-        filled += 1
-
-    def dense(module, scope):
-        fill(module.weight, values[f"{scope}/kernel"].T)
-        fill(module.bias, values[f"{scope}/bias"])
-
-    def norm(module, scope):
-        fill(module.weight, values[f"{scope}/gamma"])
-        fill(module.bias, values[f"{scope}/beta"])
-
-    embeddings = theirs.bert.embeddings
-    for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
-        fill(getattr(embeddings, name).weight, values[f"bert/embeddings/{name}"])
-    norm(embeddings.LayerNorm, "bert/embeddings/LayerNorm")
-    for i, layer in enumerate(theirs.bert.encoder.layer):
-        scope = f"bert/encoder/layer_{i}"
-        dense(layer.attention.self.query, f"{scope}/attention/self/query")
-        dense(layer.attention.self.key, f"{scope}/attention/self/key")
-        dense(layer.attention.self.value, f"{scope}/attention/self/value")
-        dense(layer.attention.output.dense, f"{scope}/attention/output/dense")
-        norm(layer.attention.output.LayerNorm, f"{scope}/attention/output/LayerNorm")
-        dense(layer.intermediate.dense, f"{scope}/intermediate/dense")
-        dense(layer.output.dense, f"{scope}/output/dense")
-        norm(layer.output.LayerNorm, f"{scope}/output/LayerNorm")
-    dense(theirs.bert.pooler.dense, "bert/pooler/dense")
-    transform = theirs.cls.predictions.transform
-    dense(transform.dense, "cls/predictions/transform/dense")
-    norm(transform.LayerNorm, "cls/predictions/transform/LayerNorm")
-    fill(theirs.cls.predictions.bias, values["cls/predictions/output_bias"])
-    fill(theirs.cls.seq_relationship.weight, values["cls/seq_relationship/output_weights"])
-    fill(theirs.cls.seq_relationship.bias, values["cls/seq_relationship/output_bias"])
-    assert filled == len(list(theirs.parameters()))
-    return theirs.eval()
 
 
 @pytest.fixture(scope="module")
@@ -289,12 +207,282 @@ def test_tensorflow_encoder_only(tensorflow_file, batch, capsys):
     load_model(model, tensorflow_file)
     printed = capsys.readouterr().out
     assert "cls/predictions/output_bias, cls/predictions/transform/LayerNorm/beta" in printed
+    assert_encoder_equals_twin(model, batch)
+
+
+ENCODER = [name for name in google_variables() if name.startswith("bert/")]
+
+
+def assert_encoder_equals_twin(model, batch):
     ids, segments, mask = batch
+    encoder = getattr(model, "transformer", model).eval()
     with torch.inference_mode():
-        h = model.eval()(ids, segments, mask)
+        h = encoder(ids, segments, mask)
         expected = hugging_face_twin().bert(ids, mask, segments).last_hidden_state
     real = mask.bool()
     torch.testing.assert_close(h[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
+def test_fine_tuned_checkpoint(tmp_path, batch, capsys):
+    """What Google's run_classifier.py leaves: no pre-training heads, but a classifier."""
+    variables = {name: google_variables()[name] for name in ENCODER}
+    for name, shape in (("output_weights", (3, D)), ("output_bias", (3,))):
+        for end in ("", "/adam_m", "/adam_v"):
+            variables[name + end] = np.ones(shape, np.float32)
+    model = models.BertModel4Pretrain(CFG)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    load_model(model, write_tensorflow(tmp_path / "model.ckpt-343", variables))
+    n = sum("/adam_" not in name for name in ENCODER)
+    assert capsys.readouterr().out.endswith(
+        f"read {n} variables, ignored {n + 2} adam_m, {n + 2} adam_v, output_bias, output_weights, "
+        "it has no head for next sentence, masked words\n"
+    )
+    assert_encoder_equals_twin(model, batch)
+    for key in ("classifier.weight", "linear.weight", "norm.beta", "decoder_bias"):
+        assert torch.equal(model.state_dict()[key], before[key])
+    assert torch.equal(model.fc.bias, torch.from_numpy(variables["bert/pooler/dense/bias"]))
+    assert model.decoder.weight is model.transformer.embed.tok_embed.weight
+
+
+@pytest.mark.parametrize("style", [FUNCTIONAL, ATTRIBUTES, OF_2019], ids=["func", "attr", "2019"])
+def test_object_graphs(tmp_path, batch, capsys, style):
+    """The encoder of TensorFlow 2's model garden, however its program was written."""
+    model = models.BertModel4Pretrain(CFG)
+    load_model(model, write_object_graph(tmp_path / "bert_model.ckpt", garden_variables(style)))
+    assert capsys.readouterr().out.endswith(
+        f"read {len(garden_variables(style))} variables, ignored save_counter, it has no head for "
+        "next sentence, masked words\n"
+    )
+    assert_encoder_equals_twin(model, batch)
+    assert model.fc.weight.ne(0).all()
+
+
+def test_object_graph_of_a_pretraining(tmp_path, batch, capsys):
+    """With heads and an optimizer; the encoder's own pooler is not the one that was trained."""
+    tf = pytest.importorskip("tensorflow")
+    variables = garden_variables(ATTRIBUTES)
+    for part in ("kernel", "bias"):
+        name, value = variables[f"encoder/_pooler_layer/{part}"]
+        variables[f"encoder/_pooler_layer/{part}"] = name, value + 1
+    optimizer = tf.compat.v1.train.AdamOptimizer(0.0)
+    path = write_object_graph(tmp_path / "ckpt", variables | garden_heads(), optimizer)
+    model = models.BertModel4Pretrain(CFG)
+    load_model(model, path)
+    n = len(variables) + len(garden_heads())
+    assert capsys.readouterr().out.endswith(
+        f"read {n - 2} variables, ignored {n} m, 2 of the optimizer, {n} v, "
+        "encoder/_pooler_layer/bias, encoder/_pooler_layer/kernel, save_counter\n"
+    )
+    assert_equals_twin(model, batch, next_rows=[1, 0])
+
+
+def test_object_graph_of_a_classifier(tmp_path, batch, capsys):
+    """Its last layer may be called as that of "is B next?"; it is neither read nor in the way."""
+    variables = garden_variables(FUNCTIONAL)
+    for part, shape in (("kernel", (D, 3)), ("bias", (3,))):
+        value = np.ones(shape, np.float32)
+        variables[f"model/classifier/{part}"] = f"predictions/transform/logits/{part}", value
+        # The newer kind of optimizer keeps its means as variables that are called like the model's.
+        variables[f"optimizer/_variables/{part}"] = f"m/pooler_transform/{part}", value
+    model = models.BertModel4Pretrain(CFG)
+    load_model(model, write_object_graph(tmp_path / "ckpt", variables))
+    printed = capsys.readouterr().out
+    assert "ignored 2 of the optimizer, model/classifier/bias, model/classifier/kernel" in printed
+    assert_encoder_equals_twin(model, batch)
+
+
+def test_object_graphs_that_do_not_fit(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    variables = garden_variables(FUNCTIONAL)
+    path = write_object_graph(tmp_path / "ckpt", variables)
+    six = models.Config(**{**vars(CFG), "n_heads": 6})
+    with pytest.raises(UserError, match=r"_query_dense/kernel is 24x3x8, expected 24x6x4"):
+        load_model(models.Transformer(six), path)
+    twice = variables | {f"teacher/{place}": value for place, value in variables.items()}
+    twice = write_object_graph(tmp_path / "twice", twice)
+    with pytest.raises(UserError, match=r"more than one BERT: .* and .* are both called"):
+        load_model(models.Transformer(CFG), twice)
+    some = dict(list(variables.items())[:-1])
+    some = write_object_graph(tmp_path / "some", some)
+    with pytest.raises(
+        UserError, match=r"layer_1/output/LayerNorm/beta \(expected 24\) is missing"
+    ):
+        load_model(models.Transformer(CFG), some)
+    foreign = {"_CHECKPOINTABLE_OBJECT_GRAPH": np.array(b"\x07not a graph")}
+    foreign = write_tensorflow(tmp_path / "foreign", foreign)
+    with pytest.raises(UserError, match="foreign is damaged: its object graph cannot be read"):
+        load_model(models.Transformer(CFG), foreign)
+    assert tf is not None
+
+
+WANTED = wanted_weights(CFG)
+OF_HEAD = {head: {key for key in WANTED if key.startswith(b)} for head, b in HEADS.items()}
+
+
+@given(st.sets(st.sampled_from(sorted(HEADS))), st.sets(st.sampled_from(sorted(WANTED))))
+def test_heads_may_be_missing_as_a_whole_and_nothing_else(heads, others):
+    gone = others.union(*(OF_HEAD[head] for head in heads))
+    faults = gone.difference(*(keys for keys in OF_HEAD.values() if keys <= gone))
+    shapes = {hugging_face_name(key): WANTED[key] for key in WANTED if key not in gone}
+    if not faults:
+        held = match(WANTED, hugging_face_name, shapes, "x")
+        assert held == [key for key in WANTED if key not in gone]
+        return
+    with pytest.raises(UserError) as error:
+        match(WANTED, hugging_face_name, shapes, "x")
+    named = {key for key in WANTED if f"{hugging_face_name(key)} (expected" in str(error.value)}
+    assert named <= faults
+    assert len(named) == min(3, len(faults))
+
+
+@pytest.mark.parametrize("kind", ["tensorflow", "garden", "pt", "safetensors"])
+@pytest.mark.parametrize("fault", ["nan", "infinite", "integers"])
+def test_weights_are_finite_numbers(tmp_path, kind, fault):
+    def spoil(array):
+        if fault == "integers":
+            return array.astype(np.int32)
+        array = array.copy()
+        array.flat[-1] = {"nan": np.nan, "infinite": -np.inf}[fault]
+        return array
+
+    message = "of type int32; weights" if fault == "integers" else "NaN or infinite numbers"
+    model = models.BertModel4Pretrain(CFG)
+    if kind == "tensorflow":
+        name, variables = "bert/encoder/layer_1/output/dense/kernel", google_variables()
+        variables[name] = spoil(variables[name])
+        path = write_tensorflow(tmp_path / "x", variables)
+    elif kind == "garden":
+        name, variables = "encoder/layer_with_weights-5/_output_dense/kernel", {}
+        for place, (own, value) in garden_variables(FUNCTIONAL).items():
+            variables[place] = own, spoil(value) if place == name else value
+        path = write_object_graph(tmp_path / "x", variables)
+    elif kind == "pt":
+        name, state = "transformer.blocks.1.pwff.fc2.weight", model.state_dict()
+        state[name] = torch.from_numpy(spoil(state[name].numpy()))
+        path = str(tmp_path / "x.pt")
+        save_pt(state, path)
+    else:
+        name = "bert.encoder.layer.1.output.dense.weight"
+        hugging_face_twin().save_pretrained(tmp_path / "x")
+        file = tmp_path / "x/model.safetensors"
+        weights = safetensors.numpy.load_file(file)
+        safetensors.numpy.save_file(weights | {name: spoil(weights[name])}, file)
+        path = str(tmp_path / "x")
+    read = {"pt": load_model_file, "safetensors": lambda model, path: read_foreign(path)}
+    with pytest.raises(UserError, match=rf": {re.escape(name)} (is|holds) {message}"):
+        read.get(kind, load_model)(model, path)
+
+
+def test_sparse_weights(tmp_path):
+    save_pt({"weight": torch.eye(2).to_sparse(), "bias": torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x\.pt: weight is of type float32, sparse_coo"):
+        load_model_file(nn.Linear(2, 2), tmp_path / "x.pt")
+
+
+@pytest.fixture
+def google_folder(tmp_path):
+    """A folder as Google's downloads unpack to."""
+    write_tensorflow(tmp_path / "uncased/bert_model.ckpt", google_variables())
+    words = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(VOCAB - 5))]
+    (tmp_path / "uncased/vocab.txt").write_text("\n".join(words))
+    (tmp_path / "uncased/bert_config.json").write_text(json.dumps(CONFIG))
+    return tmp_path / "uncased"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "bert_model.ckpt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"]
+)
+def test_googles_folder_says_all(google_folder, batch, name):
+    bert = read_foreign(google_folder / name)
+    assert bert.sizes == CFG
+    assert list(bert.vocab)[-1] == f"w{VOCAB - 6}"
+    model = models.BertModel4Pretrain(bert.sizes)
+    model.load_state_dict(bert.state)
+    assert_equals_twin(model, batch, next_rows=[1, 0])
+
+
+@pytest.mark.parametrize(
+    ("word", "said", "told", "reading"),
+    [
+        ("the", None, None, "bert"),
+        ("[Unused]", None, None, "bert"),
+        ("The", None, None, "bert-cased"),
+        ("##É", None, None, "bert-cased"),
+        ("The", True, None, "bert"),
+        ("the", False, None, "bert-cased"),
+        ("the", False, True, "bert"),
+        ("The", None, True, "bert"),
+        ("the", None, False, "bert-cased"),
+    ],
+)
+def test_letters_as_vocabulary_config_or_flag_say(google_folder, word, said, told, reading):
+    vocab = google_folder / "vocab.txt"
+    vocab.write_text(vocab.read_text().replace("w7", word))
+    config = CONFIG if said is None else {**CONFIG, "do_lower_case": said}
+    (google_folder / "bert_config.json").write_text(json.dumps(config))
+    assert read_foreign(google_folder, do_lower_case=told).reading == reading
+
+
+def test_googles_folder_is_imported(google_folder, tmp_path, capsys, batch):
+    import_model(str(google_folder), str(tmp_path / "ours"))
+    printed = capsys.readouterr().out
+    assert "model.pt, model_cfg.json, vocab.txt" in printed
+    assert "adam_m, " in printed
+    cfg = models.Config.from_json(tmp_path / "ours/model_cfg.json")
+    model = models.BertModel4Pretrain(cfg)
+    load_model_file(model, tmp_path / "ours/model.pt")
+    assert_equals_twin(model, batch, next_rows=[1, 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 52}, r"vocab\.txt has ids up to 52, but the model has only 52 tokens"),
+        ({"hidden_act": "relu"}, r"bert_config\.json: 'hidden_act' is \"relu\""),
+        ({"num_attention_heads": 5}, r"bert_config\.json: 'dim' 24 is not divisible by"),
+        ({"intermediate_size": 39}, r"intermediate/dense/kernel is 24x40, expected 24x39"),
+        ({"num_hidden_layers": 3}, r"encoder/layer_2/attention/self/query/kernel \(expected 24x24"),
+        ({"max_position_embeddings": 31}, "position_embeddings is 30x24, expected 31x24"),
+    ],
+)
+def test_googles_config_that_does_not_fit(google_folder, change, message):
+    (google_folder / "bert_config.json").write_text(json.dumps(CONFIG | change))
+    with pytest.raises(UserError, match=message):
+        read_foreign(google_folder)
+
+
+def test_a_folder_with_two_checkpoints(google_folder):
+    for file in list(google_folder.glob("bert_model.ckpt.*")):
+        file.with_name(file.name.replace("bert_model", "other")).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match=r"\(bert_model\.ckpt, other\.ckpt\); give one of them"):
+        read_foreign(google_folder)
+    assert read_foreign(google_folder / "other.ckpt").sizes == CFG
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(0, 9), max_size=6), st.integers(1, 9))
+def test_filled_vocabularies_keep_all_ids(vocab, size):
+    """Whatever is accepted stands at its id, and comes back from its line in a file."""
+    try:
+        filled = fill_vocab(vocab, size, "x")
+    except UserError:
+        ids = list(vocab.values())
+        twice = len({*ids}) < len(ids)
+        assert twice or max(ids) >= size or any(t == "" or {*t} & {*" \t\n\r\v\f"} for t in vocab)
+        return
+    assert len(filled) == size
+    assert {token: filled[token] for token in vocab} == vocab
+    assert "".join(f"{token}\n" for token in filled).split("\n")[:-1] == list(filled)
+
+
+def test_a_model_with_another_vocabulary(tmp_path):
+    save_pt(models.BertModel4Pretrain(CFG).state_dict(), tmp_path / "model.pt")
+    text = "".join(f"{token}\n" for token in (*SPECIAL_TOKENS, "mov"))
+    (tmp_path / "vocab.txt").write_text(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    info = ModelInfo(model=CFG, tokenizer="corpus", vocab_sha256=digest, max_len=12)
+    (tmp_path / "model.json").write_text(json.dumps(dataclasses.asdict(info)))
+    with pytest.raises(UserError, match=r"vocab_size 53, but .*vocab\.txt holds 6 tokens"):
+        load_pretrained(tmp_path / "model.pt")
 
 
 def test_tensorflow_misfits_are_named(tmp_path):

@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import google_bert
 import numpy as np
 import pytest
-import test_checkpoint
 import torch
 import transformers
-from conftest import run_script
+from conftest import run_script, tiny_bert
+from google_bert import google_variables, write_tensorflow
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,17 +34,7 @@ from utils import UserError
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["mov", "push", "reg8", "imme", "call", "__ctype_b_loc"]
 VOCAB = [*SPECIAL_TOKENS, *WORDS]
-CFG = models.Config(
-    dim=24,
-    n_layers=2,
-    n_heads=3,
-    dim_ff=40,
-    p_drop_hidden=0.0,
-    p_drop_attn=0.0,
-    max_len=32,
-    n_segments=2,
-    vocab_size=len(VOCAB),
-)
+CFG = tiny_bert(len(VOCAB), p_drop_hidden=0.0, p_drop_attn=0.0)
 MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
 MNLI = (
     "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\t"
@@ -257,24 +248,49 @@ def test_the_three_starts(pretrained, tmp_path):
     assert random_start.state is None
 
 
-def test_start_from_tensorflow(tmp_path):
-    """Google's checkpoint, its vocabulary and its way of reading."""
-    pytest.importorskip("tensorflow")
-    prefix = test_checkpoint.write_tensorflow(
-        tmp_path / "bert_model.ckpt", test_checkpoint.google_variables()
-    )
-    words = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(test_checkpoint.VOCAB - 5))]
+@pytest.fixture
+def tensorflow_file(tmp_path):
+    """Google's checkpoint, with its vocabulary beside it, and its sizes in our terms."""
+    prefix = write_tensorflow(tmp_path / "bert_model.ckpt", google_variables())
+    words = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(google_bert.VOCAB - 5))]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
-    sizes = {k: v for k, v in dataclasses.asdict(test_checkpoint.CFG).items() if k != "vocab_size"}
+    sizes = {k: v for k, v in dataclasses.asdict(google_bert.CFG).items() if k != "vocab_size"}
     (tmp_path / "sizes.json").write_text(json.dumps(sizes))
-    start = classify.read_start(
-        prefix, str(tmp_path / "sizes.json"), str(tmp_path / "vocab.txt"), Mrpc
-    )
-    expected = torch.from_numpy(
-        test_checkpoint.google_variables()["bert/encoder/layer_1/intermediate/dense/kernel"]
-    )
-    assert torch.equal(start.state["transformer.blocks.1.pwff.fc1.weight"], expected.T)
+    return prefix
+
+
+@pytest.mark.parametrize("how", ["beside", "given"])
+def test_start_from_tensorflow(tensorflow_file, tmp_path, how):
+    """Google's checkpoint, its vocabulary and its way of reading."""
+    given = None, None
+    if how == "given":
+        given = str(tmp_path / "sizes.json"), str(tmp_path / "vocab.txt")
+    else:
+        (tmp_path / "bert_config.json").write_text(json.dumps(google_bert.CONFIG))
+    start = classify.read_start(tensorflow_file, *given, Mrpc)
+    assert start.sizes == google_bert.CFG
+    expected = google_variables()["bert/encoder/layer_1/intermediate/dense/kernel"]
+    weight = start.state["transformer.blocks.1.pwff.fc1.weight"]
+    assert torch.equal(weight, torch.from_numpy(expected).T)
     assert start.tokenizer.tokenize("W3,w4") == ["w3", "[UNK]", "w4"]
+
+
+def test_letters_are_read_as_told(tensorflow_file, tmp_path, pretrained):
+    (tmp_path / "bert_config.json").write_text(json.dumps(google_bert.CONFIG))
+    start = classify.read_start(tensorflow_file, None, None, Mrpc, do_lower_case=False)
+    assert start.tokenizer.tokenize("W3") == ["[UNK]"]
+    folder, _ = pretrained
+    with pytest.raises(
+        UserError, match=r"_7\.pt says how it reads text; leave out --do_lower_case"
+    ):
+        classify.read_start(str(folder / "model_steps_7.pt"), None, None, Mrpc, True)
+    sizes, vocab = str(folder / "sizes.json"), str(folder / "vocab.txt")
+    with pytest.raises(UserError, match="--do_lower_case is for Google's vocabularies"):
+        classify.read_start(None, sizes, vocab, Samefunc, True)
+    assert classify.read_start(None, sizes, vocab, Mrpc).tokenizer.name == "bert"
+    cased = write(tmp_path / "cased.txt", "\n".join([*VOCAB[:-1], "Call"]))
+    assert classify.read_start(None, sizes, str(cased), Mrpc).tokenizer.name == "bert-cased"
+    assert classify.read_start(None, sizes, str(cased), Mrpc, True).tokenizer.name == "bert"
 
 
 @pytest.mark.parametrize("cased", [True, False])
@@ -299,8 +315,16 @@ def test_start_from_a_folder_of_others(tmp_path, cased):
 def test_a_start_without_sizes_or_vocabulary(tmp_path, pretrained):
     with pytest.raises(UserError, match=r"give --model_cfg and --vocab: .* of the model"):
         classify.read_start(None, None, None, Mrpc)
-    with pytest.raises(UserError, match=r"give --model_cfg and --vocab: .* of bert_model\.ckpt"):
-        classify.read_start("bert_model.ckpt", "config/bert_base.json", None, Mrpc)
+    with pytest.raises(UserError, match=r"give --model_cfg and --vocab: .* of lone\.pt"):
+        classify.read_start("lone.pt", "config/bert_base.json", None, Mrpc)
+    prefix = write_tensorflow(tmp_path / "bert_model.ckpt", google_variables())
+    with pytest.raises(UserError, match=r"bert_config\.json is missing; .* by --model_cfg"):
+        classify.read_start(prefix, None, None, Mrpc)
+    with pytest.raises(UserError, match=r"vocab\.txt is missing; .* by --vocab"):
+        classify.read_start(prefix, str(pretrained[0] / "sizes.json"), None, Mrpc)
+    (tmp_path / "bert_config.json").write_text(json.dumps(google_bert.CONFIG))
+    with pytest.raises(UserError, match="holds no WordPiece vocabulary"):
+        classify.read_start(prefix, None, None, Mrpc)
     with pytest.raises(UserError, match=r"model\.json is missing"):
         classify.read_start(str(tmp_path / "model_steps_1.pt"), None, None, Mrpc)
 

@@ -7,26 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny_bert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import models
 from tasks.comparer import TEMPERATURE, TRAINED, WINDOWS, Comparer, ComparisonData, contrast
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 
 VOCAB = [*SPECIAL_TOKENS, *(f"t{i}" for i in range(20))]
 TOKENIZER = CorpusTokenizer({token: i for i, token in enumerate(VOCAB)})
-CFG = models.Config(
-    dim=24,
-    n_layers=2,
-    n_heads=3,
-    dim_ff=40,
-    p_drop_hidden=0.0,
-    p_drop_attn=0.0,
-    max_len=16,
-    n_segments=2,
-    vocab_size=len(VOCAB),
-)
+CFG = tiny_bert(len(VOCAB), p_drop_hidden=0.0, p_drop_attn=0.0, max_len=16)
 texts = st.lists(st.sampled_from(VOCAB[5:]), max_size=60).map(" ".join)
 
 

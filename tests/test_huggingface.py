@@ -13,6 +13,7 @@ import tokenizers
 import torch
 import torch.nn.functional as F
 import transformers
+from conftest import tiny_bert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,17 +28,7 @@ LONG = "_ZN" + "4name." * 20  # longer than the 100 characters that WordPiece re
 WORDS = ["mov", "push", "reg8", "imme", "call", "__ctype_b_loc", "operator@GLIBC", LONG]
 PIECES = [*"_abcdem.@8", *(f"##{c}" for c in "_abcdem.@8")]
 VOCAB = [*SPECIAL_TOKENS, *WORDS, *PIECES]
-CFG = models.Config(
-    dim=24,
-    n_layers=2,
-    n_heads=3,
-    dim_ff=40,
-    p_drop_hidden=0.1,
-    p_drop_attn=0.0,
-    max_len=32,
-    n_segments=2,
-    vocab_size=len(VOCAB),
-)
+CFG = tiny_bert(len(VOCAB), p_drop_attn=0.0)
 LINE = "push reg8 call __ctype_b_loc [MASK] reg8 imme"
 
 

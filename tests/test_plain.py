@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_bert
 
 import models
 import optim
@@ -18,17 +19,7 @@ spec.loader.exec_module(plain)
 
 
 def config():
-    return models.Config(
-        dim=24,
-        n_layers=2,
-        n_heads=3,
-        dim_ff=40,
-        p_drop_hidden=0.0,
-        p_drop_attn=0.0,
-        max_len=16,
-        n_segments=2,
-        vocab_size=50,
-    )
+    return tiny_bert(50, p_drop_hidden=0.0, p_drop_attn=0.0, max_len=16)
 
 
 def batch(seed=0):
