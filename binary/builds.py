@@ -13,7 +13,9 @@ def find_programs(path: str, names: list[str]) -> dict[str, list[dict[str, str]]
     """Return program -> its builds, in the order of ``names``; those of a pattern sorted.
 
     A program that a pattern finds in one build only is left out; one that is named must have two.
+    A name may begin with a slash, as in ``biname="/chroot"`` of this lineage's settings.
     """
+    names = [name.removeprefix("/") for name in names]
     found: Counter[str] = Counter()
     if any(is_pattern(name) for name in names):
         folders = sorted(Path(path).iterdir()) if Path(path).is_dir() else []
@@ -46,6 +48,7 @@ def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
     UserError
         There are fewer than two.
     """
+    biname = biname.removeprefix("/")
     if biname != Path(biname).name or biname in ("", ".", ".."):
         raise utils.UserError(f"--biname {biname!r} must be a file name, no path")
     files = [file for file in _builds(path, biname) if _why_refused(file) is None]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import dataprocess
 import gendata
 from binary.analysis import cache_file, load_analysis, save_analysis
-from binary.builds import find_binaries
+from binary.builds import find_binaries, find_programs
 from binary.cache import SKIPPED
 from binary.disassemble import analyse
 from binary.tokens import tokenise
@@ -318,10 +318,25 @@ def test_one_binary_is_too_few(made, tmp_path):
         find_binaries(str(tmp_path / "binaries"), "shapes")
 
 
-@pytest.mark.parametrize("name", ["../shapes", "O0/shapes", "", ".."])
+@pytest.mark.parametrize("name", ["../shapes", "O0/shapes", "", "..", "/", "//shapes", "/.."])
 def test_biname_is_no_path(made, name):
     with pytest.raises(UserError, match="file name"):
         find_binaries(str(made[0] / "binaries"), name)
+
+
+def test_biname_with_the_slash_of_this_lineage(tmp_path):
+    """Its settings say ``biname="/chroot"``, which is put behind each build's folder."""
+    for build in ("a", "b"):
+        for name in ("chroot", "ls"):
+            file = tmp_path / build / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(build)
+    programs = find_programs(str(tmp_path), ["/chroot", "/l*"])
+    assert programs == find_programs(str(tmp_path), ["chroot", "l*"])
+    assert list(programs) == ["chroot", "ls"]
+    assert [build["path"] for build in programs["chroot"]] == [
+        str(tmp_path / build / "chroot") for build in ("a", "b")
+    ]
 
 
 @pytest.mark.parametrize("flag", ["--num_walks", "--walk_length", "--sentences", "--workers"])
