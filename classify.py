@@ -26,7 +26,6 @@ import torch
 from pydantic import Field
 from sklearn import metrics
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import checkpoint
 import models
@@ -35,6 +34,7 @@ import utils
 from tasks import catalogue  # noqa: F401 - its classes are in TASKS then
 from tasks.tables import read_examples
 from tasks.task import TASKS, Examples, Task
+from terminal import progress
 from terminal.command_line import command_line
 from tokenization import (
     SPECIAL_TOKENS,
@@ -79,7 +79,7 @@ def predict(model: nn.Module, data: Any, device: torch.device) -> np.ndarray:
     # Examples of about the same length together, so that little is padding.
     order = np.argsort(data.lengths, kind="stable")
     probabilities = []
-    for rows in tqdm(np.split(order, range(EVAL_BATCH, len(order), EVAL_BATCH)), disable=None):
+    for rows in progress.bar(np.split(order, range(EVAL_BATCH, len(order), EVAL_BATCH))):
         probabilities.append(score(rows).double().softmax(1).cpu().numpy())
     return np.concatenate(probabilities)[np.argsort(order)]
 

@@ -42,10 +42,10 @@ from typing import IO, Annotated, Any
 
 import numpy as np
 import pydantic
-from tqdm import tqdm
 
 from pairs.folder import PairInfo, find_pairs
 from pairs.text import read_pair, render
+from terminal import progress
 from terminal.command_line import command_line
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import (
@@ -370,7 +370,7 @@ def main(
             atomic_file(corpus_file, "wb") as corpus_out,
         ):
             texts = pair_texts(folders, outputDir, workers, Path(corpus_file).parent)
-            bar = tqdm(texts, total=len(folders), desc="pairs", unit="pair", disable=None)
+            bar = progress.bar(texts, total=len(folders), desc="pairs", unit="pair")
             vocabulary, facts = write_corpus(bar, corpus_out, about_out)
             counts = vocabulary.counts
             if not counts:

@@ -31,6 +31,7 @@ from features.tfidf import weigh
 from files.arrays import Numbers, read_arrays
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from terminal.command_line import command_line
+from terminal.escape import printable
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 workers = os.cpu_count() or 1  # processes
@@ -165,7 +166,7 @@ def draw_map(vectors: np.ndarray, file: np.ndarray, path: str, seed: int) -> Non
     colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(files)))
     for name, colour in zip(files, colours, strict=True):
         x, y = place[file == name, :2].T
-        label = name.replace("$", r"\$") if len(files) <= LEGEND else None
+        label = printable(name).replace("$", r"\$") if len(files) <= LEGEND else None
         axes.scatter(x, y, s=12, color=colour, label=label, alpha=0.7, linewidths=0)
     axes.set_axis_off()
     if len(files) <= LEGEND:

@@ -59,6 +59,7 @@ from pairs.merge import merge
 from pairs.text import write_text
 from terminal.arguments import names_of
 from terminal.command_line import command_line
+from terminal.escape import printable
 
 biname = "chroot"  # the program to look for; several: ["chroot", "ls"]; all: "*"
 path = "experiment_data/coreutils/binaries/"  # its builds: path/<build>/<biname>
@@ -191,10 +192,10 @@ def main(
         n_binaries, seconds = len(binaries) + len(refused), time.perf_counter() - began
         report(data, made, total - missing, stale, n_binaries, skipped, seconds)
         for file in without_imports(binaries, outputDir, skipped):
-            name = utils.printable(file)
+            name = printable(file)
             print(f"note: {name} imports nothing; only strings join it with others")
         for number, reason in sorted(failed.items()):
-            print(f"skipped pair {number}: {utils.printable(reason)}", file=sys.stderr)
+            print(f"skipped pair {number}: {printable(reason)}", file=sys.stderr)
         return SKIPPED if skipped or failed else 0
 
 
@@ -229,10 +230,10 @@ def describe_pairs(
             yield PairInfo(
                 format_version=FORMAT_VERSION,
                 pair=next(numbers),
-                program=utils.printable(program),
+                program=printable(program),
                 split=split[program],
                 binaries=[
-                    Build(**{key: utils.printable(value) for key, value in binary.items()})
+                    Build(**{key: printable(value) for key, value in binary.items()})
                     for binary in binaries
                 ],
                 analysis=analysis_settings(),
@@ -391,7 +392,7 @@ def report(data, pairs, kept, stale, binaries, skipped, seconds) -> None:
     if stale:
         print(f"removed {stale} pair folders of an earlier run that this one does not make")
     for file, reason in skipped.items():
-        print(f"skipped {utils.printable(file)}: {utils.printable(reason)}", file=sys.stderr)
+        print(f"skipped {printable(file)}: {printable(reason)}", file=sys.stderr)
     if total["pairs"] < ENOUGH_PAIRS:
         print(
             f"{total['pairs']} pairs make a small corpus; {ENOUGH_PAIRS} or more are better, "

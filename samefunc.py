@@ -34,7 +34,6 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field, PositiveInt
-from tqdm import tqdm
 
 import utils
 from binary.analysis import cache_file, load_analysis
@@ -45,8 +44,10 @@ from binary.symbols import STARTUP, is_symbol
 from binary.tokens import tokenise
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from pairs.folder import analysis_files, find_pairs, read_info
+from terminal import progress
 from terminal.arguments import names_of
 from terminal.command_line import command_line
+from terminal.escape import printable
 
 path = "experiment_data/coreutils/binaries/"  # builds: path/<build>/<program>
 train = ["chroot", "ls"]  # programs of each split
@@ -95,7 +96,8 @@ class Function:
 
     @property
     def origin(self) -> str:
-        return f"{self.program}/{self.build}/{self.symbol or hex(self.address)}"
+        name = self.symbol or hex(self.address)
+        return printable(f"{self.program}/{self.build}/{name}")  # one cell of a TSV
 
 
 def main(
@@ -213,7 +215,7 @@ def twins(
         raise utils.UserError(f"{data} holds no pair to train on; run `python gendata.py` first")
     most = max(1, rows // 2 // len(pairs))  # twins of a pair of binaries
     table = []
-    for info in tqdm(pairs, desc="pairs", unit="pair", disable=None):
+    for info in progress.bar(pairs, desc="pairs", unit="pair"):
         files = analysis_files(info, outputDir)
         first, second = (
             [

@@ -19,10 +19,10 @@ import pydantic
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import checkpoint
 import utils
+from terminal import progress
 
 # TensorBoard imports TensorFlow where it is installed (10 s and many messages), unless this
 # module exists; its own stub writes the same files.
@@ -478,11 +478,10 @@ class Log:
         self.trainer = trainer
         self.logged = trainer.step
         self.writer = SummaryWriter(trainer.save_dir / "runs", purge_step=trainer.step or None)
-        self.bar = tqdm(
+        self.bar = progress.bar(
             total=trainer.cfg.total_steps,
             initial=trainer.step,
             unit="step",
-            disable=None,
         )
         self.since = time.perf_counter()
 
@@ -500,7 +499,7 @@ class Log:
     def measures(self, measures: dict[str, float]) -> None:
         self._write({f"eval/{name}": value for name, value in measures.items()})
         text = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
-        tqdm.write(f"step {self.trainer.step}/{self.trainer.cfg.total_steps}: {text}")
+        progress.write(f"step {self.trainer.step}/{self.trainer.cfg.total_steps}: {text}")
         self.since = time.perf_counter()
 
     def close(self) -> None:

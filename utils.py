@@ -60,18 +60,6 @@ def default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def printable(name: str | os.PathLike[str]) -> str:
-    """Return a file's name as text of one line: what is not printable becomes ``\\n``, ``\\xff``.
-
-    A name may hold any bytes but "/" and NUL, and Python keeps those that are not UTF-8 as lone
-    surrogates, which no UTF-8 file can hold.
-    """
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, a quota, a missing permission while writing ``path`` into a DiskError."""

@@ -44,7 +44,6 @@ import scipy.sparse
 import truth
 from elftools.elf.elffile import ELFFile
 from scipy.optimize import linear_sum_assignment
-from tqdm import tqdm
 from truth import Truth
 
 import utils
@@ -58,6 +57,7 @@ from matching.blocks import match_blocks
 from matching.candidates import Candidates, find_candidates
 from matching.functions import Matches, match_functions
 from matching.model import DEFAULT, Model, read_model
+from terminal import progress
 from terminal.arguments import names_of
 from terminal.command_line import command_line
 
@@ -202,7 +202,7 @@ def read_pairs(
     failed = analyse_all(binaries, str(work / "output"), workers)
     if failed:
         raise utils.UserError(str(failed))
-    builds = {key: Build(binary, work) for key, binary in tqdm(where.items(), disable=None)}
+    builds = {key: Build(binary, work) for key, binary in progress.bar(where.items())}
     return {
         kind: [(builds[a, p], builds[b, p]) for a, b in KINDS[kind] for p in programs]
         for kind in kinds

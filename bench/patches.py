@@ -29,7 +29,6 @@ import numpy as np
 import truth
 from build_coreutils import distribution, open_tarball, private_apt
 from build_packages import download, extract, require_tools
-from tqdm import tqdm
 
 import utils
 from binary.analysis import cache_file, load_analysis
@@ -37,6 +36,7 @@ from binary.cache import analyse_all
 from features.extract import Features, extract_features
 from matching.changes import IDENTICAL, Diff, compare
 from matching.model import DEFAULT, read_model
+from terminal import progress
 from terminal.command_line import command_line
 
 
@@ -148,7 +148,7 @@ def main(
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {release}, -{level}")
     print("functions differ patched first")
     rows = []
-    for step in tqdm(steps, desc="compare", disable=None):
+    for step in progress.bar(steps, desc="compare"):
         pair = copies[step.old], copies[step.new]
         if missing := [str(file) for file in pair if str(file) in failed]:
             print(f"{step.package}: {step.patch} left out: {failed[missing[0]]}")
@@ -212,7 +212,7 @@ def build_series(package: str, source: Path, folder: Path, level: str) -> list[S
     last = program(0)
     series = (tree / "debian/patches/series").read_text().splitlines()
     names = [line.split("#")[0].strip() for line in series]
-    for number, name in enumerate(tqdm(list(filter(None, names)), desc=package, disable=None), 1):
+    for number, name in enumerate(progress.bar(list(filter(None, names)), desc=package), 1):
         text = (tree / "debian/patches" / name).read_text(errors="surrogateescape")
         parts = c_parts(text)
         if not parts:

@@ -14,10 +14,10 @@ from typing import IO, Literal
 
 import numpy as np
 import pydantic
-from tqdm import tqdm
 
 import utils
 from files.arrays import Numbers, check_arrays
+from terminal import progress
 from tokenization import CorpusTokenizer
 from utils import UserError
 
@@ -132,7 +132,7 @@ def _check_ids(
 def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: Path) -> None:
     """Write tokens.bin, sentences.bin and documents.bin into ``folder``, a few lines at a time."""
     n_tokens = n_sentences = 0
-    bar = tqdm(total=data_file.stat().st_size, unit="B", unit_scale=True, disable=None)
+    bar = progress.bar(total=data_file.stat().st_size, unit="B", unit_scale=True)
     with (
         data_file.open("rb") as text,
         (folder / "tokens.bin").open("wb") as tokens,

@@ -27,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 
 import utils
+from terminal.escape import printable
 
 LARGEST = 2**32  # bytes that the arrays of one file may have
 # A file may unpack to this many times its size. Arrays of real binaries are about 6 times as large
@@ -132,7 +133,7 @@ def read_arrays(
             largest = min(LARGEST, max(SMALL, RATIO * os.fstat(file.fileno()).st_size))
             return _joined(_read(archive, dict(_parts(schema)), largest), schema)
         except Exception as error:  # zipfile fails in many ways on broken files
-            reason = utils.printable(str(error))[:200] or type(error).__name__
+            reason = printable(str(error))[:200] or type(error).__name__
             raise utils.UserError(f"the {what} {path} is damaged ({reason}); {remedy}") from error
 
 

@@ -17,10 +17,9 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tqdm import tqdm
-
 import utils
 from jobs.processes import in_processes
+from terminal import progress
 
 try:
     import distributed
@@ -64,7 +63,7 @@ def on_cluster(
         client = distributed.Client(address, timeout=PATIENCE)
     except (OSError, ValueError) as error:
         raise utils.UserError(f"no Dask scheduler answers at --cluster {address}") from error
-    with client, tqdm(total=total, desc=what, unit=" " + what, disable=None) as bar:
+    with client, progress.bar(total=total, desc=what, unit=" " + what) as bar:
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError as error:

@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import psutil
 from pebble import ProcessExpired, ProcessPool
 from pydantic import Field
-from tqdm import tqdm
 
 import utils
+from terminal import progress
 
 TIME_LIMIT = 600.0  # seconds of processor time
 MACHINE = psutil.virtual_memory().total / 2**30  # GiB
@@ -62,7 +62,7 @@ def in_processes(
     with (
         ProcessPool(min(workers, total), **kind) as pool,
         _memory_watched(memory_limit) as too_large,
-        tqdm(total=total, desc=what, unit=" " + what, disable=None) as bar,
+        progress.bar(total=total, desc=what, unit=" " + what) as bar,
     ):
         ended: SimpleQueue = SimpleQueue()
 

@@ -31,7 +31,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import utils
 from binary.analysis import Analysis, analysis_settings, cache_file, load_analysis
@@ -43,6 +42,7 @@ from jobs.processes import LIMITS, MACHINE, TIME_LIMIT, Limit, limited_memory
 from matching.candidates import Candidates, find_candidates, plausible
 from matching.evidence import ROUNDS, Surroundings
 from matching.model import Model, Network, write_model
+from terminal import progress
 from terminal.arguments import names_of
 from terminal.command_line import command_line
 
@@ -173,7 +173,7 @@ def main(
         builds, skipped = find_builds(paths, outputDir, workers, (time_limit, memory_limit))
         codes = {
             program: [extract_features(analysis) for analysis in analyses]
-            for program, analyses in tqdm(builds.items(), desc="features", disable=None)
+            for program, analyses in progress.bar(builds.items(), desc="features")
         }
         known = {program: c for program, c in codes.items() if program not in others}
         if not known:
@@ -212,7 +212,7 @@ def cross_fitted(programs: dict[str, list[Features]], cfg: Config) -> list[Pair]
         # Of one program alone, its encoder must do.
         rest = {p: codes for p, codes in programs.items() if p not in inside} or programs
         fitted = train_encoder(rest, cfg, f"encoder without part {part + 1} of {PARTS}")
-        for program in tqdm(inside, desc="pairs", disable=None):
+        for program in progress.bar(inside, desc="pairs"):
             pairs += pairs_of(program, programs[program], fitted, cfg)
     return pairs
 
@@ -341,7 +341,7 @@ def train_encoder(programs: dict[str, list[Features]], cfg: Config, what: str) -
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, cfg.encoder_lr, total_steps=cfg.encoder_steps
     )
-    for step in tqdm(range(cfg.encoder_steps), desc=what, disable=None):
+    for step in progress.bar(range(cfg.encoder_steps), desc=what):
         first, second, shared = choose_builds(builds, step % 2 == 1, rng)
         shared = rng.permutation(shared)[: cfg.encoder_batch]
         sides = []
@@ -475,7 +475,7 @@ def train_network(
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
     steps = cfg.n_epochs * len(examples)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, total_steps=steps)
-    with tqdm(total=steps, desc=what, disable=None) as bar:
+    with progress.bar(total=steps, desc=what) as bar:
         for _ in range(cfg.n_epochs):
             for i in rng.permutation(len(examples)):
                 x, pair = examples[i]

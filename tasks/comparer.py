@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import models
 import train
 from optim import OneCycleAdamW
 from tasks.task import Examples, Task
+from terminal import progress
 from tokenization import CorpusTokenizer, FullTokenizer
 
 # Windows of max_len tokens each that BERT reads of a text. Words are counted in the whole text.
@@ -295,7 +295,7 @@ class ComparisonTask(Task):
         examples: Examples, tokenizer: CorpusTokenizer | FullTokenizer, max_len: int
     ) -> ComparisonData:
         pairs = zip(examples.text_a, examples.text_b, strict=True)
-        rows = tqdm(pairs, "texts", len(examples.text_a), unit="row", disable=None)
+        rows = progress.bar(pairs, desc="texts", total=len(examples.text_a), unit="row")
         return ComparisonData(rows, examples.label, tokenizer, max_len)
 
     @staticmethod

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import models
 import train
 from optim import optim4GPU
 from tasks.task import Examples, Task
+from terminal import progress
 from tokenization import CorpusTokenizer, FullTokenizer
 
 
@@ -62,7 +62,7 @@ class ClassificationData:
         self.rows = []
         texts_b = examples.text_b or [None] * len(examples.text_a)
         texts = zip(examples.text_a, texts_b, strict=True)
-        for text_a, text_b in tqdm(texts, "texts", len(texts_b), unit="row", disable=None):
+        for text_a, text_b in progress.bar(texts, desc="texts", total=len(texts_b), unit="row"):
             a = encode(text_a)
             if text_b is None:
                 self.rows.append((a[: max_len - 2], None))

@@ -20,6 +20,7 @@ from typing import Any
 
 from terminal import VERSION, progress
 from terminal.arguments import bind, call
+from terminal.escape import escape_output, printable
 from terminal.help import help_text
 from utils import DISK_ERRORS, FULL, STOPPING, UsageError, UserError, default_signals
 
@@ -32,7 +33,7 @@ def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> No
     Arguments are checked against the type hints before anything runs; an integer that the function
     returns is the exit code.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    escape_output()
     threading.excepthook = _report_of_thread
     for number in STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's background jobs have it
@@ -63,7 +64,8 @@ def parse(
         script, words = f"{script} {words[0]}", words[1:]
     asked = words[: words.index("--")] if "--" in words else words
     if "--help" in asked or "-h" in asked:
-        print(help_text(script, function, others), end="")
+        for line in help_text(script, function, others).splitlines():
+            print(line)
         sys.exit(0)
     if "--version" in asked:
         print(script, VERSION)
@@ -100,7 +102,7 @@ def exit_codes() -> Iterator[None]:
 
 
 def _fail(reason: str, code: int) -> None:
-    print(f"error: {reason}", file=sys.stderr)
+    print(f"error: {printable(reason)}", file=sys.stderr)
     sys.exit(code)
 
 

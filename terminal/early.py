@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from terminal import command_line, progress
+from terminal.escape import escape_output
 from terminal.signatures import Names
 
 
@@ -16,6 +17,7 @@ def answer(script: str) -> None:
     script : str
         The script's ``__file__``.
     """
+    escape_output()
     main, commands = Names(Path(script)).functions()
     with command_line.exit_codes():
         function, args, kwargs = command_line.parse(main, commands)

@@ -4,6 +4,7 @@ import ast
 import base64
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import platform
@@ -42,6 +43,7 @@ from matching.exports.scripts import PIE_BASE, naming_script
 from matching.functions import Matches, assign, match_candidates, match_functions
 from matching.model import read_model, write_model
 from matching.page.make import make_page
+from terminal.escape import Escaped
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +204,11 @@ HOSTILE = [
     "<!--<script>",
     "=cmd|' /C calc'!A0",
     '");os.system("',
+    "\x1b[2J\x1b]0;title\x07\r\n=1+1;=2+2",
+    "\u202e\u200b\x9b31m\udcff",
+    "a\n\x85\u2028b",
+    "x;=1+1",
+    "\t@SUM(1)",
 ]
 
 
@@ -254,11 +261,24 @@ def test_naming_scripts_hold_names_as_data(hostile, builds, tool):
 
 def test_no_cell_is_a_formula(hostile):
     codes, found = hostile
-    rows = list(csv.DictReader(as_csv(codes, found).splitlines()))
-    assert len(rows) == len(found.functions)
-    names = {row["old name"] for row in rows}
+    lines = as_csv(codes, found).splitlines()
+    assert len(lines) == len(found.functions) + 1
+    names = {row["old name"] for row in csv.DictReader(lines)}
     assert any("cmd" in name for name in names)
-    assert not any(name.startswith("=") for name in names)
+    for delimiter in ",;\t":
+        for row in csv.reader(lines, delimiter=delimiter):
+            assert not any(re.match(r"[\s\"]*[=+@-]", cell) for cell in row)
+
+
+def test_no_name_acts_in_the_terminal(hostile, monkeypatch):
+    codes, found = hostile
+    monkeypatch.setattr(sys, "stdout", Escaped(io.StringIO(), strict=True))
+    diff.summary(("\x1b[2J\nold", "n\x85ew"), codes, found, 100, 0.1)
+    shown = sys.stdout.raw.getvalue()
+    assert re.sub("[\n\t]", "", shown).isprintable()
+    assert r"\x1b[2J\x1b]0;title\x07\r\n=1+1" in shown
+    changed = sum(row["status"] == CHANGED for row in found.functions)
+    assert shown.count("\n") == 2 + len(STATUS) + 1 + bool(changed) + changed + 1
 
 
 def test_command_line(builds, tmp_path):

@@ -35,6 +35,7 @@ from pairs.folder import is_made, read_info
 from pairs.text import check_instructions, check_word, read_pair
 from tasks.catalogue import Mrpc
 from tasks.task import TASKS
+from terminal.escape import printable
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import UserError
 
@@ -249,7 +250,7 @@ def test_odd_names_of_programs(odd, tmp_path, name):
     assert (code, err) == (0, "")
     assert [file.name for file in (tmp_path / "data").iterdir()] == ["0"]
     pair = json.loads((tmp_path / "data/0/pair.json").read_text())
-    assert pair["program"] == utils.printable(name)
+    assert pair["program"] == printable(name)
     code, _, err = script("dataprocess.py", tmp_path)
     assert (code, err) == (0, "")
 

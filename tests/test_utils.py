@@ -10,8 +10,6 @@ from typing import Annotated
 
 import pydantic
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import utils
 from utils import UserError
@@ -230,15 +228,6 @@ def test_output_into_a_full_file(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: cannot write the output: the disk is full")
     assert done.stderr.count("\n") == 1
-
-
-@given(st.binary(min_size=1, max_size=40))
-def test_printable_names_are_one_line_of_utf8(name):
-    text = utils.printable(os.fsdecode(name))
-    assert text.isprintable()
-    text.encode("utf-8")
-    if name.isascii() and name.decode().isprintable():
-        assert text == name.decode()
 
 
 WRITER = """

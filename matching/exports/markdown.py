@@ -5,6 +5,7 @@ import os
 from features.extract import Features
 from matching.changes import CHANGED, IDENTICAL, STATUS, Diff
 from matching.exports.records import Function, function_matches
+from terminal.escape import markdown_text
 
 TOP = 20  # functions that are listed
 
@@ -24,7 +25,7 @@ def as_markdown(
     paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff, top: int = TOP
 ) -> str:
     """Return a verdict, a table of statuses, and the first ``top`` functions that differ."""
-    old, new = (_code(os.path.basename(path)) for path in paths)
+    old, new = (markdown_text(os.path.basename(path)) for path in paths)
     lines = [f"# {old} → {new}", "", f"**{verdict(diff)}**", ""]
     lines += ["| functions | |", "|---|---:|"]
     for status, name in enumerate(STATUS):
@@ -46,14 +47,4 @@ def as_markdown(
 
 
 def _function(function: Function | None) -> str:
-    return f"{_code(function.name)} `0x{function.address:x}`" if function else ""
-
-
-def _code(text: str) -> str:
-    """Return a text of a binary as a code span of a table's cell, in which nothing is markup.
-
-    A code span ends at as many backticks as it begins with, and a cell at a bar even there.
-    """
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    text = text.replace("|", "\N{BROKEN BAR}").replace("`", "'")
-    return f"`{text}`" if text.strip() else ""
+    return f"{markdown_text(function.name)} `0x{function.address:x}`" if function else ""

@@ -9,6 +9,7 @@ from typing import Any
 from binary.demangle import demangle
 from features.extract import Features
 from matching.changes import STATUS, Diff
+from terminal.escape import csv_cell
 
 FORMAT = 2  # of the JSON; diff.schema.json describes it
 SCHEMA = Path(__file__).resolve().parent / "diff.schema.json"
@@ -154,7 +155,7 @@ def as_json(paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff) -> 
 def as_csv(codes: tuple[Features, ...], diff: Diff) -> str:
     """Return the functions as CSV. No name can become a spreadsheet's formula."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     sides = [f"{side} {what}" for side in ("old", "new") for what in ("address", "name", "blocks")]
     writer.writerow(["status", "score", "differing", "change", "kinds", *sides])
     for match in function_matches(codes, diff):
@@ -164,9 +165,6 @@ def as_csv(codes: tuple[Features, ...], diff: Diff) -> str:
             if function is None:
                 cells += ["", "", ""]
                 continue
-            name = function.name
-            if name.startswith(("=", "+", "-", "@", "\t", "\r")):
-                name = "'" + name
-            cells += [f"0x{function.address:x}", name, function.blocks]
+            cells += [f"0x{function.address:x}", csv_cell(function.name), function.blocks]
         writer.writerow(cells)
     return out.getvalue()

@@ -1,0 +1,182 @@
+"""What is shown cannot act: terminals, spreadsheets, Markdown."""
+
+import csv
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from terminal.escape import Escaped, csv_cell, markdown_text, printable
+
+ROOT = Path(__file__).resolve().parent.parent
+ATTACKS = [
+    "\x1b]0;PWNED\x07\x1b[2J\x1b[31mred",
+    'foo\r=HYPERLINK("http://x","c")',
+    "\u2028\u202ertl\u202c",
+    "\x08\x08\x08spoof",
+    "\x9b31mC1csi",
+    "a\nb\x0b\x0c\x85c",
+    "zero\u200b\u200d\ufeffwidth",
+    "\u2066isolate\u2069\u061c",
+    "hangul\u3164filler\ufe0f\u034f",
+    "tag\U000e0041\U000e0101",
+    "\udcff\udcfe\ud800bad",
+    " =1+1",
+    "\t=1+1",
+    "=cmd|' /C calc'!A0",
+    "x;=1+1",
+    "x;\t\"'@SUM(1)",
+    "y\t=2+2",
+    "＝1+1",  # noqa: RUF001
+    "+1",
+    "-1",
+    "'=1+1",
+    'a\r\n=1+2;"x',
+    "](javascript:x) ![](http://x) <b> @user #1 **x** _y_ ~~z~~",
+    "`code` ``` | cell \\| \\",
+    "",
+    " ",
+]
+texts = st.sampled_from(ATTACKS) | st.text(st.characters() | st.sampled_from("=;\"'`|\\\r\n\t\x1b"))
+DOES_NOTHING = re.compile("[^\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufe0f\u3164\u034f]*")
+
+
+@given(texts)
+def test_printable_is_one_line_that_does_nothing(text):
+    shown = printable(text)
+    assert shown.isprintable()
+    assert DOES_NOTHING.fullmatch(shown)
+    shown.encode("utf-8")
+    if text.isascii() and text.isprintable():
+        assert shown == text
+
+
+@given(st.binary(min_size=1, max_size=40))
+def test_printable_names_of_files(name):
+    text = printable(os.fsdecode(name))
+    assert text.isprintable()
+    text.encode("utf-8")
+    if name.isascii() and name.decode().isprintable():
+        assert text == name.decode()
+
+
+@given(st.lists(texts))
+def test_streams_take_line_ends_from_print_alone(names):
+    out, err = Escaped(io.StringIO(), strict=True), Escaped(io.StringIO(), strict=False)
+    for name in names:
+        print("name", name.strip("\n") or "x", sep="\t", file=out)
+        print(printable(name), file=err)
+        err.writelines([name])
+    lines = out.raw.getvalue().split("\n")
+    assert len(lines) == len(names) + 1
+    assert all(line.replace("\t", "").isprintable() for line in lines)
+    assert re.sub("[\n\t]", "", err.raw.getvalue()).isprintable()
+
+
+@given(st.lists(texts, min_size=1))
+def test_no_spreadsheet_finds_a_formula_or_a_row(names):
+    file = io.StringIO()
+    writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writerows([["changed", csv_cell(name), 1] for name in names])
+    assert len(file.getvalue().splitlines()) == len(names)  # at every character that ends lines
+    for delimiter in ",;\t":
+        for row in csv.reader(file.getvalue().splitlines(), delimiter=delimiter):
+            for cell in row:
+                # What is left of quotes that stand inside of a cell does not hide a formula.
+                assert not re.match(r"[\s\"]*[=+@＝＋－＠-]", cell), (delimiter, row)  # noqa: RUF001
+
+
+@given(texts)
+def test_markdown_shows_just_the_text(text):
+    shown = markdown_text(text)
+    if shown.startswith("`"):
+        assert shown == f"`{text}`"
+        assert not re.search(r"[`|\\\n]", text)
+    else:
+        inside = re.fullmatch("<code>(.*)</code>", shown)[1]
+        plain = re.sub("&#[0-9]+;", "", inside)
+        assert re.fullmatch("[A-Za-z0-9 .,()/$-]*", plain)
+        back = re.sub("&#([0-9]+);", lambda match: chr(int(match[1])), inside)
+        assert back == printable(text)
+
+
+SCRIPT = r"""
+import logging, sys, warnings
+from terminal import progress
+from terminal.command_line import command_line
+from utils import UserError
+
+EVIL = "e\x1b[2J\r\x08\u202e\u200bl"
+
+def main(how: str) -> None:
+    '''Do it.'''
+    if how == "print":
+        print(EVIL, EVIL + "\nerror: spoof")
+    if how == "log":
+        logging.warning(EVIL)
+        warnings.warn(EVIL)
+    if how == "error":
+        raise UserError(EVIL + "\nerror: spoof")
+    if how == "bug":
+        raise ValueError(EVIL)
+    if how == "bar":
+        for _ in progress.bar(range(3), desc=EVIL, unit="x"):
+            progress.write(EVIL)
+
+command_line(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "lines"),
+    [
+        ("print", 0, 1),
+        ("log", 0, None),
+        ("error", 1, 1),
+        ("bug", 1, None),
+    ],
+)
+def test_whatever_is_printed_does_nothing(how, code, lines):
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, how], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
+    assert run.returncode == code
+    shown = run.stdout + run.stderr
+    assert shown.replace("\n", "").isprintable()
+    assert lines is None or shown.count("\n") == lines
+    assert r"e\x1b[2J\r\x08\u202e\u200bl" in shown
+
+
+def in_terminal(*command, **environment):
+    """Run a command whose output is a terminal; return what that receives."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=theirs, stderr=theirs, env=os.environ | environment
+    )
+    os.close(theirs)
+    received = b""
+    try:
+        while part := os.read(ours, 65536):
+            received += part
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    os.close(ours)
+    assert process.wait() == 0
+    return received.decode()
+
+
+def test_progress_bars_do_nothing_else():
+    received = in_terminal(sys.executable, "-c", SCRIPT, "bar")
+    assert "3/3" in received
+    assert received.count(r"e\x1b[2J\r\x08\u202e\u200bl") >= 4
+    left = re.sub("\r|\n|\x1b\\[K|\x1b\\[A", "", received)  # a bar goes back and is written anew
+    assert left.isprintable()
