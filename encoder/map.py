@@ -1,0 +1,52 @@
+"""A picture of an index: its functions in two dimensions, a colour for each binary."""
+
+import os
+
+import numpy as np
+
+import utils
+from encoder.index import Index
+
+LEGEND = 20  # binaries that the legend has room for
+MOST = 5000  # functions that are drawn; of more, as many at random
+
+
+def draw_map(index: Index, path: str, seed: int = 0) -> None:
+    """Draw the functions of an index by PCA and t-SNE.
+
+    Raises
+    ------
+    UserError
+        The file's ending is none of a picture's.
+    """
+    import matplotlib
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rng = np.random.default_rng(seed)
+    drawn = np.sort(rng.permutation(len(index.vector))[:MOST])
+    vectors, binary = index.vector[drawn], index.binary[drawn]
+    place = PCA(min(50, *vectors.shape), random_state=seed).fit_transform(vectors)
+    if len(vectors) > 10:
+        perplexity = min(30, (len(vectors) - 1) / 3)
+        place = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(place)
+    figure, axes = pyplot.subplots(figsize=(12, 10), layout="constrained")
+    files = np.unique(binary)
+    colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(files)))
+    for number, colour in zip(files, colours, strict=True):
+        x, y = place[binary == number, :2].T
+        name = utils.printable(os.path.basename(index.binaries[number].path)).replace("$", r"\$")
+        label = name if len(files) <= LEGEND else None
+        axes.scatter(x, y, s=9, color=colour, label=label, alpha=0.7, linewidths=0)
+    axes.set_axis_off()
+    if len(files) <= LEGEND:
+        figure.legend(loc="outside right upper", fontsize="small")
+    kind = os.path.splitext(path)[1][1:] or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise utils.UserError(f"--plot {path}: no picture ends in .{kind}; use .png, .svg or .pdf")
+    with utils.atomic_file(path, "wb") as out:
+        figure.savefig(out, format=kind, dpi=150)
+    pyplot.close(figure)

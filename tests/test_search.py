@@ -1,0 +1,89 @@
+"""search.py: an index that grows, and the same functions found in it without symbols."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import search
+
+
+def search_py(cwd, *arguments):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "search.py"), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def made(builds, tmp_path_factory):
+    """An index of two builds, made in two runs; the second finds one file that is no binary."""
+    cwd = tmp_path_factory.mktemp("search")
+    first = search_py(cwd, "index", builds / "O1")
+    before = {file: file.read_bytes() for file in (cwd / "index").iterdir()}
+    (cwd / "more").mkdir()
+    (cwd / "more" / "b").write_bytes((builds / "O2" / "shapes").read_bytes())
+    (cwd / "more" / "broken").write_bytes(b"\x7fELF and nothing else")
+    (cwd / "more" / "text").write_text("no binary")
+    second = search_py(cwd, "index", "more", builds / "O1", "--plot", "map.svg")
+    return cwd, first, second, before
+
+
+def test_an_index_grows(made):
+    cwd, first, second, before = made
+    assert first.returncode == 0
+    assert "functions of 1 binaries, 1 of these binaries new" in first.stdout
+    assert second.returncode == 3  # one was skipped
+    assert "functions of 2 binaries, 1 of these binaries new" in second.stdout
+    assert "skipped more/broken: " in second.stdout
+    assert "text" not in second.stdout
+    for file, content in before.items():
+        assert file.read_bytes() == content
+    assert (cwd / "map.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_a_function_finds_itself_in_other_builds(made, builds):
+    cwd, *_ = made
+    stripped = builds / "O1-stripped" / "shapes"
+    done = search_py(cwd, "scan", stripped, "--least", 0.99)
+    assert done.returncode == 0
+    names = {line.split()[2] for line in done.stdout.splitlines()[:-1]}
+    assert {"area", "kind", "copy"} <= names
+    done = search_py(cwd, "query", builds / "O2" / "shapes", "--function", "kind", "--top", 1)
+    assert done.stdout.split()[2] == "kind"
+    assert str(builds / "O1") in done.stdout  # the file's own functions are left out
+    own = search_py(cwd, "query", builds / "O2" / "shapes", "--function", "kind", "--own")
+    assert own.stdout.splitlines()[0].split()[0] == "1.000"
+
+
+def test_mistakes_are_named(made, builds):
+    cwd, *_ = made
+    program = builds / "O1" / "shapes"
+    for arguments, reason in (
+        (["query", program, "--function", "nobody"], "0 functions of"),
+        (["query", program, "--function", "kind", "--index_dir", "none"], "holds no index"),
+        (["index", "nowhere"], "nowhere"),
+        (["scan", "more/text"], "more/text"),
+    ):
+        done = search_py(cwd, *arguments)
+        assert done.returncode in (1, 3)
+        assert reason in done.stdout + done.stderr
+    for arguments in ([], ["index"]):
+        assert search_py(cwd, *arguments).returncode == 2
+
+
+def test_folders_give_their_binaries_only(tmp_path):
+    for name, content in {"a/x": b"\x7fELF..", "a/b/y": b"MZ..", "z": b"\xcf\xfa\xed\xfe"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "a" / "text").write_text("text")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "z")
+    found = list(search.find_binaries((str(tmp_path),)))
+    assert found == [str(tmp_path / name) for name in ("a/b/y", "a/x", "z")]
+    assert list(search.find_binaries((str(tmp_path / "a/text"),))) == [str(tmp_path / "a/text")]
