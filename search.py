@@ -8,30 +8,43 @@ The index grows: each binary has a file of its own in it, named by its content, 
 once. Symbols are shown, and never used to search. No binary is executed.
 """
 
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from pydantic import PositiveInt
 
 import utils
-from jobs.processes import MEMORY_LIMIT, TIME_LIMIT
-from terminal.command_line import PARTLY, command_line
-from utils import UsageError, UserError
+from binary.analysis import load_analysis
+from binary.cache import SKIPPED, analyse_files, reason_of
+from encoder.index import Binary, Index, add, index_file, nearest, read
+from encoder.map import PICTURES, draw_map
+from encoder.table import Encoder
+from features.extract import Features, extract_features, read_binaries
+from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
+from matching.model import read_model
+from terminal.command_line import command_line
 
 index_dir = "index"  # the table of vectors, a file for each binary
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 workers = os.cpu_count() or 1  # processes
 
-# How ELF and Mach-O files begin, of either byte order and of several processors.
-MAGIC = {b"\x7fELF", b"\xca\xfe\xba\xbe"}
-MAGIC |= {b"\xfe\xed\xfa\xce", b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xcf", b"\xcf\xfa\xed\xfe"}
+# How ELF, PE and Mach-O files begin, of either byte order and of several processors.
+MAGIC = (b"\x7fELF", b"MZ", b"\xca\xfe\xba\xbe")
+MAGIC += (b"\xfe\xed\xfa\xce", b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xcf", b"\xcf\xfa\xed\xfe")
 LEAST_BLOCKS = 3  # of a function that scan names: a smaller one looks like too many others
 
 
 def main() -> None:
     """Search many binaries for the functions most like one, or name the functions of a binary."""
-    raise UsageError("say what to do: index, query or scan (python search.py --help)")
+    raise utils.UsageError("say what to do: index, query or scan (python search.py --help)")
 
 
 def index(
@@ -40,10 +53,12 @@ def index(
     plot: str | None = None,
     outputDir: str = outputDir,
     workers: PositiveInt = workers,
-    time_limit: float = TIME_LIMIT,
-    memory_limit: float = MEMORY_LIMIT,
+    time_limit: Limit = TIME_LIMIT,
+    memory_limit: Limit = MEMORY_LIMIT,
 ) -> int:
-    """Add the functions of binaries to the index. Ends with exit code 3 when files were skipped.
+    """Add the functions of binaries to the index.
+
+    Ends with exit code 3 when files were skipped.
 
     Parameters
     ----------
@@ -52,38 +67,53 @@ def index(
     index_dir : str
         The folder that holds the index.
     plot : str
-        Draw a map of all functions of the index here (.png, .svg, .pdf).
+        Draw a map of the functions of the index in two dimensions here (.png, .svg, .pdf).
     outputDir : str
         Where analysed binaries are cached.
     workers : int
         Processes that work at the same time.
     time_limit : float
-        Seconds of CPU that one binary may take.
+        Seconds of processor time that the analysis of one file may take.
     memory_limit : float
-        GiB of memory that it may take.
+        GiB of memory that it may take, and that all the rest may take.
     """
-    from encoder.index import read
-    from encoder.map import draw_map
-
     if not paths:
-        raise UsageError("name binaries or folders: python search.py index DIR...")
-    encoder = default_encoder()
+        raise utils.UsageError("name binaries or folders: python search.py index DIR...")
+    if plot is not None and not plot.endswith(PICTURES):
+        raise utils.UsageError(f"--plot {plot}: use a name that ends in {', '.join(PICTURES)}")
     files = list(find_binaries(paths))
     if not files:
-        raise UserError(f"{', '.join(paths)}: no ELF, PE or Mach-O file is there")
-    limits = (time_limit, memory_limit)
-    added, skipped = add_binaries(files, index_dir, encoder, outputDir, workers, limits)
-    table = read(index_dir, encoder.identity)
+        raise utils.UserError(f"{', '.join(paths)}: no ELF, PE or Mach-O file is there")
+    utils.check_outputs({"plot": plot}, files, {"outputDir": outputDir, "index_dir": index_dir})
+    encoder = read_model().encoder
+    new, skipped = {}, {}
+    for file in files:
+        try:
+            sha256 = utils.sha256_of(file)
+        except utils.UserError as error:
+            skipped[file] = str(error)
+            continue
+        if not index_file(index_dir, sha256).exists():
+            new.setdefault(sha256, file)
+    if new:
+        limits = time_limit, memory_limit
+        analyses, failed = analyse_files(list(new.values()), outputDir, workers, limits)
+        skipped |= failed
+        with limited_memory(memory_limit, f"making vectors of {len(analyses)} binaries"):
+            for sha256, file in new.items():
+                if file in analyses:
+                    add_binary(file, sha256, analyses[file], index_dir, encoder)
+    with limited_memory(memory_limit, f"reading {index_dir}"):
+        table = read(index_dir, encoder.identity)
+        if plot:
+            draw_map(table, plot)
     print(
         f"{index_dir}: {len(table.name):,} functions of {len(table.binaries):,} binaries, "
-        f"{added:,} of these binaries new"
+        f"{sum(file not in skipped for file in new.values()):,} of these binaries new"
     )
-    if plot:
-        draw_map(table, plot)
-        print(plot)
     for file, reason in skipped.items():
-        print(f"skipped {file}: {reason}")
-    return PARTLY if skipped else 0
+        print(f"skipped {utils.printable(reason_of(file, reason))}", file=sys.stderr)
+    return SKIPPED if skipped else 0
 
 
 def query(
@@ -95,8 +125,10 @@ def query(
     same_processor: bool = False,
     own: bool = False,
     outputDir: str = outputDir,
+    time_limit: Limit = TIME_LIMIT,
+    memory_limit: Limit = MEMORY_LIMIT,
 ) -> None:
-    """Print the functions of the index that are most like one.
+    """Print the functions of the index that are most like one: cosine, address, name, file.
 
     Parameters
     ----------
@@ -114,21 +146,25 @@ def query(
         Search the functions of the same file, too.
     outputDir : str
         Where analysed binaries are cached.
+    time_limit : float
+        Seconds of processor time that the analysis of the file may take.
+    memory_limit : float
+        GiB of memory that it may take, and that all the rest may take.
     """
-    from encoder.index import nearest, read
-
-    encoder = default_encoder()
-    table = read(index_dir, encoder.identity)
-    code, sha256 = read_one(binary, outputDir)
+    (code,) = read_binaries((binary,), outputDir, 1, (time_limit, memory_limit))
     asked = find_function(code, binary, function)
-    vector = encoder(code)[0][asked : asked + 1]
-    if not vector.any():
-        raise UserError(f"{binary}: the encoder knows no word of {function}, so nothing is like it")
-    allowed = searched(table, sha256, code.analysis.processor, same_processor, own)
-    found, cosine = nearest(table, vector, top, allowed)
-    for i, similarity in zip(found[0].tolist(), cosine[0].tolist(), strict=True):
-        path = utils.printable(table.binaries[table.binary[i]].path)
-        print(f"{similarity:6.3f}  0x{table.address[i]:x}  {table.name[i]}  {path}")
+    with limited_memory(memory_limit, f"searching {index_dir}"):
+        encoder = read_model().encoder
+        table = read(index_dir, encoder.identity)
+        vector = encoder(code)[0][asked : asked + 1]
+        if not vector.any():
+            raise utils.UserError(
+                f"{binary}: the encoder knows no word of {function}, so it is like nothing"
+            )
+        allowed = searched(table, binary, code, same_processor, own)
+        found, cosine = nearest(table, vector, top, allowed)
+    for match, score in zip(found[0].tolist(), cosine[0].tolist(), strict=True):
+        print(line(table, match, score, int(table.address[match])))
 
 
 def scan(
@@ -139,10 +175,13 @@ def scan(
     same_processor: bool = False,
     own: bool = False,
     outputDir: str = outputDir,
+    time_limit: Limit = TIME_LIMIT,
+    memory_limit: Limit = MEMORY_LIMIT,
 ) -> None:
-    """Print, of each function of a binary, the function of the index that is most like it.
+    """Name the functions of a binary by the most similar ones of the index.
 
-    Functions of fewer than three basic blocks are left out: they look like too many others.
+    Prints cosine, address in the binary, the known function's name and its file. Functions of
+    fewer than three basic blocks are left out: they look like too many others.
 
     Parameters
     ----------
@@ -158,31 +197,24 @@ def scan(
         Search the functions of the same file, too.
     outputDir : str
         Where analysed binaries are cached.
+    time_limit : float
+        Seconds of processor time that the analysis of the file may take.
+    memory_limit : float
+        GiB of memory that it may take, and that all the rest may take.
     """
-    from encoder.index import nearest, read
-
-    encoder = default_encoder()
-    table = read(index_dir, encoder.identity)
-    code, sha256 = read_one(binary, outputDir)
-    vectors, _ = encoder(code)
-    allowed = searched(table, sha256, code.analysis.processor, same_processor, own)
-    found, cosine = nearest(table, vectors, 1, allowed & (table.blocks >= LEAST_BLOCKS))
+    (code,) = read_binaries((binary,), outputDir, 1, (time_limit, memory_limit))
+    with limited_memory(memory_limit, f"searching {index_dir}"):
+        encoder = read_model().encoder
+        table = read(index_dir, encoder.identity)
+        allowed = searched(table, binary, code, same_processor, own)
+        allowed &= table.blocks >= LEAST_BLOCKS
+        found, cosine = nearest(table, encoder(code)[0], 1, allowed)
     named = 0
     for f, (match, score) in enumerate(zip(found, cosine, strict=True)):
-        if not len(match) or score[0] < least or code.sizes[f] < LEAST_BLOCKS:
-            continue
-        named += 1
-        path = utils.printable(table.binaries[table.binary[match[0]]].path)
-        address = code.analysis.function_address[f]
-        print(f"{score[0]:6.3f}  0x{address:x}  {table.name[match[0]]}  {path}")
+        if len(match) and score[0] >= least and code.sizes[f] >= LEAST_BLOCKS:
+            named += 1
+            print(line(table, match[0], score[0], int(code.analysis.function_address[f])))
     print(f"{named:,} of {code.functions:,} functions are like one of the index")
-
-
-def default_encoder():
-    """Return the encoder that comes with this repository."""
-    from matching.model import read_model
-
-    return read_model().encoder
 
 
 def find_binaries(paths: tuple[str, ...]) -> Iterator[str]:
@@ -194,79 +226,57 @@ def find_binaries(paths: tuple[str, ...]) -> Iterator[str]:
         for file in sorted(Path(path).rglob("*")):
             if file.is_file() and not file.is_symlink():
                 with open(file, "rb") as opened:
-                    head = opened.read(4)
-                if head in MAGIC or head[:2] == b"MZ":
-                    yield str(file)
+                    if opened.read(4).startswith(MAGIC):
+                        yield str(file)
 
 
-def add_binaries(files, index_dir, encoder, output_dir, workers, limits):
-    """Add the binaries that the index does not hold; return how many, and why some were skipped."""
-    import numpy as np
-
-    from binary.analysis import cache_file, load_analysis
-    from binary.cache import analyse_all
-    from encoder.index import Binary, add, index_file
-    from features.extract import extract_features
-
-    skipped, binaries = {}, {}
-    for file in files:
-        try:
-            sha256 = utils.sha256_of(file)
-        except UserError as error:
-            skipped[file] = str(error)
-            continue
-        if not index_file(index_dir, sha256).exists():
-            binaries.setdefault(sha256, {"path": file, "sha256": sha256})
-    skipped |= analyse_all(list(binaries.values()), output_dir, workers, limits)
-    added = 0
-    for sha256, about in binaries.items():
-        if about["path"] in skipped:
-            continue
-        code = extract_features(load_analysis(cache_file(output_dir, sha256)))
-        where = Binary(about["path"], sha256, code.analysis.processor)
-        names = code.analysis.function_name[: code.functions]
-        starts = code.analysis.function_address[: code.functions]
-        blocks = np.asarray(code.sizes, np.int32)
-        add(index_dir, encoder.identity, where, starts, names, blocks, encoder(code)[0])
-        added += 1
-    return added, skipped
+def add_binary(file: str, sha256: str, analysis: Path, index_dir: str, encoder: Encoder) -> None:
+    """Write the vectors of one binary's functions."""
+    code = extract_features(load_analysis(analysis))
+    add(
+        index_dir,
+        encoder.identity,
+        Binary(file, sha256, code.analysis.processor),
+        code.analysis.function_address[: code.functions],
+        code.analysis.function_name[: code.functions],
+        np.asarray(code.sizes, np.int32),
+        encoder(code)[0],
+    )
 
 
-def read_one(binary: str, output_dir: str):
-    """Return a binary's features and the SHA-256 of its bytes."""
-    from features.extract import read_binaries
-
-    (code,) = read_binaries((binary,), output_dir, 1)
-    return code, utils.sha256_of(binary)
-
-
-def find_function(code, binary: str, function: str) -> int:
+def find_function(code: Features, binary: str, function: str) -> int:
     """Return the one function that begins at an address, or has a name."""
-    analysis = code.analysis
-    starts = [f"0x{a:x}" for a in analysis.function_address[: code.functions].tolist()]
-    names = analysis.function_name[: code.functions]
+    starts = code.analysis.function_address[: code.functions].tolist()
+    names = code.analysis.function_name[: code.functions]
     found = [
         f
         for f, (start, name) in enumerate(zip(starts, names, strict=True))
-        if function.lower() == start or function == name
+        if function in (name, f"0x{start:x}")
     ]
     if len(found) != 1:
-        raise UserError(
-            f"{len(found)} functions of {binary} begin at {function} or are called so; name one by "
-            "the address that diff.py or gendata.py show shows"
+        raise utils.UserError(
+            f"{len(found)} functions of {binary} begin at {function} or have that name; give the "
+            "address that diff.py shows, such as 0x401230"
         )
     return found[0]
 
 
-def searched(table, sha256: str, processor: str, same_processor: bool, own: bool):
-    """Return which functions of the index are searched, bool (N,)."""
-    import numpy as np
-
+def searched(
+    table: Index, binary: str, code: Features, same_processor: bool, own: bool
+) -> np.ndarray:
+    """Return which functions of the index may be found, bool (N,)."""
+    sha256, processor = utils.sha256_of(binary), code.analysis.processor
     files = [
-        (own or b.sha256 != sha256) and (not same_processor or b.processor == processor)
-        for b in table.binaries
+        (own or known.sha256 != sha256) and (not same_processor or known.processor == processor)
+        for known in table.binaries
     ]
     return np.array(files, bool)[table.binary]
+
+
+def line(table: Index, match: int, score: float, address: int) -> str:
+    """Return what is printed of a function of the index that was found."""
+    path = utils.printable(table.binaries[table.binary[match]].path)
+    return f"{score:6.3f}  0x{address:x}  {table.name[match]}  {path}"
 
 
 if __name__ == "__main__":

@@ -7,18 +7,13 @@ import numpy as np
 import utils
 from encoder.index import Index
 
+PICTURES = (".png", ".svg", ".pdf")
 LEGEND = 20  # binaries that the legend has room for
 MOST = 5000  # functions that are drawn; of more, as many at random
 
 
 def draw_map(index: Index, path: str, seed: int = 0) -> None:
-    """Draw the functions of an index by PCA and t-SNE.
-
-    Raises
-    ------
-    UserError
-        The file's ending is none of a picture's.
-    """
+    """Draw the functions of an index by PCA and t-SNE; ``path`` ends in one of PICTURES."""
     import matplotlib
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -44,9 +39,7 @@ def draw_map(index: Index, path: str, seed: int = 0) -> None:
     axes.set_axis_off()
     if len(files) <= LEGEND:
         figure.legend(loc="outside right upper", fontsize="small")
-    kind = os.path.splitext(path)[1][1:] or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise utils.UserError(f"--plot {path}: no picture ends in .{kind}; use .png, .svg or .pdf")
+    kind = os.path.splitext(path)[1][1:]
     with utils.atomic_file(path, "wb") as out:
         figure.savefig(out, format=kind, dpi=150)
     pyplot.close(figure)
