@@ -31,6 +31,7 @@ from features.extract import Features, extract_features, read_binaries
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from matching.model import read_model
 from terminal.command_line import command_line
+from terminal.escape import printable
 
 index_dir = "index"  # the table of vectors, a file for each binary
 outputDir = "output/"  # analysed binaries, shared with gendata.py
@@ -112,7 +113,7 @@ def index(
         f"{sum(file not in skipped for file in new.values()):,} of these binaries new"
     )
     for file, reason in skipped.items():
-        print(f"skipped {utils.printable(reason_of(file, reason))}", file=sys.stderr)
+        print(f"skipped {printable(reason_of(file, reason))}", file=sys.stderr)
     return SKIPPED if skipped else 0
 
 
@@ -275,7 +276,7 @@ def searched(
 
 def line(table: Index, match: int, score: float, address: int) -> str:
     """Return what is printed of a function of the index that was found."""
-    path = utils.printable(table.binaries[table.binary[match]].path)
+    path = printable(table.binaries[table.binary[match]].path)
     return f"{score:6.3f}  0x{address:x}  {table.name[match]}  {path}"
 
 

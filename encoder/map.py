@@ -6,6 +6,7 @@ import numpy as np
 
 import utils
 from encoder.index import Index
+from terminal.escape import printable
 
 PICTURES = (".png", ".svg", ".pdf")
 LEGEND = 20  # binaries that the legend has room for
@@ -33,7 +34,7 @@ def draw_map(index: Index, path: str, seed: int = 0) -> None:
     colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(files)))
     for number, colour in zip(files, colours, strict=True):
         x, y = place[binary == number, :2].T
-        name = utils.printable(os.path.basename(index.binaries[number].path)).replace("$", r"\$")
+        name = printable(os.path.basename(index.binaries[number].path)).replace("$", r"\$")
         label = name if len(files) <= LEGEND else None
         axes.scatter(x, y, s=9, color=colour, label=label, alpha=0.7, linewidths=0)
     axes.set_axis_off()
