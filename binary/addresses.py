@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from binary.analysis import CALL, STEP_OVER
+from binary.instructions import Instruction
 
 PLACE, PART, NUMBER = range(3)  # an address; a part of one; a number that a pool of constants holds
 IN_MEMORY = 255  # a memory operand that does not show its offset, as it is 0
@@ -132,7 +133,7 @@ class Finder:
         self.mask = (1 << project.arch.bits) - 1
         name = project.arch.name
         self.family = next((f for f in SAVED if name.startswith(f)), name)
-        image = project.loader.main_object
+        image = self.image = project.loader.main_object
         regions = list(image.sections) or list(image.segments)
         mapped = [r for r in regions if r.memsize and getattr(r, "occupies_memory", True)]
         mapped = [r for r in mapped if getattr(r, "type", "") != "SHT_NOTE"]
@@ -167,6 +168,34 @@ class Finder:
         fields["pointers"] = np.array([self.word, big, self.got], np.uint64)
         return fields
 
+    def stubs(self, names: dict[int, str]) -> dict[int, str]:
+        """Return address -> import of stubs that the code calls; names: what the linker fills in.
+
+        For processors whose stubs the loader does not know.
+        """
+        plt = [
+            (s.vaddr, s.vaddr + s.memsize)
+            for s in self.image.sections
+            if s.name.startswith((".plt", ".iplt"))
+        ]
+        called = {value for *_, kind, value in self.found if kind == PLACE}
+        found = {}
+        for address in sorted(called):
+            if not any(start <= address < end for start, end in plt):
+                continue
+            code = self.memory.load(address, 4 * self.word)
+            lines = map(Instruction._make, self.arch.capstone.disasm_lite(code, address))
+            self.lines.append(list(lines))
+            self.address.append(address)
+            noted = len(self.found)
+            if self.lines[-1]:
+                self._run(len(self.lines) - 1, {}, emit=True)
+            for *_, value in self.found[noted:]:
+                if value in names:
+                    found.setdefault(address, names[value])
+            del self.found[noted:], self.lines[-1], self.address[-1]
+        return found
+
     def references(self) -> list[tuple[int, int, int, int, int]]:
         """Return (block, line, which number of the line, PLACE, PART or NUMBER, value), sorted."""
         follows = self.family in SAVED
@@ -189,6 +218,10 @@ class Finder:
         """Whether an address lies in a section of the file, or just behind it."""
         at = int(np.searchsorted(self.starts, address, side="right")) - 1
         return at >= 0 and address <= self.bounds[at][1]
+
+    def is_near(self, address: int) -> bool:
+        """Whether an address lies in the image, or so near that an offset of 16 bits leads there."""
+        return self.starts[0] - 0x8000 <= address <= self.bounds[-1][1] + 0x8000
 
     # ---------------------------------------------------------------- registers through blocks
 
@@ -304,7 +337,8 @@ class Finder:
         """Return what the offset table holds at an address, or the address if it lies elsewhere."""
         if any(start <= address < end for start, end in self.offset_table):
             content = self._word(address)
-            if content and self.is_mapped(content):
+            page = self.family == "MIPS" and content and not content & 0xFFFF
+            if content and (self.is_mapped(content) or (page and self.is_near(content))):
                 return content
         return address
 
@@ -541,7 +575,7 @@ class Finder:
                 if emit:
                     self._note(at, PART, 0, base)
                 result = Value(number, True)
-            elif base.base and self._certain(base) and self.is_mapped(number):
+            elif base.base and self.is_near(base.number) and self.is_mapped(number):
                 result = self._add(*at, base, parsed.numbers[0][1], emit)
             elif base.base:
                 result = Value(number, True, (*base.made_by, at))
@@ -552,11 +586,13 @@ class Finder:
                 made_by = one.made_by + other.made_by
                 self.parts.update(made_by if emit else ())
                 result = Value(number, True, made_by)
+        elif mnemonic in ("addu", "daddu"):
+            result = self._indexed(operands[1:], state)
         elif mnemonic == "move" and operands[1] in state:
             result = state[operands[1]]
         elif memory and memory.base in state:
             base = state[memory.base]
-            if base.base and (self._certain(base) or base.number == self.got):
+            if base.base and (self.is_near(base.number) or base.number == self.got):
                 loaded = self._load(block, line, memory, base, emit)
                 if mnemonic in ("lw", "ld"):
                     result = loaded
@@ -565,13 +601,11 @@ class Finder:
         if result is not None and not READS_FIRST.match(mnemonic):
             state[target] = result
 
-    def _certain(self, base: Value) -> bool:
-        """Whether a base lies in the image at all, so that it is no part of a number."""
-        return (
-            self.is_mapped(base.number)
-            or self.is_mapped(base.number + 0x7FFF)
-            or (self.is_mapped((base.number - 0x8000) & self.mask))
-        )
+    @staticmethod
+    def _indexed(operands: tuple[str, ...], state: dict[str, Value]) -> Value | None:
+        """Return the page that an index is added to: the low bits may follow."""
+        bases = [state[o] for o in operands if o in state and state[o].base]
+        return bases[0] if len(bases) == 1 else None
 
     def _ppc(self, block, line, instruction, parsed, state, emit) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
@@ -594,6 +628,8 @@ class Finder:
                 result = Value(number, True, (*base.made_by, at))
             elif base.base:
                 result = self._add(*at, base, offset, emit)
+        elif mnemonic == "add":
+            result = self._indexed(operands[1:], state)
         elif mnemonic == "mr" and operands[1] in state:
             result = state[operands[1]]
         elif mnemonic == "mflr" and "lr" in state:
@@ -635,6 +671,8 @@ class Finder:
             source = operands[1] if len(operands) == 3 else target
             if source in state and state[source].base:
                 result = self._add(*at, state[source], parsed.numbers[0][1], emit)
+        elif mnemonic == "add":
+            result = self._indexed(operands[-2:], state)
         elif mnemonic == "mv" and operands[1] in state:
             result = state[operands[1]]
         elif mnemonic in ("jalr", "jr") and not memory:

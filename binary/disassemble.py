@@ -279,6 +279,8 @@ def _tidy(project, cfg, path, starts, names) -> Analysis:
     references = np.array(sorted(references), np.uint64).reshape(-1, 2)
     named = sorted(set(references[:, 1].tolist()) & literals.keys())
     pairs = np.array(edges, np.int64).reshape(-1, 3)
+    finder = Finder(project, code, edges)
+    stubs = {node.addr: name for node, name in imports.items()}
     return Analysis(
         address=np.array([node.addr for node in code] + [0] * len(import_name), np.uint64),
         function=np.array(
@@ -314,8 +316,8 @@ def _tidy(project, cfg, path, starts, names) -> Analysis:
         reference_address=references[:, 1],
         literal_address=np.array(named, np.uint64),
         literal=[literals[address] for address in named],
-        **Finder(project, code, edges).fields(),
-        **data_sections(project, {node.addr: name for node, name in imports.items()}),
+        **finder.fields(),
+        **data_sections(project, stubs | finder.stubs(imported)),
         processor_number=np.array(
             [list(ARCHITECTURES).index(processor_of(project.arch))], np.uint8
         ),
