@@ -18,7 +18,9 @@ import numpy as np
 from binary.analysis import CALL, STEP_OVER
 from binary.instructions import Instruction
 
-PLACE, PART, NUMBER = range(3)  # an address; a part of one; a number that a pool of constants holds
+# An address; a part of one; a number from a pool of constants; where the offset table holds an
+# address, which counts then.
+PLACE, PART, NUMBER, SLOT = range(4)
 IN_MEMORY = 255  # a memory operand that does not show its offset, as it is 0
 # A number as capstone writes it, without those in names (x8, st(0)) and scales (rax*8).
 DIGITS = re.compile(r"(?<![\w*$%.])-?(?:0x[0-9a-f]+|\d+)(?![\w.])")
@@ -197,7 +199,7 @@ class Finder:
         return found
 
     def references(self) -> list[tuple[int, int, int, int, int]]:
-        """Return (block, line, which number of the line, PLACE, PART or NUMBER, value), sorted."""
+        """Return (block, line, which number of the line, kind, value), sorted."""
         follows = self.family in SAVED
         states = self._states() if follows else None
         for block in range(len(self.lines)):
@@ -323,7 +325,7 @@ class Finder:
             memory = parsed.memory
             if memory and memory.base in ("rip", "eip"):
                 place = memory.offset + instruction.address + instruction.size
-                self._note((block, line, memory.position), PLACE, self._through(place))
+                self._note_through((block, line, memory.position), place)
             if not self.absolute or mnemonic.split(" ")[-1] in NOT_A_PLACE:
                 return
             for position, (_, value) in enumerate(parsed.numbers):
@@ -331,7 +333,12 @@ class Finder:
                 if not relative and value > 0xFFF and self.is_mapped(value):
                     self._note((block, line, position), PLACE, value)
         elif self.family == "S390X" and mnemonic.endswith("rl") and self.is_mapped(value):
-            self._note((block, line, last), PLACE, self._through(value))
+            self._note_through((block, line, last), value)
+
+    def _note_through(self, at: tuple[int, int, int], address: int, *values: Value) -> None:
+        """Note an access to memory: of what the offset table holds, if it is one to that."""
+        place = self._through(address)
+        self._note(at, PLACE if place == address else SLOT, place, *values)
 
     def _through(self, address: int) -> int:
         """Return what the offset table holds at an address, or the address if it lies elsewhere."""
@@ -368,8 +375,10 @@ class Finder:
         at = block, line, memory.position
         place = self._through(address)
         page = self.family == "MIPS" and place != address and not place & 0xFFFF
-        if emit:
-            self._note(at, PART if page else PLACE, 0 if page else place, base)
+        if emit and page:
+            self._note(at, PART, 0, base)
+        elif emit:
+            self._note_through(at, address, base)
         return Value(place, page, (at,) if page else ()) if place != address else None
 
     def _add(self, block, line, position, base: Value, offset: int, emit: bool) -> Value | None:
@@ -502,7 +511,7 @@ class Finder:
                 if self.is_mapped(address):
                     place = self._through(address) if memory else address
                     if emit:
-                        self._whole(block, line, place, distance)
+                        self._whole(block, line, place, place != address, distance)
                     if not memory or place != address:
                         result = Value(place, not memory)
             elif parsed.numbers and not memory:
@@ -532,14 +541,14 @@ class Finder:
             if not memory.scaled and self.is_mapped(address):
                 place = self._through(address)
                 if emit:
-                    self._whole(block, line, place, base, index)
+                    self._whole(block, line, place, place != address, base, index)
                 result = Value(place, False) if place != address and name == "ldr" else None
         elif name == "add" and len(operands) == 3 and {*operands[1:]} <= state.keys():
             base, index = (state[o] for o in operands[1:])
             address = (base.number + index.number) & self.mask
             if (base.base or index.base) and self.is_mapped(address):
                 if emit:
-                    self._whole(block, line, address, base, index)
+                    self._whole(block, line, address, False, base, index)
                 result = Value(address, False)
         self._kill(state, instruction, parsed)
         for register in ("r0", "r1", "r2", "r3", "ip", "lr") if name in ("bl", "blx") else ():
@@ -552,9 +561,9 @@ class Finder:
         if result is not None:
             state[target] = result
 
-    def _whole(self, block, line, place: int, *values: Value) -> None:
+    def _whole(self, block, line, place: int, slot: bool, *values: Value) -> None:
         """Note that an instruction completes an address without a number of its own."""
-        self._note((block, line, IN_MEMORY), PLACE, place, *values)
+        self._note((block, line, IN_MEMORY), SLOT if slot else PLACE, place, *values)
 
     def _mips(self, block, line, instruction, parsed, state, emit) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory

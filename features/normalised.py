@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from binary.addresses import DIGITS, IN_MEMORY, NUMBER, PART, PLACE
+from binary.addresses import DIGITS, IN_MEMORY, NUMBER, PART, PLACE, SLOT
 from binary.analysis import STEP_OVER, Analysis
 from features.places import DATA, IMPORT, Places
 
@@ -26,7 +26,7 @@ def normal_forms(analysis: Analysis, places: Places) -> list[tuple]:
     columns = analysis.operand_block, analysis.operand_line, analysis.operand_number
     columns += analysis.operand_kind, analysis.operand_value
     for block, line, number, kind, value in zip(*(c.tolist() for c in columns), strict=True):
-        mark = {PLACE: "@", PART: "~", NUMBER: f"={value:#x}"}[kind]
+        mark = {PLACE: "@", SLOT: "@", PART: "~", NUMBER: f"={value:#x}"}[kind]
         marks[block, line].append((number, mark))
     labels = defaultdict(list)
     for block, kind, target in zip(

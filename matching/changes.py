@@ -11,10 +11,13 @@ from matching.blocks import match_blocks
 from matching.functions import Matches, match_functions
 from matching.identical import Outline, identical_pairs
 from matching.judge import Judge
+from matching.kinds import describe_kinds
 from matching.model import Model
+from matching.recompiled import recompiled
 
-STATUS = ("changed", "only in old", "only in new", "identical")
-CHANGED, ONLY_OLD, ONLY_NEW, IDENTICAL = range(4)
+STATUS = ("changed", "only in old", "only in new", "identical", "compiled differently")
+CHANGED, ONLY_OLD, ONLY_NEW, IDENTICAL, RECOMPILED = range(5)
+ORDER = (CHANGED, RECOMPILED, ONLY_OLD, ONLY_NEW, IDENTICAL)  # in the list
 
 
 @dataclasses.dataclass
@@ -25,9 +28,9 @@ class Diff:
     ----------
     functions : list of dict
         ``status`` (index into STATUS), ``sides`` (function of OLD and of NEW, -1 for none),
-        ``score`` 0..1, ``differing``: how many blocks of both have no identical partner, and
-        ``change``: which share of them. Changed functions come first, those with most differing
-        blocks at the top.
+        ``score`` 0..1, ``differing``: how many blocks of both have no identical partner,
+        ``change``: which share of them, ``kinds``: what changed (see `matching.kinds`), and
+        ``rank``: how likely a human changed it. Changed functions come first, by falling rank.
     blocks : Matches
         Code blocks of OLD and NEW.
     same : bool (n,)
@@ -50,7 +53,9 @@ def compare(
     blocks = match_blocks(first, second, functions)
     pairs = np.stack([functions.a, functions.b], 1)
     _, alike = identical_pairs((Outline(first), Outline(second)), pairs)
-    same = Judge((first, second), functions, blocks, alike).same_blocks()
+    judge = Judge((first, second), functions, blocks, alike)
+    same = judge.same_blocks()
+    inside = [set(column[same].tolist()) for column in (blocks.a, blocks.b)]
     function = [code.analysis.function for code in (first, second)]
     sides = function[0][blocks.a[same]].tolist(), function[1][blocks.b[same]].tolist()
     unchanged = Counter(zip(*sides, strict=True))
@@ -59,20 +64,32 @@ def compare(
         pair = int(a), int(b)
         total = len(first.blocks[a]) + len(second.blocks[b])
         differing = total - 2 * unchanged[pair]
-        status = CHANGED if differing else IDENTICAL
-        rows.append(_row(status, pair, float(score), differing, total))
+        row = _row(CHANGED if differing else IDENTICAL, pair, float(score), differing, total)
+        if differing and recompiled(judge, pair, inside):
+            row["status"] = RECOMPILED
+        elif differing:
+            row |= describe_kinds(judge, (first, second), pair, inside)
+        rows.append(row)
     for f in sorted(set(range(first.functions)) - set(functions.a.tolist())):
         rows.append(_row(ONLY_OLD, (f, -1), 0.0, len(first.blocks[f]), len(first.blocks[f])))
     for f in sorted(set(range(second.functions)) - set(functions.b.tolist())):
         rows.append(_row(ONLY_NEW, (-1, f), 0.0, len(second.blocks[f]), len(second.blocks[f])))
-    rows.sort(key=lambda row: (row["status"], -row["differing"], row["sides"]))
+    rows.sort(
+        key=lambda row: (ORDER.index(row["status"]), -row["rank"], -row["differing"], row["sides"])
+    )
     return Diff(rows, blocks, same)
 
 
 def _row(status: int, sides: tuple[int, int], score: float, differing: int, total: int) -> dict:
-    change = round(differing / total, 4)
-    score = round(score, 4)
-    return dict(status=status, sides=sides, score=score, differing=differing, change=change)
+    return {
+        "status": status,
+        "sides": sides,
+        "score": round(score, 4),
+        "differing": differing,
+        "change": round(differing / total, 4),
+        "kinds": [],
+        "rank": 0.0,
+    }
 
 
 def describe(code: Features, f: int) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from features.normalised import numbered
 from features.places import CODE, DATA, IMPORT, INSIDE, TEXT, UNKNOWN
 from matching.candidates import Candidates
 from matching.functions import Matches, assign
+from matching.kinds import forks_of, marks_of
 
 DEPTH = 4  # pointers that are followed from data to data
 SHIFT_BONUS = 0.4  # of a vote: variables that moved as far as most others did are partners
@@ -50,6 +51,11 @@ class Judge:
         self.imports = numbered(*(places.names for places in self.places))
         self.form = numbered(*(code.forms for code in codes))
         self.known: dict[tuple[int, int], bool] = {}
+        self.processor = codes[0].analysis.processor
+        self.marks = [marks_of(code) for code in codes]
+        self.forks = [forks_of(code) for code in codes]
+        self.back = np.full(codes[1].functions, -1)
+        self.back[functions.b] = functions.a
 
     def same_blocks(self) -> np.ndarray:
         """Return which of the matched blocks are the same, bool (n,)."""
@@ -85,6 +91,12 @@ class Judge:
             if len(chosen):
                 agree[chosen] = judge(chosen)
         return agree
+
+    def name_of(self, side: int, f: int) -> tuple[str, int]:
+        """Return the same word for a function and its partner."""
+        if side == 0:
+            return ("function", f) if self.partner[f] >= 0 else ("old", f)
+        return ("function", int(self.back[f])) if self.back[f] >= 0 else ("new", f)
 
     # ------------------------------------------------------------------------------ code
 

@@ -1,0 +1,170 @@
+"""What kind of change a function shows, and how likely a human made it."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from binary.addresses import BRANCH, CALLS, IN_MEMORY, NUMBER, PART, parse
+from binary.analysis import JUMP, STEP_OVER
+from features.extract import FRAME, Features
+from features.normalised import IDLE
+from features.places import CODE, DATA, IMPORT
+
+# What speaks for a human edit, 0..1: a compiler does not add a call or change a text.
+WEIGHTS = {
+    "call added": 0.7,
+    "call removed": 0.6,
+    "call replaced": 0.7,
+    "string changed": 0.7,
+    "constant changed": 0.5,
+    "comparison or branch added": 0.5,
+    "comparison or branch removed": 0.4,
+    "comparison or branch turned": 0.5,
+    "loop added": 0.5,
+    "loop removed": 0.4,
+    "block added": 0.2,
+    "block removed": 0.2,
+    "field offset changed": 0.4,
+    "data changed": 0.4,
+    "instructions changed": 0.0,
+}
+KINDS = tuple(WEIGHTS)
+FRAMES = {base.decode() for base in FRAME} | {"$sp", "$fp", "r1", "s0", "%r15", "%r11", "x29"}
+CHOOSING = ("set", "cmov", "cs", "cinc", "cneg", "it", "movz", "movn", "isel", "loc")
+
+
+class Traits:
+    """What a function's differing blocks do, in words that both binaries have in common."""
+
+    def __init__(self, side: int, code: Features, blocks: list[int], judge) -> None:
+        self.calls: Counter = Counter()
+        self.texts: Counter = Counter()
+        self.data: Counter = Counter()
+        self.numbers: Counter = Counter()
+        self.fields: Counter = Counter()
+        self.conditions: Counter = Counter()
+        analysis, places = code.analysis, code.places
+        function = analysis.function
+        for block in blocks:
+            lines = analysis.instructions[block].decode("ascii", "replace").split("\n")
+            marked = judge.marks[side].get(block, {})
+            forked = block in judge.forks[side]
+            for i, line in enumerate(lines):
+                self._read(line, marked.get(i, {}), forked)
+            for r in range(places.offsets[block], places.offsets[block + 1]):
+                kind, target = int(places.kind[r]), int(places.target[r])
+                if kind == IMPORT:
+                    self.calls["import", places.names[target]] += 1
+                elif kind == CODE and function[target] != function[block]:
+                    self.calls[judge.name_of(side, int(function[target]))] += 1
+                elif kind == DATA and (text := places.text(target)) is not None:
+                    self.texts[text] += 1
+                elif kind == DATA:
+                    self.data[places.content(target)[0][:64]] += 1
+
+    def _read(self, line: str, marks: dict[int, tuple[int, int]], forked: bool) -> None:
+        mnemonic, _, operands = line.partition(" ")
+        if mnemonic in IDLE:
+            return
+        parsed = parse(operands)
+        memory = parsed.memory
+        if BRANCH.match(mnemonic):
+            if forked and not CALLS.match(mnemonic):
+                self.conditions[mnemonic] += 1
+            return
+        if mnemonic.startswith(CHOOSING):
+            self.conditions[mnemonic] += 1
+        for position, (_, value) in enumerate(parsed.numbers):
+            kind, known = marks.get(position, (None, 0))
+            if kind == NUMBER:
+                self.numbers[known] += 1
+            elif kind is not None:
+                continue
+            elif memory and position == memory.position:
+                if memory.base not in FRAMES:
+                    self.fields[value] += 1
+            else:
+                self.numbers[value] += 1
+
+
+def marks_of(code: Features) -> dict[int, dict[int, dict[int, tuple[int, int]]]]:
+    """Return block -> line -> number -> (kind, value) of the operands that are no numbers."""
+    found: dict = {}
+    analysis = code.analysis
+    columns = analysis.operand_block, analysis.operand_line, analysis.operand_number
+    columns += analysis.operand_kind, analysis.operand_value
+    for block, line, number, kind, value in zip(*(c.tolist() for c in columns), strict=True):
+        if number != IN_MEMORY or kind != PART:
+            found.setdefault(block, {}).setdefault(line, {})[number] = kind, value
+    return found
+
+
+def forks_of(code: Features) -> set[int]:
+    """Return the blocks that lead to more than one other."""
+    edges = code.analysis.edges[np.isin(code.analysis.kind, (JUMP, STEP_OVER))]
+    blocks, count = np.unique(edges[:, 0], return_counts=True)
+    return set(blocks[count > 1].tolist())
+
+
+def loops(code: Features, inside: np.ndarray) -> int:
+    """Return how many edges of a function lead back to where it was."""
+    edges = code.analysis.edges[code.analysis.kind == JUMP]
+    within = edges[np.isin(edges, inside).all(1)]
+    return int(np.sum(within[:, 1] <= within[:, 0]))
+
+
+def kinds_of(old: Traits, new: Traits, blocks: tuple[int, int], back: tuple[int, int]) -> list[str]:
+    """Return what differs, words of KINDS.
+
+    Parameters
+    ----------
+    blocks, back : (int, int)
+        How many blocks, and how many edges back, the functions have.
+    """
+    found = set()
+    gone, come = old.calls - new.calls, new.calls - old.calls
+    if gone and come:
+        found.add("call replaced")
+    elif gone or come:
+        found.add("call added" if come else "call removed")
+    if old.texts != new.texts:
+        found.add("string changed")
+    if old.data != new.data:
+        found.add("data changed")
+    if old.numbers != new.numbers:
+        found.add("constant changed")
+    if old.fields != new.fields:
+        found.add("field offset changed")
+    more = sum(new.conditions.values()) - sum(old.conditions.values())
+    if more:
+        found.add(f"comparison or branch {'added' if more > 0 else 'removed'}")
+    elif old.conditions != new.conditions:
+        found.add("comparison or branch turned")
+    for what, (before, after) in (("block", blocks), ("loop", back)):
+        if before != after:
+            found.add(f"{what} {'added' if after > before else 'removed'}")
+    return [kind for kind in KINDS if kind in found] or ["instructions changed"]
+
+
+def rank(kinds: list[str], differing: int) -> float:
+    """Return how likely a human edited the function: higher is likelier.
+
+    The size of the change counts by its logarithm; kinds that a compiler does not bring about by
+    itself count most.
+    """
+    doubt = np.prod([1 - WEIGHTS[kind] for kind in kinds])
+    return round(float(np.log2(1 + differing) * (1.5 - doubt)), 4)
+
+
+def describe_kinds(judge, codes: tuple[Features, Features], pair: tuple[int, int], same) -> dict[str, Any]:
+    """Return ``kinds`` and ``rank`` of a changed pair; same: blocks of both that are the same."""
+    sides, counts, back = [], [], []
+    for side, (code, f) in enumerate(zip(codes, pair, strict=True)):
+        inside = code.blocks[f]
+        differing = [b for b in inside.tolist() if b not in same[side]]
+        sides.append((Traits(side, code, differing, judge), len(differing)))
+        counts.append(len(inside))
+        back.append(loops(code, inside))
+    kinds = kinds_of(sides[0][0], sides[1][0], tuple(counts), tuple(back))
+    return {"kinds": kinds, "rank": rank(kinds, sides[0][1] + sides[1][1])}
