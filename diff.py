@@ -191,13 +191,15 @@ def summary(
     changed = [row for row in diff.functions if row["status"] == CHANGED]
     if changed and top:
         print(
-            "most changed (blocks without an identical partner, their share, score of the match):"
+            "changed most likely by hand first (blocks without an identical partner, their share, "
+            "score of the match, what changed):"
         )
     for row in itertools.islice(changed, top):
         a, b = (describe(c, f) for c, f in zip(codes, row["sides"], strict=True))
         place = f"{a['address']} {a['name']} -> {b['address']} {b['name']}"
         share = max(row["change"], 0.01)
-        print(f"{row['differing']:6,}  {share:4.0%}  {row['score']:.2f}  {place}")
+        kinds = ", ".join(row["kinds"])
+        print(f"{row['differing']:6,}  {share:4.0%}  {row['score']:.2f}  {place}: {kinds}")
     print(f"{seconds:.1f} seconds")
     print(f"verdict: {verdict(diff)}")
 

@@ -222,7 +222,7 @@ class Finder:
         return at >= 0 and address <= self.bounds[at][1]
 
     def is_near(self, address: int) -> bool:
-        """Whether an address lies in the image, or so near that an offset of 16 bits leads there."""
+        """Whether an offset of 16 bits leads from an address into the image."""
         return self.starts[0] - 0x8000 <= address <= self.bounds[-1][1] + 0x8000
 
     # ---------------------------------------------------------------- registers through blocks

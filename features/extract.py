@@ -20,6 +20,7 @@ from binary.cache import analyse_files
 from binary.instructions import literal_words
 from binary.shared_data import Tables, pointer_labels, read_tables, shared_variables
 from features.normalised import normal_forms
+from features.outline import Outline
 from features.places import Places
 from features.tfidf import hashed
 from jobs.processes import LIMITS, limited_memory
@@ -77,6 +78,11 @@ class Features:
     def forms(self) -> list[tuple]:
         """What is left of each block without its addresses, see `normal_forms`."""
         return normal_forms(self.analysis, self.places)
+
+    @functools.cached_property
+    def outline(self) -> Outline:
+        """What the functions are made of, and what they refer to."""
+        return Outline(self)
 
     @functools.cached_property
     def places(self) -> Places:

@@ -9,7 +9,7 @@ import numpy as np
 from features.extract import Features
 from matching.blocks import match_blocks
 from matching.functions import Matches, match_functions
-from matching.identical import Outline, identical_pairs
+from matching.identical import identical_pairs
 from matching.judge import Judge
 from matching.kinds import describe_kinds
 from matching.model import Model
@@ -52,7 +52,7 @@ def compare(
     functions = match_functions(first, second, model, anchors)
     blocks = match_blocks(first, second, functions)
     pairs = np.stack([functions.a, functions.b], 1)
-    _, alike = identical_pairs((Outline(first), Outline(second)), pairs)
+    _, alike = identical_pairs((first.outline, second.outline), pairs)
     judge = Judge((first, second), functions, blocks, alike)
     same = judge.same_blocks()
     inside = [set(column[same].tolist()) for column in (blocks.a, blocks.b)]
@@ -68,7 +68,7 @@ def compare(
         if differing and recompiled(judge, pair, inside):
             row["status"] = RECOMPILED
         elif differing:
-            row |= describe_kinds(judge, (first, second), pair, inside)
+            row |= describe_kinds(judge, pair, inside)
         rows.append(row)
     for f in sorted(set(range(first.functions)) - set(functions.a.tolist())):
         rows.append(_row(ONLY_OLD, (f, -1), 0.0, len(first.blocks[f]), len(first.blocks[f])))

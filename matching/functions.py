@@ -10,7 +10,7 @@ from features.extract import Features
 from matching.anchors import anchored_pairs, with_anchors
 from matching.candidates import Candidates, find_candidates, plausible, softmax_both_ways
 from matching.evidence import ROUNDS, Surroundings
-from matching.identical import Outline, identical_pairs
+from matching.identical import identical_pairs
 from matching.model import Model
 
 FUNCTION_THRESHOLD = 0.3
@@ -43,7 +43,7 @@ def match_functions(
     threshold : float
         Pairs with a lower score are not matched.
     """
-    outlines = Outline(first), Outline(second)
+    outlines = first.outline, second.outline
     none = np.zeros((0, 2), np.int64)
     known, _ = identical_pairs(outlines, none if anchors is None else anchors)
     candidates = find_candidates(first, second, model.encoder, known)

@@ -7,7 +7,7 @@ import numpy as np
 
 from binary.addresses import BRANCH, CALLS, IN_MEMORY, NUMBER, PART, parse
 from binary.analysis import JUMP, STEP_OVER
-from features.extract import FRAME, Features
+from features.extract import Features
 from features.normalised import IDLE
 from features.places import CODE, DATA, IMPORT
 
@@ -30,7 +30,6 @@ WEIGHTS = {
     "instructions changed": 0.0,
 }
 KINDS = tuple(WEIGHTS)
-FRAMES = {base.decode() for base in FRAME} | {"$sp", "$fp", "r1", "s0", "%r15", "%r11", "x29"}
 CHOOSING = ("set", "cmov", "cs", "cinc", "cneg", "it", "movz", "movn", "isel", "loc")
 
 
@@ -45,6 +44,7 @@ class Traits:
         self.fields: Counter = Counter()
         self.conditions: Counter = Counter()
         analysis, places = code.analysis, code.places
+        self.frame = {register.decode() for register in analysis.architecture.frame}
         function = analysis.function
         for block in blocks:
             lines = analysis.instructions[block].decode("ascii", "replace").split("\n")
@@ -82,7 +82,7 @@ class Traits:
             elif kind is not None:
                 continue
             elif memory and position == memory.position:
-                if memory.base not in FRAMES:
+                if memory.base not in self.frame:
                     self.fields[value] += 1
             else:
                 self.numbers[value] += 1
@@ -157,10 +157,10 @@ def rank(kinds: list[str], differing: int) -> float:
     return round(float(np.log2(1 + differing) * (1.5 - doubt)), 4)
 
 
-def describe_kinds(judge, codes: tuple[Features, Features], pair: tuple[int, int], same) -> dict[str, Any]:
+def describe_kinds(judge, pair: tuple[int, int], same: list[set[int]]) -> dict[str, Any]:
     """Return ``kinds`` and ``rank`` of a changed pair; same: blocks of both that are the same."""
     sides, counts, back = [], [], []
-    for side, (code, f) in enumerate(zip(codes, pair, strict=True)):
+    for side, (code, f) in enumerate(zip(judge.codes, pair, strict=True)):
         inside = code.blocks[f]
         differing = [b for b in inside.tolist() if b not in same[side]]
         sides.append((Traits(side, code, differing, judge), len(differing)))

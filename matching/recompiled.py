@@ -14,27 +14,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from binary.addresses import BRANCH, CALLS, IN_MEMORY, PART, PLACE, SLOT, parse
+from binary.addresses import BRANCH, CALLS, PART, PLACE, SLOT, parse
 from binary.analysis import CALL as CALL_EDGE
 from features.normalised import IDLE, normal_line
 
 WORD = re.compile(r"[$%]?\b[a-z][a-z]*\d*[a-z]*\b")
-NO_REGISTERS = set("ptr byte word dword qword xmmword ymmword xword lsl lsr asr ror sxtw uxtw".split())
-NO_REGISTERS |= set("sxtx uxtb uxth sxtb sxth eq ne lt gt le ge hi lo hs ls mi pl cs ds es".split())
+NO_REGISTERS = {"ptr", "byte", "word", "dword", "qword", "xmmword", "ymmword", "xword", "ds", "es"}
+NO_REGISTERS |= {"lsl", "lsr", "asr", "ror", "sxtw", "uxtw", "sxtx", "uxtb", "uxth", "sxtb", "sxth"}
+NO_REGISTERS |= {"eq", "ne", "lt", "gt", "le", "ge", "hi", "lo", "hs", "ls", "mi", "pl", "cs"}
 COPIES = {"mov", "move", "mv", "c.mv", "mr", "lgr", "fmov", "movaps", "cpy"}
-ADDRESSES = ("lea", "adr", "la", "add", "addi", "addiu", "daddiu", "c.addi", "larl", "mov", "movabs")
+ADDRESSES = ("lea", "adr", "la", "add", "daddi", "c.addi", "mov")  # how their mnemonics begin
 JUMPS = {"jmp", "j", "b", "b.w", "c.j", "jg", "jr", "jalr"}
 # What writes its first operand and does not read it.
-X86_WRITES = re.compile(r"(mov|movabs|movzx|movsx|movsxd|lea|pop|cvt\w+|movd|movq|movs[sd]|movaps)$")
+X86_WRITES = re.compile(r"(mov|movabs|mov[sz]xd?|lea|pop|cvt\w+|mov[dq]|movs[sd]|movaps)$")
 A64_KEEPS = re.compile(r"(movk|bfi|bfxil|bfm|ins|fmla|fmls|mla|mls|tbx|sli|sri|st\w+)")
-LOW = {"8": "r8", "9": "r9"}
 ABI = {  # processor -> registers of arguments, of the result, and those that calls keep
-    "AMD64": (
+    "x86_64": (
         {"rdi", "rsi", "rdx", "rcx", "r8", "r9"},
         {"rax"},
         {"rbx", "rbp", "rsp", "r12", "r13", "r14", "r15"},
     ),
-    "AARCH64": (
+    "aarch64": (
         {f"x{i}" for i in range(9)},
         {"x0"},
         {f"x{i}" for i in range(19, 30)} | {"sp"},
@@ -164,12 +164,12 @@ def _read(processor: str, line: str, marks: tuple, slot: bool) -> tuple:
     if mnemonic in COPIES and plain and not parsed.numbers:
         return "copy", registers, "copy", True
     writes = False
-    if processor == "AMD64":
+    if processor == "x86_64":
         writes = bool(X86_WRITES.match(mnemonic)) and "[" not in first
-        writes = writes and len(first) > 2 or (writes and first in ("r8", "r9"))
+        writes = writes and (len(first) > 2 or first in ("r8", "r9"))  # not parts of registers
         if mnemonic in ("xor", "pxor") and len(set(registers)) == 1 and "[" not in text:
             return f"{mnemonic} zero", registers[:1], "other", True
-    elif processor == "AARCH64":
+    elif processor == "aarch64":
         writes = not A64_KEEPS.match(mnemonic) and not mnemonic.startswith(("cmp", "cmn", "tst"))
         writes = writes and not BRANCH.match(mnemonic) and not mnemonic.startswith("ldp")
     return f"{mnemonic} {WORD.sub(_dot, text)}", registers, "other", writes
@@ -181,9 +181,9 @@ def _dot(found: re.Match) -> str:
 
 def _whole(processor: str, register: str) -> str:
     """Return the name of the register that this one is a part of."""
-    if processor == "AARCH64":
+    if processor == "aarch64":
         return "x" + register[1:] if re.fullmatch(r"w\d+", register) else register
-    if processor != "AMD64":
+    if processor != "x86_64":
         return register
     if found := re.fullmatch(r"(r\d+)[dwb]", register):
         return found[1]
@@ -260,9 +260,12 @@ class _Follow:
             return False
         if len(old.references) != len(new.references):
             return False
-        if old.references and not self.judge.same_references(
-            np.array(old.references), np.array(new.references)
-        ).all():
+        if (
+            old.references
+            and not self.judge.same_references(
+                np.array(old.references), np.array(new.references)
+            ).all()
+        ):
             return False
         pairs = list(zip(old.registers, new.registers, strict=True))
         if self.abi is None:  # registers are followed on some processors only

@@ -36,11 +36,12 @@ from features.tfidf import hashed, weigh
 from matching.anchors import read_anchors
 from matching.blocks import IDENTICAL_SIZE, _depths, _match, _within, match_blocks
 from matching.candidates import EVIDENCE, INLINED, MEASURES, OWN, SAME, Candidates, find_candidates
-from matching.changes import CHANGED, IDENTICAL, STATUS, compare
+from matching.changes import CHANGED, IDENTICAL, ORDER, STATUS, compare
 from matching.evidence import Surroundings
 from matching.exports.records import as_csv
 from matching.exports.scripts import PIE_BASE, naming_script
 from matching.functions import Matches, assign, match_candidates, match_functions
+from matching.kinds import KINDS
 from matching.model import read_model, write_model
 from matching.page.make import make_page
 from terminal.escape import Escaped
@@ -102,7 +103,7 @@ def test_the_patched_function_is_the_changed_one(codes, patched, model):
     assert 0 < rows[0]["change"] < 1
 
 
-def test_the_most_differing_blocks_come_first(codes, model):
+def test_the_likeliest_edits_come_first(codes, model):
     first, second = codes["O0"], codes["O2"]
     found = compare(first, second, model)
     function = first.analysis.function, second.analysis.function
@@ -114,7 +115,9 @@ def test_the_most_differing_blocks_come_first(codes, model):
         inside = sum(function[0][x] == a and function[1][y] == b for x, y in same)
         assert row["differing"] == total - 2 * inside
         assert row["change"] == pytest.approx(row["differing"] / total, abs=1e-4)
-        order.append((row["status"], -row["differing"]))
+        order.append((ORDER.index(row["status"]), -row["rank"]))
+        assert bool(row["kinds"]) == (row["status"] == CHANGED)
+        assert set(row["kinds"]) <= set(KINDS)
     assert order == sorted(order)
     assert len({row["status"] for row in found.functions}) > 1
 
