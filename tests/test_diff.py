@@ -4,6 +4,7 @@ import ast
 import base64
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -29,6 +30,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 
 import diff
 from binary.addresses import IN_MEMORY
+from binary.architectures import ARCHITECTURES
 from binary.disassemble import analyse
 from features.extract import _read_instruction, extract_features
 from features.normalised import normal_line
@@ -535,7 +537,7 @@ def test_landing_pads_leave_functions_identical(tmp_path, model):
 
 
 def test_words_say_what_classes_drop():
-    line = _read_instruction
+    line = functools.partial(_read_instruction, ARCHITECTURES["x86_64"])
     assert line(b"cmp dword ptr [rbx + 0x38], 0x2f") == ("cmp", "cmp mn", ["+0x38"], [0x2F])
     assert line(b"mov eax, dword ptr [rbp - 0x14]") == ("mov", "mov rm", [], [])
     assert line(b"lea rax, [rdi + rcx*4 + 8]")[2] == ["+8"]
