@@ -6,8 +6,8 @@ Reads the pair folders of gendata.py in numeric order, and the analysed binaries
 in parallel, a few at a time, so that memory does not grow with the corpus. Writes three files that
 take their names together:
 
-- data/corpus.txt: one sentence per line, tokens separated by one blank; a blank line ends a
-  document. A document that stood in the corpus before is left out.
+- data/corpus.txt: one sentence per line, a tab between instructions, a blank between the tokens of
+  one; an empty line ends a document. A document that stood in the corpus before is left out.
 - vocab/vocab.txt: [PAD] [UNK] [CLS] [SEP] [MASK], the corpus's tokens by falling frequency (ties by
   code point), then every character of theirs, at the start of a word and inside it (``##c``);
   `vocab_size` lines at most. So every token is whole, except the rarest where they are too many:

@@ -216,7 +216,7 @@ def test_names_and_contents_get_no_meaning_in_corpus_and_vocabulary(odd):
     assert not [word for word in words if not re.fullmatch(r"(##)?[A-Za-z0-9_.@$?-]+", word)]
     assert {"mask", "third", "pieces", "_MASK__", "puts"} <= set(words)
     text = (cwd / "data/corpus.txt").read_text()
-    assert {word for line in text.splitlines() for word in line.split(" ")} - {""} <= set(words)
+    assert set(re.split("[ \t\n]", text)) - {""} <= set(words)
     about = json.loads((cwd / "data/corpus.json").read_text())
     assert text.count("\n\n") == about["documents"]
     assert len(re.findall(r"^.+$", text, re.M)) == about["sentences"]
