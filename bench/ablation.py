@@ -1,6 +1,7 @@
 """What each part of diff.py is worth: the networks are trained and measured without it.
 
     python bench/ablation.py --train DIR2,DIR3 --path DIR --programs sort,cp
+    python bench/ablation.py blocks --path DIR --programs sort,cp     # of the matching of blocks
 
 The encoders and the candidates stay those of `matching/train.py`; of the measures of a pair of
 functions, or of what its surroundings say, some are set to zero, in the training and in what is
@@ -11,13 +12,17 @@ of a function's words without weighing them by how rare they are. All is measure
 `--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of both
 functions' mean hidden states in a BERT that `pretrain.py` trained, whitened by the mean and
 covariance of the training programs' functions.
+
+`blocks` matches functions once, by the model; then their blocks, with one part left out in each
+row, and prints F1 over blocks.
 """
 
 import dataclasses
 import datetime
 import os
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -34,10 +39,12 @@ import utils
 from binary.tokens import tokenise
 from encoder.table import Encoder, choose_words
 from features.extract import Features, extract_features
+from matching import blocks as matching_blocks
+from matching.blocks import match_blocks
 from matching.candidates import INLINED, MEASURES, OF_ENCODER, SAME, Candidates, find_candidates
 from matching.evidence import ROUNDS, Surroundings
-from matching.functions import match_candidates
-from matching.model import Model
+from matching.functions import match_candidates, match_functions
+from matching.model import DEFAULT, Model, read_model
 from matching.train import Config, Pair, cross_fitted, find_builds, train_encoder, train_model
 from tasks.comparer import ComparisonData
 from terminal.arguments import names_of
@@ -69,6 +76,18 @@ LEFT_OUT = {
 NOT_HEARD = {"no shared variables": [*range(-11, -8)], "no tables of pointers": [*range(-6, 0)]}
 UNWEIGHED = "the encoder's words not weighed"
 QUARTERS = {"networks a quarter as wide": "hidden", "trained a quarter as long": "n_epochs"}
+NEVER = 2.0  # no score is as high
+# Row -> what the constants of matching/blocks.py are in it.
+BLOCK_ROWS = {
+    "all": {},
+    "no surroundings": {"NEIGHBOURS": 0.0},
+    "three rounds": {"BLOCK_ROUNDS": 3},
+    "no calls of matched functions": {"CALL_WEIGHT": 0.0},
+    "no place": {"PLACE": 0.0},
+    "no depths": {"DEPTH": 0.0},
+    "no same code": {"SAME": 0.0},
+    "nothing that was inlined": {"INLINED_THRESHOLD": NEVER},
+}
 
 
 def main(
@@ -306,5 +325,61 @@ def show(
     print(f"{row:60}", *(f"{x:.3f}" for x in (*recall, *f1)), flush=True)
 
 
+def blocks(
+    path: str = "experiment_data/coreutils/binaries/",
+    programs: bench.Names = ("sort", "cp"),
+    kinds: bench.Names = tuple(bench.LEVELS_AND_VERSIONS),
+    model_file: str = str(DEFAULT),
+    work: str = "out-diff",
+    workers: int = 2,
+) -> None:
+    """Print what each part of the matching of blocks is worth.
+
+    Parameters
+    ----------
+    path : str
+        Builds, DIR/<build>/<program>.
+    programs : str or list of str
+        What is measured.
+    kinds : str or list of str
+        Kinds of pairs, of bench/accuracy.py's.
+    model_file : str
+        What matching/train.py wrote.
+    work : str
+        Where stripped copies and analyses are kept.
+    workers : int
+        Processes that analyse.
+    """
+    programs, kinds = (names_of(x) for x in (programs, kinds))
+    model = read_model(model_file)
+    pairs = []
+    for kind, builds in bench.read_pairs(Path(path), programs, kinds, Path(work), workers).items():
+        for first, second in builds:
+            matched = match_functions(first.code, second.code, model)
+            lines = bench.source_lines(first, second)
+            pairs.append((kind, first.code, second.code, matched, lines))
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}; F1 over blocks")
+    print(f"{'':30} {', '.join(kinds)}")
+    for row, changes in BLOCK_ROWS.items():
+        counts = {kind: np.zeros(3) for kind in kinds}
+        with changed(changes):
+            for kind, first, second, matched, lines in pairs:
+                found = match_blocks(first, second, matched)
+                counts[kind] += bench.judge_blocks(found, *lines)
+        cells = [2 * right / max(said + true, 1) for right, said, true in counts.values()]
+        print(f"{row:30} {' '.join(f'{cell:.3f}' for cell in cells)}", flush=True)
+
+
+@contextmanager
+def changed(constants: dict[str, float]) -> Iterator[None]:
+    """Let matching/blocks.py have other constants inside the block."""
+    before = {name: getattr(matching_blocks, name) for name in constants}
+    try:
+        vars(matching_blocks).update(constants)
+        yield
+    finally:
+        vars(matching_blocks).update(before)
+
+
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, blocks=blocks)

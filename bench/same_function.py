@@ -24,19 +24,28 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import scipy.sparse
 import torch
-from bags import VECTORIZERS, Bags, read
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import MaxAbsScaler
 
 import classify
 import utils
 from tasks.catalogue import Samefunc
+from tasks.tables import read_examples
 from tasks.task import Examples
 from terminal.arguments import names_of
 from terminal.command_line import command_line
 
 REGULARISATION = (0.01, 0.1, 1.0)  # scikit-learn's C
 EXAMPLES = 4000  # that a fine-tuning reads at least: few pairs several times
+# Strings and names of imports are words too; what occurs in fewer than 5 functions is left out.
+WORDS = {"token_pattern": r"(?u)\S+", "lowercase": False, "min_df": 5}
+VECTORIZERS = {
+    "bag of tokens": lambda: CountVectorizer(**WORDS),
+    "TF-IDF": lambda: TfidfVectorizer(**WORDS, sublinear_tf=True),
+}
 
 
 def main(
@@ -97,7 +106,7 @@ def main(
         train_file = first_pairs(folder, n)
         files = {"train": train_file, "dev": folder / "pairs/dev.tsv"}
         files["test"] = folder / "pairs/test.tsv"
-        pairs = {split: read(file) for split, file in files.items()}
+        pairs = {s: read_examples(Samefunc, file, labelled=True) for s, file in files.items()}
         for kind in VECTORIZERS:
             table[f"{n:,}: logistic regression, {kind}"] = linear(kind, pairs)
         for name, start in (
@@ -211,6 +220,33 @@ def measures(
         shares = alone.predict_proba(cosine)
         found["vectors alone"][split] = classify.measure(shares, data.label)
     return found
+
+
+class Bags:
+    """Features of pairs of texts: how alike they are, their sizes, each word's count and match.
+
+    Parameters
+    ----------
+    kind : {"bag of tokens", "TF-IDF"}
+    train : tasks.task.Examples
+        What words and scales are taken from.
+    """
+
+    def __init__(self, kind: str, train: Examples) -> None:
+        self.words = VECTORIZERS[kind]().fit(train.text_a + train.text_b)
+        self.scaler = MaxAbsScaler().fit(self.raw(train))
+
+    def features(self, examples: Examples) -> scipy.sparse.csr_matrix:
+        """Return features of the pairs, scaled to -1..1: (N, 4 + 2 words)."""
+        return self.scaler.transform(self.raw(examples)).tocsr()
+
+    def raw(self, examples: Examples) -> scipy.sparse.csr_matrix:
+        a, b = (self.words.transform(texts) for texts in (examples.text_a, examples.text_b))
+        norms = [np.sqrt(x.multiply(x).sum(1)) for x in (a, b)]
+        cosine = np.asarray(a.multiply(b).sum(1)) / np.maximum(np.multiply(*norms), 1e-9)
+        sums = [np.log1p(x.sum(1)) for x in (a, b)]
+        parts = [cosine, *sums, abs(sums[0] - sums[1]), abs(a - b), a.minimum(b)]
+        return scipy.sparse.hstack(parts).tocsr()
 
 
 def linear(kind: str, pairs: dict[str, Examples]) -> list[dict]:

@@ -3,6 +3,7 @@
     python bench/speed_training.py                          # bert_tiny, three dropouts: 3 minutes
     python bench/speed_training.py --model_cfg config/bert_base.json --batch_size 8 --steps 3 \\
         --own_dropout True --together False           # 6 minutes
+    python bench/speed_training.py optimizer          # BertAdam beside torch's AdamW(fused=True)
 
 A peer is left out where it is not installed, bfloat16 where the processor does not multiply it.
 Each runs in a process of its own; all take one step in turn, so that what else the machine does
@@ -15,7 +16,6 @@ products of two large matrices, measured too.
 import datetime
 import importlib.util
 import multiprocessing
-import os
 import platform
 import statistics
 import sys
@@ -39,6 +39,7 @@ import utils
 from terminal.command_line import command_line
 
 Batch = dict[str, torch.Tensor]
+BERT_BASE = "config/bert_base.json"
 DROPOUTS = ((0.1, 0.1), (0.0, 0.1), (0.0, 0.0))  # of attention weights, of hidden states
 
 
@@ -320,6 +321,57 @@ def product_flops(device: torch.device, size: int = 8192) -> float:
     return 2 * size**3 / statistics.median(seconds[3:])
 
 
+def milliseconds(step: Callable[[], object], device: torch.device) -> float:
+    """Time one call, until the device is done with it."""
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1000 * (time.perf_counter() - start)
+
+
+def optimizer(rounds: int = 15) -> None:
+    """Print the median time of one step of BertAdam and of AdamW(fused=True) on BERT-base.
+
+    Both step in turn, so that what else runs on the machine slows both alike.
+
+    Parameters
+    ----------
+    rounds : int
+        Number of timed steps of each optimizer.
+    """
+    device = utils.get_device()
+    cfg = models.Config.from_json(BERT_BASE).with_vocab_size(
+        30522,  # Google's bert-base-uncased
+        BERT_BASE,
+        "bench/speed_training.py",
+    )
+    with device:
+        params = [torch.nn.Parameter(p) for p in models.BertModel4Pretrain(cfg).parameters()]
+        for p in params:
+            p.grad = torch.randn_like(p)
+    steps = {
+        "AdamW(fused=True)": torch.optim.AdamW(params, lr=1e-4, fused=True).step,
+        "BertAdam": optim.BertAdam(params, lr=1e-4, warmup=0.1, t_total=1000).step,
+    }
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds + 1):
+        for p in params:
+            p.grad.normal_()  # longer than max_grad_norm, so that there is something to clip
+        for name, step in steps.items():
+            times[name].append(milliseconds(step, device))
+    medians = {name: statistics.median(spent[1:]) for name, spent in times.items()}  # 0: warm-up
+
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    print(
+        f"{datetime.date.today()}, {where}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, {sum(p.numel() for p in params) / 1e6:.0f} M parameters, "
+        f"median of {rounds} steps"
+    )
+    for name, spent in medians.items():
+        print(f"{name:18} {spent:8.2f} ms")
+    print(f"ratio              {medians['BertAdam'] / medians['AdamW(fused=True)']:8.2f}")
+
+
 if __name__ == "__main__":
-    os.chdir(Path(__file__).resolve().parent.parent)
-    command_line(main)
+    command_line(main, optimizer=optimizer)

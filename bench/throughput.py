@@ -1,14 +1,27 @@
-"""What gendata.py costs: all pairs of a program's builds, cold and warm, against angr alone.
+"""What the way to a trained model costs: time, memory, disk.
 
-    python bench/throughput.py --path DIR --biname chroot --workers 2
-    python bench/throughput.py --path DIR --biname '*' --runs 1
+    python bench/throughput.py --path DIR --biname chroot --workers 2     # gendata.py against angr
+    python bench/throughput.py pairs --path DIR --times 1,10,100          # more and more pairs
+    python bench/throughput.py input                                      # does it feed the model?
 
-Cold: nothing cached. Warm: analyses cached, data/ deleted, every pair written anew. "angr alone"
-is one CFGFast of each distinct binary, one after the other, divided by the workers; "at once" is
-the same in so many processes at once, each slower where they share caches and memory. angr's
-import, which takes seconds, counts in the cold run only. All take turns, for machines that are
-shared become quicker and slower; medians are printed. "Each pair anew" is what analysing both
-binaries again for every pair would cost in one process, as DeepBinDiff's scripts do.
+*gendata.py against angr.* Cold: nothing cached. Warm: analyses cached, data/ deleted, every pair
+written anew. "angr alone" is one CFGFast of each distinct binary, one after the other, divided by
+the workers; "at once" is the same in so many processes at once, each slower where they share caches
+and memory. angr's import, which takes seconds, counts in the cold run only. All take turns, for
+machines that are shared become quicker and slower; medians are printed. "Each pair anew" is what
+analysing both binaries again for every pair would cost in one process, as DeepBinDiff's scripts do.
+
+*Pairs.* A program's builds are copied under other names, as programs of their own. Each copy has a
+few bytes more at its end, so its walks are others; its analysis is the original's, for the code is
+the same, and stands in the cache already. So this measures pairs, not angr. CPU seconds are those
+of all processes; memory is the most that the first process, and the largest of its workers, held
+(VmHWM). "Tokens/s a core" is tokens of all walks per CPU second of pairing, walking, writing and,
+in dataprocess.py, writing the corpus.
+
+*Input.* Generates a corpus of 2 GB (in a temporary folder, which needs 4 GB), tokenises it, draws
+and masks batches on one core, trains bert_tiny for as long, and pre-trains on all of it. Takes 4
+minutes on two cores. Memory is what the processes hold for themselves; the ids are mapped from
+files, and the kernel drops those pages when it needs them.
 """
 
 import datetime
@@ -16,12 +29,14 @@ import importlib.metadata
 import json
 import logging
 import multiprocessing
+import os
 import platform
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -30,9 +45,26 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from binary.builds import find_programs
+
+import torch
+
+import models
+import optim
+import pretrain
+import train
+import utils
+from binary.analysis import cache_file, load_analysis
+from binary.builds import find_binaries, find_programs
+from binary.cache import analyse_all
+from corpus.ids import Corpus, read_corpus
+from corpus.split import split_corpus
 from terminal.arguments import names_of
 from terminal.command_line import command_line
+from tokenization import SPECIAL_TOKENS, CorpusTokenizer
+
+MODEL = "config/bert_tiny.json"
+WORDS = 2000
+SECONDS = 10  # for each figure
 
 
 def main(
@@ -61,12 +93,7 @@ def main(
         def run() -> float:
             shutil.rmtree(Path(folder, "data"), ignore_errors=True)
             began = time.perf_counter()
-            command = [
-                sys.executable,
-                str(ROOT / "gendata.py"),
-                "--path",
-                str(Path(path).resolve()),
-            ]
+            command = [sys.executable, ROOT / "gendata.py", "--path", Path(path).resolve()]
             command += ["--biname", ",".join(programs), "--workers", str(workers)]
             subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
             return time.perf_counter() - began
@@ -85,7 +112,7 @@ def main(
         counts = [
             json.loads(f.read_text())["counts"] for f in Path(folder, "data").glob("*/pair.json")
         ]
-        size = sum(f.stat().st_size for f in Path(folder, "data").rglob("*") if f.is_file())
+        size = size_of(Path(folder, "data"))
     tokens = sum(count["tokens"] for count in counts)
     lengths = [n for c in counts for n, k in enumerate(c["document_lengths"]) for _ in range(k)]
     print(
@@ -123,5 +150,271 @@ def analyse(file: str) -> None:
     angr.Project(file, auto_load_libs=False).analyses.CFGFast(normalize=True)
 
 
+def pairs(
+    path: str = str(ROOT / "experiment_data/coreutils/binaries"),
+    biname: str = "chroot",
+    times: str | list[int] | tuple[int, ...] = (1, 10, 100),
+    workers: int = 2,
+    outputDir: str = "output",
+) -> None:
+    """Print what 1, 10 and 100 times as many pairs cost, a row for each.
+
+    Parameters
+    ----------
+    path : str
+        The builds, as for gendata.py.
+    biname : str
+        The program.
+    times : str or list of int
+        One number, or several: how often its pairs are made.
+    workers : int
+        Processes.
+    outputDir : str
+        Analysed binaries, as for gendata.py; used and completed.
+    """
+    print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()},")
+    print(f"{workers} workers on {os.cpu_count()} cores; memory: first process / largest worker\n")
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        folder = Path(name)
+        originals = find_binaries(path, biname)
+        analyse_all(originals, outputDir, workers)
+        analyses = [load_analysis(cache_file(outputDir, b["sha256"])) for b in originals]
+        (folder / "output").mkdir()
+        distinct = sum(analysis.code_blocks for analysis in analyses)
+        print("      pairs  step           wall s   CPU s  memory MB   disk MB  tokens/s a core")
+        for factor in map(int, names_of(times)):
+            copies(folder, originals, outputDir, factor)
+            one_size(folder, workers, distinct)
+
+
+def copies(folder: Path, originals: list[dict[str, str]], output_dir: str, factor: int) -> None:
+    """Make ``factor`` programs of the original builds, with their analyses."""
+    for number in range(factor):
+        for original in originals:
+            copy = folder / "binaries" / original["build"] / f"program{number}"
+            if copy.exists():
+                continue
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(original["path"], copy)
+            with copy.open("ab") as file:
+                file.write(f"copy {number}".encode())
+            sha256 = utils.sha256_of(copy)
+            shutil.copyfile(
+                cache_file(output_dir, original["sha256"]),
+                cache_file(folder / "output", sha256),
+            )
+
+
+def one_size(folder: Path, workers: int, distinct: int) -> None:
+    """Run both steps from nothing but analyses and print what they cost."""
+    for made in ("data", "vocab"):
+        shutil.rmtree(folder / made, ignore_errors=True)
+    arguments = ["--path", "binaries", "--biname", "program*", "--workers", str(workers)]
+    gen = measured(folder, "gendata.py", *arguments)
+    count = tokens = 0
+    for file in (folder / "data").glob("*/pair.json"):
+        count += 1
+        tokens += json.loads(file.read_text())["counts"]["tokens"]
+    on_disk = size_of(folder / "data")
+    process = measured(folder, "dataprocess.py", "--workers", str(workers))
+    corpus = (folder / "data/corpus.txt").stat().st_size
+    for step, cost, disk in (("gendata", gen, on_disk), ("dataprocess", process, corpus)):
+        print(f"{count:11,}  {step:12}  {cost[0]:7.1f} {cost[1]:7.1f}  ", end="")
+        print(f"{cost[2]:4.0f}/{cost[3]:4.0f}  {disk / 1e6:8.1f}  {tokens / cost[1]:15,.0f}")
+    about = json.loads((folder / "data/corpus.json").read_text())
+    print(
+        f"             {on_disk / count:,.0f} bytes a pair; {tokens / (gen[1] + process[1]):,.0f} "
+        f"tokens/s a core for both; {about['repeated_documents']:,} of "
+        f"{about['documents'] + about['repeated_documents']:,} documents are copies; corpus: "
+        f"{corpus / distinct:,.0f} bytes for each distinct block of the binaries",
+        flush=True,
+    )
+
+
+def measured(folder: Path, script: str, *arguments: str) -> tuple[float, float, float, float]:
+    """Run a script; return wall and CPU seconds, and MB of the first process and of a worker."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / script), *arguments], cwd=folder, stdout=subprocess.DEVNULL
+    )
+    parent = worker = 0.0
+    while process.poll() is None:
+        parent = max(parent, most_memory(process.pid))
+        for task in Path(f"/proc/{process.pid}/task").glob("*/children"):
+            try:
+                pids = task.read_text().split()
+            except OSError:  # that thread has ended
+                continue
+            worker = max([worker, *(most_memory(int(pid)) for pid in pids)])
+        time.sleep(0.1)
+    if process.returncode:
+        sys.exit(f"{script} failed")
+    wall = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall, cpu, parent, worker
+
+
+def most_memory(pid: int) -> float:
+    """Return the most memory that a living process has held so far, in MB (Linux)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    return sum(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM")) / 1000
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def feed(gigabytes: float = 2.0, steps: int = 300) -> None:
+    """Print how fast text becomes batches, beside what the model takes, and the memory of it.
+
+    Parameters
+    ----------
+    gigabytes : float
+        Size of the generated corpus.
+    steps : int
+        Steps of the pre-training.
+    """
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}", end=", ")
+    print(f"torch {torch.__version__}, numpy {np.__version__}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data_file, vocab = generate(folder, round(gigabytes * 1e9))
+        tokenizer = CorpusTokenizer(vocab)
+        with Peak(os.getpid()) as peak:
+            before = peak.now()
+            start = time.perf_counter()
+            corpus = read_corpus(data_file, tokenizer, utils.sha256_of(vocab))
+            speed = data_file.stat().st_size / 1e6 / (time.perf_counter() - start)
+        print(f"tokenised, with both SHA-256s: {speed:6.1f} MB/s", end=", ")
+        print(f"{(peak.most - before) / 1e6:,.0f} MB more memory in all processes")
+        for max_len, max_pred in ((64, 10), (512, 20), (512, 77)):
+            given = sampled(corpus, tokenizer, max_len, max_pred)
+            taken = consumed(len(tokenizer.vocab), max_len, max_pred)
+            print(
+                f"32 x {max_len:3} tokens, {max_pred:2} masked: one core draws and masks "
+                f"{given / 1e6:5.1f} million a second, {given / taken:5.1f} times what the model "
+                f"takes on all cores ({taken:,.0f})"
+            )
+        cfg = json.loads(Path("config/pretrain.json").read_text()) | {"total_steps": steps}
+        utils.write_json(folder / "pretrain.json", cfg | {"save_steps": steps})
+        command = ["pretrain.py", "--train_cfg", folder / "pretrain.json", "--model_cfg", MODEL]
+        command += ["--data_file", data_file, "--vocab", vocab, "--save_dir", folder / "out"]
+        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+        with Peak(process.pid) as peak:
+            code = process.wait()
+        size = data_file.stat().st_size / 1e9
+        print(f"pretrain.py on {size:.1f} GB of text: {peak.most / 1e6:,.0f} MB of memory at most")
+        sys.exit(code)
+
+
+def generate(folder: Path, size: int) -> tuple[Path, Path]:
+    """Write random documents of up to 16 sentences, of words as frequent as in text."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"word{i}" for i in range(WORDS)])
+    vocab, data_file = folder / "vocab.txt", folder / "corpus.txt"
+    vocab.write_text("".join(f"{token}\n" for token in [*SPECIAL_TOKENS, *words]))
+    share = 1 / np.arange(1, WORDS + 1)
+    share /= share.sum()
+    with data_file.open("w") as file:
+        while file.tell() < size:
+            # a part of the text, several times
+            drawn = words[rng.choice(WORDS, 2_000_000, p=share)].tolist()
+            lines, start = [], 0
+            while start < len(drawn):
+                for length in rng.integers(40, 120, rng.integers(2, 17)).tolist():
+                    lines.append(" ".join(drawn[start : start + length]))
+                    start += length
+                lines.append("")
+            text = "\n".join(lines) + "\n"
+            for _ in range(16):
+                file.write(text)
+    return data_file, vocab
+
+
+def sampled(corpus: Corpus, tokenizer: CorpusTokenizer, max_len: int, max_pred: int) -> float:
+    """Return the tokens per second of one core that draws and masks batches of 32."""
+    sampler = pretrain.SentPairSampler(corpus, split_corpus(corpus).training, max_len)
+    preprocess = pretrain.Preprocess4Pretrain(tokenizer.vocab, max_len, max_pred, 0.15)
+    loader = pretrain.SentPairDataLoader(sampler, preprocess, 0, 32, seed=0)
+    start, k = time.process_time(), 0
+    while time.process_time() - start < SECONDS:
+        loader.batch(k)
+        k += 1
+    return k * 32 * max_len / (time.process_time() - start)
+
+
+def consumed(vocab_size: int, max_len: int, max_pred: int) -> float:
+    """Return the tokens per second that the model trains on, always the same batch of 32."""
+    device = utils.get_device()
+    if device.type == "cpu":
+        utils.keep_freed_memory()
+    sizes = models.Config.from_json(MODEL).with_vocab_size(vocab_size, MODEL, "bench/throughput.py")
+    model = models.BertModel4Pretrain(sizes).to(device).train()
+    optimizer = optim.BertAdam(model.parameters(), lr=1e-4)
+    rng = np.random.default_rng(0)
+    batch = {
+        "input_ids": rng.integers(5, vocab_size, (32, max_len)),
+        "segment_ids": np.zeros((32, max_len), np.int64),
+        "masked_pos": rng.permuted(np.tile(np.arange(1, max_len), (32, 1)), axis=1)[:, :max_pred],
+        "masked_ids": rng.integers(5, vocab_size, (32, max_pred)),
+        "masked_weights": np.full((32, max_pred), 1 / (32 * max_pred), np.float32),
+        "is_next": rng.integers(0, 2, 32),
+        "is_next_weights": np.full(32, 1 / 32, np.float32),
+    }
+    rows = {name: torch.from_numpy(x).to(device) for name, x in batch.items()}
+    bfloat16 = train.best_precision(device) == "bfloat16"
+    start = time.perf_counter()
+    steps = 0
+    while time.perf_counter() - start < SECONDS:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            loss = sum(pretrain.get_losses(model, rows).values())
+        loss.backward()
+        optimizer.step()
+        steps += 1
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return steps * 32 * max_len / (time.perf_counter() - start)
+
+
+class Peak:
+    """The most memory that a process and its children held at once (Linux's RssAnon, bytes)."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.most, self.ended = pid, 0, threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Peak":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        while not self.ended.wait(0.1):
+            self.most = max(self.most, self.now())
+
+    def now(self) -> int:
+        total, pids = 0, [self.pid]
+        for pid in pids:
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    pids += map(int, (task / "children").read_text().split())
+            except OSError:  # it has ended
+                continue
+            lines = [line for line in status.splitlines() if line.startswith("RssAnon")]
+            total += sum(1024 * int(line.split()[1]) for line in lines)
+        return total
+
+
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, pairs=pairs, input=feed)

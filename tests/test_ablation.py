@@ -15,6 +15,7 @@ from conftest import tiny_bert
 import models
 import utils
 from features.extract import extract_features
+from matching import blocks as matching_blocks
 from matching.candidates import MEASURES, Candidates
 from matching.train import Config, make_pair, train_encoder
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
@@ -134,3 +135,27 @@ def test_rows(builds, bert, tmp_path, capsys):
     assert sorted(names) == sorted(expected)
     for row in rows:
         assert all(0 <= float(x) <= 1 for x in row.split()[-4:])
+
+
+def test_each_row_changes_constants_for_its_time_only():
+    before = dict(vars(matching_blocks))
+    for changes in ablation.BLOCK_ROWS.values():
+        with ablation.changed(changes):
+            assert {name: getattr(matching_blocks, name) for name in changes} == changes
+            assert all(before[name] != value for name, value in changes.items())
+        assert vars(matching_blocks) == before
+    with pytest.raises(AttributeError), ablation.changed({"NO_SUCH_PART": 1.0}):
+        pass
+
+
+def test_the_table_of_blocks(builds, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(ablation.bench.KINDS, "O0-O2", [("O0", "O2")])
+    ablation.blocks(
+        path=str(builds), programs="shapes", kinds="O0-O2", work=str(tmp_path), workers=1
+    )
+    _, kinds, *rows = capsys.readouterr().out.splitlines()
+    assert kinds.split() == ["O0-O2"]
+    assert [row[:30].strip() for row in rows] == list(ablation.BLOCK_ROWS)
+    scores = {row[:30].strip(): float(row[30:]) for row in rows}
+    assert 0.3 < scores["all"] <= 1
+    assert scores["no surroundings"] < scores["all"]

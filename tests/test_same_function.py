@@ -1,4 +1,4 @@
-"""bench/bags.py: features of two functions' words."""
+"""bench/same_function.py: features of two functions' words."""
 
 import sys
 from pathlib import Path
@@ -9,14 +9,14 @@ import pytest
 from tasks.tables import Examples
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
-import bags
+import same_function
 
 
-@pytest.mark.parametrize("kind", list(bags.VECTORIZERS))
+@pytest.mark.parametrize("kind", list(same_function.VECTORIZERS))
 def test_bags(kind):
     texts = ["mov __ctype_b_loc", "mov str", "mov"] * 5
     train = Examples(texts, texts[::-1], None)
-    words = bags.Bags(kind, train)
+    words = same_function.Bags(kind, train)
     assert set(words.words.vocabulary_) == {"mov", "__ctype_b_loc", "str"}
     equal = words.features(Examples(["mov str"] * 2, ["mov str", "__ctype_b_loc"], None))
     assert equal.shape == (2, 4 + 2 * 3)
