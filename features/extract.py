@@ -25,6 +25,7 @@ from features.places import Places
 from features.tfidf import hashed
 from jobs.processes import LIMITS, limited_memory
 
+HUB = 1000  # a function that calls more others is one
 IMAGE = 1 << 24  # a number less than this behind the first function may be an address
 # Operands as capstone writes them: qword ptr [rbx + rax*8 + 0x38], 0x2f
 NUMBER = re.compile(rb"(?<![\w*#.])#?(-?0x[0-9a-f]+|-?\d+)\b(?![\](.])")
@@ -105,7 +106,7 @@ def extract_features(analysis: Analysis) -> Features:
     words = {kind: inside @ block_words[kind] for kind in KINDS}
     words["name"] = words["name"] + hashed(pointer_labels(analysis))
     near = (calls + scipy.sparse.identity(n_functions, np.float32, "csr")).tocsr()
-    far = _ones(near @ near)
+    far = _ones(near @ _without_hubs(near))
     up = calls.T.tocsr()
     numbers = words["number"] + words["field"]
     words |= {
@@ -120,6 +121,18 @@ def extract_features(analysis: Analysis) -> Features:
         matrix.sort_indices()
     shared, tables = shared_variables(analysis), read_tables(analysis)
     return Features(analysis, blocks, calls, block_words, words, shared, tables)
+
+
+def _without_hubs(near: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
+    """Take from functions that call very many others all of these but themselves.
+
+    What a hub calls tells its callers apart from nothing. And where all call it, each would have
+    the words of the whole program: memory would grow with the square of its functions.
+    """
+    row = np.repeat(np.arange(near.shape[0]), np.diff(near.indptr))
+    hub = np.diff(near.indptr) > HUB
+    kept = ~hub[row] | (near.indices == row)
+    return scipy.sparse.csr_matrix((near.data[kept], (row[kept], near.indices[kept])), near.shape)
 
 
 def _ones(matrix: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:

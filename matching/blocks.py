@@ -19,6 +19,7 @@ NEIGHBOURS = 2.0  # of the matches before and behind a block, against its own li
 PLACE = 0.05  # of where in the function it lies
 DEPTH = 0.1  # of how many blocks lie before it, and behind it
 SAME = 0.1  # of being the same code
+CELLS = 1 << 24  # pairs of blocks that are compared at a time: 128 MiB in each of some tables
 BLOCK_ROUNDS = 12
 SHARPNESS = 24.0
 BLOCK_THRESHOLD = 0.2
@@ -141,6 +142,15 @@ def _match(a, b, words, forms, edges, threshold) -> tuple[np.ndarray, np.ndarray
     """Match the blocks a of the first binary with the blocks b of the second."""
     from scipy.optimize import linear_sum_assignment  # half a second, which --help can do without
 
+    if not (len(a) and len(b)):
+        return a[:0], b[:0], np.zeros(0, np.float32)
+    if len(a) * len(b) > CELLS:
+        i, j = _cut(forms[0][a], forms[1][b])
+        halves = [
+            _match(*part, words, forms, edges, threshold)
+            for part in ((a[:i], b[:j]), (a[i:], b[j:]))
+        ]
+        return tuple(np.concatenate(columns) for columns in zip(*halves, strict=True))
     own = (words[0][a] @ words[1][b].T).toarray()
     place = np.abs(np.linspace(0, 1, len(a))[:, None] - np.linspace(0, 1, len(b)))
     same = forms[0][a][:, None] == forms[1][b]
@@ -164,6 +174,25 @@ def _match(a, b, words, forms, edges, threshold) -> tuple[np.ndarray, np.ndarray
     kept = score[i, j] >= threshold
     i, j = i[kept], j[kept]
     return a[i], b[j], np.clip(score[i, j], 0, 1)
+
+
+def _cut(x: np.ndarray, y: np.ndarray) -> tuple[int, int]:
+    """Choose where to cut two long functions in two, given the forms of their blocks.
+
+    It is near the middle of both, if possible at a block that stands once in each.
+    """
+    once = []
+    for forms in (x, y):
+        form, at, times = np.unique(forms, return_index=True, return_counts=True)
+        once.append((form[times == 1], at[times == 1]))
+    (form_x, at_x), (form_y, at_y) = once
+    _, i, j = np.intersect1d(form_x, form_y, assume_unique=True, return_indices=True)
+    share_x, share_y = at_x[i] / len(x), at_y[j] / len(y)
+    away = np.abs(share_x - 0.5) + np.abs(share_y - 0.5)
+    if not len(away) or away.min() > 0.5:
+        return len(x) // 2, len(y) // 2
+    best = int(np.argmin(away))
+    return int(at_x[i[best]]), int(at_y[j[best]])
 
 
 def _depths(behind: scipy.sparse.csr_matrix, before: scipy.sparse.csr_matrix) -> list[np.ndarray]:

@@ -81,6 +81,8 @@ def _pointer_pairs(
 
 
 ROUNDS = 6  # in which matches speak for their neighbours
+OFTEN = 1000  # entries of a column that is multiplied by itself
+PRODUCT = 1 << 24  # entries of a product that is in memory at a time
 LIKELY = 0.02  # share from which on a pair speaks
 BESIDE = (1, 6)  # functions to each side that are a function's near and wide surroundings
 
@@ -140,23 +142,54 @@ class Surroundings:
         typical = share[likely] @ own[likely] / max(share[likely].sum(), 1e-6)
         columns += [*(own - typical).T, *np.broadcast_to(typical, own.shape).T]
         for x, y in (self.calls, self.callers, self.shared):
-            spread = (x @ pairs @ y.T).tocsr()
-            columns.append(_entries(spread, a, b))
+            columns.append(_spread(x, pairs, y, a, b))
             degree_x, degree_y = np.diff(x.indptr)[a], np.diff(y.indptr)[b]
             columns += [
                 (degree_x > 0) & (degree_y > 0),
                 np.abs(np.log1p(degree_x) - np.log1p(degree_y)),
             ]
         for x, y in self.beside:
-            spread = (x @ pairs @ y.T).tocsr()
-            columns.append(_entries(spread, a, b))
+            columns.append(_spread(x, pairs, y, a, b))
         columns += agreement(self.tables, (a, b, shape), share)
         return np.stack(columns, 1).astype(np.float32)
 
 
-def _entries(m: scipy.sparse.csr_matrix, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``m[a, b]``, which scipy does not flatten where there is none."""
-    return np.asarray(m[a, b]).ravel() if len(a) else np.zeros(0, m.dtype)
+def _spread(
+    x: scipy.sparse.csr_matrix,
+    pairs: scipy.sparse.csr_matrix,
+    y: scipy.sparse.csr_matrix,
+    a: np.ndarray,
+    b: np.ndarray,
+) -> np.ndarray:
+    """Return ``(x @ pairs @ y.T)[a, b]``, float (n,); ``a`` is sorted.
+
+    Only these entries are asked for. The whole product can have the square of all functions of
+    them, as where all call one function; so it is made a few rows at a time, and the columns of
+    ``y`` with many entries are multiplied for the asked entries only.
+    """
+    if not len(a):
+        return np.zeros(0, np.float32)
+    through = (x @ pairs).tocsr()
+    often = np.bincount(y.indices, minlength=y.shape[1])
+    few = y.copy()
+    few.data = few.data * (often <= OFTEN)[few.indices]
+    few.eliminate_zeros()
+    few = few.T.tocsr()
+    size = np.append(0, np.cumsum(np.diff(few.indptr)[through.indices]))[through.indptr]
+    found = np.zeros(len(a), np.float32)
+    start = 0
+    while start < len(size) - 1:
+        end = max(start + 1, int(np.searchsorted(size, size[start] + PRODUCT, "right")) - 1)
+        part = slice(*np.searchsorted(a, [start, end]))
+        if part.start < part.stop:
+            product = through[start:end] @ few
+            found[part] = np.asarray(product[a[part] - start, b[part]]).ravel()
+        start = end
+    columns_x, columns_y = through.tocsc(), y.tocsc()
+    for column in np.flatnonzero(often > OFTEN).tolist():
+        sides = [np.asarray(m[:, [column]].todense()).ravel() for m in (columns_x, columns_y)]
+        found += sides[0][a] * sides[1][b]
+    return found
 
 
 def _rare_first(relation: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:

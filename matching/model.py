@@ -13,6 +13,7 @@ import utils
 from encoder.table import Encoder
 from matching.candidates import EVIDENCE, MEASURES
 
+PART = 1 << 17  # rows that a network scores at a time
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "diff.safetensors"
 
 
@@ -36,6 +37,11 @@ class Network:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """float32 (n, K) -> (n,)"""
+        # A part at a time: the hidden units of all would take most of the memory of a comparison.
+        parts = np.split(x, range(PART, len(x), PART))
+        return np.concatenate([self._score(part) for part in parts])
+
+    def _score(self, x: np.ndarray) -> np.ndarray:
         hidden = ((x - self.mean) / self.scale) @ self.w1.T + self.b1
         return np.maximum(hidden, 0) @ self.w2 + self.b2
 

@@ -1,0 +1,131 @@
+"""One function that calls all others, and is called by all: memory grows with the functions."""
+
+import numpy as np
+import psutil
+import pytest
+import scipy.sparse
+from conftest import NO_DATA
+from hypothesis import given
+from hypothesis import strategies as st
+
+from binary.analysis import CALL, JUMP, Analysis
+from features.extract import HUB, _without_hubs, extract_features
+from jobs.processes import limited_memory
+from matching import blocks, evidence
+from matching.functions import Matches
+
+MANY = 20_000  # functions; a table of all pairs of them has 3 GiB
+
+
+def memory(more):
+    return limited_memory(psutil.Process().memory_info().rss / 2**30 + more, "the test")
+
+
+def hub_program(n):
+    """Function 0 has n + 1 blocks: each calls one other function, which calls function 0 back."""
+    hub = np.arange(n)
+    edges = np.concatenate(
+        [
+            np.stack([hub, n + 1 + hub], 1),
+            np.stack([hub, hub + 1], 1),
+            np.stack([n + 1 + hub, np.zeros(n, int)], 1),
+        ]
+    ).astype(np.int32)
+    kind = np.repeat(np.array([CALL, JUMP, CALL], np.uint8), n)
+    order = np.lexsort((edges[:, 1], edges[:, 0]))
+    address = 0x401000 + 16 * np.arange(2 * n + 1, dtype=np.uint64)
+    return Analysis(
+        address=address,
+        function=np.append(np.zeros(n + 1), np.arange(1, n + 1)).astype(np.int32),
+        edges=edges[order],
+        kind=kind[order],
+        returns=np.ones(2 * n + 1, bool),
+        function_address=np.append(address[:1], address[n + 1 :]),
+        function_name=[f"f{i}" for i in range(n + 1)],
+        import_name=[],
+        string_block=(n + 1 + hub).astype(np.int32),
+        string=[b"the words of f%d" % i for i in range(n)],
+        **NO_DATA
+        | {
+            "first_instruction": np.arange(2 * n + 2),
+            "instruction_form": np.zeros(2 * n + 1, np.int32),
+            "form": ["call imme"],
+        },
+        instructions=[b"call 0x401000"] * (2 * n + 1),
+    )
+
+
+def test_features_of_a_hub():
+    analysis = hub_program(MANY)
+    with memory(1.0):
+        features = extract_features(analysis)
+    assert features.calls.nnz == 2 * MANY
+    far = features.words["name far"]
+    assert far[0].nnz > MANY / 2  # the hub itself still has the words of what it calls
+    assert far[1:].nnz < 10 * MANY
+
+
+@given(st.integers(1, 12), st.randoms(use_true_random=False))
+def test_where_no_function_is_a_hub_nothing_changes(n, random):
+    calls = np.array([[random.random() < 0.3 for _ in range(n)] for _ in range(n)], np.float32)
+    near = scipy.sparse.csr_matrix(np.maximum(calls, np.eye(n, dtype=np.float32)))
+    assert n <= HUB
+    assert (_without_hubs(near) != near).nnz == 0
+
+
+def test_evidence_through_a_hub():
+    """All call function 0; the whole product has 400 million entries, and one for each is asked."""
+    ones = np.ones(MANY, np.float32)
+    calls = scipy.sparse.csr_matrix((ones, (np.arange(MANY), np.zeros(MANY, int))), (MANY, MANY))
+    share = np.linspace(0.1, 1, MANY, dtype=np.float32)
+    pairs = scipy.sparse.diags(share, format="csr")
+    a = np.arange(MANY)
+    with memory(0.5):
+        found = evidence._spread(calls, pairs, calls, a, a[::-1])
+        assert np.allclose(found, share[0])
+        called = calls.T.tocsr()
+        found = evidence._spread(called, pairs, called, a, a)
+    assert np.isclose(found[0], share.sum(), rtol=1e-4)
+    assert not found[1:].any()
+
+
+@pytest.mark.parametrize(("often", "entries"), [(10**9, 10**9), (10**9, 7), (2, 7), (0, 1)])
+def test_evidence_is_the_product(monkeypatch, often, entries):
+    monkeypatch.setattr(evidence, "OFTEN", often)
+    monkeypatch.setattr(evidence, "PRODUCT", entries)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        f, g, n = rng.integers(1, 30, 3)
+        x, y, pairs = (
+            scipy.sparse.random(*shape, 0.3, "csr", np.float32, rng)
+            for shape in ((f, f), (g, g), (f, g))
+        )
+        a, b = np.sort(rng.integers(f, size=n)), rng.integers(g, size=n)
+        whole = (x @ pairs @ y.T).toarray()[a, b]
+        found = evidence._spread(x, pairs, y, a, b)
+        assert np.allclose(found, whole, atol=1e-5)
+        if often == 10**9:  # to the last bit: only rows are taken apart
+            assert np.array_equal(found, whole)
+    assert not len(evidence._spread(x, pairs, y, a[:0], b[:0]))
+
+
+def test_long_functions_are_matched_in_parts(monkeypatch):
+    """A function of 100 blocks against itself with 10 more in front: all find their partners."""
+    old, new = hub_program(100), hub_program(110)
+    old.instructions = [b"add eax, 0x%x" % i for i in range(201)]
+    new.instructions = [b"sub ebx, 0x%x" % i for i in range(10)] + [
+        b"add eax, 0x%x" % i for i in range(211)
+    ]
+    old.string, new.string = [b""] * 100, [b""] * 110
+    first, second = extract_features(old), extract_features(new)
+    hubs = Matches(np.array([0]), np.array([0]), np.ones(1, np.float32))
+    whole = blocks.match_blocks(first, second, hubs)
+    monkeypatch.setattr(blocks, "CELLS", 1000)
+    parts = blocks.match_blocks(first, second, hubs)
+    for matches in (whole, parts):
+        inside = matches.a <= 100
+        assert (matches.b[inside] - matches.a[inside] == 10).sum() >= 95
+    x = np.zeros(50, int)
+    assert blocks._cut(x, x[:40]) == (25, 20)
+    x = np.arange(50)
+    assert blocks._cut(x, x[10:]) == (30, 20)
