@@ -2,6 +2,7 @@
 
     python diff.py OLD NEW
     python diff.py OLD NEW --html report.html --json diff.json --csv diff.csv
+    python diff.py OLD.BinExport NEW.BinExport --bindiff diff.BinDiff
 
 Symbols are used to show names, never to match. Neither binary is executed.
 """
@@ -14,6 +15,7 @@ if __name__ == "__main__":
 import dataclasses
 import itertools
 import time
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -23,6 +25,8 @@ from features.extract import Features, read_binaries
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from matching.anchors import read_anchors
 from matching.changes import CHANGED, ONLY_NEW, ONLY_OLD, STATUS, Diff, compare, describe
+from matching.exports.bindiff import export_names, write_bindiff
+from matching.exports.binexport import as_binexport
 from matching.exports.markdown import as_markdown, verdict
 from matching.exports.records import (
     BlockMatch,
@@ -52,6 +56,8 @@ def main(
     ghidra: str | None = None,
     ida: str | None = None,
     markdown: str | None = None,
+    bindiff: str | None = None,
+    binexport: str | None = None,
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.5,
     fail_on: Literal["changed", "unmatched"] | None = None,
     top: Annotated[int, Field(ge=0)] = 10,
@@ -65,7 +71,8 @@ def main(
     Parameters
     ----------
     old : str
-        An executable that angr reads (ELF, PE, Mach-O).
+        An executable that angr reads (ELF, PE, Mach-O), or a .BinExport file of one, which IDA,
+        Ghidra and Binary Ninja write.
     new : str
         Another build or version of it.
     model_file : str
@@ -85,6 +92,11 @@ def main(
         Write a script for IDA here that does the same.
     markdown : str
         Write the verdict, a table and what changed most here, as Markdown.
+    bindiff : str
+        Write BinDiff's database here (.BinDiff), which its UI and its plugins open.
+    binexport : str
+        Write both binaries into this folder as BinExport files: beside a .BinDiff, its UI finds
+        them.
     min_score : float
         Matches below this score are left out of the scripts for Ghidra and IDA.
     fail_on : str
@@ -103,9 +115,9 @@ def main(
     """
     began = time.perf_counter()
     outputs = {"html": html, "json": json, "csv": csv, "ghidra": ghidra, "ida": ida}
-    outputs["markdown"] = markdown
+    outputs |= {"markdown": markdown, "bindiff": bindiff}
     inputs = (old, new, model_file, anchors)
-    utils.check_outputs(outputs, inputs, {"outputDir": outputDir})
+    utils.check_outputs(outputs, inputs, {"outputDir": outputDir, "binexport": binexport})
     model = read_model(model_file)
     codes = read_binaries((old, new), outputDir, workers, (time_limit, memory_limit))
     with limited_memory(memory_limit, f"comparing {old} with {new}"):
@@ -122,6 +134,16 @@ def main(
         for tool, file in (("ghidra", ghidra), ("ida", ida)):
             if file:
                 _write(file, naming_script(tool, new, codes, diff, min_score))
+        if bindiff or binexport:
+            hashes = utils.sha256_of(old), utils.sha256_of(new)
+        if bindiff:
+            write_bindiff(bindiff, (old, new), hashes, codes, diff)
+        if binexport:
+            Path(binexport).mkdir(parents=True, exist_ok=True)
+            about = zip(export_names((old, new)), (old, new), hashes, codes, strict=True)
+            for name, path, sha256, code in about:
+                with utils.atomic_file(Path(binexport) / f"{name}.BinExport", "wb") as file:
+                    file.write(as_binexport(path, sha256, code))
     summary((old, new), codes, diff, top, time.perf_counter() - began)
     statuses = {row["status"] for row in diff.functions}
     failing = {"changed": {CHANGED, ONLY_OLD, ONLY_NEW}, "unmatched": {ONLY_OLD, ONLY_NEW}}

@@ -16,6 +16,7 @@ import utils
 from binary.addresses import Finder
 from binary.analysis import CALL, JUMP, PART, STEP_OVER, Analysis
 from binary.architectures import ARCHITECTURES, architecture_of, processor_of
+from binary.binexport import SUFFIX, read_binexport
 from binary.boundaries import mend_boundaries
 from binary.instructions import (
     Operand,
@@ -56,7 +57,7 @@ def analyse(
     Parameters
     ----------
     path : path-like
-        ELF, PE or Mach-O of any architecture that angr reads.
+        ELF, PE or Mach-O of any architecture that angr reads, or a BinExport file.
     scratch : path-like
         A folder for what angr has no room for in memory; None: the system's temporary folder.
 
@@ -65,6 +66,8 @@ def analyse(
     UserError
         The file cannot be read, is no such executable, or holds no code.
     """
+    if str(path).lower().endswith(SUFFIX):
+        return read_binexport(path)
     import angr  # takes seconds to import, so only where it is used
     import cle
     from angr.knowledge_plugins.rtdb import rtdb
@@ -185,10 +188,11 @@ def _tidy(project, cfg, path, starts, names) -> Analysis:
     architecture = architecture_of(project.arch)
     graph, functions = cfg.model.graph, project.kb.functions
     plt_names = getattr(project.loader.main_object, "reverse_plt", {})
+    imported = imported_data(project)  # what the linker puts there, angr may take for a text
     literals = {
         data.addr: bytes(data.content)
         for data in cfg.model.memory_data.values()
-        if data.content and str(data.sort) in ("string", "unicode")
+        if data.content and str(data.sort) in ("string", "unicode") and data.addr not in imported
     }
     pointed_at = {}  # instruction -> literal, for addresses that no single operand holds
     for address in literals:
@@ -223,7 +227,6 @@ def _tidy(project, cfg, path, starts, names) -> Analysis:
     variable_refs, taken, text = set(), set(), []
     machine_code, sizes, references = [], [], set()
     block_at = {node.addr: block for block, node in enumerate(code)}
-    imported = imported_data(project)
     pointers, labels = code_pointers(project, block_at)
     got = project.loader.main_object.sections_map.get(".got")
     offset_table = {place: block for place, block in pointers if got and got.contains_addr(place)}

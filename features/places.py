@@ -103,7 +103,7 @@ class Places:
     def words(self, start: int, content: bytes) -> np.ndarray:
         """Return the aligned words of some content that lies at an address, as int64."""
         size = self.word.itemsize
-        skipped = -start % size
+        skipped = min(-start % size, len(content))
         count = max(len(content) - skipped, 0) // size
         return np.frombuffer(content, self.word, count, skipped).astype(np.int64)
 

@@ -1,0 +1,525 @@
+"""BinExport files: disassembled programs, as IDA, Ghidra and Binary Ninja export them for BinDiff.
+
+The format is one protocol buffer. Its messages are described here by the fields that this project
+reads and writes; readers skip all others. Files hold what is referred to by indices into lists, and
+so does everything below.
+"""
+
+import bisect
+import functools
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import utils
+from binary.addresses import Finder
+from binary.analysis import CALL, JUMP, STEP_OVER, Analysis
+from binary.architectures import ARCHITECTURES
+from binary.instructions import form_of, read_instructions, read_operands
+from binary.references import places
+
+SUFFIX = ".binexport"  # of file names, in lower case
+# message -> field -> its number and type; "*" in front means a list, a capital letter a message.
+FIELDS = {
+    "Meta": {
+        "executable_name": "1 string", "executable_id": "2 string",
+        "architecture_name": "3 string",
+    },
+    "Vertex": {
+        "address": "1 uint64", "type": "2 int32", "mangled_name": "3 string",
+        "demangled_name": "4 string",
+    },
+    "Call": {"source_vertex_index": "1 int32", "target_vertex_index": "2 int32"},
+    "CallGraph": {"vertex": "1 *Vertex", "edge": "2 *Call"},
+    "Expression": {
+        "type": "1 int32", "symbol": "2 string", "immediate": "3 uint64", "parent_index": "4 int32",
+    },
+    "Operand": {"expression_index": "1 *int32"},
+    "Mnemonic": {"name": "1 string"},
+    "Instruction": {
+        "address": "1 uint64", "call_target": "2 *uint64", "mnemonic_index": "3 int32",
+        "operand_index": "4 *int32", "raw_bytes": "5 bytes",
+    },
+    "Range": {"begin_index": "1 int32", "end_index": "2 int32"},
+    "BasicBlock": {"instruction_index": "1 *Range"},
+    "Edge": {
+        "source_basic_block_index": "1 int32", "target_basic_block_index": "2 int32",
+        "type": "3 int32", "is_back_edge": "4 bool",
+    },
+    "FlowGraph": {
+        "basic_block_index": "1 *int32", "edge": "2 *Edge", "entry_basic_block_index": "3 int32",
+    },
+    "StringReference": {
+        "instruction_index": "1 int32", "instruction_operand_index": "2 int32",
+        "operand_expression_index": "3 int32", "string_table_index": "4 int32",
+    },
+    "DataReference": {"instruction_index": "1 int32", "address": "2 uint64"},
+    "Section": {
+        "address": "1 uint64", "size": "2 uint64", "flag_r": "3 bool", "flag_w": "4 bool",
+        "flag_x": "5 bool",
+    },
+    "File": {
+        "meta_information": "1 Meta", "expression": "2 *Expression", "operand": "3 *Operand",
+        "mnemonic": "4 *Mnemonic", "instruction": "5 *Instruction", "basic_block": "6 *BasicBlock",
+        "flow_graph": "7 *FlowGraph", "call_graph": "8 CallGraph", "string_table": "9 *string",
+        "string_reference": "11 *StringReference", "section": "13 *Section",
+        "data_reference": "15 *DataReference",
+    },
+}  # fmt: skip
+LARGEST = 1 << 26  # bytes of a section, of which a file says only where strings are
+NORMAL, LIBRARY, IMPORTED, THUNK = range(4)  # Vertex.type
+SYMBOL, IMMEDIATE, FLOAT, OPERATOR, REGISTER, SIZE, DEREFERENCE = range(1, 8)  # Expression.type
+IF, ELSE, ALWAYS, SWITCH = range(1, 5)  # Edge.type; a file says ALWAYS by saying nothing
+# What the exporters call processors, and LLVM's name for each with 32 and 64 bits.
+PROCESSORS = {
+    "x86-64": "x86_64", "x86-32": "i386", "aarch64-64": "aarch64", "arm-64": "aarch64",
+    "arm-32": "arm", "mips-32": "mips", "mips-64": "mips64", "ppc-32": "powerpc",
+    "ppc-64": "powerpc64le",
+}  # fmt: skip
+# What archinfo calls each of these, and its byte order.
+ARCHINFO = {
+    "x86_64": ("ArchAMD64", "LE"), "i386": ("ArchX86", "LE"), "aarch64": ("ArchAArch64", "LE"),
+    "arm": ("ArchARMEL", "LE"), "mips": ("ArchMIPS32", "BE"), "mips64": ("ArchMIPS64", "BE"),
+    "powerpc": ("ArchPPC32", "BE"), "powerpc64le": ("ArchPPC64", "LE"),
+}  # fmt: skip
+
+
+@functools.cache
+def messages() -> SimpleNamespace:
+    """Return a class for each message of FIELDS."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    proto = descriptor_pb2.FieldDescriptorProto
+    kinds = {
+        "string": proto.TYPE_STRING, "bytes": proto.TYPE_BYTES, "bool": proto.TYPE_BOOL,
+        "int32": proto.TYPE_INT32, "uint64": proto.TYPE_UINT64,
+    }  # fmt: skip
+    file = descriptor_pb2.FileDescriptorProto(
+        name="binexport", package="binexport", syntax="proto2"
+    )
+    for message, fields in FIELDS.items():
+        described = file.message_type.add(name=message)
+        for name, text in fields.items():
+            number, kind = text.split()
+            field = described.field.add(name=name, number=int(number))
+            repeated = kind.startswith("*")
+            field.label = proto.LABEL_REPEATED if repeated else proto.LABEL_OPTIONAL
+            kind = kind.lstrip("*")
+            if kind in kinds:
+                field.type = kinds[kind]
+            else:
+                field.type, field.type_name = proto.TYPE_MESSAGE, f".binexport.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    found = {m: pool.FindMessageTypeByName(f"binexport.{m}") for m in FIELDS}
+    return SimpleNamespace(**{m: message_factory.GetMessageClass(d) for m, d in found.items()})
+
+
+class _Memory:
+    """Stands for angr's: the bytes of instructions are all that a BinExport file holds."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[int, bytes] = {}
+        self.starts: list[int] = []
+
+    def load(self, address: int, size: int) -> bytes:
+        at = bisect.bisect_right(self.starts, address) - 1
+        if at >= 0:
+            start = self.starts[at]
+            found = self.pieces[start][address - start : address - start + size]
+            if len(found) == size:
+                return found
+        raise KeyError(address)
+
+    def unpack_word(self, address: int, size: int = 0) -> int:
+        raise KeyError(address)
+
+
+class _Piece(NamedTuple):
+    """A stretch of instructions that ends where a basic block ends, or at a call."""
+
+    addr: int  # as angr's nodes call it; odd for Thumb code
+    size: int
+    thumb: bool
+    called: tuple[int, ...]
+    function: int
+
+
+def read_binexport(path: str | os.PathLike[str]) -> Analysis:
+    """Read a BinExport file as if angr had disassembled the program.
+
+    Functions, basic blocks, calls, strings and references to data are those of the tool that wrote
+    the file. Instructions are read anew from their bytes, so that files of all tools, and angr's
+    own analyses, compare with each other.
+
+    Raises
+    ------
+    UserError
+        The file is damaged, or is for a processor that is not known.
+    """
+    from google.protobuf.message import DecodeError
+
+    file = messages().File()
+    try:
+        file.ParseFromString(Path(path).read_bytes())
+    except OSError as error:
+        raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
+    except DecodeError as error:
+        raise utils.UserError(f"{path} is no BinExport file, or is cut short") from error
+    name = file.meta_information.architecture_name
+    if name.lower() not in PROCESSORS:
+        raise utils.UserError(
+            f"{path} is for the processor {utils.printable(name) or 'without a name'}; known are "
+            f"{', '.join(PROCESSORS)}"
+        )
+    try:
+        return _Reader(file, PROCESSORS[name.lower()]).analysis()
+    except (IndexError, KeyError, OverflowError, ValueError) as error:
+        raise utils.UserError(f"{path} is damaged: {error}") from error
+
+
+def _at(items: Sequence, index: int, what: str) -> Any:
+    if not 0 <= index < len(items):
+        raise IndexError(f"it has no {what} {index}")
+    return items[index]
+
+
+class _Reader:
+    def __init__(self, file, processor: str):
+        self.file, self.processor = file, processor
+        self.addresses = self._instruction_addresses()
+        self.by_address = {v.address: v for v in file.call_graph.vertex}
+        self.imports = self._imports()  # address -> name
+        self.pieces: list[_Piece] = []
+        self.memory = _Memory()
+        self.inside: list[tuple[int, int]] = []  # pieces, one behind the other
+        self.ends: dict[tuple[int, int], int] = {}  # function, basic block -> its last piece
+        self.begins: dict[tuple[int, int], int] = {}
+        self.entries: list[int] = []
+        for graph in file.flow_graph:
+            self._function(graph)
+        if not self.pieces:
+            raise ValueError("it holds no function with code")
+
+    def _instruction_addresses(self) -> list[int]:
+        """Return where each instruction lies; it says so only where it does not follow another."""
+        found, following = [], 0
+        for instruction in self.file.instruction:
+            address = instruction.address if instruction.HasField("address") else following
+            found.append(address)
+            following = address + len(instruction.raw_bytes)
+        return found
+
+    def _imports(self) -> dict[int, str]:
+        """Return the address of each imported function, and of each stub that only leads to one."""
+        vertices = self.file.call_graph.vertex
+        with_code = {
+            self._block_address(_at(self.file.basic_block, g.entry_basic_block_index, "block"))
+            for g in self.file.flow_graph
+            if g.basic_block_index
+        }
+        found = {
+            v.address: v.mangled_name
+            for v in vertices
+            if v.type in (LIBRARY, IMPORTED) and v.address not in with_code and v.mangled_name
+        }
+        leads = defaultdict(set)
+        for edge in self.file.call_graph.edge:
+            source = _at(vertices, edge.source_vertex_index, "vertex")
+            target = _at(vertices, edge.target_vertex_index, "vertex")
+            if source.type == THUNK:
+                leads[source.address].add(target.address)
+        for stub, targets in leads.items():
+            if len(targets) == 1 and targets <= found.keys():
+                found[stub] = found[min(targets)]
+        return found
+
+    def _block_address(self, block) -> int:
+        begin = _at(block.instruction_index, 0, "instruction of a block").begin_index
+        return _at(self.addresses, begin, "instruction")
+
+    def _function(self, graph) -> None:
+        """Cut the basic blocks of a function into pieces."""
+        blocks = [_at(self.file.basic_block, i, "block") for i in graph.basic_block_index]
+        entry = self._block_address(
+            _at(self.file.basic_block, graph.entry_basic_block_index, "block")
+        )
+        if not blocks or entry in self.imports:
+            return
+        function = len(self.entries)
+        spans = [list(self._span(block)) for block in blocks]
+        sizes = {len(self.file.instruction[i].raw_bytes) for span in spans for i in span}
+        # A file does not say which code is Thumb code, but no other code of ARM is so short.
+        thumb = self.processor == "arm" and 2 in sizes
+        self.entries.append(entry | thumb)
+        for number, span in zip(graph.basic_block_index, spans, strict=True):
+            first = len(self.pieces)
+            for piece in self._cut(span):
+                self._add(piece, thumb, function)
+            self.begins[function, number] = first
+            self.ends[function, number] = len(self.pieces) - 1
+            self.inside += itertools.pairwise(range(first, len(self.pieces)))
+
+    def _span(self, block) -> Iterator[int]:
+        for span in block.instruction_index:
+            end = span.end_index if span.HasField("end_index") else span.begin_index + 1
+            _at(self.addresses, span.begin_index, "instruction")
+            _at(self.addresses, end - 1, "instruction")
+            yield from range(span.begin_index, end)
+
+    def _cut(self, span: list[int]) -> Iterator[list[int]]:
+        """Cut a block behind calls, as angr does, and at gaps."""
+        piece: list[int] = []
+        for i in span:
+            if piece:
+                last = self.file.instruction[piece[-1]]
+                follows = self.addresses[piece[-1]] + len(last.raw_bytes) == self.addresses[i]
+                if last.call_target or not follows:
+                    yield piece
+                    piece = []
+            piece.append(i)
+        if piece:
+            yield piece
+
+    def _add(self, piece: list[int], thumb: bool, function: int) -> None:
+        code = b"".join(self.file.instruction[i].raw_bytes for i in piece)
+        if not code:
+            raise ValueError("an instruction has no bytes")
+        address = self.addresses[piece[0]]
+        called = tuple(self.file.instruction[piece[-1]].call_target)
+        self.pieces.append(_Piece(address | thumb, len(code), thumb, called, function))
+        self.memory.pieces[address] = max(code, self.memory.pieces.get(address, b""), key=len)
+
+    def analysis(self) -> Analysis:
+        """Put everything together; where blocks belong to several functions, the first has them."""
+        self.memory.starts = sorted(self.memory.pieces)
+        project = self._project()
+        first: dict[int, int] = {}
+        for i, piece in enumerate(self.pieces):
+            first.setdefault(piece.addr, i)
+        kept = [first[address] for address in sorted(first)]
+        place = {self.pieces[i].addr: n for n, i in enumerate(kept)}
+        code = {self.pieces[i]: read_instructions(project, self.pieces[i]) for i in kept}
+        if not all(code.values()):
+            raise ValueError("the bytes of a block are no instructions")
+        names = sorted(set(self.imports.values()))
+        edges = sorted(self._edges(list(code.values()), kept, place, names, project))
+        texts = self._texts(project, code, place)
+        entry = sorted({e for e in self.entries if e in place})
+        # An entry that lies in the middle of another function's block is none.
+        number = {address: f for f, address in enumerate(entry)}
+        function = [number.get(self.entries[self.pieces[i].function], 0) for i in kept]
+        functions = [self._name(address) for address in entry]
+        leaves = {source for source, _, _ in edges}
+        architecture = ARCHITECTURES[self.processor]
+        ends = [
+            b not in leaves and not (architecture.trap.match(last) or architecture.call.match(last))
+            for b, last in enumerate(lines[-1].line for lines in code.values())
+        ]
+        pairs = np.array(edges, np.int64).reshape(-1, 3)
+        return Analysis(
+            address=np.array([p.addr for p in code] + [0] * len(names), np.uint64),
+            function=np.array(function + [len(entry) + i for i in range(len(names))], np.int32),
+            edges=pairs[:, :2].astype(np.int32),
+            kind=pairs[:, 2].astype(np.uint8),
+            returns=np.array(ends + [True] * len(names), bool),
+            function_address=np.array(entry + [0] * len(names), np.uint64),
+            function_name=[*functions, *map(_display, names)],
+            import_name=names,
+            code=[self.memory.load(p.addr - p.thumb, p.size) for p in code] + [b""] * len(names),
+            **texts,
+            **Finder(project, code, edges).fields(),
+            **self._data(),
+        )
+
+    def _name(self, address: int) -> str:
+        vertex = self.by_address.get(address) or self.by_address.get(address & ~1)
+        return _display(vertex.mangled_name if vertex else "") or f"sub_{address:x}"
+
+    def _edges(self, lines, kept, place, names, project) -> set[tuple[int, int, int]]:
+        """Return (source, target, kind), as `Analysis` has them."""
+        call = ARCHITECTURES[self.processor].call
+        calls = [
+            bool(call.match(ARCHITECTURES[self.processor].branching([i.line for i in block])))
+            for block in lines
+        ]
+        at = [place[piece.addr] for piece in self.pieces]
+        own = set(kept)
+        found = set()
+        for source, target in self.inside:
+            if source in own:
+                found.add((at[source], at[target], STEP_OVER if calls[at[source]] else JUMP))
+        function = -1
+        for graph in self.file.flow_graph:
+            keys = set(graph.basic_block_index)
+            function += bool(keys) and self._entry(graph) not in self.imports
+            for edge in graph.edge:
+                ends = edge.source_basic_block_index, edge.target_basic_block_index
+                if not keys.issuperset(ends) or (function, ends[0]) not in self.ends:
+                    continue
+                source, target = self.ends[function, ends[0]], self.begins[function, ends[1]]
+                if source in own:
+                    kind = STEP_OVER if calls[at[source]] else JUMP
+                    found.add((at[source], at[target], kind))
+        number = {name: len(lines) + i for i, name in enumerate(names)}
+        for i in kept:
+            source = at[i]
+            for address in self.pieces[i].called:
+                target = place.get(address, place.get(address | 1))
+                if address in self.imports:
+                    target = number[self.imports[address]]
+                if target is not None:
+                    found.add((source, target, CALL if calls[source] else JUMP))
+        return found
+
+    def _entry(self, graph) -> int:
+        return self._block_address(
+            _at(self.file.basic_block, graph.entry_basic_block_index, "block")
+        )
+
+    def _texts(self, project, code, place) -> dict[str, Any]:
+        """Return the fields of an `Analysis` that hold instructions and what they refer to."""
+        literals, refers, pointed_at = self._references()
+        forms, strings, first = [], [], [0]
+        variables, taken, references, sizes, text = set(), set(), set(), [], []
+        known: dict = {}
+        branch = ARCHITECTURES[self.processor].branch
+        for block, (piece, instructions) in enumerate(code.items()):
+            for instruction in instructions:
+                operands = read_operands(project, piece, instruction, known)
+                form, named = form_of(instruction, operands, literals, pointed_at, {})
+                forms.append(form)
+                strings += [(block, literal) for literal in named]
+                addresses = places(project, instruction, operands, {})
+                for address in addresses | refers.get(instruction.address, set()):
+                    target = place.get(address, place.get(address | 1))
+                    if target is not None and not branch.match(instruction.line):
+                        taken.add((block, target))
+                    elif target is None and address not in literals:
+                        if address not in refers.get(instruction.address, ()):
+                            continue
+                        variables.add((block, address))
+                    references.add((len(sizes), address))
+                sizes.append(instruction.size)
+            first.append(len(forms))
+            text.append("\n".join(i.line for i in instructions).encode())
+        imports = len(set(self.imports.values()))
+        rows = sorted(set(strings))
+        row = {reference: i for i, reference in enumerate(rows)}
+        distinct = sorted(set(forms))
+        number = {form: i for i, form in enumerate(distinct)}
+        pairs = np.array(sorted(references), np.uint64).reshape(-1, 2)
+        named = sorted(set(pairs[:, 1].tolist()) & literals.keys())
+        variables, taken = sorted(variables), sorted(taken)
+        return dict(
+            string_block=np.array([b for b, _ in rows], np.int32),
+            string=[literal for _, literal in rows],
+            variable_block=np.array([b for b, _ in variables], np.int32),
+            variable_address=np.array([a for _, a in variables], np.uint64),
+            variable_name=[_display(self.imports.get(a, "")) for _, a in variables],
+            taker_block=np.array([b for b, _ in taken], np.int32),
+            taken_block=np.array([t for _, t in taken], np.int32),
+            pointer_address=np.zeros(0, np.uint64),
+            pointer_block=np.zeros(0, np.int32),
+            label_pointer=np.zeros(0, np.int32),
+            label=[],
+            first_instruction=np.array(first + [len(forms)] * imports, np.int64),
+            instruction_form=np.array([number[form] for form in forms], np.int32),
+            form=distinct,
+            operand_string=np.array([row[reference] for reference in strings], np.int32),
+            instructions=text + [b""] * imports,
+            instruction_size=np.array(sizes, np.uint8),
+            reference_instruction=pairs[:, 0].astype(np.int32),
+            reference_address=pairs[:, 1],
+            literal_address=np.array(named, np.uint64),
+            literal=[literals[address] for address in named],
+        )
+
+    def _references(self) -> tuple[dict[int, bytes], dict[int, set[int]], dict[int, int]]:
+        """Return literals by address, what each instruction names, and the literals among that."""
+        refers: dict[int, set[int]] = defaultdict(set)
+        for reference in self.file.data_reference:
+            refers[_at(self.addresses, reference.instruction_index, "instruction")].add(
+                reference.address
+            )
+        literals, pointed_at = {}, {}
+        for reference in self.file.string_reference:
+            instruction = _at(self.addresses, reference.instruction_index, "instruction")
+            text = _at(self.file.string_table, reference.string_table_index, "string")
+            # Where an instruction names several places, a text lies in the constant one.
+            named = sorted(refers.get(instruction, ()), key=lambda a: (self._is_writable(a), a))
+            if named and text:
+                literals[named[0]] = text.encode()
+                pointed_at[instruction] = named[0]
+        return literals, refers, pointed_at
+
+    def _is_writable(self, address: int) -> bool:
+        return any(s.address <= address < s.address + s.size for s in self.file.section if s.flag_w)
+
+    def _project(self) -> SimpleNamespace:
+        """Return what stands for angr's project in functions that read instructions."""
+        import archinfo
+
+        class_name, endness = ARCHINFO[self.processor]
+        arch = getattr(archinfo, class_name)(getattr(archinfo.Endness, endness))
+        sections = [
+            SimpleNamespace(name="", vaddr=s.address, memsize=s.size) for s in self.file.section
+        ]
+        code = SimpleNamespace(name="", vaddr=self.memory.starts[0], memsize=0)
+        code.memsize = self.memory.starts[-1] + 1 - code.vaddr
+        image = SimpleNamespace(sections=[*sections, code], segments=[], sections_map={})
+        _, refers, _ = self._references()
+        references = SimpleNamespace(
+            get_xrefs_by_ins_addr=lambda address: [
+                SimpleNamespace(dst=target) for target in refers.get(address, ())
+            ]
+        )
+        return SimpleNamespace(
+            arch=arch,
+            loader=SimpleNamespace(memory=self.memory, main_object=image),
+            kb=SimpleNamespace(xrefs=references),
+        )
+
+    def _contents(self, sections: list[tuple[int, int, bool]]) -> list[bytes]:
+        """Return what is known of sections of data: the strings in them, and zeros between."""
+        literals, _, _ = self._references()
+        contents = []
+        for start, size, _ in sections:
+            held = bytearray()
+            for address, text in sorted(literals.items()):
+                begin = address - start
+                if 0 <= begin < min(size, LARGEST) and len(held) <= begin:
+                    held += b"\0" * (begin - len(held)) + text + b"\0"
+            contents.append(bytes(held[:size]))
+        return contents
+
+    def _data(self) -> dict[str, Any]:
+        """Return the fields of an `Analysis` that say where data, imports and functions lie."""
+        sections = sorted(
+            (s.address, s.size, not s.flag_w) for s in self.file.section if not s.flag_x
+        )
+        columns = list(zip(*sections, strict=True)) or [(), (), ()]
+        places = sorted(self.imports)
+        number = list(ARCHITECTURES).index(self.processor)
+        return dict(
+            data_address=np.array(columns[0], np.uint64),
+            data_size=np.array(columns[1], np.uint64),
+            data_constant=np.array(columns[2], bool),
+            data=self._contents(sections),
+            imported_address=np.array(places, np.uint64),
+            imported_name=[self.imports[place] for place in places],
+            processor_number=np.array([number], np.uint8),
+            start_address=np.zeros(0, np.uint64),
+            start_end=np.zeros(0, np.uint64),
+            start_source=np.zeros(0, np.uint8),
+        )
+
+
+def _display(name: str) -> str:
+    return name.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
