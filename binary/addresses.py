@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from binary.analysis import CALL, STEP_OVER
-from binary.instructions import Instruction
 
 # An address; a part of one; a number from a pool of constants; where the offset table holds an
 # address, which counts then.
@@ -169,34 +168,6 @@ class Finder:
         big = self.arch.memory_endness != "Iend_LE"
         fields["pointers"] = np.array([self.word, big, self.got], np.uint64)
         return fields
-
-    def stubs(self, names: dict[int, str]) -> dict[int, str]:
-        """Return address -> import of stubs that the code calls; names: what the linker fills in.
-
-        For processors whose stubs the loader does not know.
-        """
-        plt = [
-            (s.vaddr, s.vaddr + s.memsize)
-            for s in self.image.sections
-            if s.name.startswith((".plt", ".iplt"))
-        ]
-        called = {value for *_, kind, value in self.found if kind == PLACE}
-        found = {}
-        for address in sorted(called):
-            if not any(start <= address < end for start, end in plt):
-                continue
-            code = self.memory.load(address, 4 * self.word)
-            lines = map(Instruction._make, self.arch.capstone.disasm_lite(code, address))
-            self.lines.append(list(lines))
-            self.address.append(address)
-            noted = len(self.found)
-            if self.lines[-1]:
-                self._run(len(self.lines) - 1, {}, emit=True)
-            for *_, value in self.found[noted:]:
-                if value in names:
-                    found.setdefault(address, names[value])
-            del self.found[noted:], self.lines[-1], self.address[-1]
-        return found
 
     def references(self) -> list[tuple[int, int, int, int, int]]:
         """Return (block, line, which number of the line, kind, value), sorted."""
@@ -489,7 +460,7 @@ class Finder:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         if not operands:
             return
-        pc = instruction.address + (4 if block in self.thumb else 8)
+        pc = (instruction.address & ~1) + (4 if block in self.thumb else 8)
         target, result = operands[0], None
         name = mnemonic.partition(".")[0]
         at = block, line, len(parsed.numbers) - 1

@@ -1,10 +1,12 @@
 """Disassemble one binary: angr recovers its control-flow graph, which is tidied here."""
 
+import bisect
 import gc
 import logging
 import os
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +15,12 @@ import numpy as np
 from sortedcontainers import SortedKeyList
 
 import utils
-from binary.addresses import Finder
+from binary.addresses import PLACE, SLOT, Finder
 from binary.analysis import CALL, JUMP, PART, STEP_OVER, Analysis
 from binary.architectures import ARCHITECTURES, architecture_of, processor_of
 from binary.binexport import SUFFIX, read_binexport
 from binary.boundaries import mend_boundaries
+from binary.imports import calls_through_slots, is_stub, name_imports, slots
 from binary.instructions import (
     Operand,
     block_bytes,
@@ -31,16 +34,16 @@ from binary.references import (
     data_sections,
     imported_data,
     is_variable,
+    literal_at,
     made_addresses,
     places,
 )
+from binary.relocations import add_relocations
 from binary.starts import is_thumb, read_starts
 
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 CS_GRP_INT = 4
-# Sections of code that only leads to imports.
-STUBS = (".plt", ".iplt", ".glink", ".MIPS.stubs", "__stubs", "__auth_stubs", "__stub_helper")
 # Above these angr moves parts to disk, which is slower: a graph of so many takes two gigabytes.
 # Version 10 has no limit of edges.
 IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
@@ -75,6 +78,7 @@ def analyse(
     # Else angr writes beside the binary. Version 10 reads the variable, 9 at its import only.
     os.environ["RTDB_BASE"] = rtdb.RTDB_BASEDIR = str(scratch or tempfile.gettempdir())
 
+    add_relocations()
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise utils.UserError(f"{path} is empty")
     no_executable = utils.UserError(f"{path} is no executable that angr reads (ELF, PE, Mach-O)")
@@ -98,11 +102,11 @@ def analyse(
     with rare_collections():
         try:
             starts = read_starts(project, content)
-            names = _exchange_symbols(project, starts)
+            names, exported = _exchange_symbols(project, starts)
             cfg = _recover(project)
         except Exception as error:
             raise utils.UserError(f"angr fails on the code of {path}: {_reason(error)}") from error
-        return mend_boundaries(_tidy(project, cfg, path, starts, names))
+        return mend_boundaries(_tidy(project, cfg, path, starts, names, exported))
 
 
 @contextmanager
@@ -125,8 +129,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
 
 
-def _exchange_symbols(project, starts) -> dict[int, str]:
-    """Show angr the starts instead of the symbols; return the names of code.
+def _exchange_symbols(project, starts) -> tuple[dict[int, str], dict[str, int]]:
+    """Show angr the starts instead of the symbols; return the names of code, and what is exported.
 
     So a stripped copy is analysed as the original is, and angr never joins what begins at a start
     with the code before it. Of several names at one address the first global function's is taken.
@@ -142,7 +146,8 @@ def _exchange_symbols(project, starts) -> dict[int, str]:
     binary.symbols = SortedKeyList(imported, key=lambda symbol: symbol.relative_addr)
     _show_starts(project, [start.address for start in starts if start.source != PART])
     binary.function_hints = []  # cle's starts are not shifted to where the file is mapped
-    return names
+    exported = {s.name: s.rebased_addr for s in symbols if s.is_export and s.is_function}
+    return names, exported
 
 
 def _show_starts(project, addresses: list[int]) -> None:
@@ -177,17 +182,16 @@ def _recover(project):
 def _begins(project, address: int) -> bool:
     """Whether ARM or Thumb code may begin at an address."""
     section = project.loader.main_object.find_section_containing(address & ~1)
-    if section is None or not section.is_executable or section.name.startswith(STUBS):
+    if section is None or not section.is_executable or is_stub(project.loader.main_object, address):
         return False
     code = project.loader.memory.load(address & ~1, 16)
     return address & 1 == is_thumb(code) and (address & 1 or address % 4 == 0)
 
 
-def _tidy(project, cfg, path, starts, names) -> Analysis:
+def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
     """Turn angr's graph into an :class:`Analysis`."""
     architecture = architecture_of(project.arch)
     graph, functions = cfg.model.graph, project.kb.functions
-    plt_names = getattr(project.loader.main_object, "reverse_plt", {})
     imported = imported_data(project)  # what the linker puts there, angr may take for a text
     literals = {
         data.addr: bytes(data.content)
@@ -199,40 +203,68 @@ def _tidy(project, cfg, path, starts, names) -> Analysis:
         for reference in project.kb.xrefs.get_xrefs_by_dst(address):
             pointed_at[reference.ins_addr] = address
 
-    code, imports, joined = {}, {}, set()
+    binary = project.loader.main_object
+    own = {start.address for start in starts if start.source != PART}
+    imports = name_imports(project, graph, own)
+
+    def is_gap(node) -> bool:
+        """Whether nothing leads to a node that lies outside of what the file says is a function."""
+        at = bisect.bisect_right(starts, node.addr, key=lambda start: start.address) - 1
+        inside = at >= 0 and (starts[at].address == node.addr or node.addr < starts[at].end)
+        return not inside and not graph.in_degree(node)
+
+    code, joined = {}, set()
     for node in sorted(graph, key=lambda node: (node.addr, node.is_simprocedure)):
-        name = _import_name(project, graph, functions, plt_names, node)
-        if name is not None:
-            imports[node] = name
-        elif node.is_simprocedure or node.is_syscall:
+        if node in imports:
+            continue
+        if node.is_simprocedure or node.is_syscall:
             continue  # UnresolvableCallTarget and the like, system calls
-        elif _in_plt(project, node):
+        elif is_stub(binary, node.addr):
             continue  # PLT0 and the halves that bind lazily: no code of the program
         else:
             instructions = read_instructions(project, node)
-            if not all(architecture.idle.match(i.line) for i in instructions):
-                code[node] = instructions
-            else:
+            if all(architecture.idle.match(i.line) for i in instructions):
                 joined.add(node)
+            elif not (is_gap(node) and all(architecture.trap.match(i.line) for i in instructions)):
+                code[node] = instructions
 
-    import_name = sorted(set(imports.values()))
-    number = {node: i for i, node in enumerate(code)}
-    by_name = {name: len(code) + i for i, name in enumerate(import_name)}
-    number |= {node: by_name[name] for node, name in imports.items()}
-    edges = sorted(_edges(graph, number, joined))
     if not code:
         raise utils.UserError(f"{path} holds no code that angr can find")
+    block_at = {node.addr: block for block, node in enumerate(code)}
+    stubs = {node.addr: name for node, name in imports.items()}
+    # A stub of a function that the file itself exports leads to that function.
+    exported = {name: block_at[a] for name, a in exported.items() if a in block_at}
+    own_blocks = {node: exported[name] for node, name in imports.items() if name in exported}
+    own_blocks |= {node: block for block, node in enumerate(code)}
+    imports = {node: name for node, name in imports.items() if name not in exported}
+    import_name = sorted(set(imports.values()))
+    edges, by_name = _numbered(graph, own_blocks, imports, joined, import_name)
+    operands_found = Finder(project, code, edges).fields()
+    made = _made(operands_found)
+    through = calls_through_slots(project, code, made)
+    if through:
+        name_at = slots(project)
+        named = {b: name_at[a] for b, a in through.items() if a in name_at}
+        import_name = sorted({*import_name, *(n for n in named.values() if n not in exported)})
+        edges, by_name = _numbered(graph, own_blocks, imports, joined, import_name)
+        called = {b: block_at[a] for b, a in through.items() if a in block_at}
+        called |= {b: (exported | by_name)[name] for b, name in named.items()}
+        edges = sorted({*edges, *_through(code, called, architecture)})
 
     forms, strings, first_instruction = [], [], [0]
     variable_refs, taken, text = set(), set(), []
     machine_code, sizes, references = [], [], set()
-    block_at = {node.addr: block for block, node in enumerate(code)}
     pointers, labels = code_pointers(project, block_at)
-    got = project.loader.main_object.sections_map.get(".got")
+    got = binary.sections_map.get(".got")
     offset_table = {place: block for place, block in pointers if got and got.contains_addr(place)}
     known: dict[tuple[str, str], list[Operand]] = {}
     for block, (node, instructions) in enumerate(code.items()):
-        loaded = made_addresses(project, node, literals)
+        loaded = {}
+        for line, address in made[block].items() if architecture.composes else ():
+            loaded[instructions[line].address] = address
+            literal = literal_at(project, address)
+            if literal is not None and len(literal) > 1:
+                literals.setdefault(address, literal)
         machine_code.append(
             block_bytes(project, node, node.addr, sum(i.size for i in instructions))
         )
@@ -282,8 +314,6 @@ def _tidy(project, cfg, path, starts, names) -> Analysis:
     references = np.array(sorted(references), np.uint64).reshape(-1, 2)
     named = sorted(set(references[:, 1].tolist()) & literals.keys())
     pairs = np.array(edges, np.int64).reshape(-1, 3)
-    finder = Finder(project, code, edges)
-    stubs = {node.addr: name for node, name in imports.items()}
     return Analysis(
         address=np.array([node.addr for node in code] + [0] * len(import_name), np.uint64),
         function=np.array(
@@ -319,8 +349,8 @@ def _tidy(project, cfg, path, starts, names) -> Analysis:
         reference_address=references[:, 1],
         literal_address=np.array(named, np.uint64),
         literal=[literals[address] for address in named],
-        **finder.fields(),
-        **data_sections(project, stubs | finder.stubs(imported)),
+        **operands_found,
+        **data_sections(project, stubs),
         processor_number=np.array(
             [list(ARCHITECTURES).index(processor_of(project.arch))], np.uint8
         ),
@@ -330,34 +360,31 @@ def _tidy(project, cfg, path, starts, names) -> Analysis:
     )
 
 
-def _import_name(project, graph, functions, plt_names, node) -> str | None:
-    """Return the imported function that ``node`` stands for (stub or simulated), or None."""
-    if node.is_simprocedure:
-        symbolic = project.loader.find_object_containing(node.addr)
-        if symbolic is not project.loader.extern_object or not node.name:
-            return None  # angr's own helpers: unresolvable targets, path terminators
-        return node.name
-    targets = list(graph.successors(node)) if _is_pe(project) else []
-    if len(targets) == 1 and targets[0].is_simprocedure and len(node.instruction_addrs) == 1:
-        # The stub of an import: one jump through the import table. (In an ELF file that is what
-        # -fno-plt makes of a function that only calls another.)
-        return _import_name(project, graph, functions, plt_names, targets[0])
-    if node.addr in plt_names:
-        return plt_names[node.addr]
-    if functions.contains_addr(node.addr) and functions.get_by_addr(node.addr).is_plt:
-        return functions.get_by_addr(node.addr).name or None
-    return None
+def _made(fields: dict[str, np.ndarray]) -> dict[int, dict[int, int]]:
+    """Return block -> line -> the address that it names, or completes; the last one of several."""
+    made: dict[int, dict[int, int]] = defaultdict(dict)
+    columns = (fields[f"operand_{name}"].tolist() for name in ("block", "line", "kind", "value"))
+    for block, line, kind, value in zip(*columns, strict=True):
+        if kind in (PLACE, SLOT):
+            made[block][line] = value
+    return made
 
 
-def _is_pe(project) -> bool:
-    import cle
+def _numbered(graph, own_blocks, imports, joined, import_name):
+    """Return the edges, sorted, and the number of each import."""
+    by_name = {name: len(set(own_blocks.values())) + i for i, name in enumerate(import_name)}
+    number = own_blocks | {node: by_name[name] for node, name in imports.items()}
+    return sorted(_edges(graph, number, joined)), by_name
 
-    return isinstance(project.loader.main_object, cle.PE)
 
-
-def _in_plt(project, node) -> bool:
-    section = project.loader.find_section_containing(node.addr)
-    return section is not None and section.name.startswith(STUBS)
+def _through(code, called: dict[int, int], architecture) -> set[tuple[int, int, int]]:
+    """Return the edges of calls and jumps through a table of addresses."""
+    instructions = list(code.values())
+    edges = set()
+    for block, target in called.items():
+        line = architecture.branching([i.line for i in instructions[block]])
+        edges.add((block, target, CALL if architecture.call.match(line) else JUMP))
+    return edges
 
 
 def _edges(graph, number, joined) -> set[tuple[int, int, int]]:

@@ -51,7 +51,7 @@ def made_addresses(project, node, literals) -> dict[int, int]:
         elif registers:
             loaded[registers[0]] = None  # whatever it does, the word may be gone
         if address is not None and address not in literals:
-            literal = _literal_at(project, address)
+            literal = literal_at(project, address)
             if literal is not None:
                 literals[address] = literal
         if address is not None:
@@ -66,7 +66,7 @@ def _word(project, address: int) -> int | None:
         return None
 
 
-def _literal_at(project, address: int) -> bytes | None:
+def literal_at(project, address: int) -> bytes | None:
     """Return the printable text at an address of constant data up to its NUL, or None."""
     section = project.loader.find_section_containing(address)
     if section is None or section.is_writable or section.is_executable:
@@ -93,7 +93,7 @@ def is_variable(project, address: int, literals: dict[int, bytes]) -> bool:
     section = project.loader.main_object.find_section_containing(address)
     if section is None or not _holds_data(section):
         return False
-    return address not in literals and _literal_at(project, address) is None
+    return address not in literals and literal_at(project, address) is None
 
 
 def _holds_data(section) -> bool:
@@ -177,7 +177,7 @@ def code_pointers(
     for pointer, (place, _) in enumerate(pointers):
         for step in range(-LABELS, LABELS + 1):
             value = _word(project, place + size * step) if step else None
-            literal = None if value is None or value in block_at else _literal_at(project, value)
+            literal = None if value is None or value in block_at else literal_at(project, value)
             if literal is not None:
                 labels.add((pointer, literal))
     return pointers, sorted(labels)

@@ -1,0 +1,204 @@
+"""Every processor: functions, imports, strings of stripped files; a diff of each with itself.
+
+The compiler is zig's, from PyPI, which brings clang and linkers for all of them.
+"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from binary.analysis import SOURCES, load_analysis, save_analysis
+from binary.architectures import ARCHITECTURES
+from binary.disassemble import analyse
+from binary.tokens import tokenise
+from features.extract import extract_features
+from matching.changes import IDENTICAL, compare
+from matching.model import DEFAULT, read_model
+from pairs.merge import merge
+from pairs.walks import control_flow_walks, walk_graph
+
+# No header, so no C library has to be built. Floating point, a switch, a table of functions,
+# recursion, strings, imports, calls of functions that the file exports.
+SOURCE = r"""
+typedef __SIZE_TYPE__ size;
+extern int puts(const char *);
+extern void abort(void) __attribute__((noreturn));
+extern void *malloc(size);
+extern int limit;
+double ratio = 1.0625;
+static int counters[8];
+#define EXPORT __attribute__((noinline, visibility("default")))
+EXPORT double scale(double x, int n) {
+    for (int i = 0; i < n; i++) x = x * 1.0625 + ratio;
+    return x * 0.5;
+}
+EXPORT int count(int which) { return counters[which & 7] += which; }
+EXPORT int kind(const char *s) {
+    switch (s[0]) {
+    case 'a': return 10;
+    case 'b': return 21;
+    case 'c': return count(35);
+    case 'd': return s[1];
+    case 'e': return count(51) + s[2];
+    case 'f': return 67;
+    default: return s[0] > 'x' ? 1 : -1;
+    }
+}
+EXPORT char *copy(const char *s, size n) {
+    char *t = malloc(n);
+    if (!t) { puts("virtual memory exhausted"); abort(); }
+    for (size i = 0; i < n; i++) t[i] = s[i];
+    return t;
+}
+EXPORT int recurse(int n) { return n < 2 ? n : recurse(n - 1) + recurse(n - 2); }
+static int first(int x) { return x + limit; }
+static int second(int x) { return x * counters[x & 3] + 0x12345; }
+static int third(int x) { puts("the third of the table"); return x / 10; }
+int (*const table[])(int) = {first, second, third};
+EXPORT int choose(int i) { return table[i % 3](i); }
+EXPORT void start(void) {
+    copy("the text of the beginning", 12);
+    for (int i = 0; i < choose(i); i++)
+        count(kind(&"abcdef"[i % 6]) + recurse(i) + (int) scale(i, i));
+}
+"""
+TARGETS = {  # the target's name for zig -> ours
+    "x86_64-linux-gnu": "x86_64",
+    "x86-linux-gnu": "i386",
+    "aarch64-linux-gnu": "aarch64",
+    "arm-linux-gnueabihf": "arm",
+    "thumb-linux-gnueabihf": "arm",
+    "mips-linux-gnueabihf": "mips",
+    "mipsel-linux-gnueabihf": "mipsel",
+    "mips64-linux-gnuabi64": "mips64",
+    "mips64el-linux-gnuabi64": "mips64el",
+    "powerpc-linux-gnueabihf": "powerpc",
+    "powerpc64-linux-gnu": "powerpc64",
+    "powerpc64le-linux-gnu": "powerpc64le",
+    "riscv64-linux-gnu": "riscv64",
+    "s390x-linux-gnu": "s390x",
+}
+# What a compiler may put at a distance from another string's address, on processors whose
+# addresses take several instructions, is followed for one addition only.
+ALL_STRINGS = {"x86_64", "i386", "aarch64", "arm", "riscv64", "s390x"}
+STRINGS = {
+    b"virtual memory exhausted",
+    b"the third of the table",
+    b"the text of the beginning",
+    b"abcdef",
+}
+
+
+def zig(target: str, *arguments) -> None:
+    """Compile with zig's clang."""
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", target, "-fno-sanitize=all"]
+    subprocess.run([*command, *map(str, arguments)], check=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processors")
+    (folder / "tiny.c").write_text(SOURCE)
+    return folder
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def built(request, folder):
+    """A shared object with symbols, and the analysis of a stripped copy; one for each target."""
+    file = folder / request.param
+    flags = ["-O1", "-shared", "-nostdlib", "-fPIC", folder / "tiny.c", "-o"]
+    zig(request.param, *flags, file)
+    zig(request.param, "-s", *flags, f"{file}-stripped")
+    return request.param, file, analyse(f"{file}-stripped")
+
+
+def symbols(file) -> dict[str, int]:
+    """Return the functions of a file by pyelftools, linkers' stubs aside."""
+    with file.open("rb") as stream:
+        table = ELFFile(stream).get_section_by_name(".symtab")
+        return {
+            s.name: s["st_value"]
+            for s in table.iter_symbols()
+            if s["st_info"]["type"] == "STT_FUNC"
+            and s["st_shndx"] != "SHN_UNDEF"
+            and "plt" not in s.name
+            and "Thunk" not in s.name
+        }
+
+
+def base(analysis, truth) -> int:
+    """Return where angr maps what is linked at 0."""
+    return int(analysis.function_address[0]) - min(truth.values())
+
+
+def test_processor_and_every_function_of_a_stripped_file(built):
+    target, file, analysis = built
+    assert analysis.processor == TARGETS[target]
+    assert set(TARGETS.values()) == set(ARCHITECTURES) - {"aarch64_be", "armeb"}
+    truth = symbols(file)
+    starts = {int(a) for a in analysis.function_address[: analysis.code_functions]}
+    linked = {start - base(analysis, truth) for start in starts}
+    assert set(truth.values()) <= linked
+    # Nothing else but what begins where a linker puts its own code, behind all functions.
+    assert all(start > max(truth.values()) for start in linked - set(truth.values()))
+    assert set(analysis.start_source.tolist()) <= {
+        SOURCES.index(name) for name in (".eh_frame", ".ARM.exidx", "exported symbols")
+    }
+
+
+def test_symbols_give_names_and_nothing_else(built):
+    _, file, stripped = built
+    analysis = analyse(file)
+    truth = symbols(file)
+    names = dict(zip(truth.values(), truth, strict=True))
+    for address, name in zip(analysis.function_address, analysis.function_name, strict=True):
+        if int(address) - base(analysis, truth) in names:
+            assert name == names[int(address) - base(analysis, truth)]
+    for field in ("address", "function", "edges", "kind", "returns", "function_address"):
+        assert np.array_equal(getattr(analysis, field), getattr(stripped, field)), field
+    assert analysis.instructions == stripped.instructions
+    assert analysis.string == stripped.string
+
+
+def test_imports_and_strings(built):
+    target, _, analysis = built
+    assert {"abort", "malloc", "puts"} <= set(analysis.import_name)
+    assert set(analysis.import_name) <= {"abort", "malloc", "puts", "memcpy"}
+    if TARGETS[target] in ALL_STRINGS:
+        assert set(analysis.string) >= STRINGS
+
+
+def test_calls_of_exported_functions_lead_to_them(built):
+    _, file, analysis = built
+    at = {a: i for i, a in enumerate(analysis.function_address[: analysis.code_functions].tolist())}
+    truth = symbols(file)
+    number = {name: at[a + base(analysis, truth)] for name, a in truth.items()}
+    calls = {tuple(pair) for pair in analysis.function[analysis.edges].tolist()}
+    for caller, called in [("kind", "count"), ("start", "copy"), ("start", "kind")]:
+        assert (number[caller], number[called]) in calls, (caller, called)
+    assert (number["recurse"], number["recurse"]) in calls
+
+
+def test_diff_with_itself_walks_and_vectors(built, tmp_path):
+    _, _, analysis = built
+    save_analysis(analysis, tmp_path / "a.npz")
+    loaded = load_analysis(tmp_path / "a.npz")
+    assert loaded.processor == analysis.processor
+    features = extract_features(loaded)
+    model = read_model(str(DEFAULT))
+    diff = compare(features, features, model)
+    assert {row["status"] for row in diff.functions} == {IDENTICAL}
+    assert all(a == b for a, b in (row["sides"] for row in diff.functions))
+    vectors, _ = model.encoder(features)
+    assert len(vectors) == features.functions
+    assert np.isfinite(vectors).all()
+    assert {f"reg{loaded.pointers[0]}", "ptr", "imme"} <= set(tokenise(loaded).dictionary)
+    pair = merge(loaded, loaded)
+    assert len(pair.merged) >= len(loaded.import_name)
+    graph = walk_graph(pair.edges, pair.kind, pair.merged, pair.function, pair.returns)
+    has_code = np.tile(np.arange(loaded.blocks) < loaded.code_blocks, 2)
+    walked, _ = control_flow_walks(graph, has_code, 1, 64, [0])
+    assert set(np.flatnonzero(has_code)) <= set(walked.tolist())
