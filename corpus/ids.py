@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Annotated, Literal
 
 import numpy as np
 import pydantic
@@ -24,6 +24,7 @@ from utils import UserError
 FORMAT = 1  # of the files in corpus.ids/
 BLOCK = 2**20  # bytes of text that are encoded at a time
 CHECKED = 2**24  # tokens that are checked at a time
+_tokenizer: CorpusTokenizer  # of this process, if it encodes for another
 PARALLEL = 2**25  # bytes of text from which on it is worth starting processes
 
 
@@ -86,6 +87,7 @@ def read_corpus(
     if not data_file.is_file():
         raise UserError(f"there is no corpus {data_file}; make it: python dataprocess.py")
     sha256 = utils.sha256_of(data_file)
+    key: dict[str, str | int]
     key = {"format": FORMAT, "corpus": sha256, "vocab": vocab_sha256, "tokenizer": tokenizer.name}
     dtype = np.uint16 if len(tokenizer.vocab) <= 2**16 else np.uint32
     folder = data_file.with_suffix(".ids")
@@ -170,7 +172,8 @@ def _encoded(
     bounded, so that memory is, too.
     """
     blocks = iter(lambda: text.readlines(BLOCK), [])
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    has_affinity = hasattr(os, "sched_getaffinity")
+    workers = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     if size < PARALLEL or workers == 1:
         for lines in blocks:
             yield *tokenizer.encode_lines(lines), sum(map(len, lines))
@@ -204,7 +207,7 @@ class _Build:
 class _Pair:
     program: str
     split: Literal["train", "validation", "test"]
-    builds: list[_Build]
+    builds: Annotated[list[_Build], pydantic.Field(min_length=2, max_length=2)]
     documents: pydantic.NonNegativeInt
 
 
@@ -225,7 +228,7 @@ def _pairs(
         return [], [], [], [n_documents]
     about = utils.read_config(_About, beside)
     programs = [sys.intern(pair.program) for pair in about.pairs]
-    builds = [tuple(sys.intern(build.sha256) for build in pair.builds) for pair in about.pairs]
+    builds = [(sys.intern(p.builds[0].sha256), sys.intern(p.builds[1].sha256)) for p in about.pairs]
     splits = [sys.intern(pair.split) for pair in about.pairs]
     sizes = [pair.documents for pair in about.pairs]
     if about.corpus_sha256 != sha256 or sum(sizes) != n_documents:

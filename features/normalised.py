@@ -23,8 +23,8 @@ def normal_forms(analysis: Analysis, places: Places) -> list[tuple]:
     refer to, and the imports that the block branches to.
     """
     marks = defaultdict(list)
-    columns = analysis.operand_block, analysis.operand_line, analysis.operand_number
-    columns += analysis.operand_kind, analysis.operand_value
+    where = analysis.operand_block, analysis.operand_line, analysis.operand_number
+    columns = [*where, analysis.operand_kind, analysis.operand_value]
     for block, line, number, kind, value in zip(*(c.tolist() for c in columns), strict=True):
         mark = {PLACE: "@", SLOT: "@", PART: "~", NUMBER: f"={value:#x}"}[kind]
         marks[block, line].append((number, mark))

@@ -95,7 +95,7 @@ Schema = Mapping[str, Numbers | Texts]
 
 def write_arrays(file: IO[bytes], values: Mapping[str, Any], schema: Schema) -> None:
     """Write arrays, and lists of texts, as a compressed .npz."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, kind in schema.items():
         value = values[name]
         if isinstance(kind, Texts):
@@ -185,8 +185,8 @@ def _read(
         values = np.empty(math.prod(shape), dtype)
         with archive.open(entries[name]) as member:
             _header(member)
-            _fill(name, member, values)
-        arrays[name] = values.reshape(shape, order=orders[name])
+            _fill(name, member, values)  # type: ignore[arg-type]  # a ZipExtFile, typeshed has less
+        arrays[name] = values.reshape(shape, order="F" if orders[name] == "F" else "C")
         _check_values(name, arrays[name], numbers, lengths)
     return arrays
 
@@ -207,11 +207,11 @@ def _header(member: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
     return dtype, shape, fortran, len(start) + size
 
 
-def _fill(name: str, member: IO[bytes], values: np.ndarray) -> None:
+def _fill(name: str, member: zipfile.ZipExtFile, values: np.ndarray) -> None:
     if not values.nbytes:
         member.read(1)  # compares the checksum
         return
-    target = memoryview(values.view(np.uint8))
+    target = memoryview(values.view(np.uint8).data)
     done = 0
     while done < len(target):
         read = member.readinto(target[done : done + PIECE])

@@ -58,9 +58,13 @@ def in_processes(
     if total == 0:
         return
     # Forked, so that workers need not import anything again, angr above all.
-    kind = {"context": get_context(start), "initializer": _end_with, "initargs": (os.getpid(),)}
     with (
-        ProcessPool(min(workers, total), **kind) as pool,
+        ProcessPool(
+            min(workers, total),
+            context=get_context(start),
+            initializer=_end_with,
+            initargs=(os.getpid(),),
+        ) as pool,
         _memory_watched(memory_limit) as too_large,
         progress.bar(total=total, desc=what, unit=" " + what) as bar,
     ):
@@ -151,7 +155,7 @@ def _memory_watched(limit: float) -> Iterator[set[int]]:
             for child in active_children():
                 with suppress(psutil.Error):
                     if psutil.Process(child.pid).memory_info().rss > limit * 2**30:
-                        killed.add(child.pid)
+                        killed.add(int(child.pid or 0))
                         child.kill()
 
     watcher = threading.Thread(target=watch, daemon=True)

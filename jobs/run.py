@@ -37,6 +37,6 @@ def run_all(
     # A script that is run is __main__ here, but not on the cluster.
     module = function.__module__
     if module == "__main__":
-        module = Path(sys.modules[module].__file__).stem
+        module = Path(str(sys.modules[module].__file__)).stem
     named = (module, function.__name__)
     return on_cluster(cluster, named, jobs, total, what, limits, settings, preload)

@@ -94,7 +94,8 @@ def _same_strings(first: Analysis, second: Analysis) -> list[tuple[int, int]]:
         if literal in theirs:
             pair = (block, theirs[literal])
             votes[pair] = votes.get(pair, 0) + 1
-    chosen, taken = [], (set(), set())
+    chosen: list[tuple[int, int]] = []
+    taken: tuple[set[int], set[int]] = (set(), set())
     for a, b in sorted(votes, key=lambda pair: (-votes[pair], pair)):
         if a not in taken[0] and b not in taken[1]:
             chosen.append((a, b))

@@ -97,6 +97,7 @@ def read_pair(folder: Path, output_dir: str) -> Pair:
     binaries = [read_binary(file) for file in analysis_files(info, output_dir)]
     blocks, start = load_walks(folder / "walks.npz")
     size = sum(len(binary.texts) for binary in binaries)
+    assert info.counts is not None  # or read_info had refused it
     if size != info.counts.blocks:
         raise UserError(
             f"{folder} is of {info.counts.blocks} blocks, but the analyses hold {size}; "
@@ -136,9 +137,9 @@ def render(pair: Pair) -> tuple[list[bytes], np.ndarray]:
     parts = np.empty(2 * len(blocks), dtype=object)
     parts[0::2] = texts[blocks]
     parts[1::2] = separators[ends_sentence.astype(int) + ends_document]
-    parts = parts.tolist()
+    text = parts.tolist()
     ends = 2 * np.flatnonzero(ends_document) + 2
-    documents = [b"".join(parts[a:b]) for a, b in pairwise([0, *ends.tolist()])]
+    documents = [b"".join(text[a:b]) for a, b in pairwise([0, *ends.tolist()])]
     return documents, document[ends_document]
 
 

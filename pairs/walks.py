@@ -151,7 +151,9 @@ def _csr(row: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return start, np.argsort(row, kind="stable")
 
 
-def _can_return(source, target, kind, returns) -> np.ndarray:
+def _can_return(
+    source: np.ndarray, target: np.ndarray, kind: np.ndarray, returns: np.ndarray
+) -> np.ndarray:
     """Mark the blocks from which their function can return, stepping over its calls."""
     inside = kind != CALL
     start, order = _csr(target[inside], len(returns))
@@ -161,7 +163,7 @@ def _can_return(source, target, kind, returns) -> np.ndarray:
 
 
 @njit(cache=True)
-def _spread(living, start, before):
+def _spread(living: np.ndarray, start: np.ndarray, before: np.ndarray) -> None:
     stack = [b for b in range(len(living)) if living[b]]
     while len(stack) > 0:
         block = stack.pop()
@@ -206,7 +208,14 @@ def control_flow_walks(
 
 
 @njit(cache=True)
-def _cover(graph, order, block_count, num_walks, max_blocks, rng):
+def _cover(
+    graph: WalkGraph,
+    order: np.ndarray,
+    block_count: int,
+    num_walks: int,
+    max_blocks: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
     visits = np.zeros(block_count, np.int32)
     paths = np.empty(64 * max_blocks, np.int32)
     start = [0]

@@ -49,9 +49,8 @@ def bind(
         bound = args, {name: arg.removeprefix(MARK) for name, arg in kwargs.items()}
 
     signature = inspect.signature(function)
-    record.__signature__ = signature.replace(
-        parameters=sorted(map(_flag_only, signature.parameters.values()), key=lambda p: p.kind)
-    )
+    parameters = sorted(map(_flag_only, signature.parameters.values()), key=lambda p: p.kind)
+    vars(record)["__signature__"] = signature.replace(parameters=parameters)
     fire.decorators.SetParseFn(str)(record)
     marked = _marked(words, signature.parameters)
     try:
@@ -75,7 +74,7 @@ def _marked(words: Sequence[str], parameters: Any) -> list[str]:
     """Return the words as fire shall read them: ``--flag=`` with a marked value, or a value."""
     flags = [n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     given: set[str] = set()
-    marked = []
+    marked: list[str] = []
     waiting = deque(words)
     while waiting:
         word = waiting.popleft()

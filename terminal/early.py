@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from terminal import command_line, progress
+from terminal import progress
+from terminal.arguments import call
+from terminal.command_line import exit_codes, parse
 from terminal.escape import escape_output
 from terminal.signatures import Names
 
@@ -19,7 +21,7 @@ def answer(script: str) -> None:
     """
     escape_output()
     main, commands = Names(Path(script)).functions()
-    with command_line.exit_codes():
-        function, args, kwargs = command_line.parse(main, commands)
-        command_line.call(function, args, kwargs)  # converts the arguments; it has no body here
+    with exit_codes():
+        function, args, kwargs = parse(main, commands)
+        call(function, args, kwargs)  # converts the arguments; it has no body here
     progress.notice("loading libraries ...")

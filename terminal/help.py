@@ -113,7 +113,7 @@ def describe_type(hint: Any) -> str:
         if any(get_origin(kind) in (list, tuple) for kind in kinds):
             return "list, with commas between"
         return " or ".join(map(describe_type, kinds))
-    return NAMES.get(hint) or getattr(hint, "__name__", str(hint))
+    return NAMES.get(hint) or str(getattr(hint, "__name__", hint))
 
 
 def describe_bounds(hint: Any) -> str:
