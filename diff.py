@@ -24,7 +24,7 @@ import utils
 from features.extract import Features, read_binaries
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from matching.anchors import read_anchors
-from matching.changes import CHANGED, ONLY_NEW, ONLY_OLD, STATUS, Diff, compare, describe
+from matching.changes import CHANGED, IDENTICAL, ONLY_NEW, ONLY_OLD, STATUS, Diff, compare, describe
 from matching.exports.bindiff import export_names, write_bindiff
 from matching.exports.binexport import as_binexport
 from matching.exports.markdown import as_markdown, verdict
@@ -39,7 +39,9 @@ from matching.exports.records import (
 from matching.exports.scripts import naming_script
 from matching.model import DEFAULT, read_model
 from matching.page.make import make_page
+from terminal import progress
 from terminal.command_line import FOUND, command_line
+from terminal.style import columns, fit, say
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 workers = 2  # processes
@@ -122,7 +124,9 @@ def main(
     codes = read_binaries((old, new), outputDir, workers, (time_limit, memory_limit))
     with limited_memory(memory_limit, f"comparing {old} with {new}"):
         known = read_anchors(anchors, codes) if anchors else None
+        progress.notice("comparing ...")
         diff = compare(*codes, model, known)
+        progress.clear_notice()
         if html:
             _write(html, make_page((old, new), codes, diff))
         if json:
@@ -211,6 +215,7 @@ def summary(
     n = len(diff.blocks.a)
     print(f"{n:6,} blocks matched, {int(diff.same.sum()):,} of them identical")
     changed = [row for row in diff.functions if row["status"] == CHANGED]
+    width = columns()
     if changed and top:
         print(
             "changed most likely by hand first (blocks without an identical partner, their share, "
@@ -218,12 +223,16 @@ def summary(
         )
     for row in itertools.islice(changed, top):
         a, b = (describe(c, f) for c, f in zip(codes, row["sides"], strict=True))
-        place = f"{a['address']} {a['name']} -> {b['address']} {b['name']}"
         share = max(row["change"], 0.01)
-        kinds = ", ".join(row["kinds"])
-        print(f"{row['differing']:6,}  {share:4.0%}  {row['score']:.2f}  {place}: {kinds}")
+        numbers = f"{row['differing']:6,}  {share:4.0%}  {row['score']:.2f}"
+        kinds = f": {', '.join(row['kinds'])}"
+        addresses = len(f"{numbers}  {a['address']}  -> {b['address']} {kinds}")
+        room = width and (width - addresses) // 2
+        places = (f"{side['address']} {fit(side['name'], room)}" for side in (a, b))
+        print(f"{numbers}  {' -> '.join(places)}{kinds}")
     print(f"{seconds:.1f} seconds")
-    print(f"verdict: {verdict(diff)}")
+    identical = all(row["status"] == IDENTICAL for row in diff.functions)
+    say(f"verdict: {verdict(diff)}", "green" if identical else "yellow")
 
 
 if __name__ == "__main__":

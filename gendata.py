@@ -38,7 +38,7 @@ from pydantic import Field
 import utils
 from binary.analysis import Analysis, analysis_settings, cache_file, count_imports, load_analysis
 from binary.builds import find_programs, find_refused
-from binary.cache import SKIPPED, analyse_all
+from binary.cache import analyse_all
 from binary.tokens import VERSION as TOKENS
 from binary.tokens import Tokens, tokenise
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit
@@ -58,7 +58,7 @@ from pairs.folder import (
 from pairs.merge import merge
 from pairs.text import write_text
 from terminal.arguments import names_of
-from terminal.command_line import command_line
+from terminal.command_line import PARTLY, command_line
 from terminal.escape import printable
 
 biname = "chroot"  # the program to look for; several: ["chroot", "ls"]; all: "*"
@@ -196,7 +196,7 @@ def main(
             print(f"note: {name} imports nothing; only strings join it with others")
         for number, reason in sorted(failed.items()):
             print(f"skipped pair {number}: {printable(reason)}", file=sys.stderr)
-        return SKIPPED if skipped or failed else 0
+        return PARTLY if skipped or failed else 0
 
 
 def failures(results: Iterator[tuple[int, str | None]]) -> dict[int, str]:

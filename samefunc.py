@@ -38,7 +38,7 @@ from pydantic import Field, PositiveInt
 import utils
 from binary.analysis import cache_file, load_analysis
 from binary.builds import find_binaries
-from binary.cache import SKIPPED, analyse_all
+from binary.cache import analyse_all
 from binary.instructions import clean_name, string_words
 from binary.symbols import STARTUP, is_symbol
 from binary.tokens import tokenise
@@ -46,7 +46,7 @@ from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from pairs.folder import analysis_files, find_pairs, read_info
 from terminal import progress
 from terminal.arguments import names_of
-from terminal.command_line import command_line
+from terminal.command_line import PARTLY, command_line
 from terminal.escape import printable
 
 path = "experiment_data/coreutils/binaries/"  # builds: path/<build>/<program>
@@ -180,7 +180,7 @@ def main(
         print(f"{to}/{split}.tsv: {len(rows):,} pairs, {len(names):,} names, of {programs}")
     for file, reason in skipped.items():
         print(f"skipped {file}: {reason}")
-    return SKIPPED if skipped else 0
+    return PARTLY if skipped else 0
 
 
 def twins(

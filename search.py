@@ -23,14 +23,14 @@ from pydantic import PositiveInt
 
 import utils
 from binary.analysis import load_analysis
-from binary.cache import SKIPPED, analyse_files, reason_of
+from binary.cache import analyse_files, reason_of
 from encoder.index import Binary, Index, add, index_file, nearest, read
 from encoder.map import PICTURES, draw_map
 from encoder.table import Encoder
 from features.extract import Features, extract_features, read_binaries
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from matching.model import read_model
-from terminal.command_line import command_line
+from terminal.command_line import PARTLY, command_line
 from terminal.escape import printable
 
 index_dir = "index"  # the table of vectors, a file for each binary
@@ -114,7 +114,7 @@ def index(
     )
     for file, reason in skipped.items():
         print(f"skipped {printable(reason_of(file, reason))}", file=sys.stderr)
-    return SKIPPED if skipped else 0
+    return PARTLY if skipped else 0
 
 
 def query(

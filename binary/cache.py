@@ -10,8 +10,10 @@ from binary.analysis import analysis_settings, cache_file, save_analysis
 from binary.disassemble import analyse, rare_collections
 from jobs.processes import LIMITS
 from jobs.run import run_all
+from terminal import progress
 
-SKIPPED = 3  # exit code of scripts: done, but some binaries were skipped
+LOADING = 6  # seconds that importing angr takes
+BYTES_A_SECOND = 60_000  # that one process analyses, of files of coreutils with debug information
 
 
 def analyse_all(
@@ -35,13 +37,19 @@ def analyse_all(
     # The largest first, so that the workers end together.
     missing = dict(sorted(missing.items(), key=lambda item: -os.path.getsize(item[1])))
     failed = {}
+    sizes = {sha256: os.path.getsize(file) for sha256, file in missing.items()}
     if missing and cluster is None:
+        seconds = sum(sizes.values()) / BYTES_A_SECOND / min(workers, len(missing))
+        seconds = LOADING + max(seconds, max(sizes.values()) / BYTES_A_SECOND)
+        size = f"{len(missing)} files, {sum(sizes.values()) / 1e6:.1f} MB"
+        progress.line(f"analysing {size}: about {seconds:.0f} seconds")
+        progress.notice("loading angr ...")
         with rare_collections():
             import angr  # noqa: F401 - once, not in each worker, which is a copy of this process
         gc.freeze()  # nor need any worker look there for what is unused
     jobs = ((sha, (file, cache_file(output_dir, sha))) for sha, file in missing.items())
     where = (workers, limits, cluster, analysis_settings, ("angr",))
-    for sha256, error in run_all(analyse_one, jobs, len(missing), "binaries", *where):
+    for sha256, error in run_all(analyse_one, jobs, len(missing), "binaries", *where, sizes):
         if error is not None:
             failed[sha256] = error
             if all_or_none:

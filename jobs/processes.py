@@ -10,10 +10,10 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children, get_context
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Annotated, Any
 
 import psutil
@@ -43,12 +43,14 @@ def in_processes(
     time_limit: float = TIME_LIMIT,
     memory_limit: float = MEMORY_LIMIT,
     start: str = "fork",
+    sizes: Mapping[Any, int] | None = None,
 ) -> Iterator[tuple[Any, str | None]]:
     """Run ``function(*arguments)`` for each (key, arguments); yield key and error text or None.
 
     They are yielded as they end. A worker that fails, dies, computes longer than ``time_limit``
     seconds or holds more than ``memory_limit`` GiB costs its own job only. Whoever stops iterating
-    stops the jobs that are left.
+    stops the jobs that are left. With ``sizes``, key -> bytes of each job, progress is measured by
+    these.
 
     Raises
     ------
@@ -66,7 +68,7 @@ def in_processes(
             initargs=(os.getpid(),),
         ) as pool,
         _memory_watched(memory_limit) as too_large,
-        progress.bar(total=total, desc=what, unit=" " + what) as bar,
+        _bar(total, what, sizes) as bar,
     ):
         ended: SimpleQueue = SimpleQueue()
 
@@ -79,7 +81,7 @@ def in_processes(
             for job in itertools.islice(jobs, AHEAD):
                 schedule(*job)
             for _ in range(total):
-                key, future = ended.get()
+                key, future = _next(ended, bar)
                 for job in itertools.islice(jobs, 1):
                     schedule(*job)
                 error = None
@@ -101,11 +103,27 @@ def in_processes(
                         error = f"took more than {memory_limit:g} GiB of memory (--memory_limit)"
                     else:
                         error = f"the worker process died ({_how_ended(problem.exitcode)})"
-                bar.update()
+                bar.update(sizes[key] if sizes else 1)
                 yield key, error
         except BaseException:
             pool.stop()
             raise
+
+
+def _bar(total: int, what: str, sizes: Mapping[Any, int] | None) -> Any:
+    """Return a progress bar over jobs, or over their bytes, by which it can tell the time left."""
+    if sizes is None:
+        return progress.bar(total=total, desc=what, unit=" " + what)
+    return progress.bar(total=sum(sizes.values()), desc=what, unit="B", unit_scale=True)
+
+
+def _next(ended: SimpleQueue, bar: Any) -> tuple[Any, Any]:
+    """Wait for the next job that ends; meanwhile the bar's clock goes on."""
+    while True:
+        try:
+            return ended.get(timeout=1)
+        except Empty:
+            bar.refresh()
 
 
 def _compute(time_limit: float, function: Callable[..., None], *arguments: Any) -> None:

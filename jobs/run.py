@@ -1,7 +1,7 @@
 """Run a function over many jobs, on this machine or on a cluster."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ def run_all(
     cluster: str | None,
     settings: Callable[[], str],
     preload: tuple[str, ...] = (),
+    sizes: Mapping[Any, int] | None = None,
 ) -> Iterator[tuple[Any, str | None]]:
     """Run a function of one of our files, here or on a cluster; see :func:`in_processes`.
 
@@ -29,9 +30,11 @@ def run_all(
         A function of one of our files; what it returns must be the same on the cluster as here.
     preload : tuple of str
         Modules that the cluster's workers import once, and not in each process.
+    sizes : mapping, optional
+        Key of each job -> bytes that it works on, by which progress here is measured.
     """
     if cluster is None:
-        return in_processes(function, jobs, total, workers, what, *limits)
+        return in_processes(function, jobs, total, workers, what, *limits, sizes=sizes)
     from jobs.cluster import on_cluster  # an optional dependency
 
     # A script that is run is __main__ here, but not on the cluster.

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 import utils
 from binary.analysis import Analysis, analysis_settings, cache_file, load_analysis
-from binary.cache import SKIPPED, analyse_all
+from binary.cache import analyse_all
 from binary.symbols import source_names
 from encoder.table import Encoder, choose_words, known_words
 from features.extract import Features, extract_features
@@ -44,7 +44,7 @@ from matching.evidence import ROUNDS, Surroundings
 from matching.model import Model, Network, write_model
 from terminal import progress
 from terminal.arguments import names_of
-from terminal.command_line import command_line
+from terminal.command_line import PARTLY, command_line
 
 path = "experiment_data/packages/binaries/"  # builds: path/<build>/<program>
 held_out = ["ed", "xargs"]  # programs that are only measured
@@ -200,7 +200,7 @@ def main(
                 )
         for file, reason in skipped.items():
             print(f"skipped {file}: {reason}")
-        return SKIPPED if skipped else 0
+        return PARTLY if skipped else 0
 
 
 def cross_fitted(programs: dict[str, list[Features]], cfg: Config) -> list[Pair]:

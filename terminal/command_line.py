@@ -20,11 +20,12 @@ from typing import Any
 
 from terminal import VERSION, progress
 from terminal.arguments import bind, call
-from terminal.escape import escape_output, printable
+from terminal.escape import escape_output
 from terminal.help import help_text
+from terminal.style import say
 from utils import DISK_ERRORS, FULL, STOPPING, UsageError, UserError, default_signals
 
-ERROR, USAGE, PARTLY, FOUND, INTERRUPTED = 1, 2, 3, 4, 130
+ERROR, USAGE, PARTLY, FOUND, INTERRUPTED = 1, 2, 3, 4, 130  # exit codes
 
 
 def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> None:
@@ -102,7 +103,8 @@ def exit_codes() -> Iterator[None]:
 
 
 def _fail(reason: str, code: int) -> None:
-    print(f"error: {printable(reason)}", file=sys.stderr)
+    progress.clear_notice()
+    say(f"error: {reason}", "red", sys.stderr)
     sys.exit(code)
 
 

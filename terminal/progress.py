@@ -38,6 +38,11 @@ def notice(text: str) -> None:
     _show(printable(text))
 
 
+def line(text: str) -> None:
+    """Show a line that stays."""
+    _show(printable(text) + "\n")
+
+
 def clear_notice() -> None:
     """Take a notice away."""
     _show("")

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terminal.escape import Escaped, csv_cell, markdown_text, printable
+from terminal.style import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 ATTACKS = [
@@ -170,8 +171,40 @@ def in_terminal(*command, **environment):
     except OSError:  # how Linux says that the other side is closed
         pass
     os.close(ours)
-    assert process.wait() == 0
+    process.wait()
     return received.decode()
+
+
+def test_colour_is_for_people():
+    plain = r"error: e\x1b[2J\r\x08\u202e\u200bl\nerror: spoof"
+    command = sys.executable, "-c", SCRIPT, "error"
+    assert in_terminal(*command).endswith(f"\x1b[31m{plain}\x1b[0m\r\n")
+    assert in_terminal(*command, NO_COLOR="1").endswith(f"{plain}\r\n")
+    assert in_terminal(*command, TERM="dumb").endswith(f"{plain}\r\n")
+    assert "\x1b[31m" in in_terminal(*command, NO_COLOR="")
+    piped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (piped.stdout, piped.stderr) == ("", plain + "\n")
+
+
+def test_the_first_word_comes_before_the_slow_imports(tmp_path):
+    command = sys.executable, "gendata.py", "--path", str(tmp_path)
+    assert in_terminal(*command).startswith("\r\x1b[Kloading libraries ...\r\x1b[K")
+    piped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert piped.stderr.startswith("error: ")
+    assert piped.returncode == 1
+
+
+@given(texts, st.none() | st.integers(0, 40))
+def test_texts_that_fit(text, width):
+    shown = fit(text, width)
+    assert shown.isprintable()
+    assert width is None or len(shown) <= max(width, 8)
+    if "…" not in shown:
+        assert shown == printable(text)
+    else:
+        begin, end = shown.split("…")[0], shown.split("…")[-1]
+        assert printable(text).startswith(begin)
+        assert printable(text).endswith(end)
 
 
 def test_progress_bars_do_nothing_else():

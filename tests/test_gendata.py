@@ -23,13 +23,13 @@ import dataprocess
 import gendata
 from binary.analysis import cache_file, load_analysis, save_analysis
 from binary.builds import find_binaries, find_programs
-from binary.cache import SKIPPED
 from binary.disassemble import analyse
 from binary.tokens import tokenise
 from jobs.processes import in_processes
 from pairs.folder import read_info
 from pairs.merge import merge
 from pairs.walks import WALKS, load_walks
+from terminal.command_line import PARTLY
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -268,7 +268,7 @@ def test_a_pair_that_fails_costs_itself_only(made, tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(gendata, "write_pair", write_pair_but_the_third)
     code = gendata.main("shapes", "binaries", data=str(tmp_path / "data"), workers=1)
-    assert code == SKIPPED
+    assert code == PARTLY
     assert "skipped pair 3: the worker process died (exit code 1)" in capsys.readouterr().err
     expected = bytes_of(made[0] / "data")
     assert bytes_of(tmp_path / "data") == {k: v for k, v in expected.items() if k[:2] != "3/"}
@@ -294,7 +294,7 @@ def test_a_broken_binary_costs_its_pairs_only(made, tmp_path):
     (cwd / "binaries" / "O1a" / "shapes").write_bytes(b"not a program at all")
     (cwd / "binaries" / "empty-folder").mkdir()
     run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries", check=False)
-    assert run.returncode == SKIPPED
+    assert run.returncode == PARTLY
     assert "binaries/O1a/shapes" in run.stderr
     assert "no executable" in run.stderr
     builds = [

@@ -1,0 +1,39 @@
+"""Colour and width, where the output is a terminal."""
+
+import os
+import shutil
+import sys
+from typing import Any
+
+from terminal.escape import printable, raw
+
+STYLES = {"red": 31, "green": 32, "yellow": 33, "bold": 1}  # of ECMA-48, "select graphic rendition"
+
+
+def say(text: str, style: str, stream: Any = None) -> None:
+    """Print a line in a colour where people see one, and plainly elsewhere.
+
+    References
+    ----------
+    https://no-color.org: the environment's NO_COLOR, if it is not empty, means no colour.
+    """
+    stream = stream or sys.stdout
+    plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if plain:
+        print(printable(text), file=stream)
+    else:
+        raw(stream).write(f"\x1b[{STYLES[style]}m{printable(text)}\x1b[0m\n")
+
+
+def columns() -> int | None:
+    """Return how many characters of a line the terminal has; None where there is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def fit(text: str, width: int | None) -> str:
+    """Shorten a text in its middle to ``width`` characters, at least 8; None leaves it whole."""
+    text = printable(text)
+    if width is None or len(text) <= max(width, 8):
+        return text
+    kept = max(width, 8) - 1
+    return f"{text[: kept - kept // 2]}…{text[-(kept // 2) :]}"
