@@ -1,5 +1,6 @@
 """Progress on stderr, where that is a terminal: what a pipe or a file gets holds none of it."""
 
+import os
 import sys
 from typing import Any
 
@@ -49,7 +50,7 @@ def clear_notice() -> None:
 
 
 def _show(text: str) -> None:
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         stream = raw(sys.stderr)
         stream.write(ERASE + text)
         stream.flush()
