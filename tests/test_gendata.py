@@ -239,7 +239,7 @@ def test_a_run_that_is_stopped_mixes_no_settings(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = bytes_of(made[0])
 
-    def stopped(function, jobs, total, workers, what, *limits):
+    def stopped(function, jobs, total, workers, what, *limits, sizes):
         if what == "pairs":
             raise KeyboardInterrupt
         yield from ()
@@ -644,5 +644,5 @@ def test_another_kind_of_walk_is_a_function_with_a_name(builds, tmp_path, monkey
         info = read_info(tmp_path / "data" / "0")
         assert info.settings.walk == walk
         assert len(info.counts.document_lengths) == longest + 1
-    with pytest.raises(UserError, match="--walk 'none' is not known; choose from control_flow"):
+    with pytest.raises(UserError, match="--walk 'none': choose from control_flow"):
         gendata.main("ls", path="binaries", walk="none")
