@@ -42,8 +42,13 @@ def help_text(
     values = [p for p in parameters if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
     names = [p.name.upper() + "..." * (p.kind is p.VAR_POSITIONAL) for p in values]
     flags = [p for p in parameters if p not in values]
-    usage = " ".join(["python", script, *["[--flag value]..."] * bool(flags), *names])
-    lines = [f"usage: {usage}", *(f"       python {script} {name} --help" for name in commands), ""]
+    needed = [f"--{p.name} {p.name.upper()}" for p in flags if p.default is p.empty]
+    usage = ["python", script, *["[--flag value]..."] * bool(flags), *needed, *names]
+    lines = [
+        f"usage: {' '.join(usage)}",
+        *(f"       python {script} {name} --help" for name in commands),
+        "",
+    ]
     about = docstring.split("\n\n")[0].replace("\n", " ")
     lines += [*_wrap(about, width), ""]
     for name, parameter in zip(names, values, strict=True):

@@ -165,7 +165,7 @@ def test_help_names_every_flag_with_its_text(script):
         assert all(texts.values())
         for parameter, text in texts.items():
             flag = parameters[parameter].default is not inspect.Parameter.empty
-            title = f"--{parameter} " if flag else parameter.upper()
+            title = f"(--{parameter} |{parameter.upper()})"
             assert re.search(f"{title}.*?{re.escape(text)}", shown), parameter
             if flag and isinstance(parameters[parameter].default, int | float | str):
                 default = describe_default(parameters[parameter].default)
