@@ -81,7 +81,7 @@ def search(chrome, words):
     field = chrome.find_element("id", "search")
     field.clear()
     field.send_keys(words)
-    return texts(chrome, ".row > :nth-child(3)")
+    return texts(chrome, ".row .called")
 
 
 def show(chrome, name):
@@ -94,16 +94,17 @@ def show(chrome, name):
 def wait_for(chrome, name):
     """Wait until a function is open."""
     WebDriverWait(chrome, 10).until(
-        lambda chrome: chrome.find_element("id", "title").text.endswith("\n" + name)
+        lambda chrome: chrome.find_element("css selector", "#title b").text == name
     )
 
 
 def test_changed_functions_come_first_and_open(opened):
     rows = texts(opened, ".row")
-    assert {rows[0].split("\n")[1], rows[1].split("\n")[1]} == {"area", "usage"}
+    assert set(texts(opened, ".row .called")[:2]) == {"area", "usage"}
+    assert "string changed" in texts(opened, ".row .kinds")[0] + texts(opened, ".row .kinds")[1]
     assert all(row.startswith("changed") for row in rows[:2])
     assert rows[2].startswith("identical")
-    assert opened.find_element("id", "title").text.split("\n")[-1] in ("area", "usage")
+    assert opened.find_element("css selector", "#title b").text in ("area", "usage")
     assert opened.title == "old → new"
 
 
@@ -142,6 +143,13 @@ def test_status_filters(opened):
     assert button.get_attribute("aria-pressed") == "false"
     assert len(texts(opened, ".row")) == before - 2
     assert "changed" not in texts(opened, ".row .tag")
+
+
+def test_kinds_of_change_filter(opened):
+    opened.find_element("xpath", "//option[text()='string changed']").click()
+    assert texts(opened, ".called") == ["usage"]
+    opened.find_element("xpath", "//option[text()='every kind of change']").click()
+    assert len(texts(opened, ".called")) > 2
 
 
 def test_lines_name_what_addresses_are(opened):
@@ -214,14 +222,14 @@ def test_links_lead_to_a_function_and_a_block_and_back(opened, page):
     assert opened.current_url == first
     opened.get("about:blank")
     open_page(opened, page, "#" + link.partition("#")[2])
-    assert opened.find_element("id", "title").text.endswith("copy")
+    wait_for(opened, "copy")
     assert link.endswith(";old:" + re.search("0x[0-9a-f]+", texts(opened, ".lit")[0])[0])
 
 
 def test_notes_and_marks_are_kept_and_exported(opened, page):
     press(opened, "r")
     opened.find_element("id", "note").send_keys("looks <b>safe</b>")
-    name = texts(opened, ".row > :nth-child(3)")[0]
+    name = texts(opened, ".row .called")[0]
     opened.get("about:blank")
     open_page(opened, page)
     assert opened.find_element("id", "reviewed").is_selected()
@@ -247,7 +255,7 @@ def test_keys(opened):
     press(opened, "/")
     assert opened.switch_to.active_element.get_attribute("id") == "search"
     opened.switch_to.active_element.send_keys("\ue00c")  # Escape
-    first, second = texts(opened, ".row > :nth-child(3)")[:2]
+    first, second = texts(opened, ".row .called")[:2]
     press(opened, "j")
     wait_for(opened, second)
     press(opened, "k")
@@ -374,7 +382,7 @@ def test_rows_and_headers_take_focus_and_have_roles(opened):
     assert row.get_attribute("role") == "row"
     other = opened.find_elements("css selector", ".row")[1]
     opened.execute_script("arguments[0].focus()", other)
-    name = other.text.split("\n")[1]
+    name = other.find_element("css selector", ".called").text
     other.send_keys("\ue007")  # Enter
     wait_for(opened, name)
     for header in opened.find_elements("css selector", "#head > *"):
@@ -401,7 +409,7 @@ def test_addresses_above_2_to_the_53_are_right(chrome, tmp_path):
     assert set(where) >= {"first", "second", "_start"}
     page = page_of(tmp_path, *analyses)
     open_page(chrome, page)
-    shown = {row.split("\n")[1]: row.split("\n")[3] for row in texts(chrome, ".row")}
+    shown = dict(zip(texts(chrome, ".called"), texts(chrome, ".row > :nth-child(5)"), strict=True))
     assert {name: shown[name] for name in ("first", "second", "_start")} == {
         name: where[name] for name in ("first", "second", "_start")
     }

@@ -3,7 +3,7 @@
 import os
 
 from features.extract import Features
-from matching.changes import CHANGED, IDENTICAL, STATUS, Diff
+from matching.changes import CHANGED, IDENTICAL, ORDER, STATUS, Diff
 from matching.exports.records import Function, function_matches
 from terminal.escape import markdown_text
 
@@ -17,7 +17,7 @@ def verdict(diff: Diff) -> str:
         count[row["status"]] += 1
     if count[IDENTICAL] == len(diff.functions):
         return "identical: every function has an identical partner"
-    parts = [f"{n:,} {name}" for n, name in zip(count, STATUS, strict=True) if n]
+    parts = [f"{count[status]:,} {STATUS[status]}" for status in ORDER if count[status]]
     return f"{len(diff.functions):,} functions: {', '.join(parts)}"
 
 
@@ -28,8 +28,9 @@ def as_markdown(
     old, new = (markdown_text(os.path.basename(path)) for path in paths)
     lines = [f"# {old} → {new}", "", f"**{verdict(diff)}**", ""]
     lines += ["| functions | |", "|---|---:|"]
-    for status, name in enumerate(STATUS):
-        lines.append(f"| {name} | {sum(r['status'] == status for r in diff.functions):,} |")
+    for status in ORDER:
+        count = sum(row["status"] == status for row in diff.functions)
+        lines.append(f"| {STATUS[status]} | {count:,} |")
     shown = [m for m in function_matches(codes, diff) if m.status != STATUS[IDENTICAL]]
     if shown and top:
         lines += ["", "## What changed most", ""]

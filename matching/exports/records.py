@@ -51,6 +51,8 @@ class FunctionMatch:
         How many basic blocks of both have no identical partner.
     change : float
         Which share of their blocks that is, 0 to 1.
+    rank : float
+        The greater, the more likely a human changed it: the list's order.
     kinds : tuple of str
         What kinds of change there are.
     old, new : Function or None
@@ -60,6 +62,7 @@ class FunctionMatch:
     score: float
     differing: int
     change: float
+    rank: float
     kinds: tuple[str, ...]
     old: Function | None
     new: Function | None
@@ -71,6 +74,7 @@ class FunctionMatch:
             "score": self.score,
             "differing": self.differing,
             "change": self.change,
+            "rank": self.rank,
             "kinds": ", ".join(self.kinds),
         }
         for side, function in (("old", self.old), ("new", self.new)):
@@ -109,7 +113,8 @@ def function_matches(codes: tuple[Features, ...], diff: Diff) -> list[FunctionMa
             row["score"],
             row["differing"],
             row["change"],
-            tuple(row.get("kinds", ())),
+            row["rank"],
+            tuple(row["kinds"]),
             *(function(side, f) for side, f in enumerate(row["sides"])),
         )
         for row in diff.functions
@@ -157,10 +162,10 @@ def as_csv(codes: tuple[Features, ...], diff: Diff) -> str:
     out = io.StringIO()
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     sides = [f"{side} {what}" for side in ("old", "new") for what in ("address", "name", "blocks")]
-    writer.writerow(["status", "score", "differing", "change", "kinds", *sides])
+    writer.writerow(["status", "score", "differing", "change", "rank", "kinds", *sides])
     for match in function_matches(codes, diff):
-        cells: list[Any] = [match.status, match.score, match.differing, f"{match.change:.4f}"]
-        cells.append(", ".join(match.kinds))
+        numbers = match.score, match.differing, f"{match.change:.4f}", match.rank
+        cells: list[Any] = [match.status, *numbers, ", ".join(match.kinds)]
         for function in (match.old, match.new):
             if function is None:
                 cells += ["", "", ""]

@@ -35,13 +35,13 @@ const partnerOf = [new Map(), new Map()];  // function -> function of the other 
 
 async function readIndex() {
   index = await inflate("index");
-  rows = index.rows.map(([status, a, b, score, differing, change, kinds, part, place, ...words], at) => {
+  rows = index.rows.map(([status, a, b, score, differing, change, rank, kinds, part, place, ...words], at) => {
     const sides = [a, b].map((f, side) => f < 0 ? null : functionOf(side, f));
     const [one, other] = sides;
     if (one && other) { partnerOf[OLD].set(a, b); partnerOf[NEW].set(b, a); }
     const texts = sides.filter(f => f).flatMap(f => [f.name, f.symbol, f.address]);
     return {
-      at, sides, score, differing, change, part, place, words, texts, matched: Boolean(one && other),
+      at, sides, score, differing, change, rank, part, place, words, texts, matched: Boolean(one && other),
       status: index.status[status], kinds: kinds.map(kind => index.kinds[kind]),
       key: sides.map(f => f ? f.address : "-").join(","), name: (one || other).name,
     };
@@ -51,6 +51,7 @@ async function readIndex() {
 // Names that a disassembler makes up say nothing beside a symbol.
 const madeUp = name => /^sub_[0-9a-f]+$/.test(name);
 
+const SHORT = { "compiled differently": "compiled" };  // what the table has room for
 const STATUS_CLASS = {
   "identical": "same", "changed": "changed", "only in old": "gone", "only in new": "new",
   "compiled differently": "compiled",

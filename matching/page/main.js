@@ -156,7 +156,7 @@ async function start() {
   document.title = names.join(" → ");
   ["old", "new"].forEach((id, side) => { $(id).textContent = names[side]; $(id).title = index.paths[side]; });
   const count = status => rows.filter(row => row.status === status).length;
-  $("summary").textContent = index.status.map(status => `${count(status).toLocaleString("en")} ${status}`).join(", ");
+  $("summary").textContent = statuses().filter(count).map(status => `${count(status).toLocaleString("en")} ${status}`).join(", ");
   buildTable(); buildControls(); filter();
   addEventListener("hashchange", follow);
   await follow();

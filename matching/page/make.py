@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from features.extract import Features
-from matching.changes import STATUS, Diff
+from matching.changes import ORDER, STATUS, Diff
+from matching.kinds import KINDS
 from matching.page.rows import Rows
 from matching.page.side import Side
 
@@ -35,11 +36,13 @@ DRAWN = 12_000  # boxes in all graphs together, half a millisecond each
 def make_page(paths: tuple[str, str], codes: tuple[Features, Features], diff: Diff) -> str:
     """Return the HTML page that shows ``diff``, the comparison of the binaries at ``paths``."""
     sides = [Side(code) for code in codes]
-    kinds = sorted({kind for row in diff.functions for kind in row.get("kinds", ())})
+    found = {kind for row in diff.functions for kind in row["kinds"]}
+    kinds = [kind for kind in KINDS if kind in found]
     index_rows, parts = _rows(sides, diff, kinds)
     index = {
         "paths": paths,
         "status": STATUS,
+        "order": ORDER,
         "kinds": kinds,
         "functions": [[s.function(f) for f in range(s.code.functions)] for s in sides],
         "rows": index_rows,
@@ -60,9 +63,9 @@ def _rows(sides: list[Side], diff: Diff, kinds: list[str]) -> tuple[list[list], 
         if sum(map(len, parts[-1])) > PART:
             parts.append([])
         words = [side.words(blocks) for side, blocks in zip(sides, content["blocks"], strict=True)]
-        numbers = row["score"], row["differing"], row["change"]
+        numbers = row["score"], row["differing"], row["change"], row["rank"]
         place = len(parts) - 1, len(parts[-1])
-        of = [kinds.index(kind) for kind in row.get("kinds", ())]
+        of = [kinds.index(kind) for kind in row["kinds"]]
         rows.append([row["status"], *row["sides"], *numbers, of, *place, *words])
         parts[-1].append(_json(content))
     return rows, [f"[{','.join(part)}]" for part in parts]

@@ -6,7 +6,7 @@ const where = side => row => row.sides[side] ? row.sides[side].address : "";
 const order = address => address.padStart(20, " ");  // texts of numbers sort by length first
 const COLUMNS = [  // name, what a cell shows, what it is sorted by, class, explanation
   ["✓", row => notes.of(row).reviewed ? "✓" : notes.of(row).note ? "✎" : "", row => notes.of(row).reviewed ? 0 : notes.of(row).note ? 1 : 2, "", "reviewed, or with a note"],
-  ["status", row => row.status, row => index.status.indexOf(row.status), "", "sort by status"],
+  ["status", row => SHORT[row.status] || row.status, row => statuses().indexOf(row.status), "", "sort by status, and how likely a human made the change"],
   ["function", nameOf, row => row.name.toLowerCase(), "", "its name in old, and in new where that is another"],
   ["old", where(OLD), row => order(where(OLD)(row)), "address", "address in old"],
   ["new", where(NEW), row => order(where(NEW)(row)), "address", "address in new"],
@@ -14,6 +14,8 @@ const COLUMNS = [  // name, what a cell shows, what it is sorted by, class, expl
   ["score", row => row.matched ? row.score.toFixed(2) : "", row => -row.score, "number", "how sure the match is: 1.00 is certain"],
 ];
 const table = { sort: null, down: false, shown: [], statuses: new Set(), focus: 0 };
+
+const statuses = () => index.order.map(i => index.status[i]);
 
 function nameOf(row) {
   const [one, other] = row.sides;
@@ -25,7 +27,7 @@ function nameOf(row) {
 function buildTable() {
   const count = new Map(index.status.map(name => [name, 0]));
   for (const row of rows) count.set(row.status, count.get(row.status) + 1);
-  for (const name of index.status) {
+  for (const name of statuses().filter(name => count.get(name))) {
     table.statuses.add(name);
     const button = make("button", STATUS_CLASS[name], `${count.get(name).toLocaleString("en")} ${name}`);
     button.setAttribute("aria-pressed", "true");
@@ -53,7 +55,7 @@ function buildTable() {
   });
   const longest = Math.max(...rows.map(row => Math.max(...row.sides.map(f => f ? f.address.length : 0))), 4);
   const width = Math.round(longest * 6.7 + 14);
-  const status = Math.max(...index.status.map(name => name.length)) * 6.4 + 18;
+  const status = Math.max(...index.status.map(name => (SHORT[name] || name).length)) * 6.4 + 18;
   document.documentElement.style.setProperty("--address", width + "px");
   document.documentElement.style.setProperty("--status", status + "px");
   $("left").style.width = Math.min(Math.max(440 + 2 * width, 560), innerWidth * 0.52) + "px";
@@ -108,7 +110,9 @@ function drawRow(row, at) {
   for (const [name, show, , cls] of COLUMNS) {
     const cell = make("div", cls);
     cell.setAttribute("role", "gridcell");
-    cell.append(name === "status" ? make("span", "tag " + STATUS_CLASS[row.status], show(row)) : show(row));
+    const inside = { status: "tag " + STATUS_CLASS[row.status], function: "called" }[name];
+    cell.append(inside ? make("span", inside, show(row)) : show(row));
+    if (name === "function" && row.kinds.length) cell.append(make("span", "kinds", row.kinds.join(", ")));
     element.append(cell);
   }
   element.title = row.sides.filter(f => f).map(f => [f.address, f.name, f.symbol].filter(t => t).join("  ")).join("\n")
