@@ -15,7 +15,8 @@ NOTES = """\
 --flag value and --flag=value are alike; a switch needs no value: --flag or --noflag.
 A value in capitals can be given by its name, too: --name value.
 All words after -- are values, such as a file's name that begins with a dash.
-Exit codes: 0 done, 1 error, 2 wrong usage, 3 some inputs skipped, 130 interrupted.
+Exit codes: 0 done, 1 error, 2 wrong usage, 3 some inputs skipped, 4 what --fail_on asks for,
+130 interrupted.
 """
 WIDTH = 100  # of the text at most
 
@@ -132,6 +133,8 @@ def describe_bounds(hint: Any) -> str:
         for part in flat
         if getattr(part, key, None) is not None
     ]
+    if describe_type(hint) == "int":
+        bounds = [bound.replace("above 0", "at least 1") for bound in bounds]
     return f" ({', '.join(bounds)})" if bounds else ""
 
 

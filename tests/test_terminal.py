@@ -78,6 +78,28 @@ def test_values_arrive_as_typed(typed):
     assert received(many, "--on", "--to=x", *typed)[0] == tuple(typed) or typed[0].lower() == "true"
 
 
+ECHO = """
+from terminal.command_line import command_line
+
+def main(*files: str, to: str = "t") -> None:
+    '''Do it.'''
+    print(ascii(files), ascii(to))
+
+command_line(main)
+"""
+
+
+def test_words_of_a_real_command_line_arrive_as_typed():
+    names = [name.replace("\0", "") for name in NAMES]
+    run = subprocess.run(
+        [sys.executable, "-c", ECHO, "9.10", "--to", "1e3", "a,b", "--", *names],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == f"{('9.10', 'a,b', *names)!a} '1e3'\n"
+
+
 @given(words, words)
 def test_flags_arrive_as_typed(to, old):
     assert received(many, f"--to={to}")[1] == to
@@ -198,7 +220,7 @@ def test_help_speaks_of_types_and_defaults_as_people_do():
     assert "usage: python x.py [--flag value]... FILES..." in shown
     assert "  --count  int, 2 (at least 1)\n      How much of it.\n" in shown
     assert "  --share  float, 0.1 (above 0, below 1)\n      How much of it.\n" in shown
-    assert "  --size  int, optional (above 0)\n" in shown
+    assert "  --size  int, optional (at least 1)\n" in shown
     assert "  --mode  one of train, eval, train\n" in shown
     assert "  --names  list, with commas between, a,b\n" in shown
     assert "  --check  switch, on\n" in shown
