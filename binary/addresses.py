@@ -44,14 +44,15 @@ class Value(NamedTuple):
     Attributes
     ----------
     number : int
-    base : bool
-        An offset from it is a part of an address, not that of a structure's field.
+    base : int
+        1: an offset from it is a part of an address, not that of a structure's field; 2: what an
+        offset makes of it is such a base again; 0: neither.
     made_by : tuple of (block, line, position)
         The numbers that it was made of.
     """
 
     number: int
-    base: bool
+    base: int
     made_by: tuple[tuple[int, int, int], ...] = ()
 
 
@@ -169,6 +170,21 @@ class Finder:
         fields["pointers"] = np.array([self.word, big, self.got], np.uint64)
         return fields
 
+    def pools(self) -> list[tuple[int, int]]:
+        """Return (start, end) of the data between blocks of ARM's code that instructions name."""
+        if self.family != "ARM":
+            return []
+        starts = sorted(a & ~1 for a in self.address)
+        ends = sorted((x[-1].address & ~1) + x[-1].size for x in self.lines)
+        found = set()
+        for *_, kind, value in self.found:
+            after = int(np.searchsorted(starts, value & ~1))
+            at = int(np.searchsorted(ends, value & ~1, side="right")) - 1
+            between = 0 < after < len(starts) and at >= 0 and ends[at] > starts[after - 1]
+            if kind == PLACE and between and self.is_mapped(value) and value & ~1 != starts[after]:
+                found.add((ends[at], starts[after]))
+        return sorted(found)
+
     def references(self) -> list[tuple[int, int, int, int, int]]:
         """Return (block, line, which number of the line, kind, value), sorted."""
         follows = self.family in SAVED
@@ -205,7 +221,9 @@ class Finder:
         ends = [lines[-1].address + lines[-1].size for lines in self.lines]
         for source, target, kind in self.edges:
             if source < n and target < n:
-                if kind == CALL and self.address[target] & ~1 != ends[source]:
+                # The stubs of 32-bit PowerPC go by the offset table of whoever calls them.
+                stub = self.family == "PPC" and self.lines[target][-1].mnemonic == "bctr"
+                if kind == CALL and self.address[target] & ~1 != ends[source] and not stub:
                     entered.add(target)
                 else:
                     flow[source].append((target, kind in (STEP_OVER, CALL)))
@@ -263,7 +281,7 @@ class Finder:
         if self.family == "PPC" and block:
             before = self.lines[block - 1][-1]
             if before.operands.endswith(hex(start)) and CALLS.match(before.mnemonic):
-                state["lr"] = Value(start, True)
+                state["lr"] = Value(start, 2)
         if self.family == "MIPS":
             state["$gp"] = Value(self.got, True)
         step = getattr(self, f"_{self.family.lower()}", self._plain)
@@ -600,10 +618,10 @@ class Finder:
             shift = 16 if mnemonic == "addis" else 0
             offset = parsed.numbers[0][1] << shift
             number = (base.number + offset) & self.mask
-            if base.base and number == self.got:
+            if base.base == 2 or (base.base and number == self.got):
                 if emit:
                     self._note(at, PART, 0, base)
-                result = Value(number, True)
+                result = Value(number, base.base)
             elif base.base and shift:
                 result = Value(number, True, (*base.made_by, at))
             elif base.base:
@@ -617,7 +635,7 @@ class Finder:
         elif CALLS.match(mnemonic) and parsed.numbers:
             after = instruction.address + instruction.size
             if parsed.numbers[-1][1] == after:
-                state["lr"] = Value(after, True)
+                state["lr"] = Value(after, 2)
                 if emit:
                     self._note(at, PART, 0)
         elif memory and memory.base in state:

@@ -239,7 +239,8 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
     imports = {node: name for node, name in imports.items() if name not in exported}
     import_name = sorted(set(imports.values()))
     edges, by_name = _numbered(graph, own_blocks, imports, joined, import_name)
-    operands_found = Finder(project, code, edges).fields()
+    finder = Finder(project, code, edges)
+    operands_found = finder.fields()
     made = _made(operands_found)
     through = calls_through_slots(project, code, made)
     if through:
@@ -350,7 +351,7 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
         literal_address=np.array(named, np.uint64),
         literal=[literals[address] for address in named],
         **operands_found,
-        **data_sections(project, stubs),
+        **data_sections(project, stubs, finder.pools()),
         processor_number=np.array(
             [list(ARCHITECTURES).index(processor_of(project.arch))], np.uint8
         ),

@@ -10,6 +10,7 @@ from binary.instructions import CS_OP_MEM, CS_OP_REG, in_detail
 MAX_LITERAL = 4096  # bytes of a string literal
 DATA_SECTIONS = {"SHT_PROGBITS", "SHT_NOBITS", "SHT_INIT_ARRAY", "SHT_FINI_ARRAY"}
 LABELS = 2  # words to each side of a pointer in data that may point at its name
+RISCV_64, RISCV_RELATIVE, RISCV_JUMP_SLOT = 2, 3, 5  # types of relocations
 PRINTABLE = re.compile(rb"[\t-\r -~]+")
 
 
@@ -103,11 +104,49 @@ def _holds_data(section) -> bool:
     return mapped and not section.is_executable and kind in DATA_SECTIONS
 
 
+def relocate_riscv(project) -> dict[int, str]:
+    """Do what the dynamic linker does to RISC-V's data, which cle does not know.
+
+    Returns
+    -------
+    dict
+        Address -> name of the import whose address the linker puts there.
+    """
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.relocation import RelocationSection
+
+    image, imports = project.loader.main_object, {}
+    if project.arch.name != "RISCV64" or not hasattr(image, "relocs"):
+        return imports
+    shift = image.mapped_base - image.linked_base
+    with open(image.binary, "rb") as file:
+        for section in ELFFile(file).iter_sections():
+            if not isinstance(section, RelocationSection) or not section["sh_flags"] & 2:
+                continue
+            symbols = ELFFile(file).get_section(section["sh_link"])
+            for relocation in section.iter_relocations():
+                place, kind = relocation["r_offset"] + shift, relocation["r_info_type"]
+                symbol = None
+                if relocation["r_info_sym"] and hasattr(symbols, "get_symbol"):
+                    symbol = symbols.get_symbol(relocation["r_info_sym"])
+                if symbol is not None and symbol["st_shndx"] == "SHN_UNDEF":
+                    imports[place] = symbol.name
+                    continue
+                value = relocation.entry.get("r_addend", 0) + shift
+                value += symbol["st_value"] if symbol is not None else 0
+                if kind in (RISCV_RELATIVE, RISCV_64, RISCV_JUMP_SLOT):
+                    try:
+                        project.loader.memory.pack_word(place, value)
+                    except KeyError:  # not in the file
+                        continue
+    return imports
+
+
 def imported_data(project) -> dict[int, str]:
     """Return address -> name of what the dynamic linker puts there."""
     from cle.backends.elf.relocation.generic import GenericCopyReloc
 
-    return {
+    return relocate_riscv(project) | {
         relocation.rebased_addr: relocation.symbol.name
         for relocation in project.loader.main_object.relocs
         if relocation.symbol is not None
@@ -116,11 +155,15 @@ def imported_data(project) -> dict[int, str]:
     }
 
 
-def data_sections(project, stubs: dict[int, str]) -> dict[str, np.ndarray | list]:
+def data_sections(
+    project, stubs: dict[int, str], pools: list[tuple[int, int]]
+) -> dict[str, np.ndarray | list]:
     """Return the fields of an `Analysis` that say what the file holds besides code.
 
     Parameters
     ----------
+    pools : list of (int, int)
+        Where data stands between code, start and end.
     stubs : dict
         Address -> name of the import that a stub or a simulated procedure stands for.
     """
@@ -138,6 +181,9 @@ def data_sections(project, stubs: dict[int, str]) -> dict[str, np.ndarray | list
             except (KeyError, ValueError):  # not in the file
                 content = b""
         held.append((region.vaddr, region.memsize, constant, content))
+    for start, end in pools:
+        held.append((start, end - start, True, project.loader.memory.load(start, end - start)))
+    held.sort()
     names = {**stubs, **imported_data(project)}
     places = sorted(names)
     return dict(

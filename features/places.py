@@ -35,7 +35,7 @@ class Places:
         self._texts: dict[int, bytes | None] = {}
         size, big, self.offset_table = analysis.pointers.tolist()
         self.word = np.dtype(f"{'>' if big else '<'}u{size}")
-        self.half = np.dtype(f"{'>' if big else '<'}i4")
+        self.steps = [np.dtype(f"{'>' if big else '<'}i{n}") for n in {4, size}]  # of distances
         self.start = analysis.data_address.astype(np.int64)
         self.end = self.start + analysis.data_size.astype(np.int64)
         self.names = sorted({*analysis.imported_name, *analysis.import_name})
@@ -60,7 +60,6 @@ class Places:
         kind[in_data] = DATA
         for odd in (0, 1):  # addresses of Thumb code are odd
             at, found = _find(self.blocks, address | odd)
-            found &= ~in_data
             kind[found], target[found] = CODE, at[found]
         inside = np.flatnonzero(kind == UNKNOWN)
         if len(inside) and len(self.blocks):

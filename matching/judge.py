@@ -268,21 +268,33 @@ class Judge:
 
         Distances count from the table itself, or from the global offset table.
         """
-        skip = -x % 4
-        if skip != -y % 4 or len(one) - skip < 4:
-            return None
-        steps = [
-            np.frombuffer(c[skip : len(c) - (len(c) - skip) % 4], p.half).astype(np.int64)
-            for c, p in zip((one, other), self.places, strict=True)
-        ]
+        for n in range(len(self.places[0].steps)):
+            types = [p.steps[n] for p in self.places]
+            size = types[0].itemsize
+            skip = -x % size
+            if skip != -y % size or len(one) - skip < size:
+                continue
+            steps = [
+                np.frombuffer(c[skip : len(c) - (len(c) - skip) % size], t).astype(np.int64)
+                for c, t in zip((one, other), types, strict=True)
+            ]
+            same = self._same_steps(x, y, steps)
+            if same is not None:
+                return same
+        return None
+
+    def _same_steps(self, x: int, y: int, steps: list[np.ndarray]) -> bool | None:
         for bases in ((x, y), (self.places[0].offset_table, self.places[1].offset_table)):
             ends = []
             for places, base, step in zip(self.places, bases, steps, strict=True):
                 end = base + step
                 ends.append(end & 0xFFFFFFFF if places.word.itemsize == 4 else end)
             blocks = [p.block_at(end) for p, end in zip(self.places, ends, strict=True)]
-            if (blocks[0] >= 0).all() and (blocks[1] >= 0).all():
-                return bool(self._same_code(np.full(len(ends[0]), -1), *blocks).all())
+            n = self._length(blocks)
+            if 3 < n < len(steps[0]) and (blocks[0][n] >= 0) != (blocks[1][n] >= 0):
+                return False
+            if n and (n == len(steps[0]) or n > 3):  # what follows may be something else
+                return bool(self._same_code(np.full(n, -1), blocks[0][:n], blocks[1][:n]).all())
         texts = [
             [p.whole_text(start + step) for step in side.tolist()]
             for p, start, side in zip(self.places, (x, y), steps, strict=True)
@@ -290,6 +302,12 @@ class Judge:
         if len(steps[0]) > 1 and None not in texts[0] and None not in texts[1]:
             return texts[0] == texts[1]
         return None
+
+    @staticmethod
+    def _length(blocks: list[np.ndarray]) -> int:
+        """Return how many entries lead to blocks in both, from the first on."""
+        end = np.flatnonzero((blocks[0] < 0) | (blocks[1] < 0))
+        return int(end[0]) if len(end) else len(blocks[0])
 
 
 def _entries(code: Features) -> np.ndarray:
