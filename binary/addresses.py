@@ -159,6 +159,7 @@ class Finder:
         self.found: list[tuple[int, int, int, int, int]] = []
         self.parts: set[tuple[int, int, int]] = set()
         self.thunks: dict[int, str | None] = {}
+        self.words: set[int] = set()  # addresses of what ARM's code loads from pools
 
     def fields(self) -> dict[str, np.ndarray]:
         """Return the fields of an `Analysis` that say what the operands of instructions are."""
@@ -183,7 +184,11 @@ class Finder:
             between = 0 < after < len(starts) and at >= 0 and ends[at] > starts[after - 1]
             if kind == PLACE and between and self.is_mapped(value) and value & ~1 != starts[after]:
                 found.add((ends[at], starts[after]))
-        return sorted(found)
+        pieces = []
+        for start, end in sorted(found):
+            inside = sorted(w for w in self.words if start <= w < end)
+            pieces += zip([start, *(w + 4 for w in inside)], [*inside, end], strict=True)
+        return [(start, end) for start, end in pieces if start < end]
 
     def references(self) -> list[tuple[int, int, int, int, int]]:
         """Return (block, line, which number of the line, kind, value), sorted."""
@@ -487,6 +492,7 @@ class Finder:
             size = {"ldrb": 1, "ldrsb": 1, "ldrh": 2, "ldrsh": 2, "ldrd": 8}.get(name, 4)
             size = 8 if target.startswith("d") else size
             number = self._word((pc & ~3) + memory.offset, size)
+            self.words |= {(pc & ~3) + memory.offset + step for step in range(0, size, 4)}
             if number is not None:
                 place = self.absolute and number > 0xFFF and self.is_mapped(number) and size == 4
                 if emit:
