@@ -10,7 +10,6 @@ from binary.instructions import CS_OP_MEM, CS_OP_REG, in_detail
 MAX_LITERAL = 4096  # bytes of a string literal
 DATA_SECTIONS = {"SHT_PROGBITS", "SHT_NOBITS", "SHT_INIT_ARRAY", "SHT_FINI_ARRAY"}
 LABELS = 2  # words to each side of a pointer in data that may point at its name
-RISCV_64, RISCV_RELATIVE, RISCV_JUMP_SLOT = 2, 3, 5  # types of relocations
 PRINTABLE = re.compile(rb"[\t-\r -~]+")
 
 
@@ -104,49 +103,11 @@ def _holds_data(section) -> bool:
     return mapped and not section.is_executable and kind in DATA_SECTIONS
 
 
-def relocate_riscv(project) -> dict[int, str]:
-    """Do what the dynamic linker does to RISC-V's data, which cle does not know.
-
-    Returns
-    -------
-    dict
-        Address -> name of the import whose address the linker puts there.
-    """
-    from elftools.elf.elffile import ELFFile
-    from elftools.elf.relocation import RelocationSection
-
-    image, imports = project.loader.main_object, {}
-    if project.arch.name != "RISCV64" or not hasattr(image, "relocs"):
-        return imports
-    shift = image.mapped_base - image.linked_base
-    with open(image.binary, "rb") as file:
-        for section in ELFFile(file).iter_sections():
-            if not isinstance(section, RelocationSection) or not section["sh_flags"] & 2:
-                continue
-            symbols = ELFFile(file).get_section(section["sh_link"])
-            for relocation in section.iter_relocations():
-                place, kind = relocation["r_offset"] + shift, relocation["r_info_type"]
-                symbol = None
-                if relocation["r_info_sym"] and hasattr(symbols, "get_symbol"):
-                    symbol = symbols.get_symbol(relocation["r_info_sym"])
-                if symbol is not None and symbol["st_shndx"] == "SHN_UNDEF":
-                    imports[place] = symbol.name
-                    continue
-                value = relocation.entry.get("r_addend", 0) + shift
-                value += symbol["st_value"] if symbol is not None else 0
-                if kind in (RISCV_RELATIVE, RISCV_64, RISCV_JUMP_SLOT):
-                    try:
-                        project.loader.memory.pack_word(place, value)
-                    except KeyError:  # not in the file
-                        continue
-    return imports
-
-
 def imported_data(project) -> dict[int, str]:
     """Return address -> name of what the dynamic linker puts there."""
     from cle.backends.elf.relocation.generic import GenericCopyReloc
 
-    return relocate_riscv(project) | {
+    return {
         relocation.rebased_addr: relocation.symbol.name
         for relocation in project.loader.main_object.relocs
         if relocation.symbol is not None
