@@ -17,7 +17,7 @@ import numpy as np
 from binary.analysis import STEP_OVER, Analysis
 
 NUMBER = re.compile(r"-?0x[0-9a-f]+")
-RELATIVE = re.compile(r"[re]ip [+-] (?:0x[0-9a-f]+|\d+)")
+RELATIVE = re.compile(r"[re]ip ([+-]) (0x[0-9a-f]+|\d+)")
 LONGEST = 400  # characters of a string literal
 SHOWN = 48  # characters of a string or a name in a line; the rest is in the tooltip
 
@@ -36,11 +36,11 @@ class Listing:
         self.analysis = analysis
         self.names = [shorten(name) for name in names]
         n = analysis.code_blocks
-        counts = [text.count(b"\n") + 1 for text in analysis.instructions[:n]]
-        self.first = np.cumsum([0, *counts]).tolist()  # instruction of each block
+        self.first = analysis.first_instruction[: n + 1].tolist()
         places = np.searchsorted(analysis.reference_instruction, np.arange(self.first[-1] + 1))
         self.references = places.tolist()  # of each instruction
         self.addresses = analysis.reference_address.tolist()
+        self.sizes = analysis.instruction_size.tolist()
         self.function_of = analysis.function.tolist()
         entries = analysis.function_address[: analysis.code_functions].tolist()
         self.function_at = {address: f for f, address in enumerate(entries)}
@@ -59,10 +59,16 @@ class Listing:
     def lines(self, block: int) -> list[list]:
         """Return the lines of a block."""
         texts = self.analysis.instructions[block].decode("ascii", "replace").split("\n")
-        lines = []
+        lines, following = [], int(self.analysis.address[block])
         for index, text in enumerate(texts, self.first[block]):
+            following += self.sizes[index]
             start, end = self.references[index : index + 2]
-            named = [(a, self._reference(a)) for a in self.addresses[start:end]]
+            addresses = self.addresses[start:end]
+            relative = RELATIVE.search(text)
+            if relative and not addresses:  # such as an address inside of a string
+                distance = int(relative[2], 0)
+                addresses = [following + (distance if relative[1] == "+" else -distance)]
+            named = [(a, self._reference(a)) for a in addresses]
             lines.append(_line(text, named) if named else [text])
         architecture = self.analysis.architecture
         last = architecture.branching(texts)
