@@ -149,6 +149,7 @@ class Start:
     state: dict[str, Tensor] | None
     tokenizer: CorpusTokenizer | FullTokenizer
     max_len: int  # of the examples in pre-training: later positions were never trained
+    with_head: bool = False  # the state holds this very task's head, too
 
 
 def read_start(
@@ -233,6 +234,7 @@ def fine_tune(
     start: Start,
     data_file: str,
     save_dir: str,
+    log_dir: str | None,
     max_len: int | None,
     eval_file: str | None,
     resume: bool,
@@ -267,15 +269,17 @@ def fine_tune(
     if start.state is not None:  # with its pooler, if it has one
         own = model.state_dict()
         taken = {key: start.state[key] for key in own if key in start.state}
-        fresh = {key: own[key] for key in own if key.startswith("classifier.")}  # not "is next?"
-        model.load_state_dict(own | taken | fresh)
+        if not start.with_head:  # a classifier in there may be that of "is next?"
+            taken = {k: x for k, x in taken.items() if not k.startswith("classifier.")}
+        model.load_state_dict(own | taken)
     weights = hashlib.sha256()
     for value in model.state_dict().values():
         weights.update(value.numpy().tobytes())
     precision = train.best_precision(device)
     settings = train.settings_of(cfg, info, precision)
     settings |= {"data_sha256": utils.sha256_of(data_file), "weights_sha256": weights.hexdigest()}
-    task.prepare(model, data, cfg.seed)
+    if not start.with_head:
+        task.prepare(model, data, cfg.seed)
 
     def get_batch(step: int, rank: int, world: int) -> train.Batch:
         epoch, within = divmod(step, steps)
@@ -302,12 +306,14 @@ def fine_tune(
         device,
         settings,
         precision,
+        log_dir=log_dir,
     )
     what = f"{len(data):,} examples, {len(task.labels)} labels"
     with utils.one_writer(*([save_dir] if trainer.rank == 0 else [])):
         trainer.run(info, vocab, resume, overwrite, what)
-    model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
-    print(f"model {model_file}; measure it: python classify.py --mode eval --task {name}")
+    if trainer.rank == 0:
+        model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
+        print(f"model {model_file}; measure it: python classify.py --mode eval --task {name}")
 
 
 def fine_tuned_for(model_file: Path) -> str | None:
@@ -337,6 +343,42 @@ def load_classifier(
     return model.eval(), info, tokenizer
 
 
+def check_settings(
+    info: ClassifierInfo,
+    model_file: str,
+    train_cfg: str | None,
+    model_cfg: str | None,
+    vocab: str | None,
+    max_len: int | None,
+) -> None:
+    """Refuse settings that are given with a fine-tuned model and are not those it has.
+
+    Raises
+    ------
+    UserError
+        The first of them that differs, or a file that cannot be read.
+    """
+    if train_cfg is not None:
+        train.Config.from_json(train_cfg)
+    of_model = dataclasses.asdict(info.model) | {"max_len of examples": info.max_len}
+    given = {}
+    if model_cfg is not None:
+        sizes = dataclasses.asdict(models.Config.from_json(model_cfg))
+        given = {name: value for name, value in sizes.items() if value is not None}
+    if max_len is not None:
+        given["max_len of examples"] = max_len
+    for name, value in given.items():
+        if value != of_model[name]:
+            raise UserError(
+                f"{model_file} has {name} {of_model[name]}, not {value}; leave out --model_cfg and "
+                "--max_len, since model.json beside the model says them"
+            )
+    if vocab is not None and utils.sha256_of(vocab) != info.vocab_sha256:
+        raise UserError(
+            f"{vocab} is not the vocabulary that {model_file} was trained with; leave --vocab out"
+        )
+
+
 def main(
     task: str = "samefunc",
     train_cfg: str | None = None,
@@ -346,9 +388,11 @@ def main(
     pretrain_file: str | None = None,
     vocab: str | None = None,
     save_dir: str | None = None,
+    log_dir: str | None = None,
     max_len: Annotated[int, Field(ge=5)] | None = None,
     mode: Literal["train", "eval", "predict"] = "train",
     eval_file: str | None = None,
+    data_parallel: bool = True,
     resume: bool = True,
     overwrite: bool = False,
     do_lower_case: bool | None = None,
@@ -360,13 +404,13 @@ def main(
     task : str
         What to learn: mrpc, mnli, samefunc, or another class of tasks/catalogue.py.
     train_cfg : str
-        JSON with the training's settings; left out, config/<task>.json.
+        JSON with the training's settings; left out, config/train_<task>.json.
     model_cfg : str
         JSON with the model's sizes, where pretrain_file does not say them.
     data_file : str
         TSV file with a header: what to train on, measure, or predict.
     model_file : str
-        The fine-tuned model_steps_<k>.pt; for eval and predict.
+        The fine-tuned model_steps_<k>.pt; for train, to start from it with its head.
     pretrain_file : str
         Where training starts: a .pt of pretrain.py or of this script, a TensorFlow checkpoint
         (bert_model.ckpt, with bert_config.json and vocab.txt beside it), or a Hugging Face folder.
@@ -375,6 +419,8 @@ def main(
         The vocabulary, where pretrain_file does not say it.
     save_dir : str
         Gets models, or predictions and measures. Left out: out-<task>, or the folder of model_file.
+    log_dir : str
+        Gets TensorBoard's files, instead of runs/ in save_dir.
     max_len : int
         Most tokens of an example; of samefunc, in each of a function's up to six windows. Left out:
         as in pre-training, 128 at most.
@@ -382,6 +428,8 @@ def main(
         train, eval or predict.
     eval_file : str
         TSV file to measure at every save of a training.
+    data_parallel : bool
+        All GPUs are used under torchrun; False makes sure that one is.
     resume : bool
         Go on with the training that save_dir holds, if it is this one; False starts anew.
     overwrite : bool
@@ -392,25 +440,38 @@ def main(
     """
     if task not in TASKS:
         raise UsageError(f"--task {task}: the tasks are {', '.join(TASKS)}")
-    utils.check_outputs({}, (), {"save_dir": save_dir})
+    train.check_parallel(data_parallel)
+    utils.check_outputs({}, (), {"save_dir": save_dir, "log_dir": log_dir})
     if mode == "train":
-        utils.refuse_flags("is for --mode eval and predict", model_file=model_file)
-        train_cfg = train_cfg or f"config/{task}.json"
+        train_cfg = train_cfg or f"config/train_{task}.json"
         save_dir = save_dir or f"out-{task}"
-        start = read_start(pretrain_file, model_cfg, vocab, TASKS[task], do_lower_case)
+        if model_file is None:
+            start = read_start(pretrain_file, model_cfg, vocab, TASKS[task], do_lower_case)
+        elif pretrain_file is None:
+            utils.refuse_flags("is said by model.json already", do_lower_case=do_lower_case)
+            model, info, tokenizer = load_classifier(model_file, task)
+            check_settings(info, model_file, train_cfg, model_cfg, vocab, None)
+            start = Start(info.model, model.state_dict(), tokenizer, info.max_len, with_head=True)
+        else:
+            raise UserError("give --pretrain_file or --model_file to start from, not both")
         fine_tune(
-            task, train_cfg, start, data_file, save_dir, max_len, eval_file, resume, overwrite
+            task,
+            train_cfg,
+            start,
+            data_file,
+            save_dir,
+            log_dir,
+            max_len,
+            eval_file,
+            resume,
+            overwrite,
         )
         return
     if model_file is None:
         raise UsageError(f"--mode {mode} needs --model_file, a model that --mode train has saved")
     utils.refuse_flags(
         f"is for --mode train, not for {mode}",
-        train_cfg=train_cfg,
-        model_cfg=model_cfg,
         pretrain_file=pretrain_file,
-        vocab=vocab,
-        max_len=max_len,
         eval_file=eval_file,
         noresume=not resume,
         overwrite=overwrite,
@@ -419,6 +480,7 @@ def main(
     device = utils.get_device()
     labels = TASKS[task].labels
     model, info, tokenizer = load_classifier(model_file, task)
+    check_settings(info, model_file, train_cfg, model_cfg, vocab, max_len)
     examples = read_examples(TASKS[task], data_file, labelled=mode == "eval")
     data = TASKS[task].read(examples, tokenizer, info.max_len)
     probabilities = predict(model.to(device), data, device)

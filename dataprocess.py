@@ -31,6 +31,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shlex
 import sqlite3
 import time
 from collections import Counter
@@ -313,6 +314,19 @@ def count_pieces(vocab: list[str], counts: Counter[str]) -> tuple[int, int, int]
     return whole, pieces, unknown
 
 
+def train_command(corpus: str, vocab: str) -> str:
+    """Return the line that trains on these files; train.sh works in its own folder."""
+    given = {"data_file": (corpus, corpus_file), "vocab": (vocab, vocab_file)}
+    here = Path(__file__).resolve().parent
+    inside = Path.cwd() == here
+    words = [
+        f"{name}={shlex.quote(file if inside else os.path.abspath(file))}"
+        for name, (file, default) in given.items()
+        if not inside or file != default
+    ]
+    return " ".join([*words, "sh", "train.sh" if inside else shlex.quote(str(here / "train.sh"))])
+
+
 def main(
     data: str = data,
     outputDir: str = outputDir,
@@ -358,7 +372,8 @@ def main(
         if about:
             print(
                 f"{corpus_file} and {vocab_file} are up to date: {len(folders):,} pairs, "
-                f"{about['documents']:,} documents, {about['tokens']:,} tokens; next: sh train.sh"
+                f"{about['documents']:,} documents, {about['tokens']:,} tokens; "
+                f"next: {train_command(corpus_file, vocab_file)}"
             )
             return
 
@@ -401,7 +416,8 @@ def main(
     print("most common tokens:")
     for token, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:20]:
         print(f"  {count:>12,}  {count / total:6.2%}  {token}")
-    print(f"{corpus_file}, {about_file} and {vocab_file} are ready; next: sh train.sh")
+    next_step = train_command(corpus_file, vocab_file)
+    print(f"{corpus_file}, {about_file} and {vocab_file} are ready; next: {next_step}")
 
 
 if __name__ == "__main__":

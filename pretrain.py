@@ -457,10 +457,13 @@ def main(
     data_file: str = "data/corpus.txt",
     vocab: str = "vocab/vocab.txt",
     save_dir: str = "out",
+    log_dir: str | None = None,
     max_len: Length = 64,
     max_pred: PositiveInt = 16,
     mask_prob: Share = 0.25,
     pretrain_file: str | None = None,
+    model_file: str | None = None,
+    data_parallel: bool = True,
     precision: train.Precision | None = None,
     compile: bool | None = None,
     resume: bool = True,
@@ -481,6 +484,8 @@ def main(
         The vocabulary: a token per line.
     save_dir : str
         Gets model_steps_<k>.pt, model.json, vocab.txt, metrics.json, last.pt and runs/.
+    log_dir : str
+        Gets TensorBoard's files, instead of runs/ in save_dir.
     max_len : int
         Most tokens per example, special ones included.
     max_pred : int
@@ -489,6 +494,10 @@ def main(
         Share of the tokens to mask.
     pretrain_file : str
         A model_steps_<k>.pt of the same sizes and vocabulary to start from.
+    model_file : str
+        Another name of pretrain_file.
+    data_parallel : bool
+        All GPUs are used under torchrun, as train.sh starts it; False makes sure that one is.
     precision : {"float32", "bfloat16", "float16"}
         float32, bfloat16, or float16 (for GPUs without bfloat16). Left out, bfloat16 where the
         device is quick at it.
@@ -501,7 +510,11 @@ def main(
     check : bool
         Fail unless the held-out loss ends below the unigram entropy of the held-out text.
     """
-    utils.check_outputs({}, (), {"save_dir": save_dir})
+    utils.check_outputs({}, (), {"save_dir": save_dir, "log_dir": log_dir})
+    train.check_parallel(data_parallel)
+    if model_file is not None and pretrain_file not in (None, model_file):
+        raise UserError("--model_file and --pretrain_file are one setting; give one of them")
+    pretrain_file = pretrain_file or model_file
     cfg = train.Config.from_json(train_cfg)
     tokenizer = CorpusTokenizer(vocab)
     sizes = models.Config.from_json(model_cfg)
@@ -558,6 +571,7 @@ def main(
         settings,
         precision,
         compile,
+        log_dir,
     )
     what = (
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "

@@ -114,6 +114,26 @@ def end_processes() -> None:
     dist.destroy_process_group()
 
 
+def check_parallel(data_parallel: bool) -> None:
+    """Say what ``data_parallel``, as the PyTorch BERTs of this lineage have it, cannot change.
+
+    Raises
+    ------
+    utils.UserError
+        It is False, but several processes were started.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and not data_parallel:
+        raise utils.UserError(
+            f"--data_parallel False, but torchrun started {world} processes; start one"
+        )
+    if data_parallel and world == 1 and torch.cuda.device_count() > 1:
+        print(
+            f"note: one of {torch.cuda.device_count()} GPUs is used; for all of them start this "
+            "with python -m torch.distributed.run --standalone --nproc_per_node gpu"
+        )
+
+
 def share(n: int, part: int, parts: int) -> slice:
     """Return which of ``n`` rows are one of ``parts`` parts, as equal in size as can be."""
     return slice(n * part // parts, n * (part + 1) // parts)
@@ -161,6 +181,8 @@ class Trainer:
         step whose gradients overflow is left out, and the scale is halved.
     compile : bool
         Let torch.compile fuse what ``get_losses`` does. That takes a minute before the first step.
+    log_dir : path-like, optional
+        TensorBoard's files, instead of ``<save_dir>/runs``.
     """
 
     def __init__(
@@ -176,6 +198,7 @@ class Trainer:
         settings: dict[str, Any],
         precision: Precision = "float32",
         compile: bool = False,
+        log_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.cfg = cfg
         self.model = model.to(device)
@@ -184,6 +207,7 @@ class Trainer:
         self.get_losses = torch.compile(get_losses) if compile else get_losses
         self.evaluate = evaluate
         self.save_dir = Path(save_dir)
+        self.log_dir = Path(log_dir) if log_dir is not None else self.save_dir / "runs"
         self.device = device
         self.settings = settings
         self.precision = precision
@@ -477,7 +501,7 @@ class Log:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.logged = trainer.step
-        self.writer = SummaryWriter(trainer.save_dir / "runs", purge_step=trainer.step or None)
+        self.writer = SummaryWriter(trainer.log_dir, purge_step=trainer.step or None)
         self.bar = progress.bar(
             total=trainer.cfg.total_steps,
             initial=trainer.step,

@@ -194,7 +194,9 @@ def fine_tune(folder: Path, train_file: Path, n: int, start: list, seed: int) ->
     kind = "pretrained" if "--pretrain_file" in start else "random"
     save_dir = folder / f"{kind}-{n}-{seed}"
     epochs = max(1, -(-EXAMPLES // n))
-    cfg = settings(folder / f"seed-{n}-{seed}.json", "samefunc.json", seed=seed, n_epochs=epochs)
+    cfg = settings(
+        folder / f"seed-{n}-{seed}.json", "train_samefunc.json", seed=seed, n_epochs=epochs
+    )
     script(
         *("classify.py", "--train_cfg", cfg, "--data_file", train_file, *start),
         *("--save_dir", save_dir),

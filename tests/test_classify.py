@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import checkpoint
 import classify
 import models
+import train
 from formats.huggingface import hugging_face_name
 from tasks.catalogue import Mnli, Mrpc, Samefunc
 from tasks.sentences import ClassificationData, Classifier, SentenceTask
@@ -520,7 +521,7 @@ def test_a_new_task_is_one_class(pretrained, tmp_path, monkeypatch, capsys):
     write(tmp_path / "table.tsv", "calls\tcode\n" + "\n".join(rows) + "\n")
     cfg = dict(seed=1, batch_size=32, lr=0.003, n_epochs=20, warmup=0.1, save_steps=999)
     (tmp_path / "config").mkdir()
-    (tmp_path / "config/called.json").write_text(json.dumps(cfg | {"total_steps": 9999}))
+    (tmp_path / "config/train_called.json").write_text(json.dumps(cfg | {"total_steps": 9999}))
     start = str(pretrained[0] / "model_steps_7.pt")
     classify.main("called", data_file="table.tsv", pretrain_file=start)
     model = "out-called/model_steps_200.pt"
@@ -551,3 +552,57 @@ def test_mnli_rows_without_an_agreed_label_are_left_out_and_counted(tmp_path, ca
     with pytest.raises(UserError, match=r"none\.tsv has no row with one of the labels contr"):
         read_examples(Mnli, none, labelled=True)
     assert len(read_examples(Mnli, none, labelled=False).text_a) == 1
+
+
+def test_eval_refuses_settings_that_are_not_the_models(trained, monkeypatch):
+    """The lineage's commands give all of them with --mode eval, too: right ones are accepted."""
+    folder, _, _ = trained
+    monkeypatch.chdir(folder)
+    sizes = {k: v for k, v in dataclasses.asdict(CFG).items() if k != "vocab_size"}
+    write(folder / "right.json", json.dumps(sizes))
+    write(folder / "wrong.json", json.dumps(sizes | {"n_layers": 3}))
+    write(folder / "right.txt", (folder / "out/vocab.txt").read_text())
+    write(folder / "wrong.txt", "\n".join(reversed(VOCAB)) + "\n")
+    write(folder / "not_a_config.json", "{}")
+    given = {"model_file": "out/model_steps_228.pt", "data_file": "test.tsv", "mode": "eval"}
+    given |= {"train_cfg": "cfg.json", "model_cfg": "right.json", "vocab": "right.txt"}
+    given |= {"max_len": 16, "save_dir": "evaluated"}
+    classify.main(**given)
+    assert (folder / "evaluated/test_metrics.json").exists()
+    for change, message in [
+        (
+            {"model_cfg": "wrong.json"},
+            r"_228\.pt has n_layers 2, not 3; leave out --mod",
+        ),
+        ({"max_len": 12}, "has max_len of examples 16, not 12; leave out"),
+        ({"vocab": "wrong.txt"}, r"wrong\.txt is not the vocabulary that .*; leave --vocab out"),
+        ({"train_cfg": "not_a_config.json"}, "key 'seed' is missing"),
+        ({"train_cfg": "none.json"}, r"none\.json"),
+        ({"pretrain_file": "x.pt"}, "does not use --pretrain_file"),
+        ({"eval_file": "x.tsv"}, "does not use --eval_file"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            classify.main(**given | change)
+
+
+def test_training_starts_from_a_fine_tuned_model_with_its_head(trained, monkeypatch):
+    folder, _, _ = trained
+    monkeypatch.chdir(folder)
+    cfg = json.loads((folder / "cfg.json").read_text()) | {"total_steps": 1, "lr": 1e-9}
+    write(folder / "one_step.json", json.dumps(cfg))
+    given = {"train_cfg": "one_step.json", "data_file": "train.tsv", "save_dir": "again"}
+    classify.main(**given, model_file="out/model_steps_228.pt", log_dir="logs")
+    before, after = (
+        checkpoint.load_pt(folder / f) for f in ("out/model_steps_228.pt", "again/model_steps_1.pt")
+    )
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-5)
+    assert list((folder / "logs").glob("events.*"))
+    assert not (folder / "again/runs").exists()
+    with pytest.raises(UserError, match="give --pretrain_file or --model_file"):
+        classify.main(**given, model_file="out/model_steps_228.pt", pretrain_file="x.pt")
+
+
+def test_settings_of_the_tasks_are_in_the_repository():
+    for name in ("mrpc", "mnli", "samefunc"):
+        train.Config.from_json(ROOT / f"config/train_{name}.json")

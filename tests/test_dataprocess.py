@@ -676,3 +676,17 @@ def test_imports_neither_side():
     code = "import sys, dataprocess; print({'torch', 'angr', 'tensorflow'} & set(sys.modules))"
     result = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
     assert result == "set()\n"
+
+
+def test_the_next_command_fits_the_paths(tmp_path, monkeypatch):
+    """Run through a shell, the line that is named finds the files from where it was printed."""
+    monkeypatch.chdir(ROOT)
+    assert dataprocess.train_command("data/corpus.txt", "vocab/vocab.txt") == "sh train.sh"
+    assert (
+        dataprocess.train_command("x y/c.txt", "vocab/vocab.txt")
+        == "data_file='x y/c.txt' sh train.sh"
+    )
+    assert dataprocess.train_command("c.txt", "v.txt") == "data_file=c.txt vocab=v.txt sh train.sh"
+    monkeypatch.chdir(tmp_path)
+    line = dataprocess.train_command("c.txt", "v.txt")
+    assert line == f"data_file={tmp_path}/c.txt vocab={tmp_path}/v.txt sh {ROOT}/train.sh"

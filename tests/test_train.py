@@ -747,3 +747,16 @@ def test_batch_smaller_than_the_processes_times_accumulate(tmp_path, monkeypatch
     monkeypatch.setattr(train, "start_processes", lambda device: (0, 7))
     with pytest.raises(UserError, match="batch_size 6 is below 7 processes times"):
         make_trainer(tmp_path)
+
+
+def test_one_process_can_be_insisted_on(monkeypatch, capsys):
+    train.check_parallel(True)
+    train.check_parallel(False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    train.check_parallel(False)
+    assert capsys.readouterr().out == ""
+    train.check_parallel(True)
+    assert "note: one of 3 GPUs is used" in capsys.readouterr().out
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="torchrun started 2 processes"):
+        train.check_parallel(False)
