@@ -72,6 +72,8 @@ class ModelInfo:
         The corpus of the training; None where it is not known.
     max_len, max_pred, mask_prob : int, int, float
         How its examples were made: see `pretrain.Preprocess4Pretrain`.
+    objectives : list of str
+        What it was trained for: see `pretrain.OBJECTIVES`.
     """
 
     format: Literal[1] = 1
@@ -83,6 +85,9 @@ class ModelInfo:
     max_len: pydantic.PositiveInt
     max_pred: pydantic.PositiveInt = 20
     mask_prob: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.15
+    objectives: list[str] = dataclasses.field(
+        default_factory=lambda: ["masked_lm", "next_sentence"]
+    )
 
     @pydantic.model_validator(mode="after")
     def _fits_the_model(self) -> "ModelInfo":
@@ -336,6 +341,10 @@ def export_model(
         )
     else:
         raise UsageError("--model_cfg and --vocab belong together; give both, or none")
+    if cfg.positions != "learned":
+        raise UserError(
+            f"{model_file} has {cfg.positions} positions, which Hugging Face's BERT does not know"
+        )
     training = {key: getattr(info, key) for key in TRAINING}
     with atomic_folder(to) as folder:
         huggingface.write_folder(folder, model, cfg, words, training)

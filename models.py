@@ -9,7 +9,7 @@ per element, on one core. GPUs have better kernels than can be written here.
 import dataclasses
 import functools
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
@@ -40,6 +40,9 @@ class Config:
     init_std : float
         Standard deviation of the initial weights: BERT's 0.02, when the JSON leaves it out. That
         suits a width of 768; narrow models learn sooner with more, as sqrt(768 / dim).
+    positions : {"learned", "rotary"}
+        BERT's embedding of each position, or queries and keys turned by its angle (Su et al.,
+        "RoFormer", 2021, https://arxiv.org/abs/2104.09864).
     vocab_size : int or None
         None, when the JSON leaves it out: the vocabulary file says it (`with_vocab_size`).
     """
@@ -53,12 +56,15 @@ class Config:
     max_len: pydantic.PositiveInt
     n_segments: pydantic.PositiveInt
     init_std: pydantic.PositiveFloat = 0.02
+    positions: Literal["learned", "rotary"] = "learned"
     vocab_size: pydantic.PositiveInt | None = None
 
     @pydantic.model_validator(mode="after")
     def _heads_share_dim(self) -> "Config":
         if self.dim % self.n_heads:
             raise ValueError(f"'dim' {self.dim} is not divisible by 'n_heads' {self.n_heads}")
+        if self.positions == "rotary" and self.dim // self.n_heads % 2:
+            raise ValueError("rotary 'positions' need heads ('dim' / 'n_heads') of even width")
         rows = (self.vocab_size or 0) + self.max_len + self.n_segments
         numbers = self.dim * (rows + self.n_layers * (4 * self.dim + 2 * self.dim_ff))
         if 4 * numbers > MEMORY:  # a file of sizes may come from anywhere
@@ -113,18 +119,21 @@ class Embeddings(nn.Module):
         if cfg.vocab_size is None:
             raise ValueError("the config has no vocab_size; fill it in with with_vocab_size")
         self.tok_embed = nn.Embedding(cfg.vocab_size, cfg.dim)
-        self.pos_embed = nn.Embedding(cfg.max_len, cfg.dim)
+        if cfg.positions == "learned":
+            self.pos_embed = nn.Embedding(cfg.max_len, cfg.dim)
         self.seg_embed = nn.Embedding(cfg.n_segments, cfg.dim)
         self.norm = LayerNorm(cfg.dim)
-        self.p_drop = cfg.p_drop_hidden
+        self.p_drop, self.max_len = cfg.p_drop_hidden, cfg.max_len
 
     def forward(self, x: Tensor, seg: Tensor) -> Tensor:
         """(B, S), (B, S) -> (B, S, D)"""
-        length, longest = x.size(1), self.pos_embed.num_embeddings
-        if length > longest:
-            raise ValueError(f"a sequence of {length} tokens is longer than max_len {longest}")
-        position = self.pos_embed.weight[:length]  # (S, D), the same for the whole batch
-        h = self.norm(self.tok_embed(x) + position + self.seg_embed(seg))
+        length = x.size(1)
+        if length > self.max_len:
+            raise ValueError(f"a sequence of {length} tokens is longer than max_len {self.max_len}")
+        h = self.tok_embed(x)
+        if hasattr(self, "pos_embed"):
+            h = h + self.pos_embed.weight[:length]  # (S, D), the same for the whole batch
+        h = self.norm(h + self.seg_embed(seg))
         return dropout(h, self.p_drop if self.training else 0.0)
 
 
@@ -138,6 +147,7 @@ class MultiHeadedSelfAttention(nn.Module):
         self.proj_v = nn.Linear(cfg.dim, cfg.dim)
         self.n_heads = cfg.n_heads
         self.p_drop = cfg.p_drop_attn
+        self.rotary = cfg.positions == "rotary"
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, S, D), bool (B, 1, 1, S) -> (B, S, D)"""
@@ -147,7 +157,19 @@ class MultiHeadedSelfAttention(nn.Module):
         bias = torch.cat([self.proj_q.bias * scale, self.proj_k.bias, self.proj_v.bias])
         # (B, S, D) -> (B, S, 3 D) -> (B, S, 3, H, W) -> (B, S, H, W) -> (B, S, D)
         qkv = F.linear(x, weight, bias).unflatten(-1, (3, self.n_heads, -1))
+        if self.rotary:
+            qkv = torch.cat([rotate(qkv[:, :, :2]), qkv[:, :, 2:]], 2)
         return attention(qkv, mask, self.p_drop if self.training else 0.0).flatten(2)
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Turn each pair of elements of float (B, S, ..., W) by its position times a frequency."""
+    half = x.size(-1) // 2
+    frequency = 10000 ** (torch.arange(half, device=x.device) / -half)
+    angle = torch.outer(torch.arange(x.size(1), device=x.device), frequency)  # (S, W / 2)
+    angle = angle.view(1, -1, *[1] * (x.dim() - 3), half)
+    cos, sin, (a, b) = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 class PositionWiseFeedForward(nn.Module):
@@ -244,32 +266,28 @@ class BertModel4Pretrain(nn.Module):
     def forward(
         self, input_ids: Tensor, segment_ids: Tensor, input_mask: Tensor | None, masked_pos: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Score the tokens at the masked positions, and the two answers to "is B next?".
+        """Score the tokens at ``masked_pos`` (B, P), and the two answers to "is B next?".
 
-        Parameters
-        ----------
-        input_ids, segment_ids, input_mask
-            As in `Transformer.forward`.
-        masked_pos : int64 (B, P)
-            Positions to predict; the head is computed there only.
-
-        Returns
-        -------
-        logits_lm : float (B, P, V)
-        logits_clsf : float (B, 2)
+        The other inputs are those of `Transformer.forward`. Returns float (B, P, V) and (B, 2).
         """
-        h = self.transformer(input_ids, segment_ids, input_mask)  # (B, S, D)
-        logits_clsf = self.classifier(torch.tanh(self.fc(h[:, 0])))
-        at = masked_pos[:, :, None].expand(-1, -1, h.size(-1))  # (B, P) -> (B, P, D)
+        h = self.transformer(input_ids, segment_ids, input_mask)
+        return self.score_tokens(h, masked_pos), self.score_next(h)
+
+    def score_tokens(self, h: Tensor, at: Tensor) -> Tensor:
+        """float (B, S, D), positions int64 (B, P) -> logits (B, P, V)"""
+        at = at[:, :, None].expand(-1, -1, h.size(-1))  # (B, P, D)
         h_masked = self.norm(F.gelu(self.linear(h.gather(1, at))))
-        return self.decoder(h_masked) + self.decoder_bias, logits_clsf
+        return self.decoder(h_masked) + self.decoder_bias
+
+    def score_next(self, h: Tensor) -> Tensor:
+        """float (B, S, D) -> logits (B, 2)"""
+        return self.classifier(torch.tanh(self.fc(h[:, 0])))
 
 
 def init_weights(module: nn.Module, std: float = 0.02) -> None:
-    """Initialise a linear or an embedding layer as BERT does: normal of 0.02, biases 0.
+    """Initialise a linear or an embedding layer as BERT does: normal, biases 0.
 
-    Google's code cuts the normal at two standard deviations, Hugging Face's does not; nor do we,
-    so that the deviation is the one that is named and not 0.88 of it.
+    Google's code cuts the normal at two standard deviations; then ``std`` would be 0.88 of it.
     """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,21 @@ def warmup_cosine(x: float, warmup: float) -> float:
     return x / warmup if x < warmup else 0.5 * (1 + math.cos(math.pi * min(x, 1.0)))
 
 
-SCHEDULES = {f.__name__: f for f in (warmup_linear, warmup_constant, warmup_cosine)}
+def warmup_stable_decay(x: float, warmup: float) -> float:
+    """Rise from 0 to 1 over the share ``warmup``, stay there, fall to 0 over the last fifth.
+
+    References
+    ----------
+    Hu et al., "MiniCPM", 2024, https://arxiv.org/abs/2404.06395
+    """
+    return x / warmup if x < warmup else min(1.0, max(0.0, (1 - x) / DECAY))
+
+
+DECAY = 0.2  # share of the training over which warmup_stable_decay falls
+Schedule = Literal["warmup_linear", "warmup_constant", "warmup_cosine", "warmup_stable_decay"]
+SCHEDULES = {
+    f.__name__: f for f in (warmup_linear, warmup_constant, warmup_cosine, warmup_stable_decay)
+}
 
 
 class BertAdam(torch.optim.Optimizer):
@@ -44,7 +58,7 @@ class BertAdam(torch.optim.Optimizer):
         Share of ``t_total`` over which the rate rises from 0; -1 for none.
     t_total : int
         Number of steps of the whole training; -1 keeps the rate at ``lr``.
-    schedule : {"warmup_linear", "warmup_constant", "warmup_cosine"}
+    schedule : {"warmup_linear", "warmup_constant", "warmup_cosine", "warmup_stable_decay"}
         With ``x = steps taken / t_total``, the factor of ``lr``.
     b1, b2, e : float
         Decay rates of the two moments, and what is added to the root of the second.
@@ -69,7 +83,7 @@ class BertAdam(torch.optim.Optimizer):
         lr: float,
         warmup: float = -1,
         t_total: int = -1,
-        schedule: str = "warmup_linear",
+        schedule: Schedule = "warmup_linear",
         b1: float = 0.9,
         b2: float = 0.999,
         e: float = 1e-6,
@@ -185,7 +199,7 @@ def _scheduled_lr(group: dict[str, Any]) -> float:
     )
 
 
-def optim4GPU(cfg: Any, model: nn.Module) -> BertAdam:
+def optim4GPU(cfg: Any, model: nn.Module, schedule: Schedule = "warmup_linear") -> BertAdam:
     """Return BERT's optimizer for ``model``: no decay on biases and layer-norm weights.
 
     Parameters
@@ -205,6 +219,7 @@ def optim4GPU(cfg: Any, model: nn.Module) -> BertAdam:
         lr=cfg.lr,
         warmup=cfg.warmup,
         t_total=cfg.total_steps,
+        schedule=schedule,
     )
 
 

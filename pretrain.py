@@ -9,11 +9,14 @@ if __name__ == "__main__":
 
     answer(__file__)  # --help and words on wrong flags need not wait for the imports below
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pydantic
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -25,9 +28,11 @@ import models
 import train
 import utils
 from corpus.ids import Corpus, read_corpus
+from corpus.ngram import five_gram_accuracy
 from corpus.split import split_corpus, split_test
 from models import BertModel4Pretrain
-from optim import optim4GPU
+from optim import Schedule, optim4GPU
+from tasks.objectives import OBJECTIVES, NextSentence, Objective, Text
 from terminal.command_line import command_line
 from tokenization import CorpusTokenizer
 from utils import UserError
@@ -37,6 +42,7 @@ EVAL_EXAMPLES = 64  # per batch
 EVAL_BATCHES = 64  # at most
 BUCKET = 64  # least number of places whose second segments can stand for each other
 CANDIDATES = 4  # drawn per negative, to find one that differs from the true continuation
+RAMP = 3  # times that a batch's size doubles
 COMPARED = 16  # tokens that tell a negative from the true continuation
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -96,8 +102,10 @@ class SentPairSampler:
     def __len__(self) -> int:
         return len(self.start)
 
-    def draw(self, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Draw ``n`` pairs.
+    def draw(
+        self, n: int, rng: np.random.Generator, true_share: float = 0.5
+    ) -> dict[str, np.ndarray]:
+        """Draw ``n`` pairs, a share of them true continuations.
 
         Returns
         -------
@@ -108,7 +116,7 @@ class SentPairSampler:
         """
         i = rng.integers(len(self), size=n)
         a, b = self._lengths(i, rng)
-        is_next = rng.random(n) < 0.5
+        is_next = rng.random(n) < true_share
         j = np.where(is_next, i, self._others(i, rng.random(n) < 0.5, b, rng))
         return {
             "a_start": self.start[i] - a,
@@ -179,7 +187,7 @@ def _buckets(after: np.ndarray, document: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 class Preprocess4Pretrain:
-    """Turn pairs of segments into [CLS] A [SEP] B [SEP] with masked tokens to predict.
+    """Turn pairs of segments into [CLS] A [SEP] B [SEP], with what the objectives add.
 
     Parameters
     ----------
@@ -187,30 +195,47 @@ class Preprocess4Pretrain:
     max_len, max_pred : int
         Length of every sequence, and most masked tokens in one.
     mask_prob : float
-        Share of the tokens of A and B that are to be predicted, at least one. Of these 80 % become
-        [MASK], 10 % a random token, and 10 % stay. Special tokens are never chosen, never drawn.
+        Share of the tokens of A and B that are to be predicted, at least one.
+    objectives : list of type of Objective
     """
 
-    def __init__(self, vocab: dict[str, int], max_len: int, max_pred: int, mask_prob: float):
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        max_len: int,
+        max_pred: int,
+        mask_prob: float,
+        objectives: Sequence[type[Objective]] | None = None,
+    ) -> None:
         self.max_len, self.max_pred, self.mask_prob = max_len, max_pred, mask_prob
+        self.objectives = BERTS if objectives is None else objectives
         names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
         self.pad, _, self.cls, self.sep, self.mask = special = [vocab[name] for name in names]
         self.is_special = np.zeros(len(vocab), bool)
         self.is_special[special] = True
         self.ordinary = np.flatnonzero(~self.is_special)
 
+    @property
+    def width(self) -> int:
+        """Most masked tokens of an example."""
+        return min(self.max_pred, self.max_len)
+
     def __call__(
-        self, tokens: np.ndarray, pairs: dict[str, np.ndarray], key: list[int], rows: slice
+        self,
+        corpus: Corpus,
+        pairs: dict[str, np.ndarray],
+        key: list[int],
+        rows: slice,
     ) -> train.Batch:
-        """Read some rows of a batch of B pairs from ``tokens`` and mask them.
+        """Read some rows of a batch of B pairs from the corpus.
 
         Parameters
         ----------
-        tokens : integers (tokens,)
+        corpus : Corpus
         pairs : dict of (B,) arrays
             From `SentPairSampler.draw`.
         key : list of int
-            Seed of the batch. What is masked in a row depends on nothing but this and the row, so
+            Seed of the batch. What is drawn for a row depends on nothing but this and the row, so
             that processes that share a batch need no other's rows.
         rows : slice
             N of the B rows.
@@ -219,80 +244,171 @@ class Preprocess4Pretrain:
         -------
         dict of arrays
             ``input_ids``, ``segment_ids`` : int64 (N, S). ``input_mask`` : int64 (N, S), 1 for
-            tokens and 0 for padding; left out where nothing is padded.
-            ``masked_pos``, ``masked_ids`` : int64 (N, P), positions and true tokens, 0 where there
-            are less than P. ``masked_weights`` : float32 (N, P), 1 / (tokens to mask in the whole
-            batch), or 0. ``is_next`` : int64 (N,). ``is_next_weights`` : float32 (N,), 1 / B.
-            ``is_hard`` : bool (N,).
+            tokens and 0 for padding; left out where nothing is padded. And the objectives' columns.
         """
-        length = pairs["a_len"] + pairs["b_len"]  # (B,)
-        n_pred = np.maximum(np.rint(length * self.mask_prob).astype(np.int64), 1)
-        n_pred = np.minimum(n_pred, np.minimum(length, self.max_pred))
-        start, end, _ = rows.indices(len(length))
-        draws = self.draws(key, start, end)
         some = {name: array[rows] for name, array in pairs.items()}
-
         a, b = some["a_len"][:, None], some["b_len"][:, None]
         at = np.arange(self.max_len)[None, :]
         in_a, in_b = (at >= 1) & (at <= a), (at >= a + 2) & (at <= a + b + 1)
+        inside = in_a | in_b
         where = np.where(in_a, some["a_start"][:, None] + at - 1, 0)
         where = np.where(in_b, some["b_start"][:, None] + at - a - 2, where)
-        ids = tokens[where].astype(np.int64)
-        ids[~(in_a | in_b)] = self.pad
+        ids = corpus.tokens[where].astype(np.int64)
+        ids[~inside] = self.pad
         ids[:, 0] = self.cls
         ids[(at == a + 1) | (at == a + b + 2)] = self.sep
-
-        masked = self.masked(ids, in_a | in_b, n_pred[rows], draws)
-        batch = {
-            "segment_ids": ((at >= a + 2) & (at <= a + b + 2)).astype(np.int64),
-            **masked,
-            "masked_weights": masked["masked_weights"] / np.float32(max(1, n_pred.sum())),
-            "is_next": some["is_next"],
-            "is_next_weights": np.full(len(a), 1 / len(length), np.float32),
-            "is_hard": some["is_hard"],
-        }
+        text = Text(
+            ids=ids,
+            segment_ids=((at >= a + 2) & (at <= a + b + 2)).astype(np.int64),
+            inside=inside,
+            starts=None if corpus.starts is None else corpus.starts[where].astype(bool) & inside,
+            pairs=some,
+            lengths=pairs["a_len"] + pairs["b_len"],
+            key=key,
+            rows=rows,
+        )
+        batch = {"input_ids": ids, "segment_ids": text.segment_ids}
+        for objective in self.objectives:
+            batch |= objective.columns(text, self)
         if (a + b + 3 < self.max_len).any():
             batch["input_mask"] = (at < a + b + 3).astype(np.int64)
         return batch
 
-    @property
-    def width(self) -> int:
-        """Most masked tokens of an example."""
-        return min(self.max_pred, self.max_len)
 
-    def draws(self, key: list[int], start: int, end: int) -> np.ndarray:
-        """Return the random numbers in [0, 1) of rows ``start`` to ``end``: (rows, S + 2 P)."""
-        each = self.max_len + 2 * self.width
-        generator = np.random.PCG64(key)
-        generator.advance(start * each)  # a number is one step of this generator
-        return np.random.Generator(generator).random((end - start, each))
+class MaskedTokens(Objective):
+    """BERT's masked language model: say which tokens stood at random places.
 
-    def masked(
-        self, ids: np.ndarray, may: np.ndarray, n_pred: np.ndarray, draws: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Mask ``n_pred`` (N,) tokens in each row of ``ids`` (N, S), where ``may`` (N, S) says so.
+    Of the chosen tokens 80 % become [MASK], 10 % a random token, and 10 % stay. Special tokens are
+    never chosen, never drawn. Columns: ``masked_pos``, ``masked_ids`` : int64 (N, P), positions and
+    true tokens, 0 where there are less than P. ``masked_weights`` : float32 (N, P), 1 / (tokens to
+    mask in the whole batch), or 0.
+    """
 
-        Where less may be masked, less are. ``masked_weights`` are 1 for masked tokens, else 0.
-        """
-        may = may & ~self.is_special[ids]
-        n_pred = np.minimum(n_pred, may.sum(1))[:, None]  # (N, 1)
-        order, chance, which = np.split(draws, [self.max_len, self.max_len + self.width], axis=1)
-        rank = np.argsort(np.where(may, order, 2.0), axis=1)[:, : self.width]
-        chosen = np.arange(self.width) < n_pred  # (N, P)
+    key, name = "masked_lm", "masked_lm"
+
+    @classmethod
+    def columns(cls, text: Text, how: Preprocess4Pretrain) -> train.Batch:
+        n_pred = np.maximum(np.rint(text.lengths * how.mask_prob).astype(np.int64), 1)
+        n_pred = np.minimum(n_pred, np.minimum(text.lengths, how.max_pred))  # (B,)
+        may = text.inside & ~how.is_special[text.ids]
+        order, chance, which = np.split(
+            text.draws(how.max_len + 2 * how.width), [how.max_len, how.max_len + how.width], axis=1
+        )
+        order = cls.order(text, order)
+        # Where less may be masked, less are.
+        count = np.minimum(n_pred[text.rows], may.sum(1))[:, None]  # (N, 1)
+        rank = np.argsort(np.where(may, order, 2.0), axis=1)[:, : how.width]
+        chosen = np.arange(how.width) < count  # (N, P)
         position = np.where(chosen, rank, 0)
-        true = np.where(chosen, np.take_along_axis(ids, position, 1), 0)
+        true = np.where(chosen, np.take_along_axis(text.ids, position, 1), 0)
 
-        drawn = self.ordinary[(which * len(self.ordinary)).astype(np.int64)]
-        new = np.where(chance < 0.8, self.mask, np.where(chance < 0.9, drawn, true))
-        ids = ids.copy()
+        drawn = how.ordinary[(which * len(how.ordinary)).astype(np.int64)]
+        new = np.where(chance < 0.8, how.mask, np.where(chance < 0.9, drawn, true))
+        ids = text.ids.copy()
         row, column = np.nonzero(chosen)
         ids[row, position[row, column]] = new[row, column]
         return {
             "input_ids": ids,
             "masked_pos": position,
             "masked_ids": true,
-            "masked_weights": chosen.astype(np.float32),
+            "masked_weights": chosen.astype(np.float32) / np.float32(max(1, n_pred.sum())),
         }
+
+    @staticmethod
+    def order(text: Text, draws: np.ndarray) -> np.ndarray:
+        """Return numbers in [0, 1), (N, S): the tokens of the lowest ones are masked."""
+        return draws
+
+    @staticmethod
+    def loss(model: BertModel4Pretrain, h: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Return the cross-entropy per masked token (nats)."""
+        logits = model.score_tokens(h, batch["masked_pos"]).float().flatten(0, 1)
+        loss = F.cross_entropy(logits, batch["masked_ids"].flatten(), reduction="none")
+        return (loss * batch["masked_weights"].flatten()).sum()
+
+    @classmethod
+    def sums(
+        cls, model: BertModel4Pretrain, h: Tensor, batch: dict[str, Tensor]
+    ) -> list[Tensor | int]:
+        masked = batch["masked_weights"] > 0  # (N, P)
+        logits = model.score_tokens(h, batch["masked_pos"])[masked]
+        true = batch["masked_ids"][masked]
+        loss = F.cross_entropy(logits, true, reduction="sum")
+        return [loss, (logits.argmax(1) == true).sum(), masked.sum()]
+
+    @classmethod
+    def measures(cls, sums: list[float]) -> dict[str, float]:
+        """Return ``masked_lm_loss`` (nats per masked token) and ``masked_lm_accuracy``."""
+        loss, right, n = sums
+        return {"masked_lm_loss": loss / max(n, 1), "masked_lm_accuracy": right / max(n, 1)}
+
+
+class MaskedInstructions(MaskedTokens):
+    """Mask whole instructions: the rest of one says much of a token that is masked alone.
+
+    The last instruction that is chosen may be masked in part, so that as many tokens are masked.
+    """
+
+    key = "masked_instructions"
+
+    @staticmethod
+    def order(text: Text, draws: np.ndarray) -> np.ndarray:
+        if text.starts is None:
+            raise UserError(
+                "'masked_instructions' needs a corpus with tabs between instructions; make it "
+                "anew: python dataprocess.py"
+            )
+        # Of all tokens of an instruction, the number of its first one; then from left to right.
+        starts = text.starts | ~text.inside
+        first = np.maximum.accumulate(np.where(starts, np.arange(starts.shape[1]), 0), axis=1)
+        place = np.arange(starts.shape[1]) - first
+        return np.take_along_axis(draws, first, 1) + place * 1e-12
+
+
+BERTS = (MaskedTokens, NextSentence)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
+class Config(train.Config):
+    """How to pre-train: what `train.Config` has, and what may be left out.
+
+    Attributes
+    ----------
+    objectives : dict of str to float
+        Weights in the loss, of `OBJECTIVES`; left out, BERT's two with 1 each. Without the next
+        sentence, B always follows A in the training.
+    schedule : str
+        Of the learning rate: see `optim.SCHEDULES`.
+    long_share : float
+        Share of the steps, at the end, whose examples have the model's max_len; their batches have
+        as many tokens as the others.
+    ramp : float
+        Share of the steps, at the start, over which batches grow in three steps from an eighth.
+    """
+
+    objectives: dict[str, pydantic.NonNegativeFloat] = dataclasses.field(
+        default_factory=lambda: {objective.key: 1.0 for objective in BERTS}
+    )
+    schedule: Schedule = "warmup_linear"
+    long_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    ramp: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @pydantic.model_validator(mode="after")
+    def _objectives_fit(self) -> "Config":
+        used = {objective.name for objective in self.used()}
+        if self.objectives.keys() - OBJECTIVES.keys() or not used:
+            raise ValueError(
+                f"'objectives' must give weights above 0 to some of {', '.join(OBJECTIVES)}"
+            )
+        if len(used) < len(self.used()):
+            raise ValueError("'objectives': one way of masking at a time; give the other one 0")
+        return self
+
+    def used(self) -> list[type[Objective]]:
+        """Return the objectives that have a weight, in the order of the settings."""
+        return [
+            OBJECTIVES[k] for k, weight in self.objectives.items() if weight and k in OBJECTIVES
+        ]
 
 
 class SentPairDataLoader:
@@ -308,6 +424,10 @@ class SentPairDataLoader:
     n_tokens : int
         Of an epoch.
     batch_size, seed : int
+    true_share : float
+        Share of the pairs whose B follows A.
+    ramp : int
+        Batches over which their size grows, doubling `RAMP` times.
     """
 
     def __init__(
@@ -317,9 +437,12 @@ class SentPairDataLoader:
         n_tokens: int,
         batch_size: int,
         seed: int,
+        true_share: float = 0.5,
+        ramp: int = 0,
     ) -> None:
         self.sampler, self.preprocess = sampler, preprocess
         self.n_tokens, self.batch_size, self.seed = n_tokens, batch_size, seed
+        self.true_share, self.ramp = true_share, ramp
 
     def __len__(self) -> int:
         return max(1, -(-self.n_tokens // (self.batch_size * self.sampler.budget)))
@@ -332,26 +455,26 @@ class SentPairDataLoader:
 
         Arrays: see `Preprocess4Pretrain`. Of the text, only these rows are read.
         """
-        pairs = self.sampler.draw(self.batch_size, np.random.default_rng([self.seed, k]))
-        rows = train.share(self.batch_size, rank, world)
-        return self.preprocess(self.sampler.corpus.tokens, pairs, [self.seed, k, 1], rows)
+        size = self.size(k)
+        pairs = self.sampler.draw(size, np.random.default_rng([self.seed, k]), self.true_share)
+        rows = train.share(size, rank, world)
+        return self.preprocess(self.sampler.corpus, pairs, [self.seed, k, 1], rows)
+
+    def size(self, k: int) -> int:
+        """Return how many examples the k-th batch has."""
+        return (
+            self.batch_size >> (RAMP - RAMP * k // self.ramp) if k < self.ramp else self.batch_size
+        )
 
 
-def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
-    """Return the cross-entropies per masked token and per pair (nats), as `Trainer` wants them."""
-    logits_lm, logits_clsf = (logits.float() for logits in _forward(model, batch))
-    lm = F.cross_entropy(logits_lm.flatten(0, 1), batch["masked_ids"].flatten(), reduction="none")
-    clsf = F.cross_entropy(logits_clsf, batch["is_next"], reduction="none")
-    return {
-        "masked_lm_loss": (lm * batch["masked_weights"].flatten()).sum(),
-        "next_loss": (clsf * batch["is_next_weights"]).sum(),
-    }
-
-
-def _forward(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return model(
-        batch["input_ids"], batch["segment_ids"], batch.get("input_mask"), batch["masked_pos"]
-    )
+def get_losses(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    objectives: Sequence[type[Objective]] = BERTS,
+) -> train.Losses:
+    """Return each objective's loss (nats), as `train.Trainer` wants them."""
+    h = model.transformer(batch["input_ids"], batch["segment_ids"], batch.get("input_mask"))
+    return {f"{o.name}_loss": o.loss(model, h, batch) for o in objectives}
 
 
 class Evaluation:
@@ -389,65 +512,78 @@ class Evaluation:
         Returns
         -------
         dict of str to float
-            ``masked_lm_loss`` (nats per masked token), ``masked_lm_accuracy``, ``next_loss`` (nats
-            per pair), ``next_accuracy``; ``next_accuracy_hard``: the mean of the accuracies on true
-            continuations and on hard negatives, so that chance is 0.5. To compare with:
-            ``unigram_entropy`` of the held-out text (nats), and ``commonest_token``, the accuracy
-            of always saying its commonest token. ``max_len``: tokens of an example.
+            The objectives' measures. To compare with: ``unigram_entropy`` of the held-out text
+            (nats), and ``commonest_token``, the accuracy of always saying its commonest token.
+            ``max_len``: tokens of an example.
         """
-        rows = []
-        for k in range(min(EVAL_BATCHES, len(self.loader))):
+        objectives = self.loader.preprocess.objectives
+        rows: list[list[Tensor]] = [[] for _ in objectives]
+        for k in range(self.batches):
             arrays = self.loader.batch(k)
             batch = {name: torch.from_numpy(a).to(self.device) for name, a in arrays.items()}
-            logits_lm, logits_clsf = _forward(model, batch)
-            masked = batch["masked_weights"] > 0  # (B, P)
-            logits_lm, true = logits_lm[masked], batch["masked_ids"][masked]
-            is_next, is_hard = batch["is_next"], batch["is_hard"]
-            right = logits_clsf.argmax(1) == is_next
-            sums = [
-                F.cross_entropy(logits_lm, true, reduction="sum"),
-                (logits_lm.argmax(1) == true).sum(),
-                masked.sum(),
-                F.cross_entropy(logits_clsf, is_next, reduction="sum"),
-                right.sum(),
-                torch.tensor(len(right)),
-                (right & (is_next == 1)).sum(),
-                (is_next == 1).sum(),
-                (right & is_hard).sum(),
-                is_hard.sum(),
-            ]
-            rows.append(torch.stack([number.double().cpu() for number in sums]))
-        lm, lm_right, n_masked, clsf, right, n, next_right, n_next, hard_right, n_hard = (
-            torch.stack(rows).sum(0).tolist()
-        )
-        return {
-            "masked_lm_loss": lm / max(n_masked, 1),
-            "masked_lm_accuracy": lm_right / max(n_masked, 1),
-            "next_loss": clsf / n,
-            "next_accuracy": right / n,
-            "next_accuracy_hard": (next_right / max(n_next, 1) + hard_right / max(n_hard, 1)) / 2,
+            h = model.transformer(batch["input_ids"], batch["segment_ids"], batch.get("input_mask"))
+            for objective, row in zip(objectives, rows, strict=True):
+                sums = objective.sums(model, h, batch)
+                row.append(torch.tensor([float(number) for number in sums], dtype=torch.float64))
+        measures: dict[str, float] = {}
+        for objective, row in zip(objectives, rows, strict=True):
+            measures |= objective.measures(torch.stack(row).sum(0).tolist())
+        return measures | {
             "unigram_entropy": self.unigram_entropy,
             "commonest_token": self.commonest,
             "max_len": self.loader.preprocess.max_len,
         }
 
+    @property
+    def batches(self) -> int:
+        """How many batches of held-out text are used."""
+        return min(EVAL_BATCHES, len(self.loader))
+
+    def five_gram(self, training: np.ndarray) -> float:
+        """Return the accuracy of a 5-gram of the ``training`` documents on the same batches."""
+        batches = [self.loader.batch(k) for k in range(self.batches)]
+        is_special = self.loader.preprocess.is_special
+        return five_gram_accuracy(self.loader.sampler.corpus, training, batches, is_special)
+
 
 def report(measures: dict[str, float], rule: str, check: bool) -> None:
-    """Print an evaluation for people; if ``check``, raise UserError where nothing was learned."""
+    """Print an evaluation for people; if ``check``, raise UserError where too little was learned.
+
+    Enough is to guess more of the masked tokens than a 5-gram of the training's text, where
+    ``measures`` has its accuracy; else a loss below the unigram entropy.
+    """
     percent = {name: f"{100 * value:.1f} %" for name, value in measures.items()}
-    print(
-        f"held out {rule}\n"
-        f"  masked tokens: loss {measures['masked_lm_loss']:.3f} nats "
-        f"(unigram entropy {measures['unigram_entropy']:.3f}), "
-        f"accuracy {percent['masked_lm_accuracy']} (commonest token {percent['commonest_token']})\n"
-        f"  next sentence: accuracy {percent['next_accuracy']}, "
-        f"against hard negatives {percent['next_accuracy_hard']} (chance 50 %)"
-    )
-    if check and not measures["masked_lm_loss"] < measures["unigram_entropy"]:
+    lines = [f"held out {rule}"]
+    if "masked_lm_loss" in measures:
+        peers = f"commonest token {percent['commonest_token']}"
+        if "five_gram_accuracy" in measures:
+            peers += f", 5-gram {percent['five_gram_accuracy']}"
+        lines.append(
+            f"  masked tokens: loss {measures['masked_lm_loss']:.3f} nats "
+            f"(unigram entropy {measures['unigram_entropy']:.3f}), "
+            f"accuracy {percent['masked_lm_accuracy']} ({peers})"
+        )
+    if "next_accuracy" in measures:
+        lines.append(
+            f"  next sentence: accuracy {percent['next_accuracy']}, "
+            f"against hard negatives {percent['next_accuracy_hard']} (chance 50 %)"
+        )
+    print("\n".join(lines))
+    if not check:
+        return
+    if "masked_lm_loss" not in measures:
+        raise UserError("--check needs an objective that masks tokens")
+    if not measures["masked_lm_loss"] < measures["unigram_entropy"]:
         raise UserError(
             "the model has not learned: its held-out masked-LM loss "
             f"{measures['masked_lm_loss']:.3f} is not below the unigram entropy "
             f"{measures['unigram_entropy']:.3f} of that text; train longer, or on more text"
+        )
+    if not measures["masked_lm_accuracy"] > measures.get("five_gram_accuracy", -1):
+        raise UserError(
+            "the model has learned too little: it guesses "
+            f"{percent['masked_lm_accuracy']} of the held-out masked tokens, a 5-gram "
+            f"{percent['five_gram_accuracy']}; train longer, or on more text"
         )
 
 
@@ -508,14 +644,14 @@ def main(
     overwrite : bool
         Delete another training that save_dir holds; left out, it moves to <save_dir>-before-<date>.
     check : bool
-        Fail unless the held-out loss ends below the unigram entropy of the held-out text.
+        Fail unless more of the held-out masked tokens are guessed than by a 5-gram with backoff.
     """
     utils.check_outputs({}, (), {"save_dir": save_dir, "log_dir": log_dir})
     train.check_parallel(data_parallel)
     if model_file is not None and pretrain_file not in (None, model_file):
         raise UserError("--model_file and --pretrain_file are one setting; give one of them")
     pretrain_file = pretrain_file or model_file
-    cfg = train.Config.from_json(train_cfg)
+    cfg = Config.from_json(train_cfg)
     tokenizer = CorpusTokenizer(vocab)
     sizes = models.Config.from_json(model_cfg)
     sizes = sizes.with_vocab_size(len(tokenizer.vocab), model_cfg, vocab)
@@ -538,10 +674,43 @@ def main(
 
     split = split_corpus(corpus)
     n_tokens = int(np.diff(corpus.bounds)[split.training].sum())
-    preprocess = Preprocess4Pretrain(tokenizer.vocab, max_len, max_pred, mask_prob)
-    sampler = SentPairSampler(corpus, split.training, max_len)
-    loader = SentPairDataLoader(sampler, preprocess, n_tokens, cfg.batch_size, cfg.seed)
-    cfg = cfg.with_epochs(len(loader))
+    objectives = cfg.used()
+    if MaskedInstructions in objectives and corpus.starts is None:
+        raise UserError(
+            f"{data_file} has no tabs between instructions, which 'masked_instructions' needs; "
+            "make it anew: python dataprocess.py"
+        )
+
+    def make_loader(length: int, batch_size: int, ramp: int = 0) -> SentPairDataLoader:
+        if batch_size >> (RAMP if ramp else 0) < world * cfg.accumulate:
+            raise UserError(
+                f"batches of 'ramp' or 'long_share' have less than {world} processes times "
+                f"accumulate {cfg.accumulate} examples; raise batch_size, or leave these out"
+            )
+        preprocess = Preprocess4Pretrain(
+            tokenizer.vocab, length, max_pred * length // max_len, mask_prob, objectives
+        )
+        sampler = SentPairSampler(corpus, split.training, length)
+        true_share = 0.5 if NextSentence in objectives else 1.0
+        return SentPairDataLoader(
+            sampler, preprocess, n_tokens, batch_size, cfg.seed, true_share, ramp
+        )
+
+    cfg = cfg.with_epochs(len(make_loader(max_len, cfg.batch_size)))
+    loader = make_loader(max_len, cfg.batch_size, round(cfg.ramp * cfg.total_steps))
+    long_from = cfg.total_steps - round(cfg.long_share * cfg.total_steps)
+    long = loader
+    if long_from < cfg.total_steps:
+        long = make_loader(sizes.max_len, cfg.batch_size * max_len // sizes.max_len)
+    longest = long.preprocess
+
+    def get_batch(step: int, rank: int, world: int) -> train.Batch:
+        return (loader if step < long_from else long).batch(step, rank, world)
+
+    def get_flops(batch: train.Batch) -> float:
+        tokens = batch["input_ids"]
+        predicted = batch["masked_pos"].shape[1] if "masked_pos" in batch else 0
+        return tokens.numel() * train.flops_per_token(sizes, tokens.shape[1], predicted)
 
     info = checkpoint.ModelInfo(
         model=sizes,
@@ -549,29 +718,36 @@ def main(
         vocab_sha256=vocab_sha256,
         data_file=data_file,
         corpus_sha256=corpus.sha256,
-        max_len=max_len,
-        max_pred=max_pred,
+        max_len=longest.max_len,
+        max_pred=longest.max_pred,
         mask_prob=mask_prob,
+        objectives=[objective.key for objective in objectives],
     )
-    settings = train.settings_of(cfg, info, precision)
+    settings = train.settings_of(cfg, info, precision) | {"max_len of most": max_len}
     utils.set_seed(cfg.seed)
     model = BertModel4Pretrain(sizes)
     if pretrain_file is not None:
         checkpoint.load_model_file(model, pretrain_file)
         settings["pretrain_sha256"] = utils.sha256_of(pretrain_file)
+    if NextSentence not in objectives:
+        for part in (model.fc, model.classifier):
+            part.requires_grad_(False)  # nothing trains them; they stay for the files' sake
+    evaluation = Evaluation(corpus, split.heldout, longest, device)
     trainer = train.Trainer(
         cfg,
         model,
-        optim4GPU(cfg, model),
-        loader.batch,
-        get_losses,
-        Evaluation(corpus, split.heldout, preprocess, device),
+        optim4GPU(cfg, model, cfg.schedule),
+        get_batch,
+        functools.partial(get_losses, objectives=objectives),
+        evaluation,
         save_dir,
         device,
         settings,
         precision,
         compile,
         log_dir,
+        {f"{objective.name}_loss": cfg.objectives[objective.key] for objective in objectives},
+        get_flops,
     )
     what = (
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
@@ -581,6 +757,8 @@ def main(
     with utils.one_writer(*([save_dir] if rank == 0 else [])):
         measures = trainer.run(info, Path(vocab).read_bytes(), resume, overwrite, what)
         if rank == 0:
+            if check and "masked_lm_loss" in measures:
+                measures |= {"five_gram_accuracy": evaluation.five_gram(split.training)}
             model_file = Path(save_dir, f"model_steps_{cfg.total_steps}.pt")
             utils.write_json(
                 Path(save_dir, "metrics.json"),
@@ -605,22 +783,36 @@ def evaluate(
     test : bool
         Use the programs that gendata.py left for a last test, not those for validation.
     check : bool
-        Fail unless the loss is below the unigram entropy of the held-out text.
+        Fail unless more masked tokens are guessed than by a 5-gram with backoff; of another corpus
+        than the training's, unless the loss is below the unigram entropy.
     """
     device = utils.get_device()
     model, info, tokenizer = checkpoint.load_pretrained(model_file)
     corpus = read_corpus(Path(data_file or info.data_file), tokenizer, info.vocab_sha256)
+    unknown = [key for key in info.objectives if key not in OBJECTIVES]
+    if unknown:
+        raise UserError(
+            f"model.json beside {model_file} names the objective '{unknown[0]}', but there are "
+            f"{', '.join(OBJECTIVES)}"
+        )
+    split = split_corpus(corpus) if corpus.sha256 == info.corpus_sha256 else None
     if test:
         heldout, rule = split_test(corpus)
-    elif corpus.sha256 == info.corpus_sha256:
-        split = split_corpus(corpus)
+    elif split is not None:
         heldout, rule = split.heldout, split.rule
     else:
         heldout = np.ones(len(corpus.documents) - 1, bool)
         rule = "nothing: this is not the corpus of the training, so every document is used"
-    preprocess = Preprocess4Pretrain(tokenizer.vocab, info.max_len, info.max_pred, info.mask_prob)
+    preprocess = Preprocess4Pretrain(
+        tokenizer.vocab,
+        *(info.max_len, info.max_pred, info.mask_prob),
+        [OBJECTIVES[key] for key in info.objectives],
+    )
     evaluation = Evaluation(corpus, heldout, preprocess, device)
-    report(evaluation(model.to(device)), rule, check)
+    measures = evaluation(model.to(device))
+    if check and split is not None and "masked_lm_loss" in measures:
+        measures["five_gram_accuracy"] = evaluation.five_gram(split.training)
+    report(measures, rule, check)
 
 
 def predict(model_file: str, line: str, top: PositiveInt = 5) -> None:

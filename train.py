@@ -10,7 +10,8 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import checkpoint
+import models
 import utils
 from terminal import progress
 
@@ -35,6 +37,7 @@ MAY_CHANGE = ("save_steps", "keep", "accumulate", "n_epochs", "data_file")  # sa
 
 Precision = Literal["float32", "bfloat16", "float16"]
 LEAST_SCALE = 1.0  # float16: below it, losses as they are overflow
+AHEAD = 2  # batches that are drawn while a step is computed
 LET_GO = 1.0  # seconds that gloo's threads have to drop what they sent last
 Batch = dict[str, np.ndarray]
 Losses = dict[str, Tensor]
@@ -148,6 +151,39 @@ def best_precision(device: torch.device) -> Precision:
     return "bfloat16" if fast else "float32"
 
 
+def flops_per_token(cfg: models.Config, length: int, predicted: float) -> float:
+    """Count the FLOPs of a training step per token of input.
+
+    Parameters
+    ----------
+    cfg : models.Config
+    length : int
+        Tokens of an example.
+    predicted : float
+        Tokens of an example that the vocabulary is scored for.
+
+    Returns
+    -------
+    float
+        Of products alone: two per weight and token, and twice that for the gradients.
+    """
+    layer = 4 * cfg.dim**2 + 2 * cfg.dim * cfg.dim_ff + 2 * length * cfg.dim  # attention's: last
+    head = (predicted * (cfg.dim + cfg.vocab_size) + cfg.dim) * cfg.dim / length
+    return 6 * (cfg.n_layers * layer + head)
+
+
+def product_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOPs a second of a product of two large square matrices: the best of five."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
 class Trainer:
     """Train a model on batches that are a function of the step.
 
@@ -183,6 +219,10 @@ class Trainer:
         Let torch.compile fuse what ``get_losses`` does. That takes a minute before the first step.
     log_dir : path-like, optional
         TensorBoard's files, instead of ``<save_dir>/runs``.
+    loss_weights : dict of str to float
+        Of named losses in the sum; 1 where there is none.
+    get_flops : callable, optional
+        Batch -> FLOPs of its training step, for the log.
     """
 
     def __init__(
@@ -199,12 +239,17 @@ class Trainer:
         precision: Precision = "float32",
         compile: bool = False,
         log_dir: str | os.PathLike[str] | None = None,
+        loss_weights: dict[str, float] | None = None,
+        get_flops: Callable[[Batch], float] | None = None,
     ) -> None:
         self.cfg = cfg
         self.model = model.to(device)
         self.optimizer = optimizer
         self.get_batch = get_batch
-        self.get_losses = torch.compile(get_losses) if compile else get_losses
+        self.get_losses = get_losses
+        self.compile = compile
+        self.loss_weights = loss_weights or {}
+        self.get_flops = get_flops
         self.evaluate = evaluate
         self.save_dir = Path(save_dir)
         self.log_dir = Path(log_dir) if log_dir is not None else self.save_dir / "runs"
@@ -215,6 +260,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         self.step = 0
         self.rank, self.world = start_processes(device)
+        if device.type == "cuda" and precision == "float32":
+            torch.set_float32_matmul_precision("high")  # TF32
         if cfg.batch_size < self.world * cfg.accumulate:
             raise utils.UserError(
                 f"batch_size {cfg.batch_size} is below {self.world} processes times accumulate "
@@ -233,35 +280,43 @@ class Trainer:
         """
         if self.device.type == "cpu":
             utils.keep_freed_memory()
-        model = nn.parallel.DistributedDataParallel(self.model) if self.world > 1 else self.model
+        losses_of = _Losses(self.model, self.get_losses)
+        parallel = nn.parallel.DistributedDataParallel(losses_of) if self.world > 1 else None
+        losses_of = parallel or losses_of
+        losses_of = torch.compile(losses_of) if self.compile else losses_of
         unread: list[Losses] = []
-        tokens = 0  # of this process, since the last reading
         measures: dict[str, float] = {}
         with (
             _out_of_memory(self.cfg.batch_size),
             utils.disk_errors(self.save_dir),
             _deferred_signals(self.world) as received,
+            closing(self._batches()) as batches,
         ):
             log = Log(self) if self.rank == 0 else None
             stopping = False
             while self.step < self.cfg.total_steps and not stopping:
-                model.train()
+                start = time.perf_counter()
+                batch = next(batches)
+                if log:
+                    log.batch(batch, time.perf_counter() - start)
+                self.model.train()
                 torch.manual_seed(self._seed(self.step))
-                batch = self.get_batch(self.step, self.rank, self.world)
-                unread.append(self._gradients(model, batch))
-                tokens += batch["input_ids"].size
+                unread.append(self._gradients(losses_of, parallel, batch))
+                step = self.step + 1
+                saving = step % self.cfg.save_steps == 0 or step == self.cfg.total_steps
+                reading = saving or step % LOG_STEPS == 0
+                norm = self._gradient_norm() if reading and log else None
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
-                self.step += 1
+                self.step = step
 
-                saving = self.step % self.cfg.save_steps == 0 or self.step == self.cfg.total_steps
                 # Several processes stop at the same step, so at one where they meet anyway.
                 stopping = bool(received) and self.world == 1
-                if saving or stopping or self.step % LOG_STEPS == 0:
+                if reading or stopping:
                     means, stopping = self._read(unread, bool(received))
                     if log:
-                        log.steps(means, tokens * self.world)
-                    unread, tokens = [], 0
+                        log.steps(means, norm)
+                    unread = []
                 if (saving or stopping) and log:
                     self._check_weights()
                 if saving and log:
@@ -403,30 +458,55 @@ class Trainer:
         state = np.random.SeedSequence([self.cfg.seed, step, self.rank])
         return int(state.generate_state(1, np.uint64)[0])
 
-    def _gradients(self, model: nn.Module, batch: Batch) -> Losses:
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        """Yield this process's share of each batch from this step on.
+
+        A thread draws the next ones meanwhile, and pins them for a GPU. Batches are functions of
+        the step, so that this changes no number.
+        """
+
+        def draw(step: int) -> dict[str, Tensor]:
+            arrays = self.get_batch(step, self.rank, self.world)
+            batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            if self.device.type == "cuda":
+                batch = {name: x.pin_memory() for name, x in batch.items()}
+            return batch
+
+        pool = ThreadPoolExecutor(1, "batches")
+        try:
+            steps = range(self.step, self.cfg.total_steps)
+            for future in utils.ahead((pool.submit(draw, step) for step in steps), AHEAD):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _gradients(
+        self, losses_of: nn.Module, parallel: nn.Module | None, batch: dict[str, Tensor]
+    ) -> Losses:
         """Compute the gradients of this process's share of a batch, and return its losses."""
         self.optimizer.zero_grad()
         parts = self.cfg.accumulate
         sums: Losses = {}
         for part in range(parts):
-            rows = self._rows(batch, share(len(batch["input_ids"]), part, parts))
+            some = share(len(batch["input_ids"]), part, parts)
+            # A GPU goes on with what it has while these rows are copied.
+            rows = {n: x[some].to(self.device, non_blocking=True) for n, x in batch.items()}
             last = part == parts - 1
-            alone = model.no_sync() if self.world > 1 and not last else nullcontext()
-            with alone:
+            with parallel.no_sync() if parallel and not last else nullcontext():
                 with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
-                    losses = self.get_losses(model, rows)
+                    losses = losses_of(rows)
+                total = sum(loss * self.loss_weights.get(n, 1) for n, loss in losses.items())
                 # DistributedDataParallel averages over processes; ours are shares of one sum.
-                self.scaler.scale(sum(losses.values()) * self.world).backward()
+                self.scaler.scale(total * self.world).backward()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach()
         return sums
 
-    def _rows(self, batch: Batch, some: slice) -> dict[str, Tensor]:
-        """Copy some rows to the device; a GPU goes on with what it has meanwhile."""
-        rows = {name: torch.from_numpy(array[some]) for name, array in batch.items()}
-        if self.device.type == "cpu":
-            return rows
-        return {name: x.pin_memory().to(self.device, non_blocking=True) for name, x in rows.items()}
+    def _gradient_norm(self) -> Tensor:
+        """Return the length of all gradients together, before any is clipped."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        return norm / self.scaler.get_scale() if self.scaler.is_enabled() else norm
 
     def _read(self, unread: list[Losses], received: bool) -> tuple[dict[str, float], bool]:
         """Return each loss's mean over the steps since the last reading, and whether to stop.
@@ -495,8 +575,27 @@ class Trainer:
         checkpoint.save_pt(last, self.save_dir / "last.pt")
 
 
+class _Losses(nn.Module):
+    """Model and losses as one module, so that DistributedDataParallel sees one call of it."""
+
+    def __init__(
+        self, model: nn.Module, get_losses: Callable[[nn.Module, dict[str, Tensor]], Losses]
+    ) -> None:
+        super().__init__()
+        self.model, self.get_losses = model, get_losses
+
+    def forward(self, batch: dict[str, Tensor]) -> Losses:
+        return self.get_losses(self.model, batch)
+
+
 class Log:
-    """What the user sees of a training: a progress bar, TensorBoard, a line per evaluation."""
+    """What the user sees of a training: a progress bar, TensorBoard, a line per evaluation.
+
+    TensorBoard gets each loss; the learning rate; tokens per second; the length of the gradients;
+    the share of the time that steps waited for their batches; and, where the FLOPs of a step are
+    known, how many were done per second, and which share that is of what products of two large
+    matrices reach on this device (mfu).
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -507,14 +606,32 @@ class Log:
             initial=trainer.step,
             unit="step",
         )
+        dtype = trainer.half or torch.float32
+        self.ceiling = product_flops(trainer.device, dtype) if trainer.get_flops else None
+        self.waited = self.flops = self.tokens = 0.0
         self.since = time.perf_counter()
 
-    def steps(self, losses: dict[str, float], tokens: int) -> None:
-        """Log the steps since the last call; ``tokens`` are those of all processes."""
+    def batch(self, batch: dict[str, Tensor], waited: float) -> None:
+        """Note a batch of this process, and the seconds until it was there."""
+        self.waited += waited
+        self.tokens += batch["input_ids"].numel()
+        if self.trainer.get_flops:
+            self.flops += self.trainer.get_flops(batch)
+
+    def steps(self, losses: dict[str, float], norm: Tensor | None) -> None:
+        """Log the steps since the last call: means of losses, length of the last gradients."""
         done = self.trainer.step - self.logged
+        seconds = time.perf_counter() - self.since
         values = {f"train/{name}": value for name, value in losses.items()}
         values["train/lr"] = self.trainer.optimizer.get_lr()[0]
-        values["train/tokens_per_second"] = tokens / (time.perf_counter() - self.since)
+        values["train/tokens_per_second"] = self.tokens * self.trainer.world / seconds
+        values["train/waiting_for_data"] = self.waited / seconds
+        if norm is not None:
+            values["train/gradient_norm"] = norm.item()
+        if self.ceiling:
+            values["train/tflops"] = self.flops * self.trainer.world / seconds / 1e12
+            values["train/mfu"] = self.flops / seconds / self.ceiling
+        self.waited = self.flops = self.tokens = 0.0
         self._write(values)
         self.bar.update(done)
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})

@@ -29,14 +29,12 @@ from sklearn.preprocessing import MaxAbsScaler
 import checkpoint
 import pretrain
 import utils
-from corpus.ids import Corpus, read_corpus
+from corpus.ids import read_corpus
 from corpus.split import split_corpus
 from terminal.command_line import command_line
 
-N = 5
 TRAINING_BATCHES = 3000  # of 64 pairs, for the logistic regression
 REGULARISATION = (1e-6, 1e-5, 1e-4)
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def main(
@@ -91,7 +89,7 @@ def main(
     ]
 
     measures = evaluation(model)
-    five_gram = n_gram_accuracy(corpus, split.training, batches)
+    five_gram = evaluation.five_gram(split.training)
     sampler = pretrain.SentPairSampler(corpus, split.training, info.max_len)
     loader = pretrain.SentPairDataLoader(sampler, preprocess, 0, pretrain.EVAL_EXAMPLES, seed=1)
     by_bags, by_bags_hard = bag_accuracy(loader, batches, len(tokenizer.vocab))
@@ -114,68 +112,6 @@ def main(
         f"  this model                       {measures['next_accuracy']:7.1%} "
         f"{measures['next_accuracy_hard']:7.1%}"
     )
-
-
-def n_gram_accuracy(corpus: Corpus, training: np.ndarray, batches: list[dict]) -> float:
-    """Return how often an n-gram model with backoff guesses the masked tokens.
-
-    It says the token that most often followed the longest known context of at most N - 1 tokens.
-    """
-    bounds = corpus.bounds
-    inside = np.repeat(training, np.diff(bounds))
-    place = np.arange(len(corpus.tokens)) - np.repeat(bounds[:-1], np.diff(bounds))
-    tokens = np.asarray(corpus.tokens, np.uint64)
-
-    queries = [left_contexts(batch) for batch in batches]
-    context = np.concatenate([q[0] for q in queries])  # (Q, N - 1), nearest token first
-    width = np.concatenate([q[1] for q in queries])  # how many of them there are
-    true = np.concatenate([q[2] for q in queries])
-    guess = np.full(len(true), np.bincount(corpus.tokens[inside]).argmax())
-    for n in range(1, N):
-        end = np.flatnonzero(inside & (place >= n))
-        left = hash_of([tokens[end - i] for i in range(1, n + 1)])
-        known, following = most_frequent(left, tokens[end])
-        query = hash_of([context[:, i] for i in range(n)])
-        at = np.minimum(np.searchsorted(known, query), len(known) - 1)
-        found = (width >= n) & (known[at] == query)
-        guess[found] = following[at[found]]
-    return float((guess == true).mean())
-
-
-def left_contexts(batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the N - 1 true tokens left of each masked one, how many are real, and the true one."""
-    ids, chosen = batch["input_ids"].copy(), batch["masked_weights"] > 0
-    row = np.nonzero(chosen)[0]
-    column, true = batch["masked_pos"][chosen], batch["masked_ids"][chosen]
-    ids[row, column] = true
-    segment = batch["segment_ids"]
-    context, width, alive = [], np.zeros(len(row), np.int64), np.ones(len(row), bool)
-    for i in range(1, N):
-        left = np.maximum(column - i, 0)
-        # not beyond the segment: [CLS] and [SEP] stand there
-        alive = alive & (ids[row, left] >= 5) & (segment[row, left] == segment[row, column])
-        context.append(ids[row, left])
-        width += alive
-    return np.stack(context, 1).astype(np.uint64), width, true
-
-
-def hash_of(columns: list[np.ndarray]) -> np.ndarray:
-    """Return a 64-bit hash of each row."""
-    value = np.zeros(len(columns[0]), np.uint64)
-    for column in columns:
-        value = (value + column + np.uint64(1)) * MULTIPLIER
-        value ^= value >> np.uint64(29)
-    return value
-
-
-def most_frequent(context: np.ndarray, following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct contexts, sorted, and the token that most often followed each."""
-    both = hash_of([context, following])
-    _, index, count = np.unique(both, return_index=True, return_counts=True)
-    context, following = context[index], following[index]
-    order = np.lexsort((following, -count, context))
-    first = np.unique(context[order], return_index=True)[1]
-    return context[order][first], following[order][first].astype(np.int64)
 
 
 def bag_accuracy(loader, batches: list[dict], vocab_size: int) -> tuple[float, float]:

@@ -86,7 +86,9 @@ class Transformer(nn.Module):
         self.embed = Embeddings(cfg)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
 
-    def forward(self, x: Tensor, seg: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, seg: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As `models.Transformer.forward`; without a mask one of ones is used."""
+        mask = torch.ones_like(x) if mask is None else mask
         h = self.embed(x, seg)
         for block in self.blocks:
             h = block(h, mask)
@@ -107,13 +109,17 @@ class BertModel4Pretrain(nn.Module):
     def forward(
         self, input_ids: Tensor, segment_ids: Tensor, input_mask: Tensor | None, masked_pos: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `models.BertModel4Pretrain.forward`; without a mask one of ones is used."""
-        mask = torch.ones_like(input_ids) if input_mask is None else input_mask
-        h = self.transformer(input_ids, segment_ids, mask)
-        logits_clsf = self.classifier(torch.tanh(self.fc(h[:, 0])))
-        at = masked_pos[:, :, None].expand(-1, -1, h.size(-1))
+        """As `models.BertModel4Pretrain.forward`."""
+        h = self.transformer(input_ids, segment_ids, input_mask)
+        return self.score_tokens(h, masked_pos), self.score_next(h)
+
+    def score_tokens(self, h: Tensor, at: Tensor) -> Tensor:
+        at = at[:, :, None].expand(-1, -1, h.size(-1))
         h_masked = self.norm(gelu(self.linear(torch.gather(h, 1, at))))
-        return self.decoder(h_masked) + self.decoder_bias, logits_clsf
+        return self.decoder(h_masked) + self.decoder_bias
+
+    def score_next(self, h: Tensor) -> Tensor:
+        return self.classifier(torch.tanh(self.fc(h[:, 0])))
 
 
 class Adam:

@@ -13,6 +13,7 @@ own loss and AdamW(fused=True), on a GPU compiled. On a GPU the model's FLOPs ar
 products of two large matrices, measured too.
 """
 
+import dataclasses
 import datetime
 import importlib.util
 import multiprocessing
@@ -114,8 +115,9 @@ def main(
             print(f"{f'our best / {what}':44}" + "".join(f"{value:12.2f}" for value in ratios))
     if device.type == "cuda":
         sizes = models.Config.from_json(model_cfg)
-        flops = flops_per_token(sizes, vocab_size, max_len, max_pred)
-        ceiling = product_flops(device)
+        sizes = dataclasses.replace(sizes, vocab_size=vocab_size)
+        flops = train.flops_per_token(sizes, max_len, max_pred)
+        ceiling = train.product_flops(device, torch.bfloat16)
         print(f"{flops / 1e9:.3f} GFLOP a token; products reach {ceiling / 1e12:.0f} TFLOP/s")
         print(f"{'our share of that':44}" + "".join(f"{x * flops / ceiling:12.1%}" for x in ours))
 
@@ -298,27 +300,6 @@ ROWS = {
     "ours, float32": of_ours("float32"),
     "ours, bfloat16": of_ours("bfloat16"),
 }
-
-
-def flops_per_token(sizes: models.Config, vocab_size: int, max_len: int, max_pred: int) -> float:
-    """Count the FLOPs of a step: two per weight and token, and twice that for the gradients."""
-    d, d_ff = sizes.dim, sizes.dim_ff
-    layer = 4 * d * d + 2 * d * d_ff + 2 * max_len * d  # the last is attention's products
-    head = max_pred / max_len * (d * d + d * vocab_size) + 1 / max_len * d * d
-    return 6 * (sizes.n_layers * layer + head)
-
-
-def product_flops(device: torch.device, size: int = 8192) -> float:
-    """Return the FLOPs a second of a product of two bfloat16 matrices: the median of ten."""
-    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
-    seconds = []
-    for _ in range(13):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        a @ b
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(seconds[3:])
 
 
 def milliseconds(step: Callable[[], object], device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """The corpus as token ids: tokenised once, mapped from files, split into training and held out."""
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from terminal import progress
 from tokenization import CorpusTokenizer
 from utils import UserError
 
-FORMAT = 1  # of the files in corpus.ids/
+FORMAT = 2  # of the files in corpus.ids/
 BLOCK = 2**20  # bytes of text that are encoded at a time
 CHECKED = 2**24  # tokens that are checked at a time
 _tokenizer: CorpusTokenizer  # of this process, if it encodes for another
@@ -48,6 +49,8 @@ class Corpus:
         Of each pair: train, validation or test, as gendata.py split the programs.
     sha256 : str
         Of the text.
+    starts : uint8 (tokens,), or None
+        1 where a token starts an instruction; None where no tabs stand between instructions.
     """
 
     tokens: np.ndarray
@@ -58,6 +61,7 @@ class Corpus:
     builds: list[tuple[str, str]]
     sha256: str
     splits: list[str] = dataclasses.field(default_factory=list)
+    starts: np.ndarray | None = None
 
     @property
     def bounds(self) -> np.ndarray:
@@ -101,6 +105,7 @@ def read_corpus(
         tokens = np.memmap(folder / "tokens.bin", dtype, "r")
         sentences = np.memmap(folder / "sentences.bin", np.int64, "r")
         documents = np.memmap(folder / "documents.bin", np.int64, "r")
+        starts = _starts(folder / "starts.bin", len(tokens))
         _check_ids(tokens, sentences, documents, len(tokenizer.vocab))
     except ValueError as error:
         raise UserError(
@@ -116,6 +121,7 @@ def read_corpus(
         builds=builds,
         sha256=sha256,
         splits=splits,
+        starts=starts,
     )
 
 
@@ -131,6 +137,14 @@ def _check_ids(
         check_arrays({name: rises}, {name: Numbers("i8", name, rises_to=end)})
 
 
+def _starts(file: Path, n_tokens: int) -> np.ndarray | None:
+    """Map where instructions start; None where the file is empty, as the text has no tabs."""
+    size = file.stat().st_size
+    if size not in (0, n_tokens):
+        raise ValueError(f"{file.name} has {size} bytes for {n_tokens} tokens")
+    return np.memmap(file, np.uint8, "r") if size else None
+
+
 def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: Path) -> None:
     """Write tokens.bin, sentences.bin and documents.bin into ``folder``, a few lines at a time."""
     n_tokens = n_sentences = 0
@@ -140,12 +154,16 @@ def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: 
         (folder / "tokens.bin").open("wb") as tokens,
         (folder / "sentences.bin").open("wb") as sentences,
         (folder / "documents.bin").open("wb") as documents,
+        (folder / "starts.bin").open("wb") as starts,
         bar,
     ):
         ended = True  # the next line with text starts a document
-        for ids, offsets, size in _encoded(text, tokenizer, bar.total):
+        borders = False
+        for ids, offsets, marks, size in _encoded(text, tokenizer, bar.total):
             sentence, document = array("q"), array("q")
             tokens.write(ids.astype(dtype).data)  # tofile does not say that a disk is full
+            starts.write(marks.data)
+            borders |= int(marks.sum()) > np.count_nonzero(np.diff(offsets))
             for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
                 if start == end:
                     ended = True
@@ -159,14 +177,16 @@ def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: 
             sentence.tofile(sentences)
             document.tofile(documents)
             bar.update(size)
+        if not borders:
+            starts.truncate(0)
         array("q", [n_tokens]).tofile(sentences)
         array("q", [n_sentences]).tofile(documents)
 
 
 def _encoded(
     text: IO[bytes], tokenizer: CorpusTokenizer, size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yield ids, offsets (see `CorpusTokenizer.encode_lines`) and bytes of some lines at a time.
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
+    """Yield ids, offsets, starts (see `_encode_lines`) and bytes of some lines at a time.
 
     Large texts are encoded by a process for each core; what they are given and what they return is
     bounded, so that memory is, too.
@@ -176,7 +196,7 @@ def _encoded(
     workers = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     if size < PARALLEL or workers == 1:
         for lines in blocks:
-            yield *tokenizer.encode_lines(lines), sum(map(len, lines))
+            yield *_encode_lines(tokenizer, lines), sum(map(len, lines))
         return
     context = multiprocessing.get_context("spawn")  # a copy of a process with threads may hang
     pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer,))
@@ -194,8 +214,20 @@ def _start_worker(tokenizer: CorpusTokenizer) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to handle
 
 
-def _encode(lines: list[bytes]) -> tuple[np.ndarray, np.ndarray, int]:
-    return *_tokenizer.encode_lines(lines), sum(map(len, lines))
+def _encode(lines: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    return *_encode_lines(_tokenizer, lines), sum(map(len, lines))
+
+
+def _encode_lines(
+    tokenizer: CorpusTokenizer, lines: list[bytes]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return ids and offsets of lines, and uint8 (ids,), 1 for the first of each instruction."""
+    parts = [line.split(b"\t") for line in lines]
+    ids, at = tokenizer.encode_lines(itertools.chain.from_iterable(parts))
+    offsets = at[np.cumsum([0, *map(len, parts)])]
+    starts = np.zeros(len(ids) + 1, np.uint8)
+    starts[at] = 1  # of an instruction without tokens, where the next one starts
+    return ids, offsets, starts[:-1]
 
 
 @pydantic.dataclasses.dataclass

@@ -1,1 +1,1 @@
-"""What classify.py can be fine-tuned to: tasks, their tables and their networks."""
+"""What models are trained for: pre-training's objectives, and the tasks of classify.py."""

@@ -4,13 +4,15 @@ import hashlib
 import itertools
 import json
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus.ids import _tokenise, read_corpus
+from corpus.ids import Corpus, _tokenise, read_corpus
+from corpus.ngram import five_gram_accuracy
 from corpus.split import split_corpus, split_test
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import UserError
@@ -64,6 +66,19 @@ def test_ids_sentences_documents(tmp_path, tokenizer):
         *[0, 1, 0, 0, 0],
         *[1, 1, 1, 0, 1, 1],
     ]
+
+
+def test_tabs_are_borders_of_instructions(tmp_path, tokenizer):
+    """The ids are those of blanks; an instruction may be cut into pieces, or be empty."""
+    text = "mov reg8 imme\tcall\t\tmov __ctype_b_loc\n\tcall mov\n\nmov\n"
+    corpus = read_corpus(write(tmp_path, text), tokenizer, "v")
+    blanks = tmp_path / "blanks"
+    blanks.mkdir()
+    plain = read_corpus(write(blanks, text.replace("\t", " ")), tokenizer, "v")
+    for name in ("tokens", "sentences", "documents"):
+        assert (getattr(corpus, name) == getattr(plain, name)).all()
+    assert corpus.starts.tolist() == [1, 0, 0, 1, 0, 1, 0, 1, 0, 0, 1]
+    assert plain.starts is None
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -290,3 +305,55 @@ def test_too_small(tmp_path, tokenizer, n_documents, n_sentences):
     data_file = write(tmp_path, text_of(n_documents, n_sentences))
     with pytest.raises(UserError, match="documents of two or more sentences"):
         split_corpus(read_corpus(data_file, tokenizer, "v"))
+
+
+def brute_force(sequences, history, answer):
+    """The token that most often followed the longest known context; the lower id of equals."""
+    for n in range(min(len(history), 4), -1, -1):
+        context = history[len(history) - n :]
+        following = Counter(
+            text[i] for text in sequences for i in range(n, len(text)) if text[i - n : i] == context
+        )
+        if following:
+            return min(following, key=lambda token: (-following[token], token)) == answer
+    raise AssertionError
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.lists(st.integers(5, 7), min_size=1, max_size=14), min_size=1, max_size=5),
+    st.lists(st.lists(st.integers(5, 8), min_size=1, max_size=9), min_size=1, max_size=4),
+    st.integers(0, 99),
+)
+def test_five_gram_by_counting(training, asked, seed):
+    ends = np.cumsum([0, *map(len, training)])
+    corpus = Corpus(
+        tokens=np.array(list(itertools.chain(*training)), np.uint16),
+        sentences=ends,
+        documents=np.arange(len(training) + 1),
+        pairs=np.array([0, len(training)]),
+        programs=[],
+        builds=[],
+        sha256="",
+    )
+    rng = np.random.default_rng(seed)
+    ids = np.zeros((len(asked), 12), np.int64)  # [CLS] text [SEP], padded
+    masked_pos = np.zeros((len(asked), 2), np.int64)
+    right = 0
+    for row, text in enumerate(asked):
+        ids[row, : len(text) + 2] = [2, *text, 3]
+        masked_pos[row, 0] = at = rng.integers(len(text))
+        right += brute_force(training, text[:at], text[at])
+    masked_pos[:, 0] += 1
+    masked_ids = np.take_along_axis(ids, masked_pos, 1)
+    np.put_along_axis(ids, masked_pos[:, :1], 4, 1)
+    batch = {
+        "input_ids": ids,
+        "segment_ids": 0 * ids,
+        "masked_pos": masked_pos,
+        "masked_ids": masked_ids,
+        "masked_weights": np.tile(np.float32([1, 0]), (len(asked), 1)),
+    }
+    every = np.ones(len(training), bool)
+    found = five_gram_accuracy(corpus, every, [batch], np.arange(9) < 5)
+    assert found == right / len(asked)

@@ -386,3 +386,46 @@ def test_the_vocabulary_fills_the_size_in():
 def test_a_config_does_not_change():
     with pytest.raises(AttributeError):
         config().dim = 64
+
+
+def rotary(**changes):
+    sizes = SIZES | {"positions": "rotary", "vocab_size": 20} | changes
+    torch.manual_seed(0)
+    return models.Transformer(models.Config(**sizes)).double().eval()
+
+
+def test_rotation_is_that_of_the_paper():
+    """Each pair of elements, as a complex number, is turned by position times frequency."""
+    x = torch.randn(2, 7, 3, 6, dtype=torch.float64)
+    turned = models.rotate(x)
+    frequency = 10000.0 ** (-2 * torch.arange(3) / 6)
+    for position in range(7):
+        pairs = torch.complex(x[:, position, :, :3], x[:, position, :, 3:])
+        pairs = pairs * torch.polar(torch.ones(3), position * frequency)
+        expected = torch.cat([pairs.real, pairs.imag], -1)
+        assert torch.allclose(turned[:, position], expected, atol=1e-6)
+    # A product depends on the distance alone.
+    q, k = torch.randn(2, 1, 1, 1, 6, dtype=torch.float64).expand(2, 1, 9, 1, 6)
+    products = (models.rotate(q)[0, :, 0] * models.rotate(k)[0].roll(-2, 0)[:, 0]).sum(-1)[:7]
+    assert torch.allclose(products, products[:1].expand(7), atol=1e-6)
+
+
+def test_rotary_positions_tell_orders_apart():
+    ids = torch.arange(5, 11)[None]
+    swapped = ids[:, [1, 0, 2, 3, 4, 5]]
+    zeros = torch.zeros_like(ids)
+    model = rotary(max_len=10)
+    h, other = model(ids, zeros), model(swapped, zeros)
+    assert (h[:, 0] - other[:, 1]).abs().max() > 1e-6  # equal, if order did not count
+    assert "embed.pos_embed.weight" not in model.state_dict()
+    assert (
+        "embed.pos_embed.weight"
+        in models.Transformer(models.Config(**SIZES | {"vocab_size": 20})).state_dict()
+    )
+
+
+def test_rotary_heads_have_an_even_width(tmp_path):
+    sizes = SIZES | {"dim": 9, "n_heads": 3, "positions": "rotary"}
+    (tmp_path / "m.json").write_text(json.dumps(sizes))
+    with pytest.raises(utils.UserError, match=r"rotary 'positions' need heads .* of even width"):
+        models.Config.from_json(tmp_path / "m.json")

@@ -22,6 +22,7 @@ def factor(schedule: str, x: float, warmup: float) -> float:
         "warmup_linear": max(1 - x, 0.0),
         "warmup_constant": 1.0,
         "warmup_cosine": (1 + math.cos(math.pi * min(x, 1.0))) / 2,
+        "warmup_stable_decay": 1.0 if x <= 0.8 else max((1 - x) * 5, 0.0),
     }[schedule]
 
 
@@ -55,7 +56,7 @@ def set_gradients(params, step):
 
 @pytest.mark.parametrize("max_norm", [1.0, 0.03, -1])
 @pytest.mark.parametrize("warmup", [-1, 0, 0.35])
-@pytest.mark.parametrize("schedule", ["warmup_linear", "warmup_constant", "warmup_cosine"])
+@pytest.mark.parametrize("schedule", list(optim.SCHEDULES))
 # The step clips float64 and float32 in different ways on a CPU.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
 def test_steps_equal_the_formula(schedule, warmup, max_norm, dtype, tolerance):

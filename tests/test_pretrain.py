@@ -26,7 +26,15 @@ import models
 import pretrain
 import train
 from corpus.ids import Corpus
-from pretrain import Preprocess4Pretrain, SentPairDataLoader, SentPairSampler, get_losses
+from pretrain import (
+    MaskedInstructions,
+    MaskedTokens,
+    Preprocess4Pretrain,
+    SentPairDataLoader,
+    SentPairSampler,
+    get_losses,
+)
+from tasks.objectives import OBJECTIVES, Objective, Text
 from tokenization import SPECIAL_TOKENS
 from utils import UserError
 
@@ -240,7 +248,7 @@ def test_layout_and_masking(seed, max_len, max_pred, mask_prob):
         "is_hard": np.zeros(n, bool),
     }
     preprocess = Preprocess4Pretrain(VOCAB, max_len, max_pred, mask_prob)
-    batch = preprocess(tokens, pairs, [seed], slice(None))
+    batch = preprocess(make_corpus([1], [[len(tokens)]], tokens), pairs, [seed], slice(None))
     assert {name: array.dtype.name for name, array in batch.items() if name != "input_mask"} == {
         **dict.fromkeys(("input_ids", "segment_ids", "masked_pos", "masked_ids"), "int64"),
         **dict.fromkeys(("masked_weights", "is_next_weights"), "float32"),
@@ -280,11 +288,23 @@ def test_layout_and_masking(seed, max_len, max_pred, mask_prob):
     assert np.isclose(batch["is_next_weights"].sum(), 1)
 
 
+def text_of(ids, starts=None):
+    """Rows of ordinary text, without special tokens or padding, as objectives get them."""
+    return Text(
+        ids=ids,
+        segment_ids=0 * ids,
+        inside=np.ones(ids.shape, bool),
+        starts=starts,
+        pairs={},
+        lengths=np.full(len(ids), ids.shape[1]),
+        key=[0],
+        rows=slice(None),
+    )
+
+
 def test_eighty_ten_ten():
     ids = np.full((2000, 100), 9)
-    preprocess = Preprocess4Pretrain(VOCAB, 100, 100, 0.5)
-    may, n_pred = np.ones(ids.shape, bool), np.full(2000, 50)
-    out = preprocess.masked(ids, may, n_pred, preprocess.draws([0], 0, 2000))
+    out = MaskedTokens.columns(text_of(ids), Preprocess4Pretrain(VOCAB, 100, 100, 0.5))
     at = np.take_along_axis(out["input_ids"], out["masked_pos"], 1)[out["masked_weights"] > 0]
     assert len(at) == 2000 * 50
     share = np.bincount(at, minlength=15) / len(at)
@@ -299,11 +319,40 @@ def test_eighty_ten_ten():
 
 
 def test_text_without_ordinary_tokens_is_not_masked():
-    preprocess = Preprocess4Pretrain(VOCAB, 9, 3, 0.5)
-    ids, may = np.full((2, 9), 1), np.ones((2, 9), bool)
-    out = preprocess.masked(ids, may, np.full(2, 3), preprocess.draws([0], 0, 2))
+    out = MaskedTokens.columns(text_of(np.full((2, 9), 1)), Preprocess4Pretrain(VOCAB, 9, 3, 0.5))
     assert (out["input_ids"] == 1).all()
     assert (out["masked_weights"] == 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), max_pred=st.integers(1, 30), mask_prob=st.floats(0.05, 0.95))
+def test_whole_instructions_are_masked(seed, max_pred, mask_prob):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, 15, size=(20, 30))
+    starts = rng.random(ids.shape) < 0.4
+    starts[:, 0] = True
+    preprocess = Preprocess4Pretrain(VOCAB, 30, max_pred, mask_prob)
+    out = MaskedInstructions.columns(text_of(ids, starts), preprocess)
+    alone = MaskedTokens.columns(text_of(ids, starts), preprocess)
+    assert (out["masked_weights"] == alone["masked_weights"]).all()  # as many tokens
+    for row in range(len(ids)):
+        number = np.cumsum(starts[row])
+        masked = set(out["masked_pos"][row][out["masked_weights"][row] > 0].tolist())
+        in_part = 0
+        for instruction in set(number.tolist()):
+            places = np.flatnonzero(number == instruction).tolist()
+            hit = [place in masked for place in places]
+            if any(hit) and not all(hit):
+                in_part += 1
+                assert hit == sorted(hit, reverse=True)  # from its first token on
+        assert in_part <= 1
+
+
+def test_masking_instructions_needs_their_borders():
+    with pytest.raises(UserError, match="tabs between instructions"):
+        MaskedInstructions.columns(
+            text_of(np.full((2, 9), 7)), Preprocess4Pretrain(VOCAB, 9, 3, 0.5)
+        )
 
 
 def make_loader(seed=3, batch_size=8, max_len=24):
@@ -376,10 +425,16 @@ def test_losses_are_means_over_what_is_masked():
 class Oracle(torch.nn.Module):
     """Says the token 5 with probability e / (e + 14), and "next" always."""
 
-    def forward(self, input_ids, segment_ids, input_mask, masked_pos):
-        logits = torch.zeros(*masked_pos.shape, 15)
+    def transformer(self, input_ids, segment_ids, input_mask):
+        return torch.zeros(*input_ids.shape, 1)
+
+    def score_tokens(self, h, at):
+        logits = torch.zeros(*at.shape, 15)
         logits[..., 5] = 1
-        return logits, torch.tensor([[0.0, 1.0]]).expand(len(input_ids), 2)
+        return logits
+
+    def score_next(self, h):
+        return torch.tensor([[0.0, 1.0]]).expand(len(h), 2)
 
 
 def test_measures():
@@ -414,7 +469,95 @@ def test_check_fails_where_nothing_was_learned(capsys):
         pretrain.report(bad, "rule", check=False)
         with pytest.raises(UserError, match="has not learned"):
             pretrain.report(bad, "rule", check=True)
-    assert capsys.readouterr().out.count("held out rule") == 7
+    pretrain.report(good | {"five_gram_accuracy": 0.49}, "rule", check=True)
+    with pytest.raises(UserError, match=r"guesses 50\.0 % .*, a 5-gram 50\.0 %; train longer"):
+        pretrain.report(good | {"five_gram_accuracy": 0.5}, "rule", check=True)
+    assert capsys.readouterr().out.count("held out rule") == 9
+
+
+# --- objectives, phases, batch sizes
+
+
+def tiny_model():
+    torch.manual_seed(0)
+    sizes = dict(dim=16, n_layers=1, n_heads=2, dim_ff=16, max_len=48, n_segments=2)
+    cfg = models.Config(**sizes, p_drop_hidden=0.0, p_drop_attn=0.0, vocab_size=15)
+    return models.BertModel4Pretrain(cfg)
+
+
+def test_a_new_objective_is_one_object():
+    """One that asks [CLS] for the first token of A: a column, a loss, and its name in settings."""
+
+    class FirstToken(Objective):
+        key, name = "first_token", "first"
+
+        @staticmethod
+        def columns(text, how):
+            return {"first": text.ids[:, 1], "first_weights": np.full(len(text.ids), 0.125, "f4")}
+
+        @staticmethod
+        def loss(model, h, batch):
+            at = torch.zeros(len(h), 1, dtype=torch.int64)
+            logits = model.score_tokens(h, at)[:, 0]
+            loss = F.cross_entropy(logits, batch["first"], reduction="none")
+            return (loss * batch["first_weights"]).sum()
+
+    try:
+        cfg = pretrain.Config(**TRAINING, objectives={"first_token": 2.0, "masked_lm": 1.0})
+        loader = make_loader()
+        loader.preprocess.objectives = cfg.used()
+        corpus, pairs = loader.sampler.corpus, loader.sampler.draw(8, np.random.default_rng([3, 0]))
+        batch = loader.batch(0)
+        assert (batch["first"] == corpus.tokens[pairs["a_start"]]).all()
+        assert "is_next" not in batch
+        rows = {name: torch.from_numpy(array) for name, array in batch.items()}
+        losses = get_losses(tiny_model(), rows, cfg.used())
+        assert losses.keys() == {"masked_lm_loss", "first_loss"}
+        assert losses["first_loss"].item() == pytest.approx(math.log(15), abs=0.1)
+        evaluation = pretrain.Evaluation(
+            corpus, everything(corpus), loader.preprocess, torch.device("cpu")
+        )
+        assert evaluation(tiny_model())["first_loss"] > 0
+    finally:
+        del OBJECTIVES["first_token"]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "message"),
+    [
+        ({}, "must give weights above 0 to some of next_sentence, masked_lm, masked_instr"),
+        ({"masked_lm": 0}, "must give weights above 0"),
+        ({"masked_lm": 1, "jump": 1}, "must give weights above 0 to some of next"),
+        ({"masked_lm": 1, "masked_instructions": 1}, "one way of masking at a time"),
+        ({"masked_lm": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_objectives_that_cannot_be(tmp_path, objectives, message):
+    (tmp_path / "cfg.json").write_text(json.dumps(TRAINING | {"objectives": objectives}))
+    with pytest.raises(UserError, match=rf"cfg\.json: .*{message}"):
+        pretrain.Config.from_json(tmp_path / "cfg.json")
+
+
+def test_weights_of_losses():
+    batch = {name: torch.from_numpy(array) for name, array in make_loader().batch(0).items()}
+    assert get_losses(tiny_model(), batch, [MaskedTokens]).keys() == {"masked_lm_loss"}
+    all_true = make_loader()
+    all_true.true_share = 1.0
+    assert all_true.batch(3)["is_next"].all()
+    assert not make_loader().batch(3)["is_next"].all()
+
+
+def test_ramp_doubles_the_batch():
+    loader = make_loader(batch_size=32)
+    loader.ramp = 9
+    sizes = [len(loader.batch(k)["input_ids"]) for k in range(12)]
+    assert sizes == [4] * 3 + [8] * 3 + [16] * 3 + [32] * 3
+    for k in (0, 4, 11):  # weights are those of the batch as it is
+        batch = loader.batch(k)
+        assert batch["is_next_weights"].sum() == pytest.approx(1)
+        assert batch["masked_weights"].sum() == pytest.approx(1, abs=0.2)
+        parts = [loader.batch(k, rank, 3)["input_ids"] for rank in range(3)]
+        assert (np.concatenate(parts) == batch["input_ids"]).all()
 
 
 # --- the command line
@@ -544,7 +687,7 @@ def test_finished_training_is_not_done_again(trained, monkeypatch, capsys):
     folder, out = trained
     monkeypatch.chdir(folder)
     before = Path(MODEL_FILE).stat().st_mtime_ns
-    pretrain.main(max_len=32, max_pred=6)
+    pretrain.main(max_len=32, max_pred=6, check=True)
     again = capsys.readouterr().out
     assert "finished" in again
     assert again.endswith(out[out.index("held out ") :])
@@ -724,3 +867,50 @@ def test_wrong_flags(workplace):
     assert out == ""
     assert re.search("--mask_prob 1.5: .*less than 1", err)
     assert re.search("--max_len 4: .*greater than or equal to 5", err)
+
+
+def test_a_recipe_of_settings(workplace, tmp_path, monkeypatch, capsys):
+    """The last steps at full length, without next sentence, with a ramp and another schedule."""
+    monkeypatch.chdir(workplace)
+    recipe = {"objectives": {"masked_lm": 0.5}, "long_share": 0.25, "ramp": 0.5}
+    recipe |= {"schedule": "warmup_stable_decay", "total_steps": 16, "save_steps": 16}
+    (workplace / "recipe.json").write_text(json.dumps(TRAINING | recipe))
+    (workplace / "rotary.json").write_text(json.dumps(MODEL | {"positions": "rotary"}))
+    shapes, rates, bert = [], [], {}
+    real = train.Trainer._gradients
+
+    def spied(self, losses_of, parallel, batch):
+        bert.setdefault("fc", self.model.fc.weight.detach().clone())
+        shapes.append(tuple(batch["input_ids"].shape))
+        rates.append(self.optimizer.get_lr()[0])
+        assert "is_next" not in batch
+        return real(self, losses_of, parallel, batch)
+
+    monkeypatch.setattr(train.Trainer, "_gradients", spied)
+    save_dir = tmp_path / "out"
+    pretrain.main(
+        "recipe.json", model_cfg="rotary.json", max_len=16, max_pred=3, save_dir=str(save_dir)
+    )
+    assert (
+        shapes == [(4, 16)] * 3 + [(8, 16)] * 3 + [(16, 16)] * 2 + [(32, 16)] * 4 + [(16, 32)] * 4
+    )
+    assert rates[2:14] == pytest.approx([0.003] * 11 + [0.003 * 3 / 3.2], rel=0.05)
+    info = json.loads((save_dir / "model.json").read_text())
+    assert (info["max_len"], info["max_pred"], info["objectives"]) == (32, 6, ["masked_lm"])
+    metrics = json.loads((save_dir / "metrics.json").read_text())
+    assert metrics["max_len"] == 32
+    assert "next_accuracy" not in metrics
+    state = checkpoint.load_pt(save_dir / "model_steps_16.pt")
+    assert not any("pos_embed" in key for key in state)
+    assert torch.equal(state["fc.weight"], bert["fc"])  # nothing trains it
+    capsys.readouterr()
+    pretrain.evaluate(str(save_dir / "model_steps_16.pt"))
+    assert "next sentence" not in capsys.readouterr().out
+    (workplace / "recipe.json").write_text(json.dumps(TRAINING | recipe | {"batch_size": 4}))
+    with pytest.raises(UserError, match="batches of 'ramp' or 'long_share' have less than 1"):
+        pretrain.main("recipe.json", model_cfg="rotary.json", save_dir=str(save_dir), max_len=16)
+    (workplace / "recipe.json").write_text(
+        json.dumps(TRAINING | {"objectives": {"masked_instructions": 1}})
+    )
+    with pytest.raises(UserError, match=r"corpus\.txt has no tabs between instructions"):
+        pretrain.main("recipe.json", save_dir=str(save_dir), max_len=16)

@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +57,9 @@ def test_config_lacks_a_key(tmp_path, key):
 
 
 def test_config_in_the_repository():
-    cfg = train.Config.from_json(Path(train.__file__).parent / "config/pretrain.json")
-    assert vars(cfg).keys() == GOOD.keys() | {"accumulate", "keep"}
+    for name in ("mrpc", "mnli", "samefunc"):
+        cfg = train.Config.from_json(Path(train.__file__).parent / f"config/train_{name}.json")
+        assert vars(cfg).keys() == GOOD.keys() | {"accumulate", "keep"}
 
 
 class Line(nn.Module):
@@ -449,14 +452,17 @@ def test_interrupted_run_goes_on(tmp_path, number, capsys):
     whole = make_trainer(tmp_path / "whole")
     whole.train()
 
-    def batches(k, *_):
-        if k == 5:
+    calls = []
+
+    def losses(model, batch):
+        calls.append(0)
+        if len(calls) == 6:
             signal.raise_signal(number)
-        return get_batch(k)
+        return get_losses(model, batch)
 
     handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(tmp_path / "stopped", batches).train()
+        make_trainer(tmp_path / "stopped", losses=losses).train()
     assert signal.getsignal(number) == handler
     assert "saved at step 6; the same command goes on" in capsys.readouterr().out
     again = make_trainer(tmp_path / "stopped")
@@ -469,16 +475,19 @@ def test_interrupted_run_goes_on(tmp_path, number, capsys):
 SECOND = """
 import signal, sys, time
 sys.path[:0] = {paths!r}
-from test_train import get_batch, make_trainer
+from test_train import get_losses, make_trainer
 
-def batches(k, *_):
-    if k == 5:
+calls = []
+
+def losses(model, batch):
+    calls.append(0)
+    if len(calls) == 6:
         signal.raise_signal(signal.SIGINT)
         print("goes on", flush=True)
         time.sleep(60)
-    return get_batch(k)
+    return get_losses(model, batch)
 
-make_trainer({save_dir!r}, batches).train()
+make_trainer({save_dir!r}, losses=losses).train()
 """
 
 
@@ -587,6 +596,7 @@ def test_logs(tmp_path, capsys):
     events = accumulator.EventAccumulator(str(tmp_path / "runs")).Reload()
     assert set(events.Tags()["scalars"]) == {
         *("train/squared", "train/absolute", "train/lr", "train/tokens_per_second"),
+        *("train/waiting_for_data", "train/gradient_norm"),
         "eval/weight",
     }
     logged = events.Scalars("train/squared")
@@ -600,14 +610,17 @@ def test_logs(tmp_path, capsys):
 RANK = """
 import os, signal, sys, torch
 sys.path[:0] = {paths!r}
-from test_train import get_batch, make_trainer
+from test_train import get_batch, get_losses, make_trainer
 torch.set_num_threads(1)
 
-def stopped_at_five(k, rank, world):
-    if k == 5 and os.environ["RANK"] == "1":
+calls = []
+
+def stopped_at_five(model, batch):
+    calls.append(0)
+    if len(calls) == 6 and os.environ["RANK"] == "1":
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
-    return get_batch(k, rank, world)
+    return get_losses(model, batch)
 
 make_trainer({save_dir!r}, {changes}).train()
 """
@@ -673,7 +686,7 @@ def test_two_processes_do_the_training_of_one(tmp_path, port):
 
 def test_two_processes_that_are_stopped_go_on(tmp_path, port):
     """torchrun passes on a signal that the processes have already had themselves."""
-    changes = "stopped_at_five, p_drop=0.0, total_steps=30, save_steps=30"
+    changes = "losses=stopped_at_five, p_drop=0.0, total_steps=30, save_steps=30"
     for error, code in start_ranks(tmp_path / "two", 2, port, changes):
         assert code == -signal.SIGINT  # as Python ends by KeyboardInterrupt
         assert "Error" not in error
@@ -760,3 +773,83 @@ def test_one_process_can_be_insisted_on(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="torchrun started 2 processes"):
         train.check_parallel(False)
+
+
+def test_batches_are_drawn_ahead_and_never_beyond_the_end(tmp_path):
+    """While a step is computed, the next batches are drawn in another thread."""
+    drawn, ahead, threads = [], [], set()
+
+    def batches(k, *_):
+        drawn.append(k)
+        threads.add(threading.current_thread().name)
+        return get_batch(k)
+
+    def losses(model, batch):
+        deadline = time.monotonic() + 30
+        wanted = min(len(ahead) + 1 + train.AHEAD, 10)
+        while len(drawn) < wanted and time.monotonic() < deadline:
+            time.sleep(0.001)
+        ahead.append(len(drawn))
+        return get_losses(model, batch)
+
+    make_trainer(tmp_path, batches, losses=losses).train()
+    assert drawn == list(range(10))
+    assert ahead == [min(k + 1 + train.AHEAD, 10) for k in range(10)]
+    assert threading.main_thread().name not in threads
+    assert not [t for t in threading.enumerate() if t.name in threads]  # it has ended
+
+
+def test_gradient_norm_and_flops_are_logged(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    norms = []
+    trainer = make_trainer(tmp_path, p_drop=0.0)
+    trainer.get_flops = lambda batch: 1e9 * len(batch["input_ids"])
+    step = trainer.optimizer.step
+
+    def spied():
+        gradients = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+        norms.append(gradients.norm().item())
+        step()
+
+    trainer.optimizer.step = spied
+    trainer.train()
+    events = accumulator.EventAccumulator(str(tmp_path / "runs")).Reload()
+    logged = [event.value for event in events.Scalars("train/gradient_norm")]
+    assert logged == pytest.approx([norms[k] for k in (3, 7, 9)], rel=1e-5)
+    for name in ("train/waiting_for_data", "train/mfu", "train/tflops"):
+        assert all(event.value >= 0 for event in events.Scalars(name))
+    rates = [events.Scalars(f"train/{name}")[0].value for name in ("tflops", "tokens_per_second")]
+    assert rates[0] == pytest.approx(rates[1] / 4 * 1e9 / 1e12, rel=1e-3)  # 4 numbers an example
+
+
+def test_loss_weights(tmp_path):
+    """Half of the weight of one loss: the gradients of that sum, and the losses as they are."""
+    whole = make_trainer(tmp_path / "whole", p_drop=0.0)
+    whole.loss_weights = {"absolute": 0.0}
+    whole.train()
+    alone = make_trainer(
+        tmp_path / "alone",
+        p_drop=0.0,
+        losses=lambda m, b: {"squared": get_losses(m, b)["squared"]},
+    )
+    alone.train()
+    assert torch.allclose(weights(whole), weights(alone), rtol=1e-6)
+
+
+def test_flops_of_a_step_are_those_that_pytorch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import models
+
+    cfg = models.Config(
+        dim=32, n_layers=3, n_heads=2, dim_ff=48, p_drop_hidden=0.0, p_drop_attn=0.0, max_len=20,
+        n_segments=2, vocab_size=70,
+    )  # fmt: skip
+    model = models.BertModel4Pretrain(cfg)
+    ids = torch.zeros(4, 20, dtype=torch.int64)
+    math_kernel = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with math_kernel, FlopCounterMode(display=False) as counter:
+        lm, clsf = model(ids, ids, None, ids[:, :5])
+        (lm.sum() + clsf.sum()).backward()
+    expected = counter.get_total_flops() / ids.numel()
+    assert train.flops_per_token(cfg, 20, 5) == pytest.approx(expected, rel=0.02)

@@ -1,0 +1,149 @@
+"""What pre-training asks of the model: objectives, each with columns of a batch and a loss."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+import train
+from models import BertModel4Pretrain
+
+OBJECTIVES: dict[str, type["Objective"]] = {}  # by key; filled by the classes' definition
+
+
+@dataclasses.dataclass
+class Text:
+    """N rows of a batch of B, before anything is masked; S tokens each.
+
+    Attributes
+    ----------
+    ids, segment_ids : int64 (N, S)
+    inside : bool (N, S)
+        Tokens of A and B: no special tokens, no padding.
+    starts : bool (N, S), or None
+        Where an instruction starts; None where the corpus has no borders of instructions.
+    pairs : dict of (N,) arrays
+        From `SentPairSampler.draw`.
+    lengths : int64 (B,)
+        Tokens of A and B together, of all rows of the batch.
+    key : list of int
+        Seed of the batch.
+    rows : slice
+        Which of the B rows these are.
+    """
+
+    ids: np.ndarray
+    segment_ids: np.ndarray
+    inside: np.ndarray
+    starts: np.ndarray | None
+    pairs: dict[str, np.ndarray]
+    lengths: np.ndarray
+    key: list[int]
+    rows: slice
+
+    def draws(self, count: int) -> np.ndarray:
+        """Return random numbers in [0, 1), (N, count): of a row the same whatever ``rows`` are."""
+        start, end, _ = self.rows.indices(len(self.lengths))
+        generator = np.random.PCG64(self.key)
+        generator.advance(start * count)  # a number is one step of this generator
+        return np.random.Generator(generator).random((end - start, count))
+
+
+class Objective:
+    """What pre-training asks of the model: columns that are added to a batch, and a loss.
+
+    A subclass with a ``key`` is one; "objectives" in the training's settings gives its weight. See
+    `NextSentence` below, and `pretrain.MaskedTokens`.
+
+    Attributes
+    ----------
+    key : str
+        Its name in the settings.
+    name : str
+        What its measures' names begin with.
+    """
+
+    key: str
+    name: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "key" in vars(cls):
+            OBJECTIVES[cls.key] = cls
+
+    @staticmethod
+    def columns(text: Text, how: Any) -> train.Batch:
+        """Return arrays to add to a batch, or to put in the place of others: here none.
+
+        ``how`` is the `pretrain.Preprocess4Pretrain` that reads the text.
+        """
+        return {}
+
+    @staticmethod
+    def loss(model: BertModel4Pretrain, h: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Return the loss of hidden states ``h`` (N, S, D): a share of the whole batch's mean."""
+        raise NotImplementedError
+
+    @classmethod
+    def sums(
+        cls, model: BertModel4Pretrain, h: Tensor, batch: dict[str, Tensor]
+    ) -> list[Tensor | int]:
+        """Return numbers of a batch that `measures` takes the sums of."""
+        return [cls.loss(model, h, batch), 1]
+
+    @classmethod
+    def measures(cls, sums: list[float]) -> dict[str, float]:
+        """Return named measures of held-out text from sums over its batches."""
+        return {f"{cls.name}_loss": sums[0] / sums[1]}
+
+
+class NextSentence(Objective):
+    """BERT's second objective: does B follow A in the text?
+
+    Columns: ``is_next`` : int64 (N,). ``is_next_weights`` : float32 (N,), 1 / B. ``is_hard`` :
+    bool (N,).
+    """
+
+    key, name = "next_sentence", "next"
+
+    @staticmethod
+    def columns(text: Text, how: Any) -> train.Batch:
+        return {
+            "is_next": text.pairs["is_next"],
+            "is_next_weights": np.full(len(text.ids), 1 / len(text.lengths), np.float32),
+            "is_hard": text.pairs["is_hard"],
+        }
+
+    @staticmethod
+    def loss(model: BertModel4Pretrain, h: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Return the cross-entropy per pair (nats)."""
+        logits = model.score_next(h).float()
+        loss = F.cross_entropy(logits, batch["is_next"], reduction="none")
+        return (loss * batch["is_next_weights"]).sum()
+
+    @classmethod
+    def sums(
+        cls, model: BertModel4Pretrain, h: Tensor, batch: dict[str, Tensor]
+    ) -> list[Tensor | int]:
+        logits, is_next, is_hard = model.score_next(h), batch["is_next"], batch["is_hard"]
+        right = logits.argmax(1) == is_next
+        loss = F.cross_entropy(logits, is_next, reduction="sum")
+        true = is_next == 1
+        counts = [right.sum(), len(right), (right & true).sum(), true.sum()]
+        return [loss, *counts, (right & is_hard).sum(), is_hard.sum()]
+
+    @classmethod
+    def measures(cls, sums: list[float]) -> dict[str, float]:
+        """Return ``next_loss`` (nats per pair), ``next_accuracy`` and ``next_accuracy_hard``.
+
+        The last is the mean of the accuracies on true continuations and on hard negatives, so that
+        chance is 0.5.
+        """
+        loss, right, n, next_right, n_next, hard_right, n_hard = sums
+        return {
+            "next_loss": loss / n,
+            "next_accuracy": right / n,
+            "next_accuracy_hard": (next_right / max(n_next, 1) + hard_right / max(n_hard, 1)) / 2,
+        }
