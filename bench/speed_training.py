@@ -79,7 +79,7 @@ def main(
         Print instead where our step's time goes, by PyTorch's operations.
     """
     device = utils.get_device()
-    names = [name for name in ROWS if device.type == "cuda" or name != CUDA_ONLY]
+    names = [name for name in ROWS if device.type == "cuda" or name not in (CUDA_ONLY, GRAPHS)]
     if train.best_precision(device) == "float32":
         names = [name for name in names if "bfloat16" not in name]
     if importlib.util.find_spec("transformers") is None:
@@ -275,13 +275,13 @@ def of_hugging_face(precision: train.Precision, compiled: bool = False) -> Calla
     return make
 
 
-def of_ours(precision: train.Precision) -> Callable:
+def of_ours(precision: train.Precision, mode: str = "default") -> Callable:
     def make(sizes: models.Config, batch: Batch, device: torch.device) -> Callable[[], None]:
         utils.keep_freed_memory()
         model = models.BertModel4Pretrain(sizes)
         get_losses = pretrain.get_losses
         if device.type == "cuda":
-            get_losses = torch.compile(get_losses)
+            get_losses = torch.compile(get_losses, mode=mode)
 
         def loss_of() -> torch.Tensor:
             return sum(get_losses(model, batch).values())
@@ -292,6 +292,7 @@ def of_ours(precision: train.Precision) -> Callable:
 
 
 CUDA_ONLY = "Hugging Face, bfloat16, compiled"
+GRAPHS = "ours, bfloat16, CUDA graphs"
 ROWS = {
     "plain, float32": of_plain,
     "Hugging Face, float32": of_hugging_face("float32"),
@@ -299,6 +300,7 @@ ROWS = {
     CUDA_ONLY: of_hugging_face("bfloat16", compiled=True),
     "ours, float32": of_ours("float32"),
     "ours, bfloat16": of_ours("bfloat16"),
+    GRAPHS: of_ours("bfloat16", "reduce-overhead"),
 }
 
 

@@ -1,0 +1,496 @@
+"""What pre-training does on a GPU: see bench/gpu.sh, which calls this on both machines.
+
+Nothing is printed before it is measured, and each part starts only while there is time for it; what
+was left out is named.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import subprocess
+import sys
+import time
+import types
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import numpy as np
+import torch
+
+if importlib.util.find_spec("tensorboard") is None:  # then the log goes to a text file
+    _stub = types.ModuleType("torch.utils.tensorboard")
+    sys.modules["torch.utils.tensorboard"] = _stub
+
+    class SummaryWriter:
+        """What `train.Log` needs of TensorBoard's: a line of JSON for each number."""
+
+        def __init__(self, folder: str, purge_step: int | None = None) -> None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.file = open(Path(folder, "log.jsonl"), "a")  # noqa: SIM115 - close() closes it
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            self.file.write(json.dumps({"step": step, name: value}) + "\n")
+            self.file.flush()
+
+        def close(self) -> None:
+            self.file.close()
+
+    _stub.SummaryWriter = SummaryWriter
+
+import speed_training
+
+import models
+import optim
+import pretrain
+import train
+import utils
+from corpus.ids import Corpus
+from terminal.command_line import command_line
+from tokenization import load_vocab
+
+FOLDER = Path("gpu")
+CONFIG = ROOT / "config"
+# What travels as wheels; transformers, the peer, with what it imports.
+NAMES = "annotated-types fire pydantic pydantic-core safetensors termcolor tokenizers tqdm"
+NAMES += " typing-extensions typing-inspection"
+PEER = "transformers huggingface-hub packaging pyyaml regex"
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+MOST = 45e6  # bytes that travel
+SHARD = 14e6  # bytes of a file that comes back
+SHAPES = ((512, 64), (64, 512))  # examples, tokens of each
+# From the most to the least important; the run may end before the last ones.
+TABLE = (("base", 1), ("tiny", 0), ("small", 0), ("base", 0), ("small", 1), ("medium", 1))
+TABLE += (("tiny", 1), ("medium", 0))
+VOCAB = 2000
+
+
+def pack(
+    data_file: str = "data/corpus.txt",
+    vocab: str = "vocab/vocab.txt",
+    tokens: int = 30_000_000,
+    wheels: bool = True,
+) -> None:
+    """Write what the GPU machine needs into gpu/.
+
+    Parameters
+    ----------
+    data_file : str
+        The corpus; its documents are taken in their order until there are enough tokens.
+    vocab : str
+        The vocabulary.
+    tokens : int
+        How many at most.
+    wheels : bool
+        False leaves the wheels that are there.
+    """
+    from corpus.ids import read_corpus
+    from corpus.split import split_corpus
+    from tokenization import CorpusTokenizer
+
+    (FOLDER / "wheels").mkdir(parents=True, exist_ok=True)
+    if wheels:
+        download()
+    tokenizer = CorpusTokenizer(vocab)
+    corpus = read_corpus(Path(data_file), tokenizer, utils.sha256_of(vocab))
+    split = split_corpus(corpus)
+    # All of what is held out, and as much of the rest as there is room for.
+    sizes = np.diff(corpus.bounds)
+    room = tokens - sizes[split.heldout].sum()
+    taken = split.heldout | (split.training & (np.cumsum(sizes * split.training) <= room))
+    documents = np.flatnonzero(taken)
+    sentences = [np.arange(*corpus.documents[d : d + 2]) for d in documents]
+    lengths = np.diff(corpus.sentences)[np.concatenate(sentences)]
+    ids = [
+        corpus.tokens[a:b]
+        for a, b in zip(corpus.bounds[documents], corpus.bounds[documents + 1], strict=True)
+    ]
+    with utils.atomic_file(FOLDER / "corpus.npz", "wb") as file:
+        np.savez_compressed(
+            file,
+            tokens=np.concatenate(ids),
+            sentences=lengths.astype(np.uint32),
+            documents=np.diff(corpus.documents)[documents].astype(np.uint32),
+            heldout=split.heldout[documents],
+        )
+    (FOLDER / "vocab.txt").write_text("".join(f"{token}\n" for token in tokenizer.vocab))
+    size = sum(
+        path.stat().st_size for path in FOLDER.rglob("*") if not {"out", "work"} & {*path.parts}
+    )
+    print(
+        f"{FOLDER}: {size / 1e6:.1f} MB, {sum(map(len, ids)):,} ids of {len(documents):,} documents"
+    )
+    if size > MOST:
+        raise utils.UserError(f"that is more than {MOST / 1e6:.0f} MB; give a smaller --tokens")
+
+
+def download() -> None:
+    """Download wheels of the versions that are installed here, for several Pythons."""
+    names = []
+    for name in f"{NAMES} {PEER}".split():
+        try:
+            names.append(f"{name}=={importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{name} is not installed here, so it does not travel")
+    for python in PYTHONS:
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+                *("--only-binary=:all:", "--python-version", python, "--dest", FOLDER / "wheels"),
+                *("--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64"),
+                *names,
+            ],
+            check=True,
+        )
+    (FOLDER / "wheels/names.txt").write_text("\n".join(names) + "\n")
+
+
+class Report:
+    """Lines that are printed and kept in a file, and how much time is left."""
+
+    def __init__(self, file: Path, minutes: float) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.file, self.end = file, time.monotonic() + 60 * minutes
+        self.file.write_text("")
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+        with self.file.open("a") as out:
+            out.write(line + "\n")
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self.end - time.monotonic()
+
+
+def machine(device: torch.device) -> str:
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return f"{time.strftime('%Y-%m-%d')}, {card}, torch {torch.__version__}, numpy {np.__version__}"
+
+
+def speed(out: str = "gpu/out", minutes: float = 4.7, tiny: bool = False) -> None:
+    """Compare losses with the CPU's, then tokens per second with Hugging Face's.
+
+    Parameters
+    ----------
+    out : str
+        Gets speed.txt.
+    minutes : float
+        Nothing new is started after so many.
+    tiny : bool
+        A trial: one small model, few steps.
+    """
+    device = utils.get_device()
+    report = Report(Path(out, "speed.txt"), minutes)
+    report.say(machine(device))
+    loader, sizes = read_loader(CONFIG / "bert_tiny.json", 32, 64, 16)
+    check_losses(report, loader, sizes, device, 5 if tiny else 50)
+    check_waiting(report, loader, sizes, device, FOLDER / "work/waiting", 20 if tiny else 300)
+    ceiling = train.product_flops(device, torch.bfloat16)
+    report.say(f"products of two large bfloat16 matrices: {ceiling / 1e12:.1f} TFLOP/s")
+    table(report, device, ceiling, tiny)
+
+
+def read_loader(
+    model_cfg: str | Path, batch_size: int, max_len: int, max_pred: int
+) -> tuple[pretrain.SentPairDataLoader, models.Config]:
+    """Return batches of the training text that was packed, and the model's sizes."""
+    corpus, training, vocab = read_packed()
+    sizes = models.Config.from_json(model_cfg)
+    sizes = sizes.with_vocab_size(len(vocab), model_cfg, "gpu/vocab.txt")
+    preprocess = pretrain.Preprocess4Pretrain(vocab, max_len, max_pred, 0.25)
+    sampler = pretrain.SentPairSampler(corpus, training, max_len)
+    n_tokens = int(np.diff(corpus.bounds)[training].sum())
+    return pretrain.SentPairDataLoader(sampler, preprocess, n_tokens, batch_size, 42), sizes
+
+
+def read_packed() -> tuple[Corpus, np.ndarray, dict[str, int]]:
+    """Return the corpus that was packed, which documents are for training, the vocabulary."""
+    with np.load(FOLDER / "corpus.npz") as arrays:
+        sentences = np.cumsum([0, *arrays["sentences"]], dtype=np.int64)
+        documents = np.cumsum([0, *arrays["documents"]], dtype=np.int64)
+        corpus = Corpus(
+            tokens=arrays["tokens"],
+            sentences=sentences,
+            documents=documents,
+            pairs=np.array([0, len(documents) - 1]),
+            programs=[],
+            builds=[],
+            sha256=utils.sha256_of(FOLDER / "corpus.npz"),
+        )
+        return corpus, ~arrays["heldout"], load_vocab(FOLDER / "vocab.txt")
+
+
+def make_trainer(
+    loader: pretrain.SentPairDataLoader,
+    sizes: models.Config,
+    device: torch.device,
+    save_dir: Path,
+    steps: int,
+    evaluate: object = lambda model: {},
+    **how: object,
+) -> train.Trainer:
+    """Return the training that pretrain.py would do, without files of an earlier one."""
+    cfg = train.Config.from_json(CONFIG / "train_samefunc.json")
+    cfg = dataclasses.replace(
+        cfg, batch_size=loader.batch_size, lr=how.pop("lr", 1e-3), total_steps=steps
+    )
+    cfg = dataclasses.replace(cfg, save_steps=how.pop("save_steps", steps), keep=1)
+    utils.set_seed(cfg.seed)
+    model = models.BertModel4Pretrain(sizes)
+    return train.Trainer(
+        *(cfg, model, optim.optim4GPU(cfg, model), loader.batch, pretrain.get_losses),
+        *(evaluate, save_dir, device, {}),
+        get_flops=lambda batch: (
+            batch["input_ids"].numel()
+            * train.flops_per_token(
+                sizes, batch["input_ids"].shape[1], batch["masked_pos"].shape[1]
+            )
+        ),
+        **how,
+    )
+
+
+@contextlib.contextmanager
+def losses_kept() -> Iterator[list[float]]:
+    """Keep the masked-LM loss of each step of a training."""
+    kept: list[float] = []
+    real = train.Trainer._gradients
+
+    def spied(self, *arguments):
+        losses = real(self, *arguments)
+        kept.append(float(losses["masked_lm_loss"]))
+        return losses
+
+    train.Trainer._gradients = spied
+    try:
+        yield kept
+    finally:
+        train.Trainer._gradients = real
+
+
+def check_losses(report: Report, loader, sizes, device: torch.device, steps: int) -> None:
+    """Train the same steps on the CPU in float32 and here in other ways; compare the losses."""
+    ways = {"CPU, float32": (torch.device("cpu"), {"precision": "float32"})}
+    for precision in ("float32", "bfloat16"):
+        ways[f"{device.type}, {precision}"] = (device, {"precision": precision})
+        if device.type == "cuda":
+            how = {"precision": precision, "compile": True}
+            ways[f"{device.type}, {precision}, compiled"] = (device, how)
+    reference: np.ndarray | None = None
+    report.say(f"losses of {steps} steps of bert_tiny, the same batches and weights")
+    for name, (where, how) in ways.items():
+        with losses_kept() as kept:
+            trainer = make_trainer(loader, sizes, where, FOLDER / "work/losses", steps, **how)
+            trainer.train()
+        found = np.array(kept)
+        reference = found if reference is None else reference
+        report.say(
+            f"  {name:28} first {found[0]:.4f}, last {found[-1]:.4f}, "
+            f"at most {abs(found - reference).max():.4f} off"
+        )
+
+
+def check_waiting(report, loader, sizes, device: torch.device, folder: Path, steps: int) -> None:
+    """Report the share of the time that steps wait for data, and how often they synchronise."""
+    trainer = make_trainer(
+        *(loader, sizes, device, folder, steps), precision=train.best_precision(device)
+    )
+    kept: list[dict[str, float]] = []
+    write = train.Log._write
+    train.Log._write = lambda self, values: (kept.append(values), write(self, values))[1]
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("warn")
+            trainer.train()
+    finally:
+        train.Log._write = write
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    syncs = sum("synchron" in str(warning.message) for warning in caught)
+    waits = [values["train/waiting_for_data"] for values in kept if "train/lr" in values]
+    report.say(
+        f"bert_tiny, {loader.batch_size} x {loader.preprocess.max_len}, {steps} steps: waiting for "
+        f"data {np.median(waits):.1%} of the time; {syncs / steps:.2f} synchronisations a step "
+        f"(losses are read each {train.LOG_STEPS})"
+    )
+
+
+def table(report: Report, device: torch.device, ceiling: float, tiny: bool) -> None:
+    """Report tokens per second, MFU and peak memory of models and lengths, row by row."""
+    report.say(f"{'':34}{'tokens/s':>12}{'MFU':>8}{'GB':>7}")
+    for size, shape in TABLE[1:2] if tiny else TABLE:
+        batch, length = (4, 16) if tiny else SHAPES[shape]
+        predicted = max(1, length // 5)
+        model_cfg = str(CONFIG / f"bert_{size}.json")
+        sizes = models.Config.from_json(model_cfg)
+        sizes = dataclasses.replace(sizes, vocab_size=VOCAB)
+        flops = train.flops_per_token(sizes, length, predicted)
+        work = (model_cfg, VOCAB, batch, length, predicted, sizes.p_drop_attn, sizes.p_drop_hidden)
+        report.say(f"bert_{size}, {batch} x {length}")
+        for row in ("ours, bfloat16", speed_training.GRAPHS, speed_training.CUDA_ONLY):
+            if row != "ours, bfloat16" and device.type != "cuda":
+                continue
+            if report.left() < 40 and not tiny:
+                report.say(f"  {row:32} left out: no time")
+                continue
+            try:
+                rate = batch * length / seconds_of_step(row, work, device)
+            except Exception as error:  # the others can be measured all the same
+                report.say(f"  {row:32} {type(error).__name__}: {str(error)[:200]}")
+                continue
+            peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0
+            report.say(f"  {row:32}{rate:12,.0f}{rate * flops / ceiling:8.1%}{peak:7.1f}")
+
+
+def seconds_of_step(row: str, work: tuple, device: torch.device) -> float:
+    """Return the median time of a step."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    step = speed_training.make_step(row, work, device)
+    for _ in range(3):
+        step()
+    times = []
+    while len(times) < 5 or (sum(times) < 3 and len(times) < 100):
+        start = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def recipe(
+    out: str = "gpu/out",
+    minutes: float = 4.0,
+    model_cfg: str = str(CONFIG / "bert_small.json"),
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    tiny: bool = False,
+) -> None:
+    """Pre-train on the packed ids for some minutes; write the held-out curve and the weights.
+
+    Parameters
+    ----------
+    out : str
+        Gets recipe.txt, log/ and the weights in bfloat16, recipe-<n>.pt.
+    minutes : float
+        How long to train, compiling aside.
+    model_cfg : str
+        The model's sizes.
+    batch_size : int
+        Examples of 64 tokens.
+    lr : float
+        Highest learning rate.
+    tiny : bool
+        A trial: some steps of few examples.
+    """
+    device = utils.get_device()
+    report = Report(Path(out, "recipe.txt"), minutes)
+    report.say(f"{machine(device)}; {model_cfg}, batches of {batch_size} x 64, lr {lr}")
+    if tiny:
+        model_cfg, batch_size = str(CONFIG / "bert_tiny.json"), 8
+    loader, sizes = read_loader(model_cfg, batch_size, 64, 16)
+    corpus, training, _ = read_packed()
+    if tiny:
+        pretrain.EVAL_BATCHES = 1
+    evaluation = pretrain.Evaluation(corpus, ~training, loader.preprocess, device)
+    how = {"precision": train.best_precision(device), "compile": device.type == "cuda", "lr": lr}
+    place = FOLDER / "work/recipe"
+    trial = 5 if tiny else 200
+    make_trainer(loader, sizes, device, place / "trial", trial, **how).train()  # compiles
+    start = time.perf_counter()
+    make_trainer(loader, sizes, device, place / "trial", trial, **how).train()
+    rate = trial / (time.perf_counter() - start)
+    steps = trial if tiny else max(trial, int(0.85 * rate * report.left()))
+    start = time.perf_counter()
+    spent = 0.0
+
+    def evaluate(model: torch.nn.Module) -> dict[str, float]:
+        nonlocal start, spent
+        spent += time.perf_counter() - start
+        measures = evaluation(model)
+        report.say(
+            f"{spent:7.0f} s, step {trainer.step:6}: masked tokens "
+            f"{measures['masked_lm_accuracy']:.1%}, {measures['masked_lm_loss']:.3f} nats; next "
+            f"sentence {measures['next_accuracy']:.1%}"
+        )
+        start = time.perf_counter()
+        return measures
+
+    trainer = make_trainer(
+        *(loader, sizes, device, place, steps, evaluate),
+        **how,
+        save_steps=max(1, steps // 10),
+        log_dir=Path(out, "log"),
+    )
+    trainer.train()
+    report.say(f"5-gram with backoff: masked tokens {evaluation.five_gram(training):.1%}")
+    report.say(f"commonest token: {evaluation.commonest:.1%}")
+    shards = write_shards(trainer.model.state_dict(), Path(out))
+    report.say(f"{loader.n_tokens:,} ids, {steps} steps; weights in {len(shards)} files")
+
+
+def write_shards(state: dict[str, torch.Tensor], folder: Path) -> list[Path]:
+    """Write weights in bfloat16, in files of at most SHARD bytes; large ones in several parts."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, value in state.items():
+        for number, part in enumerate(value.cpu().bfloat16().flatten().split(int(SHARD // 2))):
+            if size + 2 * part.numel() > SHARD:
+                shards.append({})
+                size = 0
+            shards[-1][f"{name}:{number}"] = part.clone()
+            size += 2 * part.numel()
+    files = [folder / f"recipe-{number}.pt" for number in range(len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        torch.save(shard, file)
+    return files
+
+
+def join(
+    out: str = "gpu/out", model_cfg: str = str(CONFIG / "bert_small.json"), to: str = "gpu/model.pt"
+) -> None:
+    """Put the weights that came back together, as float32.
+
+    Parameters
+    ----------
+    out : str
+        Where recipe-<n>.pt are.
+    model_cfg : str
+        The model's sizes.
+    to : str
+        The file to write.
+    """
+    import checkpoint
+
+    sizes = models.Config.from_json(model_cfg)
+    vocab = load_vocab(FOLDER / "vocab.txt")
+    model = models.BertModel4Pretrain(sizes.with_vocab_size(len(vocab), model_cfg, "gpu/vocab.txt"))
+    parts: dict[str, list[torch.Tensor]] = {}
+    for number in range(len(list(Path(out).glob("recipe-*.pt")))):
+        for name, part in checkpoint.load_pt(Path(out, f"recipe-{number}.pt")).items():
+            parts.setdefault(name.rsplit(":", 1)[0], []).append(part)
+    state = {
+        name: torch.cat(parts[name]).float().view(value.shape)
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(state)
+    checkpoint.save_pt(model.state_dict(), to)
+    print(to)
+
+
+def main() -> None:
+    """Say what to do: pack, speed, recipe or join."""
+    raise utils.UsageError("say what to do: pack, speed, recipe or join; see bench/gpu.sh")
+
+
+if __name__ == "__main__":
+    command_line(main, pack=pack, speed=speed, recipe=recipe, join=join)
