@@ -24,12 +24,16 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
 run = $(VENV)/bin/python
+# Of six programs, one is held out for validation and one for the test.
+programs = chroot comm env nice paste uniq
+comma := ,
+space := $(subst ,, )
 
 .PHONY: train test lint
 
 train: $(VENV)/installed
-	$(run) experiment_data/build_coreutils.py
-	$(run) gendata.py
+	$(run) experiment_data/build_coreutils.py --programs "$(programs)" --levels "O0 O2"
+	$(run) gendata.py --biname $(subst $(space),$(comma),$(programs))
 	$(run) dataprocess.py
 	@PATH="$(abspath $(VENV))/bin:$$PATH" sh train.sh --check
 	@echo
