@@ -568,7 +568,8 @@ def report(measures: dict[str, float], rule: str, check: bool) -> None:
             f"  next sentence: accuracy {percent['next_accuracy']}, "
             f"against hard negatives {percent['next_accuracy_hard']} (chance 50 %)"
         )
-    print("\n".join(lines))
+    for line in lines:
+        print(line)
     if not check:
         return
     if "masked_lm_loss" not in measures:

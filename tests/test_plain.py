@@ -50,7 +50,9 @@ def twins(dtype):
 
 
 def gradients(model, data):
-    logits_lm, logits_clsf = pretrain._forward(model, data)
+    logits_lm, logits_clsf = model(
+        data["input_ids"], data["segment_ids"], data.get("input_mask"), data["masked_pos"]
+    )
     loss = logits_lm.square().mean() + logits_clsf.square().mean()
     return [logits_lm, logits_clsf, *torch.autograd.grad(loss, list(model.parameters()))]
 
