@@ -276,9 +276,11 @@ def load_analysis(path: str | os.PathLike[str], for_display: bool = True) -> Ana
     address, entry = analysis.address[:n], analysis.function_address[:functions]
     imports = np.arange(functions, len(analysis.function_address))
     size = np.diff(analysis.first_instruction)
+    pointer_bytes, high_first, _ = analysis.pointers.tolist()
     calls = [block for block, _ in analysis.import_calls()]
     strings = np.array([form.split(" ")[1:].count("str") for form in analysis.form], np.int64)
     for fault, is_there in {
+        "pointers of other sizes": pointer_bytes not in (2, 4, 8) or high_first > 1,
         "no code": for_display and not min(n, functions),
         "blocks that are not sorted": (address[1:] < address[:-1]).any(),
         "functions that are not sorted": (entry[1:] <= entry[:-1]).any(),

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet
 
 import utils
+from terminal.escape import printable
 
 FORMAT = "1"
 CHUNK = 4096  # queries that are multiplied with the table at a time
+TYPES = {"address": pa.uint64(), "name": pa.string(), "blocks": pa.int32()}  # of columns
 ABOUT = ("format", "encoder", "path", "sha256", "processor")  # what a file's metadata says
 
 
@@ -99,8 +101,8 @@ def read(folder: str | os.PathLike[str], encoder: str) -> Index:
         about, part = _read_file(file)
         if about["encoder"] != encoder:
             raise utils.UserError(
-                f"{file} has vectors of another encoder ({about['encoder']}, not {encoder}); "
-                "delete it, or name another folder"
+                f"{file} has vectors of another encoder ({printable(about['encoder'])}, not "
+                f"{encoder}); delete it, or name another folder"
             )
         binaries.append(Binary(about["path"], about["sha256"], about["processor"]))
         parts.append(part)
@@ -123,6 +125,11 @@ def _read_file(file: Path) -> tuple[dict[str, str], dict]:
         about = {key: metadata[key.encode()].decode() for key in ABOUT}
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']}, not {FORMAT}")
+        if any(column.null_count for column in table.columns):
+            raise ValueError("a value is missing")
+        for name, kind in TYPES.items():
+            if table.schema.field(name).type != kind:
+                raise ValueError(f"'{name}' is of type {table.schema.field(name).type}")
         vectors = table["vector"].combine_chunks()
         width = vectors.type.list_size
         flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
@@ -132,8 +139,8 @@ def _read_file(file: Path) -> tuple[dict[str, str], dict]:
             "blocks": table["blocks"].to_numpy().astype(np.int32),
             "vector": flat.reshape(-1, width),
         }
-        if any(column.null_count for column in table.columns) or not np.isfinite(flat).all():
-            raise ValueError("a value is missing or not finite")
+        if not np.isfinite(flat).all():
+            raise ValueError("a number is not finite")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0]
         raise utils.UserError(

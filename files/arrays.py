@@ -54,8 +54,10 @@ class Numbers:
         Lengths, such as "B", "B + 1" or 2.
     below : str or int, optional
         All numbers are 0 or more, and less than this.
-    above : int, optional
+    above : float, optional
         All numbers are more than this.
+    most : float, optional
+        No number is further from 0 than this.
     rises_to : str or int, optional
         It starts with 0, never falls, and ends with this length: offsets.
     """
@@ -63,7 +65,8 @@ class Numbers:
     dtypes: tuple[str, ...]
     shape: tuple[str | int, ...]
     below: str | int | None
-    above: int | None
+    above: float | None
+    most: float | None
     rises_to: str | int | None
 
     def __init__(
@@ -71,10 +74,11 @@ class Numbers:
         dtypes: str,
         *shape: str | int,
         below: str | int | None = None,
-        above: int | None = None,
+        above: float | None = None,
+        most: float | None = None,
         rises_to: str | int | None = None,
     ) -> None:
-        values = (tuple(dtypes.split()), shape, below, above, rises_to)
+        values = (tuple(dtypes.split()), shape, below, above, most, rises_to)
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
@@ -272,7 +276,7 @@ def _check_values(
         if np.ascontiguousarray(values).view(np.uint32).max() >= UNICODE:
             raise Damage(f"'{name}' holds what is no character")
         return
-    low, high = (int(values.min()), int(values.max())) if values.dtype.kind in "iu" else (0, 0)
+    low, high = values.min().item(), values.max().item()
     if numbers.below is not None:
         limit = _bound(numbers.below, lengths)
         if low < 0 or high >= limit:
@@ -280,6 +284,8 @@ def _check_values(
             raise Damage(f"'{name}' holds {wrong}, which is not in 0 to {limit - 1}")
     if numbers.above is not None and low <= numbers.above:
         raise Damage(f"'{name}' holds {low}, which is not more than {numbers.above}")
+    if numbers.most is not None and max(-low, high) > numbers.most:
+        raise Damage(f"'{name}' holds {max(-low, high):g}, which is more than {numbers.most:g}")
     if numbers.rises_to is not None:
         end = _bound(numbers.rises_to, lengths)
         if values[0] != 0 or values[-1] != end or (values[1:] < values[:-1]).any():

@@ -206,6 +206,8 @@ def match(
 
 def check_numbers(name: str, value: Tensor, file: str | os.PathLike[str]) -> None:
     """Raise a `utils.UserError` unless ``value`` holds finite floating-point numbers."""
+    if value.is_meta:
+        raise UserError(f"{file}: {name} has a shape, but no numbers")
     if value.layout != torch.strided or not value.is_floating_point():
         kind = str(value.dtype) + (f", {value.layout}" if value.layout != torch.strided else "")
         raise UserError(

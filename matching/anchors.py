@@ -8,6 +8,8 @@ import utils
 from features.extract import Features
 from matching.candidates import Candidates
 
+SHOWN = 60  # characters of a line that a message shows
+
 
 def anchored_pairs(candidates: Candidates, anchors: np.ndarray | None) -> np.ndarray:
     """Return which candidates are known pairs, bool (n,)."""
@@ -43,8 +45,8 @@ def read_anchors(path: str, codes: tuple[Features, ...]) -> np.ndarray:
             continue
         if len(words) != 2 or not all(re.fullmatch("0[xX][0-9a-fA-F]+", word) for word in words):
             raise utils.UserError(
-                f"{path}, line {number}: {line.strip()!r} is no pair of addresses like 0x401000 "
-                "0x401230"
+                f"{path}, line {number}: {line.strip()[:SHOWN]!r} is no pair of addresses like "
+                "0x401000 0x401230"
             )
         for word, known, which in zip(words, starts, ("old", "new"), strict=True):
             if int(word, 16) not in known:

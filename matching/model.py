@@ -11,7 +11,11 @@ import safetensors.numpy
 
 import utils
 from encoder.table import Encoder
+from features.extract import GROUPS
+from features.tfidf import DIMENSIONS
+from files.arrays import Damage, Numbers, check_arrays
 from matching.candidates import EVIDENCE, MEASURES
+from terminal.escape import printable
 
 PART = 1 << 17  # rows that a network scores at a time
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "diff.safetensors"
@@ -25,7 +29,7 @@ class Network:
     ----------
     mean, scale : float32 (K,)
         Inputs are shifted and divided by these.
-    w1 : float32 (H, K), b1 : float32 (H,), w2 : float32 (H,), b2 : float32 ()
+    w1 : float32 (H, K), b1 : float32 (H,), w2 : float32 (H,), b2 : float32 () or (1,)
     """
 
     mean: np.ndarray
@@ -64,6 +68,21 @@ class Model:
     structure: Network
 
 
+MOST = 1e6  # weights that are further from 0 give scores that are no numbers
+SCHEMA = {
+    "encoder.words": Numbers("i4", "V", below=len(GROUPS) * DIMENSIONS),
+    "encoder.idf": Numbers("f4", "V", most=MOST),
+    "encoder.table": Numbers("f2", "V", "D"),
+}
+for _name, _inputs in (("function", MEASURES), ("structure", EVIDENCE)):
+    SCHEMA |= {
+        f"{_name}.mean": Numbers("f4", _inputs, most=MOST),
+        f"{_name}.scale": Numbers("f4", _inputs, above=1 / MOST),
+        f"{_name}.w1": Numbers("f4", f"hidden {_name}", _inputs, most=MOST),
+        f"{_name}.b1": Numbers("f4", f"hidden {_name}", most=MOST),
+        f"{_name}.w2": Numbers("f4", f"hidden {_name}", most=MOST),
+        f"{_name}.b2": Numbers("f4", 1, most=MOST),
+    }
 PARTS = {"encoder": Encoder, "function": Network, "structure": Network}
 
 
@@ -77,26 +96,25 @@ def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:
     """
     try:
         arrays = safetensors.numpy.load_file(path)
-        model = Model(
-            **{
-                name: kind(**{f.name: arrays[f"{name}.{f.name}"] for f in dataclasses.fields(kind)})
-                for name, kind in PARTS.items()
-            }
-        )
-        inputs = model.function.w1.shape[1:] + model.structure.w1.shape[1:]
-        if inputs != (MEASURES, EVIDENCE):
-            raise KeyError(f"it measures other things than the {MEASURES} and {EVIDENCE} of today")
-        shapes = {len(model.encoder.words), len(model.encoder.idf), len(model.encoder.table)}
-        if len(shapes) > 1 or model.encoder.table.ndim != 2:
-            raise KeyError("its encoder is no table of words")
+        inputs = [arrays[f"{name}.w1"].shape[1:] for name in ("function", "structure")]
+        if inputs != [(MEASURES,), (EVIDENCE,)]:
+            raise Damage(f"it measures other things than the {MEASURES} and {EVIDENCE} of today")
+        check_arrays(arrays, SCHEMA)
+        if (np.diff(arrays["encoder.words"]) <= 0).any():
+            raise Damage("'encoder.words' is not sorted")
     except OSError as error:
         raise utils.UserError(f"cannot read the model {path}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, KeyError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise utils.UserError(
-            f"{path} is no model that matching/train.py wrote ({error}); leave --model_file out to "
-            "use the one that comes with this repository"
+            f"{path} is no model that matching/train.py wrote ({printable(error)}); leave "
+            "--model_file out to use the one that comes with this repository"
         ) from error
-    return model
+    return Model(
+        **{
+            name: kind(**{f.name: arrays[f"{name}.{f.name}"] for f in dataclasses.fields(kind)})
+            for name, kind in PARTS.items()
+        }
+    )
 
 
 def write_model(model: Model, path: str | os.PathLike[str], card: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.task import Examples, Task
-from utils import UserError
+from utils import SHOWN, UserError
 
 
 def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Examples:
@@ -46,7 +46,7 @@ def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Example
     missing = [name for name in names if name is not None and name not in header]
     if missing:
         raise UserError(
-            f"{file}:1: no column '{missing[0]}' in the header ({', '.join(header)}); "
+            f"{file}:1: no column '{missing[0]}' in the header ({', '.join(header)[:SHOWN]}); "
             f"{task.__name__.lower()} needs it"
         )
     if labelled and task.no_label is not None:
@@ -62,7 +62,7 @@ def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Example
         for number, value in zip(numbers, label, strict=True):
             if value not in task.labels:
                 raise UserError(
-                    f"{file}:{number}: unknown label '{value}'; the labels are "
+                    f"{file}:{number}: unknown label '{value[:SHOWN]}'; the labels are "
                     f"{', '.join(task.labels)}"
                 )
         label = np.array([task.labels.index(value) for value in label])
