@@ -324,7 +324,7 @@ def export_model(
         uncased) or bert-cased.
     """
     _refuse_filled(to)
-    check_outputs({}, [model_file, model_cfg, vocab], {"to": to})
+    check_outputs({}, [model_file, model_cfg, vocab], replaced={"to": to})
     if model_cfg is None and vocab is None:
         refuse_flags("belongs to --vocab", tokenizer=tokenizer)
         model, info, words = load_pretrained(model_file)
@@ -365,7 +365,7 @@ def import_model(source: str, to: str) -> None:
         tokenizer is the corpus's.
     """
     _refuse_filled(to)
-    check_outputs({}, [source], {"to": to})
+    check_outputs({}, [source], replaced={"to": to})
     bert = read_foreign(source)
     lacking = lacking_heads(bert.state)
     with atomic_folder(to) as folder:

@@ -120,6 +120,8 @@ def main(
     outputs |= {"markdown": markdown, "bindiff": bindiff}
     inputs = (old, new, model_file, anchors)
     utils.check_outputs(outputs, inputs, {"outputDir": outputDir, "binexport": binexport})
+    for name in export_names((old, new)) if binexport else []:
+        utils.check_outputs({"binexport": Path(binexport, f"{name}.BinExport")}, inputs)
     model = read_model(model_file)
     codes = read_binaries((old, new), outputDir, workers, (time_limit, memory_limit))
     with limited_memory(memory_limit, f"comparing {old} with {new}"):

@@ -155,7 +155,7 @@ def main(
     twice = [p for p, n in Counter(itertools.chain(*splits.values())).items() if n > 1]
     if twice:
         raise utils.UsageError(f"{twice[0]} stands in two splits; a program can be in one only")
-    utils.check_outputs({}, [path], {"outputDir": outputDir, "to": to})
+    utils.check_outputs({}, [path], {"outputDir": outputDir}, {"to": to})
     with limited_memory(memory_limit, "choosing pairs of functions"):
         used: set[str] = set()  # names of functions that an earlier split's programs have
         skipped: dict[str, str] = {}

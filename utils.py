@@ -273,6 +273,7 @@ def check_outputs(
     outputs: Mapping[str, str | os.PathLike[str] | None],
     inputs: Iterable[str | os.PathLike[str] | None] = (),
     folders: Mapping[str, str | os.PathLike[str] | None] | None = None,
+    replaced: Mapping[str, str | os.PathLike[str] | None] | None = None,
 ) -> None:
     """Refuse, before hours of work, outputs that could not be written or would replace an input.
 
@@ -281,9 +282,11 @@ def check_outputs(
     outputs : mapping of str to path-like or None
         Flag -> the file to write. None: it is not asked for.
     inputs : iterable of path-like or None
-        What is read and must stay: no output may be one of them, and no folder may hold one.
+        What is read and must stay: no output may be one of them.
     folders : mapping of str to path-like or None
-        Flag -> the folder to write or to replace.
+        Flag -> the folder that files are added to.
+    replaced : mapping of str to path-like or None
+        Flag -> the folder that is replaced as a whole; no input may lie in it.
 
     Raises
     ------
@@ -292,7 +295,8 @@ def check_outputs(
     UserError
         An output that cannot be written.
     """
-    folders = folders or {}
+    replaced = replaced or {}
+    folders = {**(folders or {}), **replaced}
     read = [path for path in inputs if path is not None]
     written: dict[str, str] = {}  # where an output really lies -> its flag
     for flag, path in (*outputs.items(), *folders.items()):
@@ -303,7 +307,7 @@ def check_outputs(
             raise UserError(f"--{flag} {path}: {reason}")
         place = os.path.realpath(path)
         for source in read:
-            if _same(place, source) or (flag in folders and _holds(place, source)):
+            if _same(place, source) or (flag in replaced and _holds(place, source)):
                 raise UsageError(f"--{flag} {path} would replace {source}, which is read")
         for other, its_flag in written.items():
             if _same(place, other):

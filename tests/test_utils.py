@@ -363,7 +363,8 @@ def test_no_output_replaces_an_input(place, path):
 @pytest.mark.parametrize("path", ["folder", ".", "folder/"])
 def test_no_folder_replaces_an_input(place, path):
     with pytest.raises(utils.UsageError, match="would replace folder/inside, which is read"):
-        utils.check_outputs({}, ["folder/inside"], {"to": path})
+        utils.check_outputs({}, ["folder/inside"], replaced={"to": path})
+    utils.check_outputs({}, ["folder/inside"], {"to": path})  # only more files in it
 
 
 def test_folders_to_write(place):
@@ -371,6 +372,8 @@ def test_folders_to_write(place):
     for path in ("file", "pipe", "loop"):
         with pytest.raises(UserError, match=f"--to {path}: this is no folder"):
             utils.check_outputs({}, (), {"to": path})
+        with pytest.raises(UserError, match=f"--to {path}: this is no folder"):
+            utils.check_outputs({}, (), replaced={"to": path})
     with pytest.raises(UserError, match=r"--to file/x: .*file is no folder"):
         utils.check_outputs({}, (), {"to": "file/x"})
 
