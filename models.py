@@ -149,25 +149,41 @@ class MultiHeadedSelfAttention(nn.Module):
         self.p_drop = cfg.p_drop_attn
         self.rotary = cfg.positions == "rotary"
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, S, D), bool (B, 1, 1, S) -> (B, S, D)"""
+    def forward(self, x: Tensor, mask: Tensor | None, at: Tensor | None = None) -> Tensor:
+        """(B, S, D), bool (B, 1, 1, S) -> (B, S, D); of positions int64 (B, P), (B, P, D)"""
         # One product instead of three; the scale of the scores goes into the queries' weights.
         scale = (x.size(-1) // self.n_heads) ** -0.5
-        weight = torch.cat([self.proj_q.weight * scale, self.proj_k.weight, self.proj_v.weight])
-        bias = torch.cat([self.proj_q.bias * scale, self.proj_k.bias, self.proj_v.bias])
+        weights = [self.proj_q.weight * scale, self.proj_k.weight, self.proj_v.weight]
+        biases = [self.proj_q.bias * scale, self.proj_k.bias, self.proj_v.bias]
+        q = None
+        if at is not None:
+            q = F.linear(take(x, at), weights.pop(0), biases.pop(0))
+            q = q.unflatten(-1, (self.n_heads, -1))  # (B, P, H, W)
         # (B, S, D) -> (B, S, 3 D) -> (B, S, 3, H, W) -> (B, S, H, W) -> (B, S, D)
-        qkv = F.linear(x, weight, bias).unflatten(-1, (3, self.n_heads, -1))
+        qkv = F.linear(x, torch.cat(weights), torch.cat(biases))
+        qkv = qkv.unflatten(-1, (len(weights), self.n_heads, -1))
         if self.rotary:
-            qkv = torch.cat([rotate(qkv[:, :, :2]), qkv[:, :, 2:]], 2)
-        return attention(qkv, mask, self.p_drop if self.training else 0.0).flatten(2)
+            qkv = torch.cat([rotate(qkv[:, :, :-1]), qkv[:, :, -1:]], 2)
+            q = None if q is None else rotate(q, at)
+        return attention(qkv, mask, self.p_drop if self.training else 0.0, q).flatten(2)
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Turn each pair of elements of float (B, S, ..., W) by its position times a frequency."""
+def take(x: Tensor, at: Tensor) -> Tensor:
+    """float (B, S, D), positions int64 (B, P) -> (B, P, D)"""
+    return x.gather(1, at[:, :, None].expand(-1, -1, x.size(-1)))
+
+
+def rotate(x: Tensor, at: Tensor | None = None) -> Tensor:
+    """Turn each pair of elements of float (B, S, ..., W) by its position times a frequency.
+
+    The positions are 0 to S - 1, or ``at``, int64 (B, S).
+    """
     half = x.size(-1) // 2
+    if at is None:
+        at = torch.arange(x.size(1), device=x.device)[None]
     frequency = 10000 ** (torch.arange(half, device=x.device) / -half)
-    angle = torch.outer(torch.arange(x.size(1), device=x.device), frequency)  # (S, W / 2)
-    angle = angle.view(1, -1, *[1] * (x.dim() - 3), half)
+    angle = at[:, :, None] * frequency  # (1 or B, S, W / 2)
+    angle = angle.view(*at.shape, *[1] * (x.dim() - 3), half)
     cos, sin, (a, b) = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
@@ -196,9 +212,11 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(cfg.dim)
         self.p_drop = cfg.p_drop_hidden
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, at: Tensor | None = None) -> Tensor:
+        """(B, S, D), bool (B, 1, 1, S) -> (B, S, D); of positions int64 (B, P), (B, P, D)"""
         p_drop = self.p_drop if self.training else 0.0
-        h = self.norm1(add_dropped(x, self.proj(self.attn(x, mask)), p_drop))
+        attended = self.proj(self.attn(x, mask, at))
+        h = self.norm1(add_dropped(x if at is None else take(x, at), attended, p_drop))
         return self.norm2(add_dropped(h, self.pwff(h), p_drop))
 
 
@@ -217,7 +235,9 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.apply(functools.partial(init_weights, std=cfg.init_std))
 
-    def forward(self, x: Tensor, seg: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, seg: Tensor, mask: Tensor | None = None, at: Tensor | None = None
+    ) -> Tensor:
         """Encode a batch of token sequences.
 
         Parameters
@@ -226,10 +246,12 @@ class Transformer(nn.Module):
             Token ids and segment ids.
         mask : (B, S), optional
             1 for tokens, 0 for padding. Without padding leave it out: attention is faster then.
+        at : int64 (B, P), optional
+            The positions that are wanted. The last block leaves out the work for all others.
 
         Returns
         -------
-        float (B, S, D)
+        float (B, S, D), or (B, P, D)
             Hidden states of the last layer. Those of padding mean nothing.
 
         Raises
@@ -242,9 +264,9 @@ class Transformer(nn.Module):
         h = self.embed(x, seg)
         if torch.is_autocast_enabled(h.device.type):  # the blocks' inputs and sums, too
             h = h.to(torch.get_autocast_dtype(h.device.type))
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             h = block(h, mask)
-        return h
+        return self.blocks[-1](h, mask, at)
 
 
 class BertModel4Pretrain(nn.Module):
@@ -270,13 +292,14 @@ class BertModel4Pretrain(nn.Module):
 
         The other inputs are those of `Transformer.forward`. Returns float (B, P, V) and (B, 2).
         """
-        h = self.transformer(input_ids, segment_ids, input_mask)
-        return self.score_tokens(h, masked_pos), self.score_next(h)
+        at = F.pad(masked_pos, (1, 0))  # [CLS], which is at 0, and these
+        h = self.transformer(input_ids, segment_ids, input_mask, at)
+        at = torch.arange(1, at.size(1), device=h.device).expand_as(masked_pos)
+        return self.score_tokens(h, at), self.score_next(h)
 
     def score_tokens(self, h: Tensor, at: Tensor) -> Tensor:
         """float (B, S, D), positions int64 (B, P) -> logits (B, P, V)"""
-        at = at[:, :, None].expand(-1, -1, h.size(-1))  # (B, P, D)
-        h_masked = self.norm(F.gelu(self.linear(h.gather(1, at))))
+        h_masked = self.norm(F.gelu(self.linear(take(h, at))))
         return self.decoder(h_masked) + self.decoder_bias
 
     def score_next(self, h: Tensor) -> Tensor:
@@ -295,25 +318,28 @@ def init_weights(module: nn.Module, std: float = 0.02) -> None:
         nn.init.zeros_(module.bias)
 
 
-def attention(qkv: Tensor, mask: Tensor | None, p_drop: float) -> Tensor:
+def attention(qkv: Tensor, mask: Tensor | None, p_drop: float, q: Tensor | None = None) -> Tensor:
     """Dot-product attention, by the quickest way that the device has: softmax(q k^T) v.
 
     Parameters
     ----------
-    qkv : float (B, S, 3, H, W)
-        Queries, which are scaled already, keys and values.
+    qkv : float (B, S, 3, H, W), or (B, S, 2, H, W)
+        Queries, which are scaled already, keys and values; or keys and values only.
     mask : bool (B, 1, 1, S), optional
         False where a key is padding.
     p_drop : float
         Share of the attention weights that are set to 0; the others grow in turn.
+    q : float (B, P, H, W), optional
+        The queries, where ``qkv`` does not hold them.
 
     Returns
     -------
-    float (B, S, H, W)
+    float (B, S, H, W), or (B, P, H, W)
     """
     if _on_cpu(qkv) and (qkv.dtype == torch.bfloat16 or p_drop > 0):
-        return _Attention.apply(qkv, mask, p_drop)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, S, W) each
+        return _Attention.apply(qkv, mask, p_drop, q)
+    *queries, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, S, W) each
+    q = queries[0] if q is None else q.transpose(1, 2)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p_drop, scale=1.0)
     return out.transpose(1, 2)
 
@@ -349,17 +375,20 @@ class _Attention(torch.autograd.Function):
     """The same, some heads at a time; N is all heads of all examples."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, mask: Tensor | None, p_drop: float) -> Tensor:
-        """(B, S, 3, H, W), (B, 1, 1, S), number -> (B, S, H, W)"""
+    def forward(
+        ctx: Any, qkv: Tensor, mask: Tensor | None, p_drop: float, q: Tensor | None = None
+    ) -> Tensor:
         batch, length, _, heads, width = qkv.shape
-        qkv = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, length, width)
-        q, k, v = qkv
+        qkv = qkv.permute(2, 0, 3, 1, 4).reshape(-1, batch * heads, length, width)
+        ctx.packed = q is None
+        q = qkv[0] if q is None else q.transpose(1, 2).reshape(batch * heads, -1, width)
+        k, v = qkv[-2:]
         bias = None
         if mask is not None:  # finite, so that a row of padding makes no NaN
             bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -1e4)
             bias = bias.expand(-1, heads, -1, -1).flatten(0, 1)  # (N, 1, S)
         out = torch.empty_like(q)
-        weights = q.new_empty(len(q), length, length)
+        weights = q.new_empty(len(q), q.size(1), length)
         factors = torch.empty_like(weights) if p_drop else None
         for part in _parts(weights):
             scores = torch.bmm(q[part], k[part].transpose(1, 2))
@@ -370,15 +399,17 @@ class _Attention(torch.autograd.Function):
                 factors[part] = kept(scores.shape, p_drop, scores.dtype)
                 shares = torch.mul(shares, factors[part], out=scores)
             torch.bmm(shares, v[part], out=out[part])
-        ctx.save_for_backward(qkv, weights, factors)
-        return out.view(batch, heads, length, width).transpose(1, 2)
+        ctx.save_for_backward(None if ctx.packed else q, qkv, weights, factors)
+        return out.unflatten(0, (batch, heads)).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
-        qkv, weights, factors = ctx.saved_tensors
-        (q, k, v), (batch, length, heads, width) = qkv, d_out.shape
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None, Tensor | None]:
+        q, qkv, weights, factors = ctx.saved_tensors
+        d_qkv = torch.empty_like(qkv)
+        q, d_q = (qkv[0], d_qkv[0]) if ctx.packed else (q, torch.empty_like(q))
+        (k, v), (d_k, d_v) = qkv[-2:], d_qkv[-2:]
+        unpack = d_out.shape[0], d_out.shape[2]  # N -> B, H
         d_out = d_out.transpose(1, 2).reshape(q.shape)
-        d_q, d_k, d_v = d_qkv = torch.empty_like(qkv)
         for part in _parts(weights):
             shares = weights[part]
             d_weights = torch.bmm(d_out[part], v[part].transpose(1, 2))
@@ -389,10 +420,12 @@ class _Attention(torch.autograd.Function):
             d_scores = torch._softmax_backward_data(d_weights, weights[part], -1, q.dtype)
             torch.bmm(d_scores, k[part], out=d_q[part])
             torch.bmm(d_scores.transpose(1, 2), q[part], out=d_k[part])
-        return d_qkv.view(3, batch, heads, length, width).permute(1, 3, 0, 2, 4), None, None
+        d_qkv = d_qkv.unflatten(1, unpack).permute(1, 3, 0, 2, 4)
+        d_q = None if ctx.packed else d_q.unflatten(0, unpack).transpose(1, 2)
+        return d_qkv, None, None, d_q
 
 
 def _parts(weights: Tensor) -> list[slice]:
-    n, length, _ = weights.shape
-    size = max(1, PART // length**2)
+    n, queries, keys = weights.shape
+    size = max(1, PART // (queries * keys))
     return [slice(start, start + size) for start in range(0, n, size)]

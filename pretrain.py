@@ -285,6 +285,7 @@ class MaskedTokens(Objective):
     """
 
     key, name = "masked_lm", "masked_lm"
+    everywhere = False
 
     @classmethod
     def columns(cls, text: Text, how: Preprocess4Pretrain) -> train.Batch:
@@ -473,8 +474,24 @@ def get_losses(
     objectives: Sequence[type[Objective]] = BERTS,
 ) -> train.Losses:
     """Return each objective's loss (nats), as `train.Trainer` wants them."""
-    h = model.transformer(batch["input_ids"], batch["segment_ids"], batch.get("input_mask"))
+    h, batch = encode(model, batch, objectives)
     return {f"{o.name}_loss": o.loss(model, h, batch) for o in objectives}
+
+
+def encode(
+    model: nn.Module, batch: dict[str, Tensor], objectives: Sequence[type[Objective]]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the hidden states that ``objectives`` read, and a batch that points into them.
+
+    Where they read no other positions than [CLS] and those of masked tokens, the model's last
+    block leaves the others out: ``masked_pos`` are 1, 2, ... then.
+    """
+    inputs = batch["input_ids"], batch["segment_ids"], batch.get("input_mask")
+    if "masked_pos" not in batch or any(objective.everywhere for objective in objectives):
+        return model.transformer(*inputs), batch
+    at = F.pad(batch["masked_pos"], (1, 0))
+    place = torch.arange(1, at.size(1), device=at.device).expand_as(batch["masked_pos"])
+    return model.transformer(*inputs, at), batch | {"masked_pos": place}
 
 
 class Evaluation:
@@ -521,7 +538,7 @@ class Evaluation:
         for k in range(self.batches):
             arrays = self.loader.batch(k)
             batch = {name: torch.from_numpy(a).to(self.device) for name, a in arrays.items()}
-            h = model.transformer(batch["input_ids"], batch["segment_ids"], batch.get("input_mask"))
+            h, batch = encode(model, batch, objectives)
             for objective, row in zip(objectives, rows, strict=True):
                 sums = objective.sums(model, h, batch)
                 row.append(torch.tensor([float(number) for number in sums], dtype=torch.float64))

@@ -86,13 +86,18 @@ class Transformer(nn.Module):
         self.embed = Embeddings(cfg)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
 
-    def forward(self, x: Tensor, seg: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As `models.Transformer.forward`; without a mask one of ones is used."""
+    def forward(
+        self, x: Tensor, seg: Tensor, mask: Tensor | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        """As `models.Transformer.forward`; without a mask one of ones is used.
+
+        The hidden states of all positions are computed, those ``at`` some are taken from them.
+        """
         mask = torch.ones_like(x) if mask is None else mask
         h = self.embed(x, seg)
         for block in self.blocks:
             h = block(h, mask)
-        return h
+        return h if at is None else models.take(h, at)
 
 
 class BertModel4Pretrain(nn.Module):

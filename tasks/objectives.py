@@ -63,10 +63,13 @@ class Objective:
         Its name in the settings.
     name : str
         What its measures' names begin with.
+    everywhere : bool
+        Whether it reads hidden states elsewhere than at [CLS] and at ``masked_pos``.
     """
 
     key: str
     name: str
+    everywhere = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -107,6 +110,7 @@ class NextSentence(Objective):
     """
 
     key, name = "next_sentence", "next"
+    everywhere = False
 
     @staticmethod
     def columns(text: Text, how: Any) -> train.Batch:

@@ -29,7 +29,8 @@ class Classifier(nn.Module):
 
     def forward(self, input_ids: Tensor, segment_ids: Tensor, input_mask: Tensor) -> Tensor:
         """int64 (B, S), (B, S), (B, S) -> logits (B, labels)"""
-        h = self.transformer(input_ids, segment_ids, input_mask)
+        at = torch.zeros_like(input_ids[:, :1])  # [CLS] only
+        h = self.transformer(input_ids, segment_ids, input_mask, at)
         return self.classifier(self.drop(torch.tanh(self.fc(h[:, 0]))))
 
 

@@ -89,6 +89,39 @@ def test_bfloat16_is_near_float32(masked):
         assert (ours.float() - theirs).abs().max() < 0.02 * theirs.abs().max()
 
 
+@pytest.mark.parametrize("p_drop", [0.0, 0.3])
+@pytest.mark.parametrize("part", [1, 2**20])
+@pytest.mark.parametrize("masked", [False, True])
+def test_some_queries_equal_those_of_all(monkeypatch, p_drop, part, masked):
+    """Queries of their own, fewer than keys, give what the same queries give among all."""
+    monkeypatch.setattr(models, "PART", part)
+    qkv, mask, gradient = inputs(torch.float64)
+    mask = mask if masked else None
+    rows = [7, 0, 7]  # one of them twice
+
+    def some(qkv):
+        return models._Attention.apply(qkv[:, :, 1:], mask, p_drop, qkv[:, rows, 0])
+
+    def formula(qkv):
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        scores = q[:, :, rows] @ k.transpose(2, 3)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return (scores.softmax(-1) * factors @ v).transpose(1, 2)
+
+    torch.manual_seed(5)
+    found = outcome(some, qkv, gradient[:, rows])
+    torch.manual_seed(5)
+    factors = torch.ones(3, 2, 3, 20, dtype=torch.float64)
+    if p_drop:
+        size = max(1, part // 60)  # heads that are computed at a time
+        shapes = [torch.Size([min(size, 6 - start), 3, 20]) for start in range(0, 6, size)]
+        factors = torch.cat([kept(shape, p_drop, torch.float64) for shape in shapes])
+        factors = factors.view(3, 2, 3, 20)
+    for ours, theirs in zip(found, outcome(formula, qkv, gradient[:, rows]), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
 def test_a_text_of_padding_alone_is_finite():
     qkv, mask, gradient = inputs(torch.bfloat16)
     out = outcome(lambda x: models.attention(x, mask & False, 0.1), qkv, gradient)

@@ -429,3 +429,33 @@ def test_rotary_heads_have_an_even_width(tmp_path):
     (tmp_path / "m.json").write_text(json.dumps(sizes))
     with pytest.raises(utils.UserError, match=r"rotary 'positions' need heads .* of even width"):
         models.Config.from_json(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_last_block_at_some_positions_only(positions, masked, precision):
+    """Hidden states and gradients are those of a block that computes all positions."""
+    torch.manual_seed(0)
+    model = models.Transformer(config(positions=positions, p_drop_hidden=0.0, p_drop_attn=0.0))
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.2 * torch.randn_like(p)
+    exact = precision == torch.float64
+    model = model.double() if exact else model
+    ids = torch.randint(VOCAB_SIZE, (3, 20))
+    mask = (torch.arange(20) < torch.tensor([[20], [9], [1]])).long() if masked else None
+    at = torch.tensor([[0, 3, 3, 19], [0, 8, 1, 0], [0, 0, 0, 0]])  # padded with [CLS]
+    weight = torch.randn(3, 4, model.embed.norm.gamma.numel())
+    found = []
+    for where in (None, at):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            h = model(ids, ids % 2, mask, where)
+        h = models.take(h, at) if where is None else h
+        (h * weight).sum().backward()
+        found.append([h, *(p.grad for p in model.parameters())])
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.03}[precision]
+    for whole, some in zip(*found, strict=True):
+        # Gradients of keys' biases are 0 but for rounding, which has no scale of its own.
+        assert (whole - some).norm() <= tolerance * whole.norm().clamp(min=1)

@@ -419,14 +419,38 @@ def test_losses_are_means_over_what_is_masked():
     assert losses["next_loss"].item() == pytest.approx(clsf.item(), rel=1e-5)
 
 
+def test_losses_are_the_same_where_all_positions_are_computed():
+    class Everywhere(pretrain.Objective):  # without a key: nobody else sees it
+        name, everywhere = "everywhere", True
+
+        @staticmethod
+        def loss(model, h, batch):
+            assert h.shape[:2] == batch["input_ids"].shape
+            return h.sum() * 0
+
+    batch = {name: torch.from_numpy(array) for name, array in make_loader().batch(0).items()}
+    model = tiny_model().double()
+    batch["masked_weights"] = batch["masked_weights"].double()
+    batch["is_next_weights"] = batch["is_next_weights"].double()
+    gradients = []
+    for objectives in (pretrain.BERTS, [*pretrain.BERTS, Everywhere]):
+        model.zero_grad()
+        losses = get_losses(model, batch, objectives)
+        sum(losses.values()).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+        assert losses["masked_lm_loss"] > 0
+    for some, whole in zip(*gradients, strict=True):
+        assert torch.allclose(some, whole, rtol=1e-5, atol=1e-7)
+
+
 # --- evaluating
 
 
 class Oracle(torch.nn.Module):
     """Says the token 5 with probability e / (e + 14), and "next" always."""
 
-    def transformer(self, input_ids, segment_ids, input_mask):
-        return torch.zeros(*input_ids.shape, 1)
+    def transformer(self, input_ids, segment_ids, input_mask, at=None):
+        return torch.zeros(*(input_ids if at is None else at).shape, 1)
 
     def score_tokens(self, h, at):
         logits = torch.zeros(*at.shape, 15)
