@@ -7,6 +7,7 @@ cannot finish stays mangled.
 
 import functools
 import json
+import re
 import subprocess
 import sys
 
@@ -54,3 +55,24 @@ def _in_another_process(mangled: tuple[str, ...]) -> dict[str, str]:
         at += len(found) + 1  # what comes next ended the process
         failures += 1
     return readable
+
+
+def brief(name: str) -> str:
+    """Return a name without its parameters, result and the arguments of its templates.
+
+    >>> brief("void std::vector<int, std::allocator<int>>::push_back(int const&) (.cold)")
+    'std::vector<…>::push_back (.cold)'
+    """
+    if "operator" in name or name.startswith("<"):  # whose brackets mean something else
+        return name
+    name, _, rest = name.replace("(anonymous namespace)", "{anonymous}").partition("(")
+    part = re.search(r" \(\.[\w.]+\)$", rest)
+    kept, depth = "", 0
+    for character in name:
+        depth -= character == ">" and depth > 0
+        if not depth:
+            kept += character
+        if character == "<":
+            kept += "…" * (not depth)
+            depth += 1
+    return kept.split(" ")[-1] + (part[0] if part else "")

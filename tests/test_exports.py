@@ -13,7 +13,7 @@ import pytest
 from conftest import SOURCE, compile_c, run_script
 
 import diff
-from binary.demangle import demangle
+from binary.demangle import brief, demangle
 from binary.disassemble import analyse
 from features.extract import extract_features
 from matching.changes import STATUS, compare
@@ -155,6 +155,21 @@ MANGLED = [
 
 def test_names_are_demangled():
     assert demangle([mangled for mangled, _ in MANGLED]) == [name for _, name in MANGLED]
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("main", "main"),
+        ("shape::Box::area(std::string const&) const", "shape::Box::area"),
+        ("void f<int, g<char>>(h<int>) (.cold)", "f<…> (.cold)"),
+        ("(anonymous namespace)::helper(int)", "{anonymous}::helper"),
+        ("a::operator<(b const&)", "a::operator<(b const&)"),
+        ("<core::fmt::Arguments as core::fmt::Debug>::fmt",) * 2,
+    ],
+)
+def test_brief_names(name, short):
+    assert brief(name) == short
 
 
 def test_a_name_that_would_fill_the_memory_stays_as_it_is():

@@ -1,5 +1,6 @@
 """The page that diff.py writes, in a real browser: opens, searches, sorts, marks, follows links."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -433,6 +434,33 @@ def test_the_page_can_load_nothing_and_runs_its_own_script_only(opened):
     )
     assert ran == "nothing"
     opened.get_log("browser")  # holds the two refusals
+
+
+HOSTILE = [
+    "</script><script>window.ran = 1</script>",
+    "<img src=x onerror='window.ran = 1'>",
+    "javascript:window.ran=1",
+    "\u202eevil\x1b[31m",
+    "__proto__",
+]
+
+
+def test_names_and_strings_of_attackers_are_only_shown(chrome, analyses, tmp_path):
+    analysis = analyses["O1"]
+    names = (HOSTILE * len(analysis.function_name))[: len(analysis.function_name)]
+    texts_ = (HOSTILE * len(analysis.literal))[: len(analysis.literal)]
+    hostile = dataclasses.replace(
+        analysis, function_name=names, literal=[text.encode() for text in texts_]
+    )
+    open_page(chrome, page_of(tmp_path, hostile, hostile))
+    for place in range(8):
+        chrome.find_elements("css selector", ".row")[place].click()
+        press(chrome, "gg")
+    shown = set(texts(chrome, ".called"))
+    assert {HOSTILE[0], HOSTILE[1], HOSTILE[2], HOSTILE[4]} <= shown
+    state = "return [window.ran || 0, document.querySelectorAll('img, iframe, a[href]').length]"
+    assert chrome.execute_script(state) == [0, 0]
+    assert not [e for e in chrome.get_log("browser") if e["level"] == "SEVERE"]
 
 
 def test_the_script_makes_no_markup():

@@ -27,8 +27,8 @@ async function contentOf(row) {
 }
 
 function functionOf(side, f) {
-  const [address, name, symbol, blocks] = index.functions[side][f];
-  return { side, f, address, name, symbol, blocks };
+  const [address, name, symbol, blocks, brief] = index.functions[side][f];
+  return { side, f, address, name, symbol, blocks, brief: brief || name };
 }
 
 const partnerOf = [new Map(), new Map()];  // function -> function of the other side

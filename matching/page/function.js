@@ -3,7 +3,7 @@
 const shorten = text => text.length <= 48 ? text : text.slice(0, 47) + "…";  // as listing.py does
 function shownText(part, side) {
   const [kind, ...about] = part;
-  if (kind === "f") return shorten(index.functions[side][about[0]][1]);
+  if (kind === "f") return shorten(functionOf(side, about[0]).brief);
   if (kind === "s") return '"' + shorten(about[1]) + '"';
   if (kind === "i") return about[0];
   return kind === "d" && about[1] ? shorten(about[1]) : about[0];
@@ -70,7 +70,7 @@ const SIGN = { same: "=", renamed: "≈", changed: "≠", gone: "−", new: "+" 
 
 function awayText(side, place) {
   const away = opened.elsewhere[side].get(place);
-  return away ? ` ↔ ${shorten(index.functions[1 - side][away.f][1])} ${away.address}` : "";
+  return away ? ` ↔ ${shorten(functionOf(1 - side, away.f).brief)} ${away.address}` : "";
 }
 
 // Lines of an item: see compareBlocks.

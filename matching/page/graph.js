@@ -24,7 +24,7 @@ function drawGraph(side) {
   pane.tabIndex = 0;
   stages[side] = null;
   if (!f) { pane.append(make("p", "empty", "No partner.")); return pane; }
-  pane.append(make("h2", "", `${side ? "new" : "old"}: ${f.name} at ${f.address}, ${f.blocks} block${f.blocks === 1 ? "" : "s"}`));
+  pane.append(make("h2", "", `${side ? "new" : "old"}: ${shorten(f.brief)} at ${f.address}, ${f.blocks} block${f.blocks === 1 ? "" : "s"}`));
   const graph = graphOf(side);
   if (!graph) {
     pane.append(make("p", "empty", `No graph is drawn of this function: it has ${f.blocks} blocks, ` +

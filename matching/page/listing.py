@@ -100,7 +100,7 @@ class Listing:
             away = [t for t in targets if t[0] in "fi"]
             near = [t for t in targets if t[0] == "b" and int(t[1], 16) & ~1 == address & ~1]
             target = (near or away)[:1]
-            return [text[: number.start()], *target] if target else line
+            return [text[: number.start()].rstrip("#"), *target] if target else line
         if len(targets) == 1 and targets[0][0] in "fi" and targets[0] not in line:
             return [*line, "  ; ", targets[0]]
         return line
@@ -155,7 +155,7 @@ def _line(text: str, named: list[tuple[int, list]]) -> list:
             behind.append(reference)
     parts, at = [], 0
     for place, reference in sorted(inside, key=lambda found: found[0].start()):
-        parts += [text[at : place.start()], reference]
+        parts += [text[at : place.start()].rstrip("#"), reference]
         at = place.end()
     parts.append(text[at:])
     for reference in behind:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from binary.analysis import CALL
-from binary.demangle import demangle
+from binary.demangle import brief, demangle
 from features.extract import Features
 from matching.page.layout import draw
 from matching.page.listing import Listing
@@ -12,7 +12,7 @@ LINE, CHARACTER = 14, 6.7  # pixels of a line and of a character in page.css
 BORDER = 14  # pixels around the text of a box, on both sides together
 NARROWEST, FOLDED = 110, 170  # pixels of a box, and of one that stands for several
 PLAIN, TAKEN, NOT_TAKEN = range(3)  # kinds of edges
-SEARCHED = 2_000  # characters of a function's strings and calls that search looks at
+SEARCHED = 10_000  # characters of a function's strings and calls that search looks at
 
 
 class Side:
@@ -31,7 +31,8 @@ class Side:
         self.code = code
         self.symbols = code.analysis.function_name
         self.names = demangle(self.symbols)
-        self.listing = Listing(code.analysis, self.names)
+        self.brief = [brief(name) for name in self.names]
+        self.listing = Listing(code.analysis, self.brief)
         self.place = [0] * code.analysis.code_blocks
         for inside in code.blocks:
             for place, block in enumerate(inside.tolist()):
@@ -58,7 +59,8 @@ class Side:
         """Return what the page's index has of a function."""
         symbol, name = self.symbols[f], self.names[f]
         address = f"0x{int(self.code.analysis.function_address[f]):x}"
-        return [address, name, "" if symbol == name else symbol, len(self.code.blocks[f])]
+        short = "" if self.brief[f] == name else self.brief[f]
+        return [address, name, "" if symbol == name else symbol, len(self.code.blocks[f]), short]
 
     def blocks(self, f: int) -> list[list]:
         """Return each block of a function: address, lines, edges as (block's place, kind)."""

@@ -19,9 +19,9 @@ const statuses = () => index.order.map(i => index.status[i]);
 
 function nameOf(row) {
   const [one, other] = row.sides;
-  if (!one || !other) return row.name;
-  if (madeUp(other.name) || one.name === other.name) return one.name;
-  return madeUp(one.name) ? other.name : `${one.name} → ${other.name}`;
+  if (!one || !other) return (one || other).brief;
+  if (madeUp(other.name) || one.name === other.name) return one.brief;
+  return madeUp(one.name) ? other.brief : `${one.brief} → ${other.brief}`;
 }
 
 function buildTable() {
