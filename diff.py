@@ -41,10 +41,11 @@ from matching.model import DEFAULT, read_model
 from matching.page.make import make_page
 from terminal import progress
 from terminal.command_line import FOUND, command_line
-from terminal.style import columns, fit, say
+from terminal.style import columns, cut, fit, relative, say
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 workers = 2  # processes
+KINDS = 24  # characters that a narrow terminal keeps free for what changed in a function
 
 
 def main(
@@ -208,16 +209,16 @@ def summary(
     paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff, top: int, seconds: float
 ) -> None:
     """Print what was found, and the most changed functions."""
+    width = columns()
     for which, path, code in zip(("old", "new"), paths, codes, strict=True):
-        print(
-            f"{which}  {path}: {code.functions:,} functions, {code.analysis.code_blocks:,} blocks"
-        )
+        counts = f"{code.functions:,} functions, {code.analysis.code_blocks:,} blocks"
+        room = width and width - len(f"{which}  : {counts}")
+        print(f"{which}  {fit(relative(path), room)}: {counts}")
     for status, name in enumerate(STATUS):
         print(f"{sum(row['status'] == status for row in diff.functions):6,} functions {name}")
     n = len(diff.blocks.a)
     print(f"{n:6,} blocks matched, {int(diff.same.sum()):,} of them identical")
     changed = [row for row in diff.functions if row["status"] == CHANGED]
-    width = columns()
     if changed and top:
         print(
             "changed most likely by hand first (blocks without an identical partner, their share, "
@@ -227,11 +228,10 @@ def summary(
         a, b = (describe(c, f) for c, f in zip(codes, row["sides"], strict=True))
         share = max(row["change"], 0.01)
         numbers = f"{row['differing']:6,}  {share:4.0%}  {row['score']:.2f}"
-        kinds = f": {', '.join(row['kinds'])}"
-        addresses = len(f"{numbers}  {a['address']}  -> {b['address']} {kinds}")
-        room = width and (width - addresses) // 2
+        addresses = len(f"{numbers}  {a['address']}  -> {b['address']} : ")
+        room = width and (width - addresses - KINDS) // 2
         places = (f"{side['address']} {fit(side['name'], room)}" for side in (a, b))
-        print(f"{numbers}  {' -> '.join(places)}{kinds}")
+        print(cut(f"{numbers}  {' -> '.join(places)}: {', '.join(row['kinds'])}", width))
     print(f"{seconds:.1f} seconds")
     identical = all(row["status"] == IDENTICAL for row in diff.functions)
     say(f"verdict: {verdict(diff)}", "green" if identical else "yellow")

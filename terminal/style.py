@@ -30,6 +30,18 @@ def columns() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+def relative(path: str) -> str:
+    """Return a path as seen from the working directory, if it lies below that."""
+    short = os.path.relpath(path)
+    return path if short.startswith("..") or not os.path.isabs(path) else short
+
+
+def cut(text: str, width: int | None) -> str:
+    """Cut a text after ``width`` characters; None leaves it whole."""
+    text = printable(text)
+    return text if width is None or len(text) <= width else text[: width - 1] + "…"
+
+
 def fit(text: str, width: int | None) -> str:
     """Shorten a text in its middle to ``width`` characters, at least 8; None leaves it whole."""
     text = printable(text)

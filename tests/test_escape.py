@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terminal.escape import Escaped, csv_cell, markdown_text, printable
-from terminal.style import fit
+from terminal.style import cut, fit, relative
 
 ROOT = Path(__file__).resolve().parent.parent
 ATTACKS = [
@@ -192,6 +192,22 @@ def test_the_first_word_comes_before_the_slow_imports(tmp_path):
     piped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert piped.stderr.startswith("error: ")
     assert piped.returncode == 1
+
+
+def test_paths_below_the_working_directory_are_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert relative(str(tmp_path / "a" / "b")) == os.path.join("a", "b")
+    assert relative("../x/./y") == "../x/./y"
+    assert relative(str(tmp_path.parent / "other")) == str(tmp_path.parent / "other")
+
+
+@given(texts, st.integers(1, 40))
+def test_texts_that_are_cut(text, width):
+    shown = cut(text, width)
+    assert shown.isprintable()
+    assert len(shown) <= width
+    assert shown == printable(text) or printable(text).startswith(shown.removesuffix("…"))
+    assert cut(text, None) == printable(text)
 
 
 @given(texts, st.none() | st.integers(0, 40))
