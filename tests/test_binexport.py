@@ -44,7 +44,7 @@ def exported(codes, tmp_path_factory):
 
 
 def test_message_numbers_are_those_of_an_independent_description():
-    pb2 = pytest.importorskip("binexport.binexport2_pb2")
+    pb2 = pytest.importorskip("binexport.binexport2_pb2", exc_type=ImportError)
     theirs = pb2.BinExport2.DESCRIPTOR
     ours = messages()
 
@@ -69,7 +69,7 @@ def test_message_numbers_are_those_of_an_independent_description():
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_python_binexport_reads_what_we_know(codes, exported, side):
-    binexport = pytest.importorskip("binexport")
+    binexport = pytest.importorskip("binexport", exc_type=ImportError)
     logging.getLogger("binexport").setLevel(logging.CRITICAL)
     name = NAMES[side]
     program = binexport.ProgramBinExport(str(exported[0] / f"{name}.BinExport"))
@@ -102,7 +102,7 @@ def test_python_binexport_reads_what_we_know(codes, exported, side):
 
 
 def test_python_bindiff_reads_the_same_matches(codes, exported):
-    bindiff = pytest.importorskip("bindiff")
+    bindiff = pytest.importorskip("bindiff", exc_type=ImportError)
     folder, found = exported
     logging.getLogger("binexport").setLevel(logging.CRITICAL)
     names = NAMES

@@ -80,7 +80,7 @@ function likeness(a, b, context) {  // of two lines, for their alignment; 0: nev
 // Pairs of lines [i, j], in order; null where a line has no partner.
 function alignLines(mine, theirs, context) {
   const n = mine.length, m = theirs.length;
-  if (n * m > 4e6) return [...mine.map((_, i) => [i, i < m ? i : null]),
+  if (n * m > 4e5) return [...mine.map((_, i) => [i, i < m ? i : null]),
     ...theirs.slice(n).map((_, j) => [null, n + j])];
   const best = Array.from({ length: n + 1 }, () => new Float32Array(m + 1));
   const like = (i, j) => likeness(mine[i], theirs[j], context);

@@ -31,7 +31,10 @@ class Side:
         self.code = code
         self.symbols = code.analysis.function_name
         self.names = demangle(self.symbols)
-        self.brief = [brief(name) for name in self.names]
+        self.brief = [
+            name if name == symbol else brief(name)
+            for name, symbol in zip(self.names, self.symbols, strict=True)
+        ]
         self.listing = Listing(code.analysis, self.brief)
         self.place = [0] * code.analysis.code_blocks
         for inside in code.blocks:
