@@ -1,6 +1,8 @@
 # make train   from nothing to a pre-trained BERT: sample binaries, pairs, corpus, training
 # make test    all tests
 # make lint    ruff, the contracts for imports, types
+# make audit   known vulnerabilities of what is installed
+# make locks   requirements*.lock anew, after a change of requirements*.txt
 #
 # TORCH=cpu    install torch's CPU-only build (default: PyPI's build, which on Linux brings CUDA)
 # PYTHON=...   the Python to use (default: the first of 3.11, 3.12, 3.13 that is found)
@@ -23,13 +25,22 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
+# Of all that is installed, version and hashes stand in a lock, for Python 3.11 to 3.13. Torch's are
+# in one of their own, for PyPI's build and the CUDA packages that it needs: other builds have other
+# hashes, one for each place that serves them, so there torch alone is installed by its version.
+LOCKS = -c requirements.lock
+ifeq ($(TORCH)$(PIP_FIND_LINKS),)
+LOCKS += -c requirements-cuda.lock --require-hashes
+endif
+cuda = ^(torch|triton|nvidia-.*|cuda-.*)==
+
 run = $(VENV)/bin/python
 # gendata.py trains on four of them, and holds out comm for validation and paste for the test.
 programs = chroot comm join nice paste tee
 comma := ,
 space := $(subst ,, )
 
-.PHONY: train test lint
+.PHONY: train test lint audit locks
 
 train: $(VENV)/installed
 	$(run) experiment_data/build_coreutils.py --programs "$(programs)" --levels "O0 O2"
@@ -54,6 +65,19 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 
+audit: $(VENV)/installed-dev
+	@$(VENV)/bin/pip-audit --local --strict --progress-spinner off > $(VENV)/audit 2>&1; code=$$?; \
+	cat $(VENV)/audit; [ $$code -eq 0 ] || grep -q "^Found .* vulnerabilit" $(VENV)/audit || \
+		echo "audit: not everything was checked; the database cannot be reached from here"; \
+	exit $$code
+
+locks: $(VENV)/bin/uv
+	env -u UV_FIND_LINKS -u PIP_FIND_LINKS -u UV_TORCH_BACKEND $(VENV)/bin/uv pip compile --quiet \
+		--universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		requirements-dev.txt > $(VENV)/lock
+	awk '/^[^ ]/ { hit = ($$0 ~ /$(cuda)/) } !hit' $(VENV)/lock > requirements.lock
+	awk '/^[^ ]/ { hit = ($$0 ~ /$(cuda)/) } hit' $(VENV)/lock > requirements-cuda.lock
+
 $(VENV)/bin/uv:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one," \
 		"or name it: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -62,10 +86,10 @@ $(VENV)/bin/uv:
 	$(run) -m pip install --quiet --disable-pip-version-check $(UV)
 	@touch $@
 
-$(VENV)/installed: requirements.txt $(VENV)/bin/uv
-	$(VENV)/bin/uv pip install --quiet --python $(run) -r requirements.txt
+$(VENV)/installed: requirements.txt requirements.lock $(VENV)/bin/uv
+	$(VENV)/bin/uv pip install --quiet --python $(run) -r requirements.txt $(LOCKS)
 	@touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
-	$(VENV)/bin/uv pip install --quiet --python $(run) -r requirements-dev.txt
+	$(VENV)/bin/uv pip install --quiet --python $(run) -r requirements-dev.txt $(LOCKS)
 	@touch $@
