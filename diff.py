@@ -45,6 +45,7 @@ from terminal.style import columns, cut, fit, relative, say
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 workers = 2  # processes
+MIN_SCORE = 0.5  # of a match that the scripts for other tools carry
 KINDS = 24  # characters that a narrow terminal keeps free for what changed in a function
 
 
@@ -61,7 +62,7 @@ def main(
     markdown: str | None = None,
     bindiff: str | None = None,
     binexport: str | None = None,
-    min_score: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    min_score: Annotated[float, Field(ge=0, le=1)] = MIN_SCORE,
     fail_on: Literal["changed", "unmatched"] | None = None,
     top: Annotated[int, Field(ge=0)] = 10,
     outputDir: str = outputDir,
@@ -117,6 +118,8 @@ def main(
         GiB of memory that it may take, and that the comparison may take.
     """
     began = time.perf_counter()
+    if not (ghidra or ida) and min_score != MIN_SCORE:
+        raise utils.UsageError("--min_score is for --ghidra and --ida; leave it out")
     outputs = {"html": html, "json": json, "csv": csv, "ghidra": ghidra, "ida": ida}
     outputs |= {"markdown": markdown, "bindiff": bindiff}
     inputs = (old, new, model_file, anchors)

@@ -13,10 +13,8 @@ NAMES = {str: "text", bool: "switch", Path: "path"}
 BOUNDS = (("ge", "at least {}"), ("gt", "above {}"), ("le", "at most {}"), ("lt", "below {}"))
 NOTES = """\
 --flag value and --flag=value are alike; a switch needs no value: --flag or --noflag.
-A value in capitals can be given by its name, too: --name value.
 All words after -- are values, such as a file's name that begins with a dash.
-Exit codes: 0 done, 1 error, 2 wrong usage, 3 some inputs skipped, 4 what --fail_on asks for,
-130 interrupted.
+Exit codes: 0 done, 1 error, 2 usage, 3 some inputs skipped, 4 --fail_on found it, 130 interrupted.
 """
 WIDTH = 100  # of the text at most
 
@@ -63,6 +61,8 @@ def help_text(
     for name, command in commands.items():
         first = inspect.cleandoc(command.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         lines += _entry(f"{script} {name}", "command", first, width)
+    if any(value.kind is value.POSITIONAL_OR_KEYWORD for value in values):
+        lines += ["", f"{names[0]} may be given by its name, too: --{values[0].name} {names[0]}"]
     notes = [line for note in NOTES.splitlines() for line in _wrap(note, width)]
     return "\n".join([*lines, "", *notes, ""])
 
@@ -109,11 +109,11 @@ def parameter_texts(docstring: str) -> Iterator[tuple[str, str]]:
 
 
 def describe_type(hint: Any) -> str:
-    """Return a type hint as people write it: "int", "text", "one of train, eval"."""
+    """Return a type hint as people write it: "int", "text", "train|eval"."""
     if get_origin(hint) is Annotated:
         return describe_type(get_args(hint)[0])
     if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
+        return "|".join(map(str, get_args(hint)))
     if get_origin(hint) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]
         if any(get_origin(kind) in (list, tuple) for kind in kinds):

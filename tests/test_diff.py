@@ -47,7 +47,7 @@ from matching.kinds import KINDS
 from matching.model import read_model, write_model
 from matching.page.make import make_page
 from terminal.escape import Escaped
-from utils import UserError
+from utils import UsageError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCHED = SOURCE.replace("sum / 2;", "sum > 100000 ? 7 * sum : sum / 2 - 1234;")
@@ -321,6 +321,12 @@ def test_mistakes_are_one_sentence(builds, tmp_path, which):
     assert run.stderr.startswith("error: ")
     assert which in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_flag_that_would_be_ignored_is_refused(builds):
+    file = str(builds / "O0" / "shapes")
+    with pytest.raises(UsageError, match="--min_score is for --ghidra and --ida"):
+        diff.main(file, file, min_score=0.9, csv="x.csv")
 
 
 @pytest.mark.parametrize("flag", ["html", "json", "csv", "ghidra", "ida"])

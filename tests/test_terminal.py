@@ -221,7 +221,7 @@ def test_help_speaks_of_types_and_defaults_as_people_do():
     assert "  --count  int, 2 (at least 1)\n      How much of it.\n" in shown
     assert "  --share  float, 0.1 (above 0, below 1)\n      How much of it.\n" in shown
     assert "  --size  int, optional (at least 1)\n" in shown
-    assert "  --mode  one of train, eval, train\n" in shown
+    assert "  --mode  train|eval, train\n" in shown
     assert "  --names  list, with commas between, a,b\n" in shown
     assert "  --check  switch, on\n" in shown
     model = os.path.relpath(ROOT / "model/diff.safetensors")
