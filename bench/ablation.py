@@ -4,7 +4,7 @@
     python bench/ablation.py blocks --path DIR --programs sort,cp     # of the matching of blocks
 
 The encoders and the candidates stay those of `matching/train.py`; of the measures of a pair of
-functions, or of what its surroundings say, some are set to zero, in the training and in what is
+functions, or of the evidence around it, some are set to zero, in the training and in what is
 measured. Two rows have all measures and less training, and one has encoders that pool the vectors
 of a function's words without weighing them by how rare they are. All is measured as in
 `bench/accuracy.py`.
@@ -20,6 +20,7 @@ row, and prints F1 over blocks.
 import dataclasses
 import datetime
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -38,42 +39,43 @@ import models
 import utils
 from binary.tokens import tokenise
 from encoder.table import Encoder, choose_words
+from encoder.train_table import train_encoder
 from features.extract import Features, extract_features
 from matching import blocks as matching_blocks
 from matching.blocks import match_blocks
-from matching.candidates import INLINED, MEASURES, OF_ENCODER, SAME, Candidates, find_candidates
-from matching.evidence import ROUNDS, Surroundings
+from matching.candidates import MEASURES, OF_ENCODER, Candidates, find_candidates
+from matching.evidence import EVIDENCE, ROUNDS, Evidence
 from matching.functions import match_candidates, match_functions
 from matching.model import DEFAULT, Model, read_model
-from matching.train import Config, Pair, cross_fitted, find_builds, train_encoder, train_model
+from matching.networks import MatchingConfig
+from matching.train import cross_fitted, train_model
+from matching.training_pairs import Pair, find_builds
 from tasks.comparer import ComparisonData
 from terminal.arguments import names_of
 from terminal.command_line import command_line
 from tokenization import CorpusTokenizer, FullTokenizer
 
-GROUPS = SAME + INLINED
-TOKENS_EQUAL, NAMES_EQUAL = len(GROUPS) + 8, len(GROUPS) + 9  # behind the sizes
-ENCODER = range(MEASURES - OF_ENCODER, MEASURES)
-AROUND = ("near", "far", "up")
 WINDOWS = 4  # of max_len tokens, that BERT reads of a function
 
 
-def columns(words: tuple[str, ...]) -> list[int]:
-    """Return the measures of groups whose names hold one of the words."""
-    return [i for i, pair in enumerate(GROUPS) if any(w in part for part in pair for w in words)]
+def columns(of: list[str], pattern: str) -> list[int]:
+    """Return where the names that match a pattern stand."""
+    return [i for i, name in enumerate(of) if re.match(pattern, name)]
 
 
 LEFT_OUT = {
     "all": [],
-    "no encoder": [*ENCODER],
-    "no names": [*columns(("name",)), NAMES_EQUAL],
-    "no numbers, no fields": columns(("number", "field")),
-    "no sequences of instructions": columns(("gram",)),
-    "no words of callees and callers": columns(AROUND),
-    "encoder and sizes only": [*range(len(GROUPS)), TOKENS_EQUAL, NAMES_EQUAL],
+    "no encoder": [MEASURES.index(name) for name in OF_ENCODER],
+    "no names": columns(MEASURES, "cosine of .*name|equal names"),
+    "no numbers, no fields": columns(MEASURES, "cosine of .*(number|field)"),
+    "no sequences of instructions": columns(MEASURES, "cosine of gram"),
+    "no words of callees and callers": columns(MEASURES, "cosine of .*(near|far|up)"),
+    "encoder and sizes only": columns(MEASURES, "cosine of|equal"),
 }
-# The last columns of `Surroundings.evidence`: shared variables, neighbours, tables.
-NOT_HEARD = {"no shared variables": [*range(-11, -8)], "no tables of pointers": [*range(-6, 0)]}
+NO_EVIDENCE = {
+    "no shared variables": columns(EVIDENCE, "shared variables"),
+    "no tables of pointers": columns(EVIDENCE, "tables"),
+}
 UNWEIGHED = "the encoder's words not weighed"
 QUARTERS = {"networks a quarter as wide": "hidden", "trained a quarter as long": "n_epochs"}
 NEVER = 2.0  # no score is as high
@@ -133,7 +135,7 @@ def main(
     train, programs, seen, kinds, held_out = (
         names_of(x) for x in (train, programs, seen, kinds, held_out)
     )
-    cfg = utils.read_config(Config, train_cfg)
+    cfg = utils.read_config(MatchingConfig, train_cfg)
     found, _ = find_builds(train, str(Path(work) / "output"), workers)
     codes = {
         program: [extract_features(analysis) for analysis in analyses]
@@ -155,15 +157,15 @@ def main(
             show(f"{row}; {kind}", measured[kind], left_out, model, known, ROUNDS)
             if not left_out:
                 show(f"no surroundings; {kind}", measured[kind], left_out, model, known, 0)
-    for row, not_heard in NOT_HEARD.items():
+    for row, left_out in NO_EVIDENCE.items():
         without = [
-            dataclasses.replace(pair, surroundings=Deaf(pair.surroundings, not_heard))
+            dataclasses.replace(pair, evidence=WithoutColumns(pair.evidence, left_out))
             for pair in pairs
         ]
         model = train_model(without, fitted, cfg)
         for kind in kinds:
-            deaf = [(*rest, Deaf(around, not_heard)) for *rest, around in measured[kind]]
-            show(f"{row}; {kind}", deaf, [], model, known, ROUNDS)
+            less = [(*rest, WithoutColumns(e, left_out)) for *rest, e in measured[kind]]
+            show(f"{row}; {kind}", less, [], model, known, ROUNDS)
     for row, setting in QUARTERS.items():
         quarter = dataclasses.replace(cfg, **{setting: max(1, getattr(cfg, setting) // 4)})
         model = train_model(pairs, fitted, quarter)
@@ -182,7 +184,7 @@ def main(
 
 
 def with_encoders(
-    codes: dict[str, list[Features]], both: dict[str, list], cfg: Config
+    codes: dict[str, list[Features]], both: dict[str, list], cfg: MatchingConfig
 ) -> tuple[Encoder, list[Pair], dict[str, list]]:
     """Train encoders; return the one of all programs, and what they say of all pairs.
 
@@ -192,7 +194,7 @@ def with_encoders(
     list of Pair
         That the networks learn from.
     dict
-        Kind -> two builds, their candidates and surroundings, for each pair that is measured.
+        Kind -> two builds, their candidates and evidence, for each pair that is measured.
     """
     pairs = cross_fitted(codes, cfg)
     fitted = train_encoder(codes, cfg, "encoder")
@@ -203,7 +205,7 @@ def with_encoders(
                 first,
                 second,
                 find_candidates(first.code, second.code, fitted),
-                Surroundings(first.code, second.code),
+                Evidence(first.code, second.code),
             )
             for first, second in builds
         ]
@@ -220,22 +222,22 @@ def unweighed() -> AbstractContextManager:
         words, idf = choose(programs, size)
         return words, np.ones_like(idf)
 
-    return mock.patch("matching.train.choose_words", choose_and_not_weigh)
+    return mock.patch("encoder.train_table.choose_words", choose_and_not_weigh)
 
 
-class Deaf(Surroundings):
-    """Surroundings of which some is not heard: columns of the evidence are zero."""
+class WithoutColumns(Evidence):
+    """Evidence of which some columns are zero."""
 
-    def __init__(self, surroundings: Surroundings, not_heard: list[int]) -> None:
-        vars(self).update(vars(surroundings))
-        self.not_heard = not_heard
+    def __init__(self, evidence: Evidence, left_out: list[int]) -> None:
+        vars(self).update(vars(evidence))
+        self.left_out = left_out
 
-    def evidence(
-        self, candidates: Candidates, likeness: np.ndarray, logit: np.ndarray
+    def columns(
+        self, candidates: Candidates, similarity: np.ndarray, logit: np.ndarray
     ) -> np.ndarray:
-        """As `matching.evidence.Surroundings.evidence`."""
-        found = super().evidence(candidates, likeness, logit)
-        found[:, self.not_heard] = 0
+        """As `matching.evidence.Evidence.columns`."""
+        found = super().columns(candidates, similarity, logit)
+        found[:, self.left_out] = 0
         return found
 
 

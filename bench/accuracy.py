@@ -89,10 +89,10 @@ KINDS = LEVELS_AND_VERSIONS | COMPILERS
 PEER_THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of a cosine
 PEERS = {"TF-IDF, tokens": ("code",), "TF-IDF, tokens + names": ("code", "words")}
 WORD2VEC = "word2vec, TF-IDF weights"
-OURS = "structure (ours)"
-LIKENESS = "likeness (ours)"
+OURS = "ours"
+SIMILARITY = "ours without neighbours"
 ORACLE = "right where code moved"
-RETRIEVED = ("TF-IDF, tokens + names", LIKENESS)  # also by where the code moved
+RETRIEVED = ("TF-IDF, tokens + names", SIMILARITY)  # also by where the code moved
 # angr's analysis in a process of its own: it may take hours, or fail.
 BINDIFF = """
 import json, logging, sys
@@ -250,7 +250,7 @@ def measure(
         scores = {peer: peer_scores(first, second, groups) for peer, groups in PEERS.items()}
         scores[WORD2VEC] = word2vec_scores(first, second)
         results = {peer: assign(score) for peer, score in scores.items()}
-        scores[LIKENESS] = likeness(first.code, second.code, model)
+        scores[SIMILARITY] = similarity(first.code, second.code, model)
         matched = match_functions(first.code, second.code, model)
         results[OURS] = [matched]
         if wrong:
@@ -548,7 +548,7 @@ def plain_blocks(first: Build, second: Build, functions: Matches) -> Matches:
 # ---------------------------------------------------------------------------------------- ours
 
 
-def likeness(first: Features, second: Features, model: Model) -> np.ndarray:
+def similarity(first: Features, second: Features, model: Model) -> np.ndarray:
     """Scores of all pairs of functions; those that are no candidates are last."""
     return spread(find_candidates(first, second, model.encoder), model)
 
@@ -556,7 +556,7 @@ def likeness(first: Features, second: Features, model: Model) -> np.ndarray:
 def spread(candidates: Candidates, model: Model) -> np.ndarray:
     """Scores of candidates as a matrix of all pairs."""
     score = np.full(candidates.shape, -np.inf, np.float32)
-    score[candidates.a, candidates.b] = model.function(candidates.measures)
+    score[candidates.a, candidates.b] = model.similarity(candidates.measures)
     return score
 
 

@@ -18,18 +18,21 @@ from features.tfidf import weigh
 
 CANDIDATES = 80  # of each function in the other binary; all others are never looked at
 ENCODED = 20  # and so many that the encoder finds near
-PLAUSIBLE = 1e-4  # share by likeness below which a candidate's surroundings are not asked
+PLAUSIBLE = 1e-4  # candidates below this probability are dropped before the neighbour rounds
 COMMON = 0.25  # words that a larger share of functions has are not looked up for candidates
 SAME = [(group, group) for group in GROUPS]
 # One compiler inlined what the other calls.
 INLINED = [("name near", "name"), ("name", "name near"), ("number near", "number")]
 INLINED += [("number", "number near"), ("name far", "name near"), ("name near", "name far")]
-OF_ENCODER = (
-    5  # measures: cosine, its distance from each function's best, both functions' known words
-)
-MEASURES = len(SAME) + len(INLINED) + 10 + OF_ENCODER
-OWN = len(KINDS)  # the first measures: cosines of the functions' own words
-EVIDENCE = 21 + 2 * OWN  # of `matching.evidence.Surroundings`
+OWN = [f"cosine of {kind}" for kind in KINDS]  # of the functions' own words
+SIZES = ("blocks", "tokens", "names", "callers")
+OF_ENCODER = ["encoder's cosine", "cosine below the first's best", "cosine below the second's best"]
+OF_ENCODER += ["known words of the first", "known words of the second"]
+# The columns of a candidate's measures.
+MEASURES = [f"cosine of {group}" for group, _ in SAME]
+MEASURES += [f"cosine of {first} and {second}" for first, second in INLINED]
+MEASURES += [f"{what} {size}" for size in SIZES for what in ("difference of", "smaller number of")]
+MEASURES += ["equal tokens", "equal names", *OF_ENCODER]
 
 
 @dataclasses.dataclass
@@ -42,7 +45,7 @@ class Candidates:
         Function of the first and of the second binary.
     shape : (int, int)
         How many functions each binary has.
-    measures : float32 (n, MEASURES)
+    measures : float32 (n, len(MEASURES))
     """
 
     a: np.ndarray
@@ -136,7 +139,7 @@ def _products(a, b, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def _sizes(code: Features) -> np.ndarray:
-    """Logarithms of blocks, tokens, names, and callers: float64 (F, 4)."""
+    """Logarithms of the numbers of SIZES: float64 (F, 4)."""
     words = [np.asarray(code.words[group].sum(1)).ravel() for group in ("token", "name")]
     callers = np.diff(code.calls.T.tocsr().indptr)
     return np.log1p(np.stack([code.sizes, *words, callers], 1))
@@ -185,6 +188,6 @@ def softmax_both_ways(candidates: Candidates, logit: np.ndarray) -> tuple[np.nda
     return shares[0], shares[1]
 
 
-def plausible(candidates: Candidates, likeness: np.ndarray) -> np.ndarray:
+def plausible(candidates: Candidates, similarity: np.ndarray) -> np.ndarray:
     """Return which candidates are not hopeless by themselves, bool (n,)."""
-    return np.maximum(*softmax_both_ways(candidates, likeness)) > PLAUSIBLE
+    return np.maximum(*softmax_both_ways(candidates, similarity)) > PLAUSIBLE

@@ -9,7 +9,7 @@ from binary.shared_data import MANY, Tables
 from features.extract import Features
 from features.normalised import IDENTICAL_SIZE, numbered
 from features.tfidf import normalise
-from matching.candidates import OWN, Candidates, softmax_both_ways
+from matching.candidates import MEASURES, OWN, Candidates, softmax_both_ways
 
 FAINT = 1e-3  # share of a match that hardly speaks for the place of a table any more
 
@@ -84,11 +84,23 @@ ROUNDS = 6  # in which matches speak for their neighbours
 OFTEN = 1000  # entries of a column that is multiplied by itself
 PRODUCT = 1 << 24  # entries of a product that is in memory at a time
 LIKELY = 0.02  # share from which on a pair speaks
-BESIDE = (1, 6)  # functions to each side that are a function's near and wide surroundings
+BESIDE = (1, 6)  # functions to each side that are a function's near and wide neighbours
+RELATIONS = ("callees", "callers", "shared variables")
+# The columns of what speaks for a candidate.
+EVIDENCE = ["similarity", "logit", "log share among the first's", "log share among the second's"]
+EVIDENCE += [f"{name}, less the typical" for name in OWN] + [f"typical {name}" for name in OWN]
+EVIDENCE += [
+    f"{relation}: {what}"
+    for relation in RELATIONS
+    for what in ("matched", "both have some", "difference of numbers")
+]
+EVIDENCE += ["near neighbours: matched", "wide neighbours: matched"]
+EVIDENCE += ["tables: part that agrees", "tables: pairs that agree", "tables: against the first's"]
+EVIDENCE += ["tables: against the second's", "tables: list both", "tables: list one"]
 
 
-class Surroundings:
-    """Calls, variables, order of the functions of two binaries: what matches say through them."""
+class Evidence:
+    """What the matches so far say of candidates: by calls, variables, order of functions."""
 
     def __init__(self, first: Features, second: Features) -> None:
         self.codes = first, second
@@ -100,17 +112,25 @@ class Surroundings:
             [_beside(code.functions, reach) for code in (first, second)] for reach in BESIDE
         ]
 
-    def hear(
+    def rounds(
         self,
         candidates: Candidates,
-        likeness: np.ndarray,
-        structure: Callable[[np.ndarray], np.ndarray],
+        similarity: np.ndarray,
+        network: Callable[[np.ndarray], np.ndarray],
         rounds: int = ROUNDS,
     ) -> np.ndarray:
-        """Return each candidate's logit after rounds in which those so far are evidence."""
-        logit = likeness
+        """Return each candidate's logit after rounds, each on the evidence of the one before.
+
+        Parameters
+        ----------
+        similarity : float32 (n,)
+            The candidates' logits by themselves.
+        network : callable
+            Evidence -> logits.
+        """
+        logit = similarity
         for _ in range(rounds):
-            logit = structure(self.evidence(candidates, likeness, logit))
+            logit = network(self.columns(candidates, similarity, logit))
         return logit
 
     def same_code(self, candidates: Candidates) -> np.ndarray:
@@ -127,18 +147,19 @@ class Surroundings:
         a, b = candidates.a, candidates.b
         return (first[a] == second[b]) & enough[a]
 
-    def evidence(
-        self, candidates: Candidates, likeness: np.ndarray, logit: np.ndarray
+    def columns(
+        self, candidates: Candidates, similarity: np.ndarray, logit: np.ndarray
     ) -> np.ndarray:
-        """Return what speaks for each candidate, float32 (n, EVIDENCE)."""
+        """Return what speaks for each candidate, float32 (n, len(EVIDENCE))."""
         a, b, shape = candidates.a, candidates.b, candidates.shape
         share_a, share_b = softmax_both_ways(candidates, logit)
         share = np.sqrt(share_a * share_b)
         likely = share > LIKELY
         pairs = scipy.sparse.csr_matrix((share[likely], (a[likely], b[likely])), shape)
-        columns = [likeness, logit, np.log(share_a + 1e-4), np.log(share_b + 1e-4)]
-        # What is unlike tells more where all else is alike: of two builds at one level, say.
-        own = candidates.measures[:, :OWN]
+        columns = [similarity, logit, np.log(share_a + 1e-4), np.log(share_b + 1e-4)]
+        # Differences weigh more when the builds are otherwise similar, so centre each measure on
+        # its typical value.
+        own = candidates.measures[:, [MEASURES.index(name) for name in OWN]]
         typical = share[likely] @ own[likely] / max(share[likely].sum(), 1e-6)
         columns += [*(own - typical).T, *np.broadcast_to(typical, own.shape).T]
         for x, y in (self.calls, self.callers, self.shared):

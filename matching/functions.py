@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from features.extract import Features
 from matching.anchors import anchored_pairs, with_anchors
 from matching.candidates import Candidates, find_candidates, plausible, softmax_both_ways
-from matching.evidence import ROUNDS, Surroundings
+from matching.evidence import ROUNDS, Evidence
 from matching.identical import identical_pairs
 from matching.model import Model
 
@@ -48,8 +48,8 @@ def match_functions(
     known, _ = identical_pairs(outlines, none if anchors is None else anchors)
     candidates = find_candidates(first, second, model.encoder, known)
     anchored = anchored_pairs(candidates, known)
-    around = Surroundings(first, second)
-    found = match_candidates(candidates, around, model, anchored, threshold)
+    evidence = Evidence(first, second)
+    found = match_candidates(candidates, evidence, model, anchored, threshold)
     pairs, _ = identical_pairs(outlines, np.stack([found.a, found.b], 1), small=True)
     score = dict(zip(found.a.tolist(), found.score.tolist(), strict=True))
     scores = np.array([score.get(a, 1.0) for a in pairs[:, 0].tolist()], np.float32)
@@ -58,22 +58,22 @@ def match_functions(
 
 def match_candidates(
     candidates: Candidates,
-    surroundings: "Surroundings",
+    evidence: Evidence,
     model: Model,
     anchored: np.ndarray,
     threshold: float = FUNCTION_THRESHOLD,
     rounds: int = ROUNDS,
 ) -> Matches:
     """Score candidates, of which some are known to be true, and choose pairs one to one."""
-    likeness = with_anchors(model.function(candidates.measures), candidates, anchored)
-    kept = plausible(candidates, likeness)
-    candidates, likeness, anchored = candidates.only(kept), likeness[kept], anchored[kept]
+    similarity = with_anchors(model.similarity(candidates.measures), candidates, anchored)
+    kept = plausible(candidates, similarity)
+    candidates, similarity, anchored = candidates.only(kept), similarity[kept], anchored[kept]
 
-    def structure(evidence: np.ndarray) -> np.ndarray:
-        return with_anchors(model.structure(evidence), candidates, anchored)
+    def network(columns: np.ndarray) -> np.ndarray:
+        return with_anchors(model.neighbours(columns), candidates, anchored)
 
-    logit = surroundings.hear(candidates, likeness, structure, rounds)
-    logit = logit + SAME_FUNCTION * surroundings.same_code(candidates)
+    logit = evidence.rounds(candidates, similarity, network, rounds)
+    logit = logit + SAME_FUNCTION * evidence.same_code(candidates)
     share_a, share_b = softmax_both_ways(candidates, logit)
     return assign(candidates, np.sqrt(share_a * share_b), threshold)
 

@@ -14,7 +14,8 @@ from encoder.table import Encoder
 from features.extract import GROUPS
 from features.tfidf import DIMENSIONS
 from files.arrays import Damage, Numbers, check_arrays
-from matching.candidates import EVIDENCE, MEASURES
+from matching.candidates import MEASURES
+from matching.evidence import EVIDENCE
 from terminal.escape import printable
 
 PART = 1 << 17  # rows that a network scores at a time
@@ -57,15 +58,15 @@ class Model:
     Attributes
     ----------
     encoder : Encoder
-    function : Network
-        Scores the likeness of two functions.
-    structure : Network
-        Scores their likeness and what their surroundings say.
+    similarity : Network
+        Scores two functions by their measures, see `matching.candidates.MEASURES`.
+    neighbours : Network
+        Scores them by what the matches around them say, see `matching.evidence.EVIDENCE`.
     """
 
     encoder: Encoder
-    function: Network
-    structure: Network
+    similarity: Network
+    neighbours: Network
 
 
 MOST = 1e6  # weights that are further from 0 give scores that are no numbers
@@ -74,7 +75,7 @@ SCHEMA = {
     "encoder.idf": Numbers("f4", "V", most=MOST),
     "encoder.table": Numbers("f2", "V", "D"),
 }
-for _name, _inputs in (("function", MEASURES), ("structure", EVIDENCE)):
+for _name, _inputs in (("similarity", len(MEASURES)), ("neighbours", len(EVIDENCE))):
     SCHEMA |= {
         f"{_name}.mean": Numbers("f4", _inputs, most=MOST),
         f"{_name}.scale": Numbers("f4", _inputs, above=1 / MOST),
@@ -83,7 +84,7 @@ for _name, _inputs in (("function", MEASURES), ("structure", EVIDENCE)):
         f"{_name}.w2": Numbers("f4", f"hidden {_name}", most=MOST),
         f"{_name}.b2": Numbers("f4", 1, most=MOST),
     }
-PARTS = {"encoder": Encoder, "function": Network, "structure": Network}
+PARTS = {"encoder": Encoder, "similarity": Network, "neighbours": Network}
 
 
 def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:
@@ -96,9 +97,10 @@ def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:
     """
     try:
         arrays = safetensors.numpy.load_file(path)
-        inputs = [arrays[f"{name}.w1"].shape[1:] for name in ("function", "structure")]
-        if inputs != [(MEASURES,), (EVIDENCE,)]:
-            raise Damage(f"it measures other things than the {MEASURES} and {EVIDENCE} of today")
+        inputs = tuple(arrays[f"{name}.w1"].shape[1] for name in ("similarity", "neighbours"))
+        expected = len(MEASURES), len(EVIDENCE)
+        if inputs != expected:
+            raise Damage(f"its networks have {inputs} inputs, not {expected}")
         check_arrays(arrays, SCHEMA)
         if (np.diff(arrays["encoder.words"]) <= 0).any():
             raise Damage("'encoder.words' is not sorted")

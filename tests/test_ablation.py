@@ -14,10 +14,12 @@ from conftest import tiny_bert
 
 import models
 import utils
+from encoder.train_table import train_encoder
 from features.extract import extract_features
 from matching import blocks as matching_blocks
 from matching.candidates import MEASURES, Candidates
-from matching.train import Config, make_pair, train_encoder
+from matching.networks import MatchingConfig
+from matching.training_pairs import make_pair
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
@@ -30,7 +32,7 @@ SMALL = dict(zip(WORDS, [2, 512, 8, 20, 16, 2], strict=True))
 
 @pytest.fixture(scope="module")
 def cfg():
-    cfg = utils.read_config(Config, ROOT / "config/contrast.json")
+    cfg = utils.read_config(MatchingConfig, ROOT / "config/contrast.json")
     return dataclasses.replace(cfg, **SMALL)
 
 
@@ -42,14 +44,13 @@ def pair(analyses, cfg):
 
 
 def test_every_measure_but_sizes_is_left_out_somewhere():
-    groups = len(ablation.GROUPS)
-    assert set().union(*ablation.LEFT_OUT.values()) == {
-        i for i in range(MEASURES) if not groups <= i < groups + 8
-    }
-    named = [ablation.GROUPS[i] for i in ablation.columns(("number", "field"))]
-    assert ("number", "number") in named
-    assert ("number near", "number") in named
-    assert ("name", "name near") not in named
+    left_out = {MEASURES[i] for columns in ablation.LEFT_OUT.values() for i in columns}
+    sizes = {name for name in MEASURES if name.startswith(("difference of", "smaller number of"))}
+    assert len(sizes) == 8
+    assert left_out == set(MEASURES) - sizes
+    numbers = {MEASURES[i] for i in ablation.LEFT_OUT["no numbers, no fields"]}
+    assert {"cosine of number", "cosine of number near and number"} <= numbers
+    assert "cosine of name and name near" not in numbers
 
 
 def test_leaving_out_changes_a_copy(pair):
@@ -60,19 +61,19 @@ def test_leaving_out_changes_a_copy(pair):
     assert np.array_equal(np.delete(left.measures, [0, 3], 1), np.delete(before, [0, 3], 1))
 
 
-def test_what_is_not_heard_is_zero_and_the_rest_is_heard(pair):
+def test_evidence_that_is_left_out_is_zero_and_the_rest_is_as_before(pair):
     score = pair.candidates.measures[:, 0]
-    whole = pair.surroundings.evidence(pair.candidates, score, score)
-    for columns in ablation.NOT_HEARD.values():
-        deaf = ablation.Deaf(pair.surroundings, columns)
-        left = deaf.evidence(pair.candidates, score, score)
+    whole = pair.evidence.columns(pair.candidates, score, score)
+    for columns in ablation.NO_EVIDENCE.values():
+        less = ablation.WithoutColumns(pair.evidence, columns)
+        left = less.columns(pair.candidates, score, score)
         assert not left[:, columns].any()
         assert np.array_equal(np.delete(left, columns, 1), np.delete(whole, columns, 1))
-    shared = whole[:, ablation.NOT_HEARD["no shared variables"]]
+    shared = whole[:, ablation.NO_EVIDENCE["no shared variables"]]
     both_have_some = [code.shared.getnnz(1) > 0 for code in pair.codes]
     a, b = pair.candidates.a, pair.candidates.b
     assert np.array_equal(shared[:, 1], both_have_some[0][a] & both_have_some[1][b])
-    listed = whole[:, ablation.NOT_HEARD["no tables of pointers"]][:, 4]
+    listed = whole[:, ablation.NO_EVIDENCE["no tables of pointers"]][:, 4]
     in_table = [np.isin(np.arange(c.functions), c.tables.function) for c in pair.codes]
     assert np.array_equal(listed, in_table[0][a] & in_table[1][b])
 
@@ -101,10 +102,10 @@ def test_berts_measure_is_a_cosine_that_equal_texts_have_in_full(pair, bert):
     alike = dataclasses.replace(pair, codes=(pair.codes[0], pair.codes[0]))
     n = alike.codes[0].functions
     a, b = (x.ravel() for x in np.indices((n, n)))
-    measures = np.zeros((len(a), MEASURES), np.float32)
+    measures = np.zeros((len(a), len(MEASURES)), np.float32)
     alike.candidates = Candidates(a, b, (n, n), measures)
     ablation.with_bert("model.pt", 12, [alike], {})
-    assert alike.candidates.measures.shape[1] == MEASURES + 1
+    assert alike.candidates.measures.shape[1] == len(MEASURES) + 1
     cosine = alike.candidates.measures[:, -1].reshape(n, n)
     assert np.allclose(np.diag(cosine), 1, atol=1e-3)
     assert np.allclose(cosine, cosine.T, atol=1e-5)
@@ -130,7 +131,7 @@ def test_rows(builds, bert, tmp_path, capsys):
     )
     rows = capsys.readouterr().out.splitlines()[2:]
     names = [row.split(";")[0] for row in rows]
-    expected = [*ablation.LEFT_OUT, *ablation.NOT_HEARD, *ablation.QUARTERS]
+    expected = [*ablation.LEFT_OUT, *ablation.NO_EVIDENCE, *ablation.QUARTERS]
     expected += ["no surroundings", ablation.UNWEIGHED, "and BERT's states"]
     assert sorted(names) == sorted(expected)
     for row in rows:

@@ -37,9 +37,9 @@ from features.normalised import normal_line
 from features.tfidf import hashed, weigh
 from matching.anchors import read_anchors
 from matching.blocks import IDENTICAL_SIZE, _depths, _match, _within, match_blocks
-from matching.candidates import EVIDENCE, INLINED, MEASURES, OWN, SAME, Candidates, find_candidates
+from matching.candidates import INLINED, MEASURES, OWN, SAME, Candidates, find_candidates
 from matching.changes import CHANGED, IDENTICAL, ORDER, STATUS, compare
-from matching.evidence import Surroundings
+from matching.evidence import EVIDENCE, Evidence
 from matching.exports.records import as_csv
 from matching.exports.scripts import PIE_BASE, naming_script
 from matching.functions import Matches, assign, match_candidates, match_functions
@@ -353,9 +353,9 @@ def test_no_model(tmp_path, content):
 
 def test_a_model_that_measures_other_things(tmp_path, model):
     """Such as one that an earlier matching/train.py wrote."""
-    structure = dataclasses.replace(model.structure, w1=model.structure.w1[:, 1:])
-    write_model(dataclasses.replace(model, structure=structure), tmp_path / "m", {})
-    with pytest.raises(UserError, match="measures other things"):
+    cut = dataclasses.replace(model.neighbours, w1=model.neighbours.w1[:, 1:])
+    write_model(dataclasses.replace(model, neighbours=cut), tmp_path / "m", {})
+    with pytest.raises(UserError, match=r"networks have \(32, 30\) inputs, not \(32, 31\)"):
         read_model(tmp_path / "m")
 
 
@@ -415,10 +415,11 @@ def test_evidence_says_how_alike_matched_functions_are(codes, model):
     pairs = zip(candidates.a, candidates.b, strict=True)
     right = np.array([names[0][a] == names[1][b] for a, b in pairs])
     logit = np.where(right, 30, -30).astype(np.float32)
-    found = Surroundings(first, second).evidence(candidates, logit, logit)
-    assert found.shape == (len(right), EVIDENCE)
-    own = candidates.measures[:, :OWN]
-    distance, typical = np.split(found[:, 4 : 4 + 2 * OWN], 2, axis=1)
+    found = Evidence(first, second).columns(candidates, logit, logit)
+    assert found.shape == (len(right), len(EVIDENCE))
+    own = candidates.measures[:, [MEASURES.index(name) for name in OWN]]
+    distance = found[:, [EVIDENCE.index(f"{name}, less the typical") for name in OWN]]
+    typical = found[:, [EVIDENCE.index(f"typical {name}") for name in OWN]]
     assert np.allclose(typical, own[right].mean(0), atol=1e-4)
     assert np.allclose(distance + typical, own, atol=1e-6)
 
@@ -427,12 +428,12 @@ def test_of_functions_that_are_about_as_likely_the_same_code_matches(codes, mode
     code = codes["O2"]
     rng = np.random.default_rng(0)
     undecided = SimpleNamespace(
-        function=lambda measures: np.zeros(len(measures), np.float32),
-        structure=lambda evidence: rng.random(len(evidence), np.float32),
+        similarity=lambda measures: np.zeros(len(measures), np.float32),
+        neighbours=lambda evidence: rng.random(len(evidence), np.float32),
     )
     candidates = find_candidates(code, code, model.encoder)
     nothing_known = np.zeros(len(candidates.a), bool)
-    around = Surroundings(code, code)
+    around = Evidence(code, code)
     found = match_candidates(candidates, around, undecided, nothing_known, threshold=0)
     whole = [[code.forms[b] for b in inside] for inside in code.blocks]
     sizes = [sum(map(len, function)) for function in whole]
@@ -464,7 +465,7 @@ def test_what_likeness_calls_hopeless_matches_as_an_anchor_only(codes, model):
         return lambda inputs: np.full(len(inputs), score, np.float32)
 
     first, second = codes["O1"], codes["O2"]
-    unlike = dataclasses.replace(model, function=always(-20), structure=always(20))
+    unlike = dataclasses.replace(model, function=always(-20), neighbours=always(20))
     anchor = first.analysis.function_name.index("area"), second.analysis.function_name.index("kind")
     for anchors in (None, np.array([anchor])):
         found = match_functions(first, second, unlike, anchors)
@@ -510,7 +511,7 @@ def test_starting_imports_nothing_large():
 def test_measures_are_cosines(codes, model):
     first, second = codes["O0"], codes["O2"]
     found = find_candidates(first, second, model.encoder)
-    assert found.measures.shape == (len(found.a), MEASURES)
+    assert found.measures.shape == (len(found.a), len(MEASURES))
     for column, (one, other) in enumerate(SAME + INLINED):
         a, b = weigh(first.words[one], second.words[other])
         expected = (a @ b.T).toarray()[found.a, found.b]

@@ -15,31 +15,29 @@ from safetensors import safe_open
 import utils
 from binary.symbols import source_names
 from encoder.table import OFFSET, choose_words, known_words
+from encoder.train_table import train_encoder
 from features.extract import extract_features
 from matching.candidates import PLAUSIBLE, softmax_both_ways
 from matching.model import Model, read_model
-from matching.train import (
-    NONE,
-    UNKNOWN,
-    Config,
+from matching.networks import (
+    MatchingConfig,
     Perceptron,
     log_shares,
-    make_pair,
-    measure,
     plausible_part,
-    train_encoder,
-    train_likeness,
+    train_neighbours,
     train_network,
     train_networks,
-    train_structure,
+    train_similarity,
 )
+from matching.train import measure
+from matching.training_pairs import NONE, UNKNOWN, make_pair
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def cfg():
-    settings = utils.read_config(Config, ROOT / "config/contrast.json")
+    settings = utils.read_config(MatchingConfig, ROOT / "config/contrast.json")
     return dataclasses.replace(settings, words=4096, encoder_steps=60)
 
 
@@ -130,14 +128,14 @@ def test_a_pair_without_plausible_candidates(codes, fitted, cfg):
     """Its functions count as not found; the structure network learns from the others."""
     pair = make_pair("shapes", codes["O0"], codes["O2"], fitted)
     cfg = dataclasses.replace(cfg, n_epochs=1, networks=1, hidden=4)
-    likeness = train_likeness([pair], cfg)
+    likeness = train_similarity([pair], cfg)
     unlike = dataclasses.replace(likeness, b2=np.float32(-99))
     assert not len(plausible_part(pair, unlike).candidates.a)
     empty = dataclasses.replace(pair, candidates=pair.candidates.only(pair.candidates.a < 0))
     nowhere = np.full_like(pair.partner_a, UNKNOWN)
     empty.partner_a, empty.partner_b = nowhere, np.full_like(pair.partner_b, UNKNOWN)
-    structure = train_structure([empty, pair], likeness, cfg)
-    alone = train_structure([pair], likeness, cfg)
+    structure = train_neighbours([empty, pair], likeness, cfg)
+    alone = train_neighbours([pair], likeness, cfg)
     assert np.array_equal(structure.w1, alone.w1)
     model = Model(fitted, unlike, structure)
     assert measure([pair], model) == (0, 0)

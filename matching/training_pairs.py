@@ -1,0 +1,121 @@
+"""Pairs of builds to learn from: their candidates, and which of them symbols say are true."""
+
+import dataclasses
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+import utils
+from binary.analysis import Analysis, cache_file, load_analysis
+from binary.cache import analyse_all
+from binary.symbols import source_names
+from encoder.table import Encoder
+from encoder.train_table import loss_weights
+from features.extract import Features
+from jobs.processes import LIMITS
+from matching.candidates import Candidates, find_candidates
+from matching.evidence import Evidence
+
+UNKNOWN, NONE = -2, -1  # instead of a partner's candidate
+
+
+@dataclasses.dataclass
+class Pair:
+    """Two builds of a program and what is true of them.
+
+    Attributes
+    ----------
+    program : str
+    codes : (Features, Features)
+    candidates : Candidates
+    evidence : Evidence
+    partner_a : int64 (F,)
+        Of each function of the first build: the candidate that is its partner, NONE or UNKNOWN.
+    partner_b : int64 (G,)
+        Of each function of the second.
+    weight_a, weight_b : float32 (F,), (G,)
+    """
+
+    program: str
+    codes: tuple[Features, Features]
+    candidates: Candidates
+    evidence: Evidence
+    partner_a: np.ndarray
+    partner_b: np.ndarray
+    weight_a: np.ndarray
+    weight_b: np.ndarray
+
+
+def find_builds(
+    paths: list[str], output_dir: str, workers: int, limits: tuple[float, float] = LIMITS
+) -> tuple[dict[str, list[Analysis]], dict[str, str]]:
+    """Analyse all programs under ``paths`` that are there in two builds or more.
+
+    Equal files count once: two releases may hold one version.
+
+    Returns
+    -------
+    dict
+        Program -> its builds' analyses, in the order of the builds' names.
+    dict
+        File -> why it was skipped.
+    """
+    files = [f for path in paths for f in sorted(Path(path).glob("*/*")) if f.is_file()]
+    if not files:
+        raise utils.UserError(
+            f"no builds under {', '.join(paths)}; `python experiment_data/build_packages.py` makes "
+            "some"
+        )
+    binaries = [{"path": str(f), "sha256": utils.sha256_of(f), "program": f.name} for f in files]
+    binaries = list({(binary["program"], binary["sha256"]): binary for binary in binaries}.values())
+    times = Counter(binary["program"] for binary in binaries)
+    binaries = [binary for binary in binaries if times[binary["program"]] > 1]
+    skipped = analyse_all(binaries, output_dir, workers, limits)
+    builds: dict[str, list[Analysis]] = {}
+    for binary in binaries:
+        if binary["path"] not in skipped:
+            file = cache_file(output_dir, binary["sha256"])
+            builds.setdefault(binary["program"], []).append(load_analysis(file))
+    return builds, skipped
+
+
+def pairs_of(
+    program: str, codes: list[Features], fitted: Encoder, limit: int, seed: int
+) -> list[Pair]:
+    """Return ``limit`` pairs of a program's builds at most, every second one turned round."""
+    rng = np.random.default_rng(seed)
+    both = list(itertools.combinations(codes, 2))
+    chosen = sorted(rng.permutation(len(both))[:limit].tolist())
+    pairs = [both[i] if n % 2 else both[i][::-1] for n, i in enumerate(chosen)]
+    return [make_pair(program, *pair, fitted) for pair in pairs]
+
+
+def make_pair(program: str, first: Features, second: Features, fitted: Encoder) -> Pair:
+    """Find the candidates of two builds and which of them are true."""
+    candidates = find_candidates(first, second, fitted)
+    names = (
+        source_names(first.analysis),
+        source_names(second.analysis),
+    )
+    number = {pair: i for i, pair in enumerate(zip(candidates.a, candidates.b, strict=True))}
+    partners = []
+    for side in (0, 1):
+        # A part that the compiler split off (foo.part.0) may be the better partner of foo.
+        other = second if side == 0 else first
+        split = {n.split(".")[0] for n in other.analysis.function_name if "." in n}
+        where = {name: f for f, name in enumerate(names[1 - side]) if name}
+        found = []
+        for f, name in enumerate(names[side]):
+            if not name or (name not in where and name in split):
+                found.append(UNKNOWN)
+            elif name not in where:
+                found.append(NONE)
+            else:
+                pair = (f, where[name]) if side == 0 else (where[name], f)
+                found.append(number.get(pair, UNKNOWN))
+        partners.append(np.array(found, np.int64))
+    weights = [loss_weights(code) for code in (first, second)]
+    evidence = Evidence(first, second)
+    return Pair(program, (first, second), candidates, evidence, *partners, *weights)
