@@ -83,9 +83,14 @@ def train_encoder(programs: dict[str, list[Features]], cfg: TableConfig, what: s
     utils.set_seed(cfg.seed)
     rng = np.random.default_rng(cfg.seed)
     words, idf = choose_words(list(programs.values()), cfg.words)
-    if not len(words):
-        return Encoder(words, idf, np.zeros((0, cfg.dimensions), np.float16))
-    builds = {p: [Learner(code, words, idf) for code in programs[p]] for p in sorted(programs)}
+    builds = {}
+    for program in sorted(programs):
+        learners = [Learner(code, words, idf) for code in programs[program] if len(words)]
+        learners = [learner for learner in learners if learner.where]  # others are stripped
+        if len(learners) > 1:
+            builds[program] = learners
+    if not builds:
+        return Encoder(words[:0], idf[:0], np.zeros((0, cfg.dimensions), np.float16))
     table = (torch.randn(len(words), cfg.dimensions) / cfg.dimensions**0.5).requires_grad_()
     optimizer = torch.optim.Adam([table], cfg.encoder_lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -93,6 +98,8 @@ def train_encoder(programs: dict[str, list[Features]], cfg: TableConfig, what: s
     )
     for step in progress.bar(range(cfg.encoder_steps), desc=what):
         first, second, shared = choose_builds(builds, step % 2 == 1, rng)
+        if not shared:
+            continue
         shared = rng.permutation(shared)[: cfg.encoder_batch]
         sides = []
         for build in (first, second):
