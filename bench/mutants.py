@@ -400,7 +400,7 @@ def make_scores(folder: Path, _: Analysis) -> None:
                 for field in dataclasses.fields(matching_model.Network)
             }
         )
-        for name in ("function", "structure")
+        for name in ("similarity", "neighbours")
     ]
     words = (arrays[f"encoder.{name}"] for name in ("words", "idf", "table"))
     model = matching_model.Model(matching_model.Encoder(*words), *networks)
@@ -409,7 +409,7 @@ def make_scores(folder: Path, _: Analysis) -> None:
 
 def use_scores(folder: Path) -> None:
     model = matching_model.read_model(folder / "m.safetensors")
-    for network in (model.function, model.structure):
+    for network in (model.similarity, model.neighbours):
         if not np.isfinite(network(np.ones((2, len(network.mean)), np.float32))).all():
             raise AssertionError("the scores are not finite")
 

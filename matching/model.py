@@ -97,7 +97,8 @@ def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:
     """
     try:
         arrays = safetensors.numpy.load_file(path)
-        inputs = tuple(arrays[f"{name}.w1"].shape[1] for name in ("similarity", "neighbours"))
+        networks = ("similarity", "neighbours")
+        inputs = tuple(size for name in networks for size in arrays[f"{name}.w1"].shape[1:])
         expected = len(MEASURES), len(EVIDENCE)
         if inputs != expected:
             raise Damage(f"its networks have {inputs} inputs, not {expected}")
