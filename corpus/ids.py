@@ -163,7 +163,7 @@ def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: 
             sentence, document = array("q"), array("q")
             tokens.write(ids.astype(dtype).data)  # tofile does not say that a disk is full
             starts.write(marks.data)
-            borders |= int(marks.sum()) > np.count_nonzero(np.diff(offsets))
+            borders |= int(marks.sum()) > int(np.count_nonzero(np.diff(offsets)))
             for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
                 if start == end:
                     ended = True
