@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -260,3 +261,142 @@ def test_signatures_read_from_the_text_are_the_real_ones(script):
         real = getattr(module, function.__name__)
         assert str(inspect.signature(function)) == str(inspect.signature(real))
         assert function.__doc__ == real.__doc__
+
+
+TINY = """
+import sys, threading
+from typing import Annotated
+from pydantic import Field
+import utils
+from terminal.command_line import command_line
+
+def main(count: Annotated[int, Field(ge=1)] = 2, name: str = "x"):
+    '''Do it.'''
+    if name == "mistake":
+        raise utils.UserError("the name is a mistake; give another")
+    if name == "thread":
+        for error in (OSError(28, "No space left on device"), ZeroDivisionError("seen")):
+            thread = threading.Thread(target=fail, args=(error,))
+            thread.start()
+            thread.join()
+    if name == "bug":
+        raise ZeroDivisionError("ours")
+    if name == "stop":
+        raise KeyboardInterrupt
+    print(count, name)
+    return 3 if name == "three" else None
+
+def fail(error):
+    raise error
+
+def other(flag: bool = False):
+    print("other", flag)
+
+command_line(main, other=other)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "err"),
+    [
+        ([], 0, "2 x\n", ""),
+        (["--count", "5", "--name", "7"], 0, "5 7\n", ""),
+        (["other", "--flag"], 0, "other True\n", ""),
+        (["--name", "three"], 3, "2 three\n", ""),
+        (["--name", "mistake"], 1, "", "error: the name is a mistake; give another\n"),
+        (
+            ["--name", "stop"],
+            130,
+            "",
+            "interrupted; what was finished is kept, and the same command goes on\n",
+        ),
+        (
+            ["--count", "0"],
+            2,
+            "",
+            "error: --count 0: Input should be greater than or equal to 1 (--help says more)\n",
+        ),
+    ],
+)
+def test_command_line(arguments, code, out, err):
+    done = run_script(arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
+
+
+WAITING = """
+import os, sys, time
+from terminal.command_line import command_line
+
+def main(stubborn: bool = False):
+    try:
+        print("begins", flush=True)
+        time.sleep(60)
+    finally:
+        if stubborn:
+            print("cleans up", flush=True)
+            time.sleep(60)
+
+command_line(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_stopped_from_outside(number, stubborn):
+    """Ctrl-C and SIGTERM let a program clean up; a second one does not wait for that."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, *["--stubborn"] * stubborn],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == "begins\n"
+    process.send_signal(number)
+    if stubborn:
+        assert process.stdout.readline() == "cleans up\n"
+        process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == (-number if stubborn else 130)
+    assert error == "" if stubborn else error.startswith("interrupted; ")
+
+
+def test_output_into_a_full_file(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", TINY], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write the output: the disk is full")
+    assert done.stderr.count("\n") == 1
+
+
+def test_command_line_keeps_the_traceback_of_our_own_mistakes():
+    done = run_script(["--name", "bug"])
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_full_disk_is_not_told_by_a_thread_too():
+    done = run_script(["--name", "thread"])
+    assert done.returncode == 0
+    assert "No space" not in done.stderr
+    assert "ZeroDivisionError: seen" in done.stderr
+
+
+def test_command_line_refuses_an_unknown_flag_before_anything_runs():
+    done = run_script(["--nmae", "y"])
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "nmae" in done.stderr
+
+
+def run_script(arguments):
+    return subprocess.run(
+        [sys.executable, "-c", TINY, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
