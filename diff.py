@@ -65,6 +65,7 @@ def main(
     min_score: Annotated[float, Field(ge=0, le=1)] = MIN_SCORE,
     fail_on: Literal["changed", "unmatched"] | None = None,
     top: Annotated[int, Field(ge=0)] = 10,
+    arch: str | None = None,
     outputDir: str = outputDir,
     workers: PositiveInt = workers,
     time_limit: Limit = TIME_LIMIT,
@@ -108,6 +109,9 @@ def main(
         where one is in one binary alone (unmatched).
     top : int
         How many changed functions are printed.
+    arch : str
+        Processor whose slice of a universal (macOS) file is compared, such as aarch64 or x86_64.
+        Without it, the one that the other file is for.
     outputDir : str
         Where analysed binaries are cached.
     workers : int
@@ -127,7 +131,7 @@ def main(
     for name in export_names((old, new)) if binexport else []:
         utils.check_outputs({"binexport": Path(binexport, f"{name}.BinExport")}, inputs)
     model = read_model(model_file)
-    codes = read_binaries((old, new), outputDir, workers, (time_limit, memory_limit))
+    codes = read_binaries((old, new), outputDir, workers, (time_limit, memory_limit), arch)
     with limited_memory(memory_limit, f"comparing {old} with {new}"):
         known = read_anchors(anchors, codes) if anchors else None
         progress.notice("comparing ...")
@@ -217,6 +221,9 @@ def summary(
         counts = f"{code.functions:,} functions, {code.analysis.code_blocks:,} blocks"
         room = width and width - len(f"{which}  : {counts}")
         print(f"{which}  {fit(relative(path), room)}: {counts}")
+        sources = code.analysis.start_sources()
+        said = ", ".join(f"{name} {n:,}" for name, n in sources.items())
+        print(f"     where they begin is said by: {said}")
     for status, name in enumerate(STATUS):
         print(f"{sum(row['status'] == status for row in diff.functions):6,} functions {name}")
     n = len(diff.blocks.a)

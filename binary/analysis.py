@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ SOURCES = (
     ".eh_frame",
     ".pdata",
     "LC_FUNCTION_STARTS",
+    "__unwind_info",
     "Go's pclntab",
     ".opd",
     ".pdr",
@@ -193,6 +195,15 @@ class Analysis:
     def processor(self) -> str:
         """LLVM's name of the processor."""
         return list(ARCHITECTURES)[self.processor_number[0]]
+
+    def start_sources(self) -> dict[str, int]:
+        """Return what says that functions begin where they do, and of how many it does."""
+        source = dict(zip(self.start_address.tolist(), self.start_source.tolist(), strict=True))
+        entries = self.function_address[: self.code_functions].tolist()
+        found = Counter(source.get(address, PART) for address in entries)
+        names = {number: SOURCES[number] for number in sorted(found)}
+        names[PART] = "the code itself"
+        return {name: found[number] for number, name in names.items() if found[number]}
 
     @property
     def architecture(self) -> Architecture:

@@ -23,6 +23,8 @@ class Architecture:
     ----------
     branch, call, jump : patterns
         Mnemonics of all instructions that branch or return, of calls, and of jumps to one address.
+    indirect : pattern
+        Jumps through a register or a word in memory.
     trap : pattern
         Mnemonics of instructions that end the program.
     idle : pattern
@@ -47,6 +49,7 @@ class Architecture:
     branch: re.Pattern[str]
     call: re.Pattern[str]
     jump: re.Pattern[str]
+    indirect: re.Pattern[str]
     trap: re.Pattern[str]
     idle: re.Pattern[str]
     field: re.Pattern[bytes]
@@ -79,6 +82,7 @@ _X86 = Architecture(
     branch=_mnemonics(r"(?:(?:bnd|notrack) )*(?:l?call|l?jmp|j\w+|loop\w*|i?ret\w*)"),
     call=_mnemonics(r"(?:(?:bnd|notrack) )*l?call"),
     jump=_jumps(r"(?:bnd )?jmp"),
+    indirect=re.compile(r"(?:(?:bnd|notrack) )*jmp (?:\w+ ptr|r|e)"),
     trap=_mnemonics("hlt|ud[012]|int3"),
     idle=re.compile(
         r"(?:\w+ )*nop\b|endbr|int3$|xchg (r?)ax, \1ax$|mov (r\w+), \2$"
@@ -100,6 +104,7 @@ _ARM = Architecture(
     branch=_mnemonics(rf"b(?:l|x|lx|xj)?{_CONDITION}?(?:\.w)?|cbn?z|tb[bh]"),
     call=_mnemonics(rf"blx?{_CONDITION}?(?:\.w)?"),
     jump=_jumps(r"b(?:\.w)?"),
+    indirect=re.compile(r"bx |ldr(?:\.w)? pc,|(?:pop|ldm).*pc|mov pc,"),
     trap=_mnemonics(r"udf(?:\.w)?|bkpt"),
     idle=_mnemonics(r"nop(?:\.w)?|hint|mov (\w+), \1"),
     field=_ARM_FIELD,
@@ -112,6 +117,7 @@ _AARCH64 = dataclasses.replace(
     branch=_mnemonics(r"bl?r?(?:a[ab]z?)?|bc?\.\w+|[ct]bn?z|ret\w*"),
     call=_mnemonics(r"blr?(?:a[ab]z?)?"),
     jump=_jumps("b"),
+    indirect=re.compile(r"br"),
     trap=_mnemonics("udf|brk|hlt"),
     idle=_mnemonics("nop|hint|bti"),
     frame=frozenset({b"sp", b"x29"}),
@@ -123,6 +129,7 @@ _MIPS = Architecture(
     ),
     call=_mnemonics(r"balc?|b\w+al[cl]?|jal\w*(?:\.hb)?|jialc"),
     jump=_jumps("b|bc|j"),
+    indirect=re.compile(r"jr "),
     trap=_mnemonics("break|sdbbp"),
     idle=_mnemonics("s?nop|ssnop"),
     field=_RISC_FIELD,
@@ -134,6 +141,7 @@ _POWERPC = Architecture(
     branch=_mnemonics(r"b(?!rinc|permd|cd)\w*[+-]?"),
     call=_mnemonics(r"b\w*l[+-]?|bla"),
     jump=_jumps("b"),
+    indirect=re.compile(r"bctr$"),
     trap=_mnemonics("trap"),
     idle=_mnemonics("nop"),
     field=_RISC_FIELD,
@@ -144,6 +152,7 @@ _RISCV = Architecture(
     branch=_mnemonics(r"(?:c\.)?(?:b(?:eq|ne|lt|ge|gt|le)\w*|j\w*|ret)"),
     call=re.compile(r"c\.jalr? |jalr? (?!zero)"),
     jump=_jumps(r"(?:c\.)?j|jalr zero, \w+,"),
+    indirect=re.compile(r"(?:c\.)?jr |jalr "),
     trap=_mnemonics(r"(?:c\.)?ebreak|(?:c\.)?unimp"),
     idle=_mnemonics(r"(?:c\.)?nop"),
     field=_RISC_FIELD,
@@ -154,6 +163,7 @@ _S390X = Architecture(
     branch=_mnemonics(r"j\w*|b\w*|cl?g?[ir]j\w*"),
     call=_mnemonics(r"brasl?|basr?|balr?|jasl?"),
     jump=_jumps("jg?"),
+    indirect=re.compile(r"br "),
     trap=_mnemonics("trap"),
     idle=_mnemonics(r"nopr?|jgnop|bcr? 0,|brcl 0,"),
     field=_RISC_FIELD,

@@ -38,6 +38,13 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
     beginning[1:][known_range[1:] != known_range[:-1]] = 1
     is_start = analysis.start_source != PART
     certain = np.isin(address, analysis.start_address[is_start].astype(np.int64))
+    # What nothing but data points at is a function: an entry of a table, such as of methods.
+    source, target = analysis.edges.T
+    pointed = np.zeros(n, bool)
+    pointed[analysis.pointer_block] = True
+    pointed[target[target < n]] = False
+    pointed &= (known_range < 0) & (address % ALIGNMENT == 0)
+    certain |= pointed
     beginning[certain] = 1
     keys = np.stack([np.cumsum(beginning), np.where(known_range < 0, angr, -1)], 1)
     _, head, stretch = np.unique(keys, axis=0, return_index=True, return_inverse=True)
@@ -45,7 +52,6 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
     is_head = np.zeros(n, bool)
     is_head[head] = True
 
-    source, target = analysis.edges.T
     inside = (source < n) & (target < n)
     called = np.zeros(n, bool)
     called[analysis.taken_block] = True

@@ -8,12 +8,15 @@ from pathlib import Path
 import utils
 from binary.analysis import analysis_settings, cache_file, save_analysis
 from binary.disassemble import analyse, rare_collections
+from binary.formats import choose_slice, processors, slices
 from jobs.processes import LIMITS
 from jobs.run import run_all
 from terminal import progress
 
 LOADING = 6  # seconds that importing angr takes
 BYTES_A_SECOND = 60_000  # that one process analyses, of files of coreutils with debug information
+
+HEADER = 4096  # bytes that tell what a file is
 
 
 def analyse_all(
@@ -102,3 +105,44 @@ def analyse_one(file: str, cache_file: Path) -> None:
     except Exception as error:  # a hostile file may fail anywhere; it costs itself only
         raise utils.UserError(f"{file}: {type(error).__name__} in the analysis: {error}") from error
     save_analysis(analysis, cache_file)
+
+
+def take_slices(paths: Sequence[str], output_dir: str, arch: str | None) -> tuple[str, ...]:
+    """Return the files to analyse: a universal file's slice, written to ``output_dir``.
+
+    Parameters
+    ----------
+    arch : str, optional
+        The slice's processor; without it, the one that all other files are for.
+
+    Raises
+    ------
+    UserError
+        A universal file has no such slice, or several would do.
+    """
+    contents = {path: _beginning(path) for path in paths}
+    universal = {path for path, content in contents.items() if slices(content)}
+    taken = []
+    for path in paths:
+        if path not in universal:
+            taken.append(path)
+            continue
+        others = [processors(contents[other]) for other in paths if other != path]
+        common = set.intersection(*map(set, others)) if others else set()
+        content = Path(path).read_bytes()
+        name = choose_slice(path, content, arch, sorted(common))
+        offset, size = slices(content)[name]
+        file = Path(output_dir) / f"{Path(path).name}.{name}"
+        with utils.atomic_file(file, "wb") as out:
+            out.write(content[offset : offset + size])
+        print(f"{path}: the slice for {name} of {', '.join(slices(content))}")
+        taken.append(str(file))
+    return tuple(taken)
+
+
+def _beginning(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEADER)
+    except OSError:
+        return b""  # whoever analyses it says why

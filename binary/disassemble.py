@@ -17,9 +17,11 @@ from sortedcontainers import SortedKeyList
 import utils
 from binary.addresses import PLACE, SLOT, Finder
 from binary.analysis import CALL, JUMP, PART, STEP_OVER, Analysis
+from binary.angr_gaps import fill_gaps
 from binary.architectures import ARCHITECTURES, architecture_of, processor_of
 from binary.binexport import SUFFIX, read_binexport
 from binary.boundaries import mend_boundaries
+from binary.formats import processors, refuse
 from binary.imports import calls_through_slots, is_stub, name_imports, slots
 from binary.instructions import (
     Operand,
@@ -38,8 +40,7 @@ from binary.references import (
     made_addresses,
     places,
 )
-from binary.relocations import add_relocations
-from binary.starts import is_thumb, read_starts
+from binary.starts import go_functions, is_code, is_thumb, read_starts
 
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -78,18 +79,20 @@ def analyse(
     # Else angr writes beside the binary. Version 10 reads the variable, 9 at its import only.
     os.environ["RTDB_BASE"] = rtdb.RTDB_BASEDIR = str(scratch or tempfile.gettempdir())
 
-    add_relocations()
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        raise utils.UserError(f"{path} is empty")
+    fill_gaps()
     no_executable = utils.UserError(f"{path} is no executable that angr reads (ELF, PE, Mach-O)")
     try:
-        known = {key: n for key, n in IN_MEMORY.items() if key in angr.project.CACHE_CONFIG_KEYS}
         content = Path(path).read_bytes()
-        project = angr.Project(str(path), auto_load_libs=False, cache_limits=known)
-    except cle.CLECompatibilityError as error:
-        raise no_executable from error
     except OSError as error:
         raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
+    refuse(path, content)
+    try:
+        known = {key: n for key, n in IN_MEMORY.items() if key in angr.project.CACHE_CONFIG_KEYS}
+        project = angr.Project(str(path), auto_load_libs=False, cache_limits=known)
+    except cle.CLECompatibilityError as error:
+        if processors(content):  # a header that cle knows, too
+            raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
+        raise no_executable from error
     except Exception as error:  # a broken header can fail anywhere inside the loader
         raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
     if isinstance(project.loader.main_object, cle.Blob):
@@ -142,6 +145,8 @@ def _exchange_symbols(project, starts) -> tuple[dict[int, str], dict[str, int]]:
     names: dict[int, str] = {}
     for symbol in symbols:
         names.setdefault(symbol.rebased_addr, symbol.name)
+    for function in go_functions(project):  # which stripping leaves there
+        names.setdefault(function.address, function.name)
     imported = [symbol for symbol in binary.symbols if symbol.is_import]
     binary.symbols = SortedKeyList(imported, key=lambda symbol: symbol.relative_addr)
     _show_starts(project, [start.address for start in starts if start.source != PART])
@@ -163,7 +168,8 @@ def _recover(project):
     """Return angr's graph; on 32-bit ARM once more, with the functions that only pools name."""
     import angr
 
-    cfg = project.analyses.CFGFast(normalize=True)
+    segments = not len(project.loader.main_object.sections)  # where section headers are cut off
+    cfg = project.analyses.CFGFast(normalize=True, force_segment=segments)
     if not architecture_of(project.arch).pools:
         return cfg
     taken: set[int] = set()
@@ -176,13 +182,12 @@ def _recover(project):
         return cfg
     _show_starts(project, missed)
     project.kb = angr.KnowledgeBase(project)
-    return project.analyses.CFGFast(normalize=True)
+    return project.analyses.CFGFast(normalize=True, force_segment=segments)
 
 
 def _begins(project, address: int) -> bool:
     """Whether ARM or Thumb code may begin at an address."""
-    section = project.loader.main_object.find_section_containing(address & ~1)
-    if section is None or not section.is_executable or is_stub(project.loader.main_object, address):
+    if not is_code(project.loader.main_object, address):
         return False
     code = project.loader.memory.load(address & ~1, 16)
     return address & 1 == is_thumb(code) and (address & 1 or address % 4 == 0)

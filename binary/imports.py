@@ -5,9 +5,8 @@ import re
 from binary.addresses import PLACE, SLOT, Finder
 from binary.architectures import architecture_of
 from binary.instructions import read_instructions
+from binary.starts import STUBS
 
-# Sections of code that only leads to imports.
-STUBS = (".plt", ".iplt", ".glink", ".MIPS.stubs", "__stubs", "__auth_stubs", "__stub_helper")
 LONGEST_STUB = 8  # instructions
 POWERPC_SLOT = re.compile(
     r"(?:addis r11, r30, (-?\w+)\n)?lwz r11, (-?\w+)\(r(?:30|11)\)\nmtctr r11\nbctr"
@@ -69,8 +68,9 @@ def _may_be_stub(project, node, own: set[int]) -> bool:
         return False
     if is_stub(project.loader.main_object, node.addr):
         return True
-    # PowerPC's linkers put stubs between the functions.
-    return project.arch.name.startswith("PPC") and len(node.instruction_addrs) <= LONGEST_STUB
+    # PowerPC's linkers put stubs between the functions; without sections they may be anywhere.
+    anywhere = project.arch.name.startswith("PPC") or not len(project.loader.main_object.sections)
+    return anywhere and len(node.instruction_addrs) <= LONGEST_STUB
 
 
 def _name_stubs(project, nodes: dict) -> dict:
@@ -93,7 +93,7 @@ def _name_stubs(project, nodes: dict) -> dict:
                 places = [base + offset for base in bases if base + offset in imported]
                 if places:
                     found[node] = imported[places[0]]
-    jump = re.compile("bctr") if project.arch.name.startswith("PPC") else architecture.branch
+    jump = architecture.indirect
     return {node: name for node, name in found.items() if jump.match(nodes[node][-1].line)}
 
 

@@ -66,9 +66,17 @@ def _word(project, address: int) -> int | None:
         return None
 
 
+def _region(project, address: int):
+    """Return the section that an address is in; without section headers, the segment."""
+    binary = project.loader.main_object
+    if len(binary.sections):
+        return binary.find_section_containing(address)
+    return binary.find_segment_containing(address)
+
+
 def literal_at(project, address: int) -> bytes | None:
     """Return the printable text at an address of constant data up to its NUL, or None."""
-    section = project.loader.find_section_containing(address)
+    section = _region(project, address)
     if section is None or section.is_writable or section.is_executable:
         return None
     content = project.loader.memory.load(address, min(MAX_LITERAL, section.max_addr - address + 1))
@@ -90,7 +98,7 @@ def places(project, instruction, operands, loaded) -> set[int]:
 
 def is_variable(project, address: int, literals: dict[int, bytes]) -> bool:
     """Whether there is data at the address, and no text."""
-    section = project.loader.main_object.find_section_containing(address)
+    section = _region(project, address)
     if section is None or not _holds_data(section):
         return False
     return address not in literals and literal_at(project, address) is None
@@ -136,7 +144,7 @@ def data_sections(
             continue
         constant = not region.is_writable
         content = b""
-        if not region.only_contains_uninitialized_data:
+        if not getattr(region, "only_contains_uninitialized_data", False):  # segments lack it
             try:
                 content = project.loader.memory.load(region.vaddr, region.memsize)
             except (KeyError, ValueError):  # not in the file

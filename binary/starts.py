@@ -30,6 +30,9 @@ DW_CFA_NOP = 0x00
 # What moves on to the next place in the code: set_loc, advance_loc1, 2, 4, MIPS_advance_loc8.
 ADVANCES = {0x01, 0x02, 0x03, 0x04, 0x1D, *range(0x40, 0x80)}
 ARRAYS = ("INIT_ARRAY", "FINI_ARRAY", "PREINIT_ARRAY")
+COMPRESSED_PAGE = 3  # of Mach-O's table for unwinding
+# Sections of code that only leads to imports.
+STUBS = (".plt", ".iplt", ".glink", ".MIPS.stubs", "__stubs", "__auth_stubs", "__stub_helper")
 UNWIND_CHAINED = 4  # flag of UNWIND_INFO on x64: the function's own entry is another one
 FRAGMENT = 2  # packed unwind data of a part, on AArch64
 GO_MAGIC = re.compile(
@@ -80,7 +83,7 @@ def read_starts(project, content: bytes) -> list[Start]:
         try:
             for address, end, source in starts:
                 start = Start(address + shift, end and end + shift, SOURCES.index(source))
-                if _is_code(binary, start.address):
+                if is_code(binary, start.address):
                     known = found.get(start.address, start)
                     best = min(known, start, key=lambda s: s.source)
                     found[start.address] = best._replace(end=best.end or known.end or start.end)
@@ -104,14 +107,18 @@ def read_starts(project, content: bytes) -> list[Start]:
             note(reader(pe, project))
     elif isinstance(binary, cle.MachO):
         note(((a, 0, "LC_FUNCTION_STARTS") for a in binary.lc_function_starts or []), shift)
+        exports = binary.exports_by_name.values()
+        note((binary.mapped_base + a, 0, "exported symbols") for _, a in exports)
+        note(_compact_unwinding(binary, project))
     note((f.address, f.end, "Go's pclntab") for f in go_functions(project))
     return _without_overlaps(sorted(found.values()))
 
 
-def _is_code(binary, address: int) -> bool:
+def is_code(binary, address: int) -> bool:
+    """Whether an address lies in a section of code, or a segment of it if there are no sections."""
     section = binary.find_section_containing(address & ~1)
     if section is not None:
-        return section.is_executable and not section.name.startswith((".plt", ".iplt"))
+        return section.is_executable and not section.name.startswith(STUBS)
     segment = binary.find_segment_containing(address & ~1)
     return segment is not None and segment.is_executable
 
@@ -318,6 +325,27 @@ def _as_mapped(project, address: int) -> int:
 
 
 PE_READERS = (_runtime_functions, _callbacks, _guarded)
+
+
+def _compact_unwinding(binary, project) -> Iterator[Found]:
+    """Yield the starts in Mach-O's table for unwinding; it has one for several functions alike.
+
+    Its layout is that of Apple's mach-o/compact_unwind_encoding.h: an index of pages, each with
+    the functions themselves, or with their distances from the page's first one in 24 bits.
+    """
+    section = next(s for s in binary.sections if s.name == "__unwind_info")
+    data = project.loader.memory.load(section.vaddr, section.memsize)
+    index, count = struct.unpack_from("<2I", data, 20)
+    for i in range(count - 1):  # the last one is the end
+        first, page, _ = struct.unpack_from("<3I", data, index + 12 * i)
+        kind, entries, number = struct.unpack_from("<I2H", data, page)
+        for entry in range(number):
+            if kind == COMPRESSED_PAGE:
+                (word,) = struct.unpack_from("<I", data, page + entries + 4 * entry)
+                start = first + (word & 0xFFFFFF)
+            else:
+                (start,) = struct.unpack_from("<I", data, page + entries + 8 * entry)
+            yield binary.mapped_base + start, 0, "__unwind_info"
 
 
 class GoFunction(NamedTuple):

@@ -16,7 +16,7 @@ import scipy.sparse
 
 from binary.analysis import STEP_OVER, Analysis, load_analysis
 from binary.architectures import Architecture
-from binary.cache import analyse_files
+from binary.cache import analyse_files, take_slices
 from binary.instructions import literal_words
 from binary.shared_data import Tables, pointer_labels, read_tables, shared_variables
 from features.normalised import normal_forms
@@ -241,14 +241,19 @@ def read_binaries(
     output_dir: str,
     workers: int,
     limits: tuple[float, float] = LIMITS,
+    arch: str | None = None,
 ) -> tuple[Features, ...]:
     """Analyse binaries, or take their analyses from the cache.
+
+    Of a universal file one slice is taken: that of the processor ``arch``, or that which the other
+    files are for.
 
     Raises
     ------
     UserError
         One cannot be analysed; the others are not analysed then.
     """
+    paths = take_slices(paths, output_dir, arch)
     found, _ = analyse_files(paths, output_dir, workers, limits, all_or_none=True)
     with limited_memory(limits[1], f"extracting the features of {' and '.join(paths)}"):
         return tuple(extract_features(load_analysis(found[path])) for path in paths)

@@ -1,0 +1,146 @@
+"""What kind of file it is, before angr reads it: what is refused, and which part is taken.
+
+>>> processors(b"\\x7fELF" + b"\\2\\1" + bytes(12) + b"\\x3e\\0")
+['x86_64']
+"""
+
+import re
+import struct
+
+from utils import UserError
+
+UNPACK_FIRST = {  # how a file begins -> what it is
+    b"!<thin>\n": "a thin archive: compare the object files that it names",
+    b"\x1f\x8b": "compressed with gzip: unpack it first",
+    b"\xfd7zXZ\0": "compressed with xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it first",
+    b"BZh": "compressed with bzip2: unpack it first",
+    b"PK\3\4": "a zip archive: unpack it first",
+    b"BC\xc0\xde": "LLVM bitcode, not machine code: compile it first",
+    b"\xde\xc0\x17\x0b": "LLVM bitcode, not machine code: compile it first",
+    b"\0asm": "WebAssembly, which angr does not read",
+    b"dex\n": "Android bytecode, which angr does not read",
+}
+PACKER = re.compile(rb"UPX!|UPX0\0")
+PACKER_WITHIN = 1024  # bytes from the beginning
+ARCHIVE = b"!<arch>\n"
+ARCHIVE_HEADER = 60  # bytes of a member's header, the size in characters 48 to 57
+# Mach-O: the magic of files with several slices, and how each slice's entry is laid out.
+UNIVERSAL = {b"\xca\xfe\xba\xbe": ">5I", b"\xca\xfe\xba\xbf": ">2I2Q2I"}
+MANY_SLICES = 32  # Java's classes begin alike, with a version of 45 and more in that place
+MACHO = (b"\xcf\xfa\xed\xfe", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xce")
+OF_MACHO = {
+    **{7: "i386", 0x01000007: "x86_64", 12: "arm", 0x0100000C: "aarch64"},
+    **{18: "powerpc", 0x01000012: "powerpc64"},
+}
+OF_PE = {0x14C: "i386", 0x8664: "x86_64", 0xAA64: "aarch64", 0x1C0: "arm", 0x1C4: "arm"}
+OF_ELF = {  # machine -> names with little-endian and big-endian data, of 32 and of 64 bits
+    3: ("i386", "", "", ""),
+    62: ("", "", "x86_64", ""),
+    40: ("arm", "armeb", "", ""),
+    183: ("", "", "aarch64", "aarch64_be"),
+    8: ("mipsel", "mips", "mips64el", "mips64"),
+    20: ("", "powerpc", "", ""),
+    21: ("", "", "powerpc64le", "powerpc64"),
+    243: ("", "", "riscv64", ""),
+    22: ("", "", "", "s390x"),
+}
+ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "x86-64": "x86_64", "x86": "i386", "i686": "i386"}
+
+
+def slices(content: bytes) -> dict[str, tuple[int, int]]:
+    """Return processor -> (offset, size) of the slices of a universal file; else {}."""
+    form = UNIVERSAL.get(content[:4])
+    if form is None or len(content) < 8:
+        return {}
+    (count,) = struct.unpack_from(">I", content, 4)
+    size = struct.calcsize(form)
+    if not 0 < count < MANY_SLICES or len(content) < 8 + count * size:
+        return {}
+    found = {}
+    for i in range(count):
+        kind, _, offset, length, *_ = struct.unpack_from(form, content, 8 + i * size)
+        found.setdefault(OF_MACHO.get(kind, f"processor {kind:#x}"), (offset, length))
+    return found
+
+
+def processors(content: bytes) -> list[str]:
+    """Return the names of the processors that a file holds code for; [] if it is not known."""
+    if content[:4] == b"\x7fELF" and len(content) >= 20:
+        order = ">" if content[5] == 2 else "<"
+        (machine,) = struct.unpack_from(f"{order}H", content, 18)
+        name = OF_ELF.get(machine, ("",) * 4)[2 * (content[4] == 2) + (order == ">")]
+        return [name] if name else []
+    if content[:4] in MACHO and len(content) >= 8:
+        order = "<" if content[3] == 0xFE else ">"
+        name = OF_MACHO.get(struct.unpack_from(f"{order}I", content, 4)[0])
+        return [name] if name else []
+    if content[:2] == b"MZ" and len(content) >= 64:
+        (place,) = struct.unpack_from("<I", content, 60)
+        if content[place : place + 4] == b"PE\0\0" and len(content) >= place + 6:
+            name = OF_PE.get(struct.unpack_from("<H", content, place + 4)[0])
+            return [name] if name else []
+    return list(slices(content))
+
+
+def refuse(path: object, content: bytes) -> None:
+    """Refuse what is no single program, with the reason and what to do.
+
+    Raises
+    ------
+    UserError
+    """
+    if not content:
+        raise UserError(f"{path} is empty")
+    for magic, what in UNPACK_FIRST.items():
+        if content.startswith(magic):
+            raise UserError(f"{path} is {what}")
+    if content.startswith(ARCHIVE):
+        raise UserError(
+            f"{path} is a static archive of {_members(content)} files: unpack it (ar x) and "
+            "compare them one by one"
+        )
+    if parts := slices(content):
+        raise UserError(
+            f"{path} is a universal file for {' and '.join(parts)}: choose one with --arch"
+        )
+    if PACKER.search(content[:PACKER_WITHIN]):
+        raise UserError(f"{path} is packed with UPX: unpack it first (upx -d)")
+
+
+def _members(content: bytes) -> int:
+    """Count the files in an archive, without its indexes."""
+    place, count = len(ARCHIVE), 0
+    while place + ARCHIVE_HEADER <= len(content):
+        name, size = content[place : place + 16], content[place + 48 : place + 58].strip()
+        if not size.isdigit():
+            break
+        indexes = (b"/ ", b"// ", b"/SYM64/", b"__.SYMDEF", b"#1/")
+        count += not name.startswith(indexes[:4])
+        place += ARCHIVE_HEADER + int(size) + int(size) % 2
+    return count
+
+
+def choose_slice(path: object, content: bytes, arch: str | None, other: list[str]) -> str:
+    """Return which slice of a universal file is compared.
+
+    Parameters
+    ----------
+    arch : str, optional
+        The one that is asked for.
+    other : list of str
+        Processors of the other file.
+
+    Raises
+    ------
+    UserError
+        There is no such slice, or several would do.
+    """
+    names = list(slices(content))
+    wanted = ALIASES.get(arch, arch) if arch else None
+    if wanted is not None and wanted not in names:
+        raise UserError(f"{path} has no slice for {arch}; it has {', '.join(names)}")
+    fitting = [wanted] if wanted else [name for name in names if name in other] or names
+    if len(fitting) > 1:
+        raise UserError(f"{path} is for {' and '.join(fitting)}: choose one with --arch")
+    return fitting[0]

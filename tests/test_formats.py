@@ -1,0 +1,236 @@
+"""Formats: object files, Windows, macOS, universal files, no section headers, what is refused."""
+
+import gzip
+import json
+import re
+import struct
+import subprocess
+
+import numpy as np
+import pefile
+import pytest
+from conftest import run_script
+from elftools.elf.elffile import ELFFile
+from test_processors import SOURCE, STRINGS, zig
+
+from binary.analysis import SOURCES
+from binary.disassemble import analyse
+from binary.formats import processors, slices
+from binary.starts import is_thumb
+from utils import UserError
+
+# Without imports: Windows and macOS need no libraries then.
+BARE = (
+    SOURCE.replace(
+        "extern int puts(const char *);", "static int puts(const char *s) { return *s; }"
+    )
+    .replace("extern void abort(void) __attribute__((noreturn));", "static void abort(void) {}")
+    .replace(
+        "extern void *malloc(size);", "static char h[9]; static void *malloc(size n) { return h; }"
+    )
+    .replace("extern int limit;", "int limit = 7; int _fltused;")
+    .replace('visibility("default")', "PUBLIC")
+)
+PUBLIC = {"scale", "count", "kind", "copy", "recurse", "choose", "start"}
+WINDOWS = {
+    "x86_64": "x86_64-windows-gnu",
+    "aarch64": "aarch64-windows-gnu",
+    "i386": "x86-windows-gnu",
+}
+MACOS = {"x86_64": "x86_64-macos", "aarch64": "aarch64-macos"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("formats")
+    (folder / "bare.c").write_text(BARE)
+    (folder / "tiny.c").write_text(SOURCE)
+    for name, target in WINDOWS.items():
+        flags = ["-O1", "-fno-builtin", "-DPUBLIC=dllexport", "-shared", "-nostdlib"]
+        zig(target, *flags, "-Wl,--entry=start", folder / "bare.c", "-o", folder / f"{name}.dll")
+    for name, target in MACOS.items():
+        flags = ["-O1", "-fno-builtin", '-DPUBLIC=visibility("default")', "-shared"]
+        zig(target, *flags, folder / "bare.c", "-o", folder / f"{name}.dylib")
+    files = [(folder / f"{name}.dylib").read_bytes() for name in MACOS]
+    (folder / "universal.dylib").write_bytes(universal(*files))
+    flags = ["-O1", "-nostdlib", "-fPIC", folder / "tiny.c", "-o"]
+    zig("x86_64-linux-gnu", "-shared", *flags, folder / "tiny.so")
+    zig("x86_64-linux-gnu", "-c", *flags, folder / "tiny.o")
+    return folder
+
+
+def universal(x86: bytes, arm: bytes) -> bytes:
+    """Make a universal file by hand, as lipo does."""
+    first = 1 << 14
+    second = first + -(-len(x86) // first) * first
+    header = struct.pack(">2I", 0xCAFEBABE, 2)
+    header += struct.pack(">5I", 0x01000007, 3, first, len(x86), 14)
+    header += struct.pack(">5I", 0x0100000C, 0, second, len(arm), 14)
+    return (header.ljust(first, b"\0") + x86).ljust(second, b"\0") + arm
+
+
+def names(analysis) -> dict[str, int]:
+    addresses = analysis.function_address[: analysis.code_functions].tolist()
+    return dict(zip(analysis.function_name, addresses, strict=False))
+
+
+@pytest.mark.parametrize("processor", WINDOWS)
+def test_windows(folder, processor):
+    """Against the exports and the exception directory, by pefile."""
+    file = folder / f"{processor}.dll"
+    analysis = analyse(file)
+    assert analysis.processor == processor
+    pe = pefile.PE(str(file))
+    base = pe.OPTIONAL_HEADER.ImageBase
+    exported = {s.name.decode(): base + s.address for s in pe.DIRECTORY_ENTRY_EXPORT.symbols}
+    assert set(exported) >= PUBLIC
+    found = names(analysis)
+    assert {name: found[name] for name in PUBLIC} == {name: exported[name] for name in PUBLIC}
+    if processor == "x86_64":
+        entries = [entry.struct for entry in pe.DIRECTORY_ENTRY_EXCEPTION]
+        ranges = {(base + e.BeginAddress, base + e.EndAddress) for e in entries}
+        table = analysis.start_source == SOURCES.index(".pdata")
+        columns = (analysis.start_address[table].tolist(), analysis.start_end[table].tolist())
+        assert set(zip(*columns, strict=True)) == ranges
+    # puts is inlined there: no "the third of the table"
+    assert set(analysis.string) >= {b"the text of the beginning", b"abcdef"}
+
+
+@pytest.mark.parametrize("processor", MACOS)
+def test_macos(folder, processor):
+    analysis = analyse(folder / f"{processor}.dylib")
+    assert analysis.processor == processor
+    assert {f"_{name}" for name in PUBLIC} <= set(names(analysis))
+    sources = {SOURCES[s] for s in analysis.start_source.tolist()}
+    assert sources == {"__unwind_info", "exported symbols"}
+
+
+def test_of_a_universal_file_one_slice_is_compared(folder, tmp_path):
+    both = folder / "universal.dylib"
+    content = both.read_bytes()
+    assert list(slices(content)) == ["x86_64", "aarch64"]
+    assert processors(content) == ["x86_64", "aarch64"]
+    with pytest.raises(UserError, match="universal file for x86_64 and aarch64"):
+        analyse(both)
+    code, out, _ = run_script(tmp_path, "diff.py", both, folder / "aarch64.dylib")
+    assert code == 0
+    assert f"{both}: the slice for aarch64 of x86_64, aarch64" in out
+    code, _, errors = run_script(tmp_path, "diff.py", both, both)
+    assert code != 0
+    assert "is for x86_64 and aarch64: choose one with --arch" in errors
+    assert "Traceback" not in errors
+    code, out, _ = run_script(tmp_path, "diff.py", both, both, "--arch", "x86-64")
+    assert code == 0
+    assert out.count("the slice for x86_64") == 2
+    code, _, errors = run_script(tmp_path, "diff.py", both, both, "--arch", "mips")
+    assert code != 0
+    assert "has no slice for mips; it has x86_64, aarch64" in errors
+
+
+def test_object_file(folder):
+    analysis = analyse(folder / "tiny.o")
+    with (folder / "tiny.o").open("rb") as stream:
+        symbols = ELFFile(stream).get_section_by_name(".symtab").iter_symbols()
+        functions = {s.name for s in symbols if s["st_info"]["type"] == "STT_FUNC"}
+    assert set(analysis.function_name[: analysis.code_functions]) == functions
+    assert set(analysis.import_name) == {"abort", "malloc", "puts"} | (
+        {"memcpy"} & set(analysis.import_name)
+    )
+    assert set(analysis.string) >= STRINGS
+
+
+def test_section_headers_may_be_cut_off(folder, tmp_path):
+    content = bytearray((folder / "tiny.so").read_bytes())
+    content[0x28:0x30] = bytes(8)  # e_shoff
+    content[0x3A:0x40] = bytes(6)  # e_shentsize, e_shnum, e_shstrndx
+    (tmp_path / "cut").write_bytes(content)
+    whole, cut = analyse(folder / "tiny.so"), analyse(tmp_path / "cut")
+    assert set(whole.function_address.tolist()) <= set(cut.function_address.tolist())
+    assert cut.import_name == whole.import_name
+    assert np.array_equal(cut.start_address, whole.start_address)
+    assert set(cut.string) >= STRINGS
+
+
+def test_frames_are_those_that_readelf_lists(folder):
+    command = ["readelf", "--debug-dump=frames", folder / "tiny.so"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    frames = {tuple(int(x, 16) for x in m) for m in re.findall(r"pc=(\w+)\.\.(\w+)", listing)}
+    analysis = analyse(folder / "tiny.so")
+    shift = int(analysis.start_address[0]) - min(start for start, _ in frames)
+    ours = zip(analysis.start_address.tolist(), analysis.start_end.tolist(), strict=True)
+    assert {(start - shift, end - shift) for start, end in ours} == {
+        frame for frame in frames if frame[0] + shift in analysis.function_address.tolist()
+    }
+    assert len(analysis.start_address) == 10
+
+
+GO = """
+__attribute__((noinline)) static int first(int x) { return x * 3; }
+__attribute__((noinline)) static int second(int x) { return first(x) + 1; }
+void _start(void) { for (volatile int i = 0;; i++) second(i); }
+__asm__(
+    ".section .gopclntab, \\"a\\"\\n.balign 8\\n"
+    "table: .long 0xfffffff1\\n.byte 0, 0, 1, 8\\n"
+    ".quad 2, 0, first, names - table, 0, 0, 0, functions - table\\n"
+    "names: .asciz \\"main.first\\"\\n.asciz \\"main.(*T).second\\"\\n"
+    "functions: .long 0, one - functions, second - first, two - functions, _start - first\\n"
+    "one: .long 0, 0\\ntwo: .long 0, 11\\n.text\\n");
+"""
+
+
+def test_gos_table_of_functions(tmp_path):
+    (tmp_path / "go.c").write_text(GO)
+    flags = ["-O1", "-nostdlib", "-static", "-s", "-fno-asynchronous-unwind-tables"]
+    zig("x86_64-linux-gnu", *flags, tmp_path / "go.c", "-o", tmp_path / "go")
+    analysis = analyse(tmp_path / "go")
+    assert {"main.first", "main.(*T).second"} <= set(analysis.function_name)
+    assert list(analysis.start_sources().values()).count(2) >= 1
+    assert analysis.start_sources()["Go's pclntab"] == 2
+
+
+def test_addresses_of_a_kernel(tmp_path):
+    source = "int g[9]; int f(int x) { g[x & 7] += x; return x; } void _start(void) { f(MORE); }"
+    for name, more in (("old", "1"), ("new", "2")):
+        (tmp_path / f"{name}.c").write_text(source.replace("MORE", more))
+        flags = ["-O0", "-nostdlib", "-static", "-mcmodel=kernel", "-fno-pic"]
+        place = "-Wl,--image-base=0xffffffff81000000"
+        zig("x86_64-linux-gnu", *flags, place, tmp_path / f"{name}.c", "-o", tmp_path / name)
+    run_script(tmp_path, "diff.py", "old", "new", "--json", "d.json", "--html", "d.html")
+    functions = json.loads((tmp_path / "d.json").read_text())["functions"]
+    text = json.dumps(functions)
+    assert len(set(re.findall(r"0xffffffff81[0-9a-f]{6}", text))) == 2
+    assert "ffffffff81" in (tmp_path / "d.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"!<arch>\n" + b"a.o/".ljust(48) + b"4         `\nabcd", "static archive of 1 files"),
+        (gzip.compress(b"x"), "compressed with gzip: unpack it first"),
+        (b"\xfd7zXZ\0...", "compressed with xz: unpack it first"),
+        (b"BC\xc0\xde....", "LLVM bitcode"),
+        (b"\x7fELF" + bytes(200) + b"UPX!", "packed with UPX: unpack it first"),
+        (b"MZ" + bytes(200) + b"UPX0\0", "packed with UPX: unpack it first"),
+        (b"", "is empty"),
+    ],
+)
+def test_what_is_refused(tmp_path, content, reason):
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(reason)):
+        analyse(file)
+
+
+def test_the_loaders_reason_is_told(folder, tmp_path):
+    content = (folder / "aarch64.dylib").read_bytes()
+    (tmp_path / "cut").write_bytes(content[:200])
+    with pytest.raises(UserError, match=r"cannot be loaded: \w+") as refused:
+        analyse(tmp_path / "cut")
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_arm_and_thumb_code_are_told_apart():
+    arm = bytes.fromhex("04e02de5 08d04de2 0030a0e3 1eff2fe1")  # push, sub, mov, bx lr
+    thumb = bytes.fromhex("80b5 00af 0023 1846 bd46 80bd 00bf 00bf")
+    assert is_thumb(arm) == 0
+    assert is_thumb(thumb) == 1
