@@ -195,7 +195,6 @@ def test_gos_table_of_functions(tmp_path):
     zig("x86_64-linux-gnu", *flags, tmp_path / "go.c", "-o", tmp_path / "go")
     analysis = analyse(tmp_path / "go")
     assert {"main.first", "main.(*T).second"} <= set(analysis.function_name)
-    assert list(analysis.start_sources().values()).count(2) >= 1
     assert analysis.start_sources()["Go's pclntab"] == 2
 
 
