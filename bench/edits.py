@@ -66,17 +66,19 @@ class Edit(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The programs of one processor; folders hold their stripped copies under the same names."""
+    """The programs of one processor; the linker may rewrite code in the relaxed one."""
 
     plain: Path
     padded: Path
     shuffled: Path
     stripped: Path
+    relaxed: Path
     edits: dict[Edit, Path]
 
     def all(self) -> list[Path]:
         """Return all files."""
-        return [self.plain, self.padded, self.shuffled, self.stripped, *self.edits.values()]
+        copies = [self.plain, self.padded, self.shuffled, self.stripped, self.relaxed]
+        return [*copies, *self.edits.values()]
 
 
 def edits() -> list[Edit]:
@@ -104,7 +106,7 @@ def main(
     model = read_model()
     print(f"{datetime.date.today()}, clang -{level}; {len(edits())} programs with one edit each")
     print("found: changed, and leads the list; else: other functions called changed or unmatched")
-    print(f"{'':36} found  else  relinked shuffled stripped itself  seconds")
+    print(f"{'':36} found  else  relinked shuffled stripped itself  relaxed  seconds")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(work or temporary)
         for name in processors:
@@ -120,11 +122,12 @@ def main(
                 print(f"{name + ', ' + kind:36} {row}  {seconds:6.1f}", flush=True)
 
 
-def build(folder: Path, processor: str, kind: str, level: str = "O2") -> Programs:
-    """Build all programs of a processor, those that are not there yet."""
+def build(
+    folder: Path, processor: str, kind: str, level: str = "O2", numbers: Iterable[int] = ()
+) -> Programs:
+    """Build the programs of a processor that are not there yet; numbers: only these edits."""
     folder.mkdir(parents=True, exist_ok=True)
     target = ["-target", PROCESSORS[processor], f"-{level}", *FLAGS]
-    target += ["-mno-relax"] if processor.startswith("RISC-V") else []
     compiler_flag, linker_flag = KINDS[kind]
 
     def compiled(source: str, name: str, *flags: str) -> Path:
@@ -146,26 +149,30 @@ def build(folder: Path, processor: str, kind: str, level: str = "O2") -> Program
             link(out, [*objects, imports], linker_flag, *flags)
         return out
 
-    plain = compiled("edits.c", "plain", compiler_flag)
-    pad = compiled("edits_pad.c", "pad", compiler_flag)
+    # Else the compiler leaves RISC-V's linker to finish the code.
+    fixed = [compiler_flag] + ["-mno-relax"] * processor.startswith("RISC-V")
+    plain = compiled("edits.c", "plain", *fixed)
+    pad = compiled("edits_pad.c", "pad", *fixed)
     return Programs(
         linked("plain", plain),
         linked("padded", pad, plain),
         linked("shuffled", plain, flags=["--shuffle-sections=.text.*=7"]),
         linked("stripped", plain, flags=["--strip-all"]),
+        linked("relaxed", compiled("edits.c", "relaxed", compiler_flag), flags=["--relax"]),
         {
             edit: linked(
                 f"edit{edit.number}",
-                compiled("edits.c", f"edit{edit.number}", compiler_flag, f"-DEDIT={edit.number}"),
+                compiled("edits.c", f"edit{edit.number}", *fixed, f"-DEDIT={edit.number}"),
             )
             for edit in edits()
+            if not numbers or edit.number in numbers
         },
     )
 
 
 def link(out: Path, items: list[Path], *flags: str) -> None:
     """Link objects with lld; the linker is asked not to rewrite code."""
-    command = [*ZIG, "ld.lld", *flags, "--no-relax", "--entry=begin", "-z", "now"]
+    command = [*ZIG, "ld.lld", "--no-relax", *flags, "--entry=begin", "-z", "now"]
     command += ["--dynamic-linker=/lib/ld.so", "--allow-shlib-undefined"]
     command += ["--unresolved-symbols=ignore-all"]
     run([*command, *map(str, items), "-o", str(out)])
@@ -208,10 +215,10 @@ def found(diff: Diff, codes: tuple[Features, Features], function: str) -> tuple[
     return leads, len(rows) - leads
 
 
-def unchanged(diff: Diff, codes: tuple[Features, Features]) -> tuple[int, int]:
-    """Return how many functions are identical, of how many that both programs have."""
+def statuses(diff: Diff, codes: tuple[Features, Features], *wanted: str) -> tuple[int, int]:
+    """Return how many functions have one of the wanted statuses, of how many both programs have."""
     rows = [row for row in diff.functions if names(codes[1], row["sides"][1]) not in NEW]
-    return sum(STATUS[row["status"]] == "identical" for row in rows), len(rows)
+    return sum(STATUS[row["status"]] in wanted for row in rows), len(rows)
 
 
 def measure(programs: Programs, codes: dict[Path, Features], model: Model) -> str:
@@ -225,9 +232,11 @@ def measure(programs: Programs, codes: dict[Path, Features], model: Model) -> st
         totals["others"] += others
     cells = [f"{totals['found']:2} of {len(programs.edits)} {totals['others']:4}  "]
     for file in (programs.padded, programs.shuffled, programs.stripped, programs.plain):
-        same, of = unchanged(match(codes[file]), (plain, codes[file]))
+        same, of = statuses(match(codes[file]), (plain, codes[file]), "identical")
         cells.append(f"{same}/{of}".center(8))
-    return " ".join(cells)
+    relaxed = codes[programs.relaxed]
+    same, of = statuses(match(relaxed), (plain, relaxed), "identical", "compiled differently")
+    return " ".join([*cells, f"{same}/{of}".center(8)])
 
 
 if __name__ == "__main__":

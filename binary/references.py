@@ -9,6 +9,7 @@ from binary.instructions import CS_OP_MEM, CS_OP_REG, in_detail
 
 MAX_LITERAL = 4096  # bytes of a string literal
 DATA_SECTIONS = {"SHT_PROGBITS", "SHT_NOBITS", "SHT_INIT_ARRAY", "SHT_FINI_ARRAY"}
+UNWINDING = (".eh_frame", ".gcc_except_table")  # the compiler's tables, not the program's
 LABELS = 2  # words to each side of a pointer in data that may point at its name
 PRINTABLE = re.compile(rb"[\t-\r -~]+")
 
@@ -108,6 +109,7 @@ def _holds_data(section) -> bool:
     """Whether it is a section of the program's own data: no code, no symbols."""
     kind = getattr(section, "type", "SHT_PROGBITS")  # only ELF's have one
     mapped = getattr(section, "occupies_memory", True)
+    mapped = mapped and not section.name.startswith(UNWINDING)
     return mapped and not section.is_executable and kind in DATA_SECTIONS
 
 

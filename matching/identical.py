@@ -7,6 +7,7 @@ with the number of functions and of what they refer to.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import numpy as np
 
@@ -80,15 +81,19 @@ class Pairing:
     def spread(self) -> None:
         """Pair what is the same code and stands alike to a pair, until there is no more."""
         for _ in range(SPREAD):
-            before = np.sum(self.partner[0] >= 0)
-            for features in (self._by_reference, self._beside):
-                sides = [features(side) for side in (0, 1)]
-                for key, a in sides[0].items():
-                    b = sides[1].get(key, -1)
-                    if a >= 0 and b >= 0 and self.partner[0][a] < 0 and self.partner[1][b] < 0:
-                        self.add(a, b)
-            if np.sum(self.partner[0] >= 0) == before:
+            if not self._pair_by(self._by_reference) and not self._pair_by(self._beside):
                 return
+
+    def _pair_by(self, features: Callable[[int], dict[tuple, int]]) -> bool:
+        """Pair functions that alone have a feature in their binaries; return whether any are."""
+        sides = [features(side) for side in (0, 1)]
+        found = False
+        for key, a in sides[0].items():
+            b = sides[1].get(key, -1)
+            if a >= 0 and b >= 0 and self.partner[0][a] < 0 and self.partner[1][b] < 0:
+                self.add(a, b)
+                found = True
+        return found
 
     def _by_reference(self, side: int) -> dict[tuple, int]:
         outline, partner, colour = self.outlines[side], self.partner[side], self.colour[side]

@@ -1,0 +1,173 @@
+"""What diff.py calls a change: every edit of a small program and nothing else, by processor."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+
+import edits as bench
+
+from binary.addresses import IN_MEMORY, parse
+from matching.changes import STATUS, compare
+from matching.identical import identical_pairs
+from matching.kinds import KINDS, rank
+from matching.model import read_model
+
+ALL = tuple(edit.number for edit in bench.edits())
+FEW = (2, 4, 8)  # a callee, a table, another table: what addresses alone tell
+BUILDS = {  # processor -> how it is linked, and which edits are tried
+    "x86-64": ("position-independent", ALL),
+    "i386": ("position-independent", FEW),
+    "AArch64": ("position-independent", FEW),
+    "MIPS little": ("fixed", FEW),
+    "PowerPC64 little": ("position-independent", FEW),
+    "RISC-V 64": ("position-independent", FEW),
+    "s390x": ("position-independent", FEW),
+}
+EXPECTED = {  # number of the edit -> what it is called
+    1: "constant changed",
+    2: "call replaced",
+    3: "comparison or branch turned",
+    4: "data changed",
+    5: "string changed",
+    6: "field offset changed",
+    8: "data changed",
+    9: "data changed",
+    11: "call replaced",
+    12: "comparison or branch added",
+}
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def programs(request, tmp_path_factory):
+    """The programs of a processor and their features."""
+    pytest.importorskip("ziglang", reason="brings the compiler; see requirements-dev.txt")
+    folder = tmp_path_factory.mktemp("edits")
+    kind, numbers = BUILDS[request.param]
+    built = bench.build(folder / "programs", request.param, kind, numbers=numbers)
+    return request.param, built, bench.analysed(built, folder / "output", workers=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return read_model()
+
+
+def status_of(diff, codes) -> dict[tuple[str, str], str]:
+    """Names in old and new -> status."""
+    return {
+        tuple(bench.names(c, f) for c, f in zip(codes, row["sides"], strict=True)): STATUS[
+            row["status"]
+        ]
+        for row in diff.functions
+    }
+
+
+def test_every_edit_is_a_change_and_leads(programs, model):
+    processor, built, codes = programs
+    plain = codes[built.plain]
+    for edit, file in built.edits.items():
+        diff = compare(plain, codes[file], model)
+        first = diff.functions[0]
+        assert STATUS[first["status"]] == "changed", edit
+        sides = zip((plain, codes[file]), first["sides"], strict=True)
+        assert [bench.names(c, f) for c, f in sides] == [edit.function] * 2, edit
+        assert first["rank"] == max(row["rank"] for row in diff.functions)
+        if processor == "x86-64" and edit.number in EXPECTED:
+            assert EXPECTED[edit.number] in first["kinds"], edit
+            others = [row for row in diff.functions[1:] if STATUS[row["status"]] != "identical"]
+            assert not others, edit
+
+
+@pytest.mark.parametrize("copy", ["plain", "padded", "shuffled", "stripped"])
+def test_the_same_objects_are_identical(programs, model, copy):
+    _, built, codes = programs
+    pair = codes[built.plain], codes[getattr(built, copy)]
+    found = status_of(compare(*pair, model), pair)
+    new = {("", name) for name in bench.NEW} if copy == "padded" else set()
+    assert {names for names, status in found.items() if status != "identical"} == new
+    if copy != "stripped":  # there, names are made up
+        assert all(old == name for old, name in found.keys() - new)
+    assert len(found) > 20
+
+
+def test_what_the_linker_rewrites_is_no_change(programs, model):
+    _, built, codes = programs
+    pair = codes[built.plain], codes[built.relaxed]
+    found = status_of(compare(*pair, model), pair)
+    assert set(found.values()) <= {"identical", "compiled differently"}
+
+
+# ---------------------------------------------------------------------------------- the parts
+
+
+def outline(code, uses):
+    """An outline of functions of one table; uses: (user, used)."""
+    n = len(code)
+    made = SimpleNamespace(
+        code=[(c,) for c in code],
+        size=np.full(n, 9),
+        uses=[[] for _ in range(n)],
+        used=[[] for _ in range(n)],
+        constants=[()] * n,
+        tables=[[] for _ in range(n)],
+        rows=[],
+    )
+    for f, g in sorted(uses):
+        nth = len(made.uses[f])
+        made.uses[f].append((nth, g))
+        made.used[g].append((f, nth))
+    return made
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    st.sets(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=20),
+)
+def test_each_function_of_a_copy_finds_a_twin(code, uses):
+    uses = {(f, g) for f, g in uses if f != g and max(f, g) < len(code)}
+    one = outline(code, uses)
+    pairs, alike = identical_pairs((one, outline(code, uses)), np.zeros((0, 2), np.int64))
+    assert sorted(pairs[:, 0]) == sorted(pairs[:, 1]) == list(range(len(code)))
+    for a, b in pairs.tolist():
+        assert code[a] == code[b]
+        assert alike[0][a] == alike[1][b]
+
+
+def test_twins_are_told_apart_by_who_calls_them():
+    """Functions 0 and 1 are the same code; in the other binary they changed places."""
+    first = outline("aaxy", {(2, 0), (3, 1)})
+    second = outline("aaxy", {(2, 1), (3, 0)})
+    pairs, _ = identical_pairs((first, second), np.zeros((0, 2), np.int64))
+    assert dict(pairs.tolist()) == {0: 1, 1: 0, 2: 2, 3: 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "base", "index", "offset", "position"),
+    [
+        ("eax, dword ptr [ebx + ecx*4 - 0x1f00]", "ebx", "ecx*4", -0x1F00, 0),
+        ("dword ptr [0x804a010], 5", None, None, 0x804A010, 0),
+        ("x1, [x0, #0x348]", "x0", None, 0x348, 0),
+        ("x1, [x0]", "x0", None, 0, IN_MEMORY),
+        ("r0, [r1, r2, lsl #2]", "r1", "r2", 0, IN_MEMORY),
+        ("$v0, -0x7fe8($gp)", "$gp", None, -0x7FE8, 0),
+        ("$v0, ($at)", "$at", None, 0, IN_MEMORY),
+        ("%r0, 8(%r1, %r4)", "%r4", "%r1", 8, 0),
+    ],
+)
+def test_memory_operands(text, base, index, offset, position):
+    memory = parse(text).memory
+    assert memory[:4] == (base, index, offset, position)
+
+
+def test_a_call_says_more_of_a_human_than_registers_do():
+    assert rank(["call added"], 4) > rank(["instructions changed"], 4)
+    assert rank(["call added"], 8) > rank(["call added"], 4)
+    assert all(rank([kind], 2) > 0 for kind in KINDS)
