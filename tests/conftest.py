@@ -1,8 +1,11 @@
 """What several tests share: tiny programs, compiled once per session, and tiny sizes of a BERT."""
 
+import hashlib
+import io
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import hypothesis
@@ -99,6 +102,41 @@ int main(int argc, char **argv) {
 }
 """
 
+# A program of a few blocks, whose strings would like to be more than words.
+TINY = r"""
+extern int puts(const char *);
+extern void exit(int);
+extern int getchar(void);
+
+__attribute__((noinline)) int kind(int c) {
+    switch (c) {
+    case 'a': return 10;
+    case 'b': return 21;
+    case 'c': return 35;
+    case 'd': return c * 3;
+    default: return -1;
+    }
+}
+
+void _start(void) {
+    int n = 0;
+    for (int c = getchar(); c >= 0; c = getchar())
+        n += kind(c);
+    if (n > 3)
+        puts("[MASK]");
+    else if (n > 1)
+        puts("first line\nsecond\n\n[SEP] third\ttab");
+    else if (n)
+        puts("control \x01\x1b[31m \xe2\x80\xa8 \xff characters");
+    else
+        puts("##pieces [PAD] [UNK] of a longer text");
+    exit(n);
+}
+"""
+SMALL = ["-nostartfiles", "-fno-asynchronous-unwind-tables", "-Wl,-z,noseparate-code", "-s"]
+SIZES = dict(dim=8, n_layers=1, n_heads=2, dim_ff=8, p_drop_hidden=0.1, p_drop_attn=0.1)
+SIZES |= dict(max_len=12, n_segments=2)  # of a BERT
+
 BUILDS = {
     "O0": ["-O0"],
     "O1": ["-O1"],
@@ -123,6 +161,61 @@ NO_DATA = {
     "label_pointer": np.zeros(0, np.int32),
     "label": [],
 }
+
+
+def gendata_py(cwd, *arguments, check=True):
+    """Run gendata.py in ``cwd``; check that it does not fail, unless told otherwise."""
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "gendata.py"), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in run.stderr
+    if check:
+        assert run.returncode == 0, run.stderr
+    return run
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    """Return name -> SHA-256 of all files in a folder."""
+    return {
+        str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in sorted(folder.rglob("*"))
+        if f.is_file()
+    }
+
+
+def pack(path: Path, files: dict[str, str], folder: str = "coreutils-1.2") -> Path:
+    """Write a tarball with ``files`` in one folder."""
+    with tarfile.open(path, "w:xz") as tar:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"{folder}/{name}")
+            info.size, info.mode = len(text), 0o755
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+def analysis_of(blocks, edges):
+    """Make an Analysis of (address, entry of angr's function, last instruction) and edges."""
+    entries = sorted({entry for _, entry, _ in blocks})
+    n = len(blocks)
+    from binary.analysis import Analysis
+
+    return Analysis(
+        address=np.array([a for a, _, _ in blocks] + [0], np.uint64),
+        function=np.array([entries.index(e) for _, e, _ in blocks] + [len(entries)], np.int32),
+        edges=np.array([edge[:2] for edge in edges], np.int32).reshape(-1, 2),
+        kind=np.array([edge[2] for edge in edges], np.uint8),
+        returns=np.zeros(n + 1, bool),
+        function_address=np.array([*entries, 0], np.uint64),
+        function_name=[f"f{e:x}" for e in entries] + ["puts"],
+        import_name=["puts"],
+        string_block=np.zeros(0, np.int32),
+        string=[],
+        **NO_DATA,
+        instructions=[text.encode() for _, _, text in blocks] + [b""],
+    )
 
 
 def compile_c(source: str, target: Path, *flags: str) -> Path:

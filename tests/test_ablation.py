@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_bert
+from conftest import ROOT, tiny_bert
 
 import models
 import utils
@@ -25,7 +25,6 @@ from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 import ablation
 
-ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["pairs", "words", "dimensions", "encoder_steps", "encoder_batch", "n_epochs"]
 SMALL = dict(zip(WORDS, [2, 512, 8, 20, 16, 2], strict=True))
 

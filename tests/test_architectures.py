@@ -11,8 +11,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import SOURCE, words
-from test_gendata import gendata_py
+from conftest import SOURCE, gendata_py, words
 
 import dataprocess
 from binary.analysis import CALL, load_analysis

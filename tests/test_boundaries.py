@@ -5,9 +5,9 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import NO_DATA, compile_c
+from conftest import analysis_of, compile_c
 
-from binary.analysis import CALL, JUMP, STEP_OVER, Analysis
+from binary.analysis import CALL, JUMP, STEP_OVER
 from binary.boundaries import mend_boundaries
 from binary.disassemble import analyse
 
@@ -46,26 +46,6 @@ int main(int argc, char **argv) {
     return 0;
 }
 """
-
-
-def analysis_of(blocks, edges):
-    """Make an Analysis of (address, entry of angr's function, last instruction) and edges."""
-    entries = sorted({entry for _, entry, _ in blocks})
-    n = len(blocks)
-    return Analysis(
-        address=np.array([a for a, _, _ in blocks] + [0], np.uint64),
-        function=np.array([entries.index(e) for _, e, _ in blocks] + [len(entries)], np.int32),
-        edges=np.array([edge[:2] for edge in edges], np.int32).reshape(-1, 2),
-        kind=np.array([edge[2] for edge in edges], np.uint8),
-        returns=np.zeros(n + 1, bool),
-        function_address=np.array([*entries, 0], np.uint64),
-        function_name=[f"f{e:x}" for e in entries] + ["puts"],
-        import_name=["puts"],
-        string_block=np.zeros(0, np.int32),
-        string=[],
-        **NO_DATA,
-        instructions=[text.encode() for _, _, text in blocks] + [b""],
-    )
 
 
 def parts(analysis):

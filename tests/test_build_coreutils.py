@@ -1,6 +1,5 @@
 """experiment_data/build_coreutils.py: apt entries, names, mistakes, and builds of a tiny fake."""
 
-import io
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import build_coreutils as sample
 import pytest
+from conftest import pack
 
 from utils import UserError
 
@@ -38,16 +38,6 @@ src/%: lib/gnulib.o @source@/src/%.c
 clean:
 	rm -f lib/* src/*
 """
-
-
-def pack(path: Path, files: dict[str, str], folder: str = "coreutils-1.2") -> Path:
-    """Write a tarball with ``files`` in one folder."""
-    with tarfile.open(path, "w:xz") as tar:
-        for name, text in files.items():
-            info = tarfile.TarInfo(f"{folder}/{name}")
-            info.size, info.mode = len(text), 0o755
-            tar.addfile(info, io.BytesIO(text.encode()))
-    return path
 
 
 def fake(**more: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import build_coreutils
 import build_packages as packages
 import pytest
-from test_build_coreutils import pack
+from conftest import pack
 
 from utils import UserError
 

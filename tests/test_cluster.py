@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_gendata import ROOT, bytes_of, gendata_py
+from conftest import ROOT, bytes_of, gendata_py
 
 import gendata
 from binary.cache import analyse_one

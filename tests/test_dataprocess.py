@@ -11,11 +11,10 @@ import sys
 import tracemalloc
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NO_DATA
+from conftest import NO_DATA, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,9 +25,6 @@ from pairs.text import read_binary
 from pairs.walks import save_walks
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer, load_vocab
 from utils import UserError
-
-ROOT = Path(__file__).parent.parent
-
 
 WALK_LENGTH = 2
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import compile_c
-from test_hostile import SIZES, SMALL, TINY
+from conftest import SIZES, SMALL, TINY, compile_c
 
 import checkpoint
 import classify

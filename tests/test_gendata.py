@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import SOURCE, compile_c
+from conftest import ROOT, SOURCE, bytes_of, compile_c, gendata_py
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,29 +31,6 @@ from pairs.merge import merge
 from pairs.walks import WALKS, load_walks
 from terminal.command_line import PARTLY
 from utils import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def gendata_py(cwd, *arguments, check=True):
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "gendata.py"), *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-    )
-    assert "Traceback" not in run.stderr
-    if check:
-        assert run.returncode == 0, run.stderr
-    return run
-
-
-def bytes_of(folder: Path) -> dict[str, str]:
-    return {
-        str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
-        for f in sorted(folder.rglob("*"))
-        if f.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import compile_c
+from conftest import ROOT, SIZES, SMALL, TINY, compile_c
 
 import checkpoint
 import classify
@@ -40,43 +40,11 @@ from terminal.escape import printable
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("stress", ROOT / "bench/stress.py")
 stress = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(stress)
 PROGRAM = "tiny"
 
-TINY = r"""
-extern int puts(const char *);
-extern void exit(int);
-extern int getchar(void);
-
-__attribute__((noinline)) int kind(int c) {
-    switch (c) {
-    case 'a': return 10;
-    case 'b': return 21;
-    case 'c': return 35;
-    case 'd': return c * 3;
-    default: return -1;
-    }
-}
-
-void _start(void) {
-    int n = 0;
-    for (int c = getchar(); c >= 0; c = getchar())
-        n += kind(c);
-    if (n > 3)
-        puts("[MASK]");
-    else if (n > 1)
-        puts("first line\nsecond\n\n[SEP] third\ttab");
-    else if (n)
-        puts("control \x01\x1b[31m \xe2\x80\xa8 \xff characters");
-    else
-        puts("##pieces [PAD] [UNK] of a longer text");
-    exit(n);
-}
-"""
-SMALL = ["-nostartfiles", "-fno-asynchronous-unwind-tables", "-Wl,-z,noseparate-code", "-s"]
 
 STATIC = r"""
 static long call(long number, long a, const char *b, long c) {
@@ -368,10 +336,6 @@ def assert_checked(file, read):
     for message in messages:
         assert file.name in message
         assert "\n" not in message
-
-
-SIZES = dict(dim=8, n_layers=1, n_heads=2, dim_ff=8, p_drop_hidden=0.1, p_drop_attn=0.1)
-SIZES |= dict(max_len=12, n_segments=2)
 
 
 def test_settings_of_a_training(tmp_path):

@@ -5,11 +5,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from safetensors import safe_open
 
 import utils
@@ -31,8 +31,6 @@ from matching.networks import (
 )
 from matching.train import measure
 from matching.training_pairs import NONE, UNKNOWN, make_pair
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,10 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SOURCE, compile_c, run_script
+from conftest import ROOT, SOURCE, compile_c, run_script
 
 import samefunc
 from binary.disassemble import analyse
@@ -18,7 +17,6 @@ from binary.tokens import tokenise
 from samefunc import Function
 from utils import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 # Programs with functions of their own besides those of SOURCE, which all of them share.
 OWN = """
 __attribute__((noinline)) int {name}_{i}(int *x, int n) {{

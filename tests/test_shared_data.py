@@ -4,12 +4,11 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import compile_c
+from conftest import analysis_of, compile_c
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_boundaries import analysis_of
 
 from binary.disassemble import analyse
 from binary.shared_data import Tables, pointer_labels, read_tables, shared_variables
