@@ -23,10 +23,14 @@ if [ -z "$model_cfg" ]; then
     [ "$gpus" -gt 0 ] && model_cfg=config/bert_small.json || model_cfg=config/bert_tiny.json
 fi
 
-set -- pretrain.py \
-    --train_cfg "$train_cfg" --model_cfg "$model_cfg" --data_file "$data_file" --vocab "$vocab" \
-    --save_dir "$save_dir" --max_len "$max_len" --max_pred "$max_pred" --mask_prob "$mask_prob" \
-    "$@"
+given=" $* "
+for setting in mask_prob max_pred max_len save_dir vocab data_file model_cfg train_cfg; do
+    case "$given" in
+        *" --$setting "* | *" --$setting="*) ;;  # the argument counts, not the setting
+        *) eval "value=\$$setting" && set -- "--$setting" "$value" "$@" ;;
+    esac
+done
+set -- pretrain.py "$@"
 if [ "$gpus" -gt 1 ]; then
     set -- -m torch.distributed.run --standalone --nproc_per_node="$gpus" "$@"
 fi
