@@ -201,9 +201,8 @@ class Analysis:
         source = dict(zip(self.start_address.tolist(), self.start_source.tolist(), strict=True))
         entries = self.function_address[: self.code_functions].tolist()
         found = Counter(source.get(address, PART) for address in entries)
-        names = {number: SOURCES[number] for number in sorted(found)}
-        names[PART] = "the code itself"
-        return {name: found[number] for number, name in names.items() if found[number]}
+        said = {SOURCES[n]: found[n] for n in sorted(found) if n != PART}
+        return said | ({"the code itself": found[PART]} if found[PART] else {})
 
     @property
     def architecture(self) -> Architecture:

@@ -1,0 +1,96 @@
+"""How many of a library's exported functions begin where the analysis says, for each processor.
+
+    python bench/starts.py libz-amd64.so libz-arm64.so
+    python bench/starts.py --processors amd64,arm64,armhf,i386,mipsel,mips64el,ppc64el,s390x
+
+Files are shared objects; with `--processors`, Debian's zlib1g for these is fetched by `apt-get
+download`, which has to know them (dpkg --add-architecture NAME; apt-get update). Exported symbols
+are among what the analysis reads, so the table also says how many starts it finds without them:
+from unwind tables and the like, or from the code itself.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from elftools.elf.elffile import ELFFile
+
+from binary import starts
+from binary.disassemble import analyse
+from terminal.command_line import command_line
+from utils import UserError
+
+MAPPED = 0x400000  # where angr maps position-independent files
+
+
+def main(*files: str, processors: str = "", package: str = "zlib1g") -> None:
+    """Print the table.
+
+    Args:
+        files: Shared objects.
+        processors: Debian's names of processors, to fetch a package for.
+        package: The package; of its shared objects the first is taken.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        names = [name for name in processors.split(",") if name]
+        found = [*map(Path, files), *(fetch(package, name, Path(folder)) for name in names)]
+        if not found:
+            raise UserError("name shared objects, or --processors")
+        print("| file | processor | exported | right | without the exports | said by |")
+        print("|---|---|---|---|---|---|")
+        for file in found:
+            print(row(file), flush=True)
+
+
+def fetch(package: str, processor: str, folder: Path) -> Path:
+    """Download and unpack a package; return its first shared object."""
+    place = folder / processor
+    place.mkdir()
+    for command in (
+        ["apt-get", "download", "-qq", f"{package}:{processor}"],
+        ["sh", "-c", "dpkg-deb -x *.deb ."],
+    ):
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"{' '.join(command)}: {done.stderr.strip()}")
+    files = [f for f in sorted(place.rglob("*.so*")) if f.is_file() and not f.is_symlink()]
+    if not files:
+        raise UserError(f"{package} for {processor} holds no shared object")
+    return files[0].rename(folder / f"{files[0].name} ({processor})")
+
+
+def exported(file: Path) -> set[int]:
+    """Return where exported functions begin, by pyelftools."""
+    with file.open("rb") as stream:
+        symbols = ELFFile(stream).get_section_by_name(".dynsym").iter_symbols()
+        return {
+            symbol["st_value"]
+            for symbol in symbols
+            if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] != "SHN_UNDEF"
+        }
+
+
+def row(file: Path) -> str:
+    """Analyse a file, and once more without its exports."""
+    truth = exported(file)
+    analysis = analyse(file)
+    readers = starts.ELF_READERS
+    starts.ELF_READERS = tuple(r for r in readers if r is not starts._exported)
+    try:
+        without = analyse(file)
+    finally:
+        starts.ELF_READERS = readers
+    right, alone = (
+        sum(address + MAPPED in set(a.function_address.tolist()) for address in truth)
+        for a in (analysis, without)
+    )
+    said = ", ".join(f"{name} {n}" for name, n in analysis.start_sources().items())
+    return f"| {file.name} | {analysis.processor} | {len(truth)} | {right} | {alone} | {said} |"
+
+
+if __name__ == "__main__":
+    command_line(main)
