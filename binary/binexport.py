@@ -23,6 +23,7 @@ from binary.analysis import CALL, JUMP, STEP_OVER, Analysis
 from binary.architectures import ARCHITECTURES
 from binary.instructions import form_of, read_instructions, read_operands
 from binary.references import places
+from terminal.escape import printable
 
 SUFFIX = ".binexport"  # of file names, in lower case
 # message -> field -> its number and type; "*" in front means a list, a capital letter a message.
@@ -172,10 +173,10 @@ def read_binexport(path: str | os.PathLike[str]) -> Analysis:
         raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
     except DecodeError as error:
         raise utils.UserError(f"{path} is no BinExport file, or is cut short") from error
-    name = file.meta_information.architecture_name
+    name = _text(file.meta_information.architecture_name)
     if name.lower() not in PROCESSORS:
         raise utils.UserError(
-            f"{path} is for the processor {utils.printable(name) or 'without a name'}; known are "
+            f"{path} is for the processor {printable(name) or 'without a name'}; known are "
             f"{', '.join(PROCESSORS)}"
         )
     try:
@@ -192,7 +193,11 @@ def _at(items: Sequence, index: int, what: str) -> Any:
 
 class _Reader:
     def __init__(self, file, processor: str):
+        import archinfo
+
         self.file, self.processor = file, processor
+        name, endness = ARCHINFO[processor]
+        self.arch = getattr(archinfo, name)(getattr(archinfo.Endness, endness))
         self.addresses = self._instruction_addresses()
         self.by_address = {v.address: v for v in file.call_graph.vertex}
         self.imports = self._imports()  # address -> name
@@ -202,6 +207,7 @@ class _Reader:
         self.ends: dict[tuple[int, int], int] = {}  # function, basic block -> its last piece
         self.begins: dict[tuple[int, int], int] = {}
         self.entries: list[int] = []
+        self.thumb: set[int] = set()  # instructions
         for graph in file.flow_graph:
             self._function(graph)
         if not self.pieces:
@@ -225,7 +231,7 @@ class _Reader:
             if g.basic_block_index
         }
         found = {
-            v.address: v.mangled_name
+            v.address: _text(v.mangled_name)
             for v in vertices
             if v.type in (LIBRARY, IMPORTED) and v.address not in with_code and v.mangled_name
         }
@@ -254,10 +260,10 @@ class _Reader:
             return
         function = len(self.entries)
         spans = [list(self._span(block)) for block in blocks]
-        sizes = {len(self.file.instruction[i].raw_bytes) for span in spans for i in span}
-        # A file does not say which code is Thumb code, but no other code of ARM is so short.
-        thumb = self.processor == "arm" and 2 in sizes
+        thumb = self.processor == "arm" and self._is_thumb([i for span in spans for i in span])
         self.entries.append(entry | thumb)
+        if thumb:
+            self.thumb.update(i for span in spans for i in span)
         for number, span in zip(graph.basic_block_index, spans, strict=True):
             first = len(self.pieces)
             for piece in self._cut(span):
@@ -265,6 +271,23 @@ class _Reader:
             self.begins[function, number] = first
             self.ends[function, number] = len(self.pieces) - 1
             self.inside += itertools.pairwise(range(first, len(self.pieces)))
+
+    def _is_thumb(self, instructions: list[int]) -> bool:
+        """Whether code of ARM is Thumb code, which a file does not say.
+
+        No other code has instructions of two bytes. Where all have four, it is that of which the
+        mnemonics look more like those that the file has.
+        """
+        if any(len(self.file.instruction[i].raw_bytes) == 2 for i in instructions):
+            return True
+        alike = [0, 0]
+        for i in instructions[:32]:
+            said = _at(self.file.mnemonic, self.file.instruction[i].mnemonic_index, "mnemonic").name
+            code = self.file.instruction[i].raw_bytes
+            for thumb, capstone in enumerate((self.arch.capstone, self.arch.capstone_thumb)):
+                for _, _, mnemonic, _ in capstone.disasm_lite(code, self.addresses[i], 1):
+                    alike[thumb] += mnemonic[:3] == _text(said)[:3].lower()
+        return alike[1] > alike[0]
 
     def _span(self, block) -> Iterator[int]:
         for span in block.instruction_index:
@@ -340,7 +363,7 @@ class _Reader:
 
     def _name(self, address: int) -> str:
         vertex = self.by_address.get(address) or self.by_address.get(address & ~1)
-        return _display(vertex.mangled_name if vertex else "") or f"sub_{address:x}"
+        return _display(_text(vertex.mangled_name) if vertex else "") or f"sub_{address:x}"
 
     def _edges(self, lines, kept, place, names, project) -> set[tuple[int, int, int]]:
         """Return (source, target, kind), as `Analysis` has them."""
@@ -397,12 +420,13 @@ class _Reader:
                 forms.append(form)
                 strings += [(block, literal) for literal in named]
                 addresses = places(project, instruction, operands, {})
-                for address in addresses | refers.get(instruction.address, set()):
+                own = refers.get(instruction.address, set())
+                for address in addresses | own:
                     target = place.get(address, place.get(address | 1))
                     if target is not None and not branch.match(instruction.line):
                         taken.add((block, target))
                     elif target is None and address not in literals:
-                        if address not in refers.get(instruction.address, ()):
+                        if address not in own:
                             continue
                         variables.add((block, address))
                     references.add((len(sizes), address))
@@ -445,35 +469,33 @@ class _Reader:
         """Return literals by address, what each instruction names, and the literals among that."""
         refers: dict[int, set[int]] = defaultdict(set)
         for reference in self.file.data_reference:
-            refers[_at(self.addresses, reference.instruction_index, "instruction")].add(
-                reference.address
-            )
+            refers[self._where(reference.instruction_index)].add(reference.address)
         literals, pointed_at = {}, {}
         for reference in self.file.string_reference:
-            instruction = _at(self.addresses, reference.instruction_index, "instruction")
+            instruction = self._where(reference.instruction_index)
             text = _at(self.file.string_table, reference.string_table_index, "string")
             # Where an instruction names several places, a text lies in the constant one.
             named = sorted(refers.get(instruction, ()), key=lambda a: (self._is_writable(a), a))
             if named and text:
-                literals[named[0]] = text.encode()
+                literals[named[0]] = _text(text).encode()
                 pointed_at[instruction] = named[0]
         return literals, refers, pointed_at
+
+    def _where(self, instruction: int) -> int:
+        """Return where an instruction lies, odd for Thumb code, as capstone is told."""
+        address = _at(self.addresses, instruction, "instruction")
+        return address | (instruction in self.thumb)
 
     def _is_writable(self, address: int) -> bool:
         return any(s.address <= address < s.address + s.size for s in self.file.section if s.flag_w)
 
     def _project(self) -> SimpleNamespace:
         """Return what stands for angr's project in functions that read instructions."""
-        import archinfo
-
-        class_name, endness = ARCHINFO[self.processor]
-        arch = getattr(archinfo, class_name)(getattr(archinfo.Endness, endness))
-        sections = [
-            SimpleNamespace(name="", vaddr=s.address, memsize=s.size) for s in self.file.section
-        ]
-        code = SimpleNamespace(name="", vaddr=self.memory.starts[0], memsize=0)
-        code.memsize = self.memory.starts[-1] + 1 - code.vaddr
-        image = SimpleNamespace(sections=[*sections, code], segments=[], sections_map={})
+        spans = [(s.address, s.size) for s in self.file.section if not s.flag_x]
+        spans += [(start, len(code)) for start, code in self.memory.pieces.items()]
+        spans += [(address, 1) for address in self.imports]
+        sections = [SimpleNamespace(name="", vaddr=start, memsize=size) for start, size in spans]
+        image = SimpleNamespace(sections=sections, segments=[], sections_map={})
         _, refers, _ = self._references()
         references = SimpleNamespace(
             get_xrefs_by_ins_addr=lambda address: [
@@ -481,7 +503,7 @@ class _Reader:
             ]
         )
         return SimpleNamespace(
-            arch=arch,
+            arch=self.arch,
             loader=SimpleNamespace(memory=self.memory, main_object=image),
             kb=SimpleNamespace(xrefs=references),
         )
@@ -523,3 +545,8 @@ class _Reader:
 
 def _display(name: str) -> str:
     return name.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
+
+
+def _text(value: str | bytes) -> str:
+    """Return a string of the file; one that is no UTF-8 is read as bytes."""
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")

@@ -172,7 +172,7 @@ def _read(processor: str, line: str, marks: tuple, slot: bool) -> tuple:
     elif processor == "aarch64":
         writes = not A64_KEEPS.match(mnemonic) and not mnemonic.startswith(("cmp", "cmn", "tst"))
         writes = writes and not BRANCH.match(mnemonic) and not mnemonic.startswith("ldp")
-    return f"{mnemonic} {WORD.sub(_dot, text)}", registers, "other", writes
+    return f"{mnemonic} {WORD.sub(_dot, text)}", registers, "other", writes and bool(registers)
 
 
 def _dot(found: re.Match) -> str:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import shutil
 import sqlite3
+import subprocess
 
 import numpy as np
 import pytest
@@ -176,6 +178,22 @@ def test_what_we_write_we_read(analyses, build, tmp_path):
     assert (again.returns[:n] == analysis.returns[:n]).mean() > 0.95
 
 
+@pytest.mark.parametrize("compiler", ["aarch64-linux-gnu-gcc", "arm-linux-gnueabihf-gcc"])
+def test_other_processors_are_read(compiler, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler}")
+    (tmp_path / "s.c").write_text(SOURCE)
+    subprocess.run([compiler, "-O1", "-o", tmp_path / "s", tmp_path / "s.c"], check=True)
+    analysis = analyse(tmp_path / "s")
+    code = extract_features(analysis)
+    (tmp_path / "s.BinExport").write_bytes(as_binexport("s", "", code))
+    again = analyse(tmp_path / "s.BinExport")
+    for field in ("address", "function_address", "function_name", "instructions", "import_name"):
+        assert list(getattr(again, field)) == list(getattr(analysis, field)), field
+    found = compare(extract_features(again), code, read_model())
+    assert all(a == b for a, b in (row["sides"] for row in found.functions))
+
+
 def test_calls_end_blocks_and_stubs_are_imports(tmp_path):
     """As IDA writes it: a block goes on behind a call, and a stub leads to the import."""
     file = messages().File()
@@ -263,7 +281,7 @@ def with_error(path):
     assert "\n" not in said
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**6), st.randoms(use_true_random=False))
 def test_mutants_end_in_one_sentence(exported, seed, random):
     folder, _ = exported

@@ -68,12 +68,15 @@ class _Writer:
     def __init__(self, path: str, sha256: str, code: Features):
         self.analysis, self.code = code.analysis, code
         self.file = messages().File()
+        odd = (self.analysis.address & np.uint64(1)) == 1
+        self.thumb = (
+            set(self.analysis.address[odd].tolist()) if "arm" in self.analysis.processor else set()
+        )
         self.mnemonics, self.operands, self.expressions = _Numbers(), _Numbers(), _Numbers()
         meta = self.file.meta_information
         meta.executable_name, meta.executable_id = Path(path).name, sha256
         names = {processor: name for name, processor in PROCESSORS.items()}
-        processor = self.analysis.processor
-        meta.architecture_name = names.get(processor, processor)
+        meta.architecture_name = names.get(self.analysis.processor, self.analysis.processor)
         self._instructions()
         self._flow_graphs()
         self._call_graph()
@@ -82,7 +85,8 @@ class _Writer:
     def _targets(self) -> list[list[int]]:
         """Return the addresses outside of its function that each block calls or jumps to."""
         analysis, n = self.analysis, self.analysis.code_blocks
-        where = [*analysis.address[:n].tolist(), *import_addresses(analysis)]
+        blocks = map(self._even, analysis.address[:n].tolist())
+        where = [*blocks, *import_addresses(analysis)]
         function = analysis.function.tolist()
         called: list[list[int]] = [[] for _ in range(n)]
         for (source, target), kind in zip(
@@ -97,7 +101,7 @@ class _Writer:
         analysis, file = self.analysis, self.file
         at, called = 0, self._targets()
         for block in range(analysis.code_blocks):
-            address, code = int(analysis.address[block]), analysis.code[block]
+            address, code = self._even(int(analysis.address[block])), analysis.code[block]
             begin = at
             for line in analysis.instructions[block].decode("ascii", "replace").split("\n"):
                 size = int(analysis.instruction_size[at])
@@ -169,16 +173,29 @@ class _Writer:
     def _call_graph(self) -> None:
         analysis, graph = self.analysis, self.file.call_graph
         n, functions = analysis.code_blocks, analysis.code_functions
-        where = [*analysis.function_address[:functions].tolist(), *import_addresses(analysis)]
+        entries = map(self._even, analysis.function_address[:functions].tolist())
+        where = [*entries, *import_addresses(analysis)]
         symbols = [*analysis.function_name[:functions], *analysis.import_name]
-        for f, (symbol, name) in enumerate(zip(symbols, demangle(symbols), strict=True)):
-            vertex = graph.vertex.add(address=where[f], mangled_name=symbol)
-            vertex.type = NORMAL if f < functions else IMPORTED
+        found = {
+            address: (symbol, NORMAL if f < functions else IMPORTED)
+            for f, (address, symbol) in enumerate(zip(where, symbols, strict=True))
+        }
+        # An import may have a stub and a slot for its address.
+        for address, name in zip(
+            analysis.imported_address.tolist(), analysis.imported_name, strict=True
+        ):
+            if name in analysis.import_name:
+                found.setdefault(address, (name, IMPORTED))
+        number = {address: i for i, address in enumerate(sorted(found))}
+        readable = demangle([found[address][0] for address in number])
+        for address, name in zip(number, readable, strict=True):
+            symbol, kind = found[address]
+            vertex = graph.vertex.add(address=address, mangled_name=symbol, type=kind)
             if name != symbol:
                 vertex.demangled_name = name
         function = [*analysis.function[:n].tolist(), *range(functions, len(where))]
         calls = {
-            (function[source], function[target])
+            (number[where[function[source]]], number[where[function[target]]])
             for (source, target), kind in zip(
                 analysis.edges.tolist(), analysis.kind.tolist(), strict=True
             )
@@ -186,6 +203,10 @@ class _Writer:
         }
         for source, target in sorted(calls):
             graph.edge.add(source_vertex_index=source, target_vertex_index=target)
+
+    def _even(self, address: int) -> int:
+        """Return an address as it is written: an analysis has odd ones of Thumb code."""
+        return address & ~1 if address in self.thumb else address
 
     def _references(self) -> None:
         analysis, file = self.analysis, self.file
@@ -196,7 +217,7 @@ class _Writer:
             analysis.reference_address.tolist(),
             strict=True,
         ):
-            file.data_reference.add(instruction_index=instruction, address=address)
+            file.data_reference.add(instruction_index=instruction, address=self._even(address))
             if address in literal:
                 text = literal[address].replace(b"\0", b"").decode("utf-8", "replace")
                 file.string_reference.add(
