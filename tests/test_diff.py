@@ -460,12 +460,12 @@ def test_twins_in_words_match_by(what):
     assert np.all((score > 0.9) & (score <= 1))
 
 
-def test_what_likeness_calls_hopeless_matches_as_an_anchor_only(codes, model):
+def test_what_looks_hopeless_matches_as_an_anchor_only(codes, model):
     def always(score):
         return lambda inputs: np.full(len(inputs), score, np.float32)
 
     first, second = codes["O1"], codes["O2"]
-    unlike = dataclasses.replace(model, function=always(-20), neighbours=always(20))
+    unlike = dataclasses.replace(model, similarity=always(-20), neighbours=always(20))
     anchor = first.analysis.function_name.index("area"), second.analysis.function_name.index("kind")
     for anchors in (None, np.array([anchor])):
         found = match_functions(first, second, unlike, anchors)
