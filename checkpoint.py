@@ -51,7 +51,7 @@ from utils import (
 )
 
 # What an exported folder's config.json keeps of model.json, besides what other files say.
-TRAINING = ("data_file", "corpus_sha256", "max_len", "max_pred", "mask_prob")
+TRAINING = ("data_file", "corpus_sha256", "max_len", "max_pred", "mask_prob", "objectives")
 
 Info = TypeVar("Info")
 

@@ -56,6 +56,7 @@ def write_out(folder, model, cfg, vocab):
         "max_len": 20,
         "max_pred": 4,
         "mask_prob": 0.2,
+        "objectives": ["masked_lm"],
     }
     (folder / "model.json").write_text(json.dumps(about))
     return folder / "model_steps_7.pt"
@@ -442,7 +443,7 @@ def test_export_of_a_model_by_itself(model_file, exported, tmp_path):
     lone, to, cfg = (str(tmp_path / name) for name in ("lone.pt", "to", "sizes.json"))
     with pytest.raises(UserError, match=r"model\.json is missing"):
         checkpoint.export_model(lone, to)
-    with pytest.raises(UserError, match="model_cfg and vocab belong together"):
+    with pytest.raises(UserError, match="--model_cfg and --vocab belong together"):
         checkpoint.export_model(lone, to, model_cfg=cfg)
     checkpoint.export_model(lone, to, model_cfg=cfg, vocab=str(exported / "vocab.txt"))
     for name in ("model.safetensors", "tokenizer.json", "vocab.txt"):
