@@ -1,19 +1,25 @@
-"""What survives kill -9, and what broken files do: python bench/stress.py --path DIR
+"""What survives kill -9, other runs and broken files: python bench/stress.py --path DIR
 
-gendata.py, dataprocess.py, pretrain.py and classify.py each run once undisturbed. Then each runs
-again and again on the same input; SIGKILL ends its whole process group at a random moment of the
-undisturbed run's time, and the same command is given once more. Whenever it comes to its end, every
-file is compared with the undisturbed run's (but TensorBoard's, which hold times, and last.pt, which
-holds equal numbers in another order of bytes); then it starts anew, until it was killed so often as
-asked for. At last copies of a binary with flipped bits are analysed. A difference ends with exit
-code 1.
+Every stage runs once undisturbed. Then it runs again and again on the same input; SIGKILL ends its
+whole process group at a random moment of the undisturbed run's time, and the same command is given
+once more. Whenever it comes to its end, every file is compared with the undisturbed run's (but
+TensorBoard's, which hold times, and last.pt, which holds equal numbers in another order of bytes);
+then it starts anew, until it was killed so often as asked for.
+
+Then several gendata.py run at once on one folder, of which some have other settings; each must end
+well, or say that another run writes there. Copies of a binary with flipped bits are analysed; and
+files of every kind that the project reads are changed and read (bench/mutants.py). A difference, or
+an end without a sentence, ends with exit code 1.
 """
 
 import collections
+import contextlib
 import datetime
+import io
 import json
 import os
 import platform
+import random
 import shutil
 import signal
 import subprocess
@@ -23,13 +29,15 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
+import mutants as changed_files
 import numpy as np
 
 import utils
+from binary.analysis import load_analysis
 from binary.builds import find_binaries
-from binary.cache import analyse_one
+from binary.cache import analyse_all, analyse_one, cache_file
 from jobs.processes import in_processes
 from terminal.command_line import command_line
 
@@ -37,6 +45,10 @@ MODEL = dict(dim=32, n_layers=1, n_heads=2, dim_ff=64, p_drop_hidden=0.1, p_drop
 MODEL |= dict(max_len=32, n_segments=2)
 TRAINING = dict(seed=1, batch_size=8, lr=0.001, n_epochs=9, warmup=0.1, save_steps=10)
 TRAINING |= dict(total_steps=80)
+CONTRAST = dict(seed=0, hidden=8, lr=0.01, weight_decay=0.01, n_epochs=2, networks=1, pairs=3)
+CONTRAST |= dict(words=4096, dimensions=8, encoder_steps=20, encoder_batch=16, encoder_lr=0.005)
+TOGETHER = 4  # runs of gendata.py at once
+BATCH = 250  # mutants that one process tries
 SIZES = ["--train_cfg", "train.json", "--model_cfg", "model.json", "--max_len", "32"]
 
 
@@ -46,6 +58,7 @@ def main(
     builds: int = 3,
     kills: int = 20,
     mutants: int = 200,
+    stages: str = "gendata,dataprocess,pretrain,classify,diff,search,samefunc,train",
     seed: int = 0,
 ) -> int:
     """Print for each stage how often it was killed, how often it ended, and how many bytes differ.
@@ -61,7 +74,9 @@ def main(
     kills : int
         How often each stage is killed.
     mutants : int
-        Copies with flipped bits.
+        Copies with flipped bits; and changed files of each kind.
+    stages : str
+        Which stages are killed; the first ones make what the others read.
     seed : int
         Seed of the moments and bits.
     """
@@ -77,32 +92,142 @@ def main(
             target = inputs / "binaries" / binary["build"] / biname
             target.parent.mkdir(parents=True)
             shutil.copy(binary["path"], target)
-        (inputs / "train.json").write_text(json.dumps(TRAINING))
-        (inputs / "model.json").write_text(json.dumps(MODEL))
-        for arguments in (
-            ["gendata.py", "--path", "binaries", "--biname", biname, "--workers", "2"],
-            ["dataprocess.py"],
-            ["pretrain.py", *SIZES, "--max_pred", "6"],
-            ["classify.py", *SIZES, "--vocab", "vocab/vocab.txt", "--data_file", "pairs.tsv"],
-        ):
-            if arguments[0] == "classify.py":
+        for name, settings in (("train", TRAINING), ("model", MODEL), ("contrast", CONTRAST)):
+            (inputs / f"{name}.json").write_text(json.dumps(settings))
+        gendata = ["gendata.py", "--path", "binaries", "--biname", biname, "--workers", "2"]
+        old, new = (f"binaries/{binary['build']}/{biname}" for binary in chosen[:2])
+        commands = {
+            "gendata": gendata,
+            "dataprocess": ["dataprocess.py"],
+            "pretrain": ["pretrain.py", *SIZES, "--max_pred", "6"],
+            "classify": [
+                *("classify.py", *SIZES, "--vocab", "vocab/vocab.txt", "--data_file", "pairs.tsv")
+            ],
+            "diff": ["diff.py", old, new, "--json", "d.json", "--csv", "d.csv", "--html", "d.html"],
+            "search": ["search.py", "index", "binaries"],
+            "samefunc": ["samefunc.py", "twins", "--outputDir", "output"],
+            "train": [
+                *("matching.train", "--path", "binaries", "--held_out", "none"),
+                *("--train_cfg", "contrast.json", "--to", "m.safetensors", "--workers", "2"),
+            ],
+        }
+        for stage in stages.split(","):
+            if stage == "classify":
                 write_pairs(inputs, rng)
-            inputs, bytes_lost = stress(arguments, inputs, kills, rng)
+            inputs, bytes_lost = stress(commands[stage], inputs, kills, rng)
             lost += bytes_lost
+        lost += together(gendata, inputs)
         file = inputs / "binaries" / chosen[0]["build"] / biname
-        print(f"{mutants} mutants: {outcomes(mutate(file.read_bytes(), mutants, seed), folder)}")
-    return 1 if lost else 0
+        print(f"{mutants} mutants of {biname}: ", end="")
+        print(outcomes(mutate(file.read_bytes(), mutants, seed), folder), flush=True)
+        failed = change_files(str(file), mutants, seed, Path(folder))
+    return 1 if lost or failed else 0
+
+
+def together(command: list[str], inputs: Path) -> int:
+    """Run a command several times at once, each second time with other settings.
+
+    Returns
+    -------
+    Bytes that differ from those of a lone run, when the command has run once more.
+    """
+    work, alone = inputs.with_name("together"), inputs.with_name("alone")
+    command = [sys.executable, str(ROOT / command[0]), *command[1:]]
+    for folder in (work, alone):
+        shutil.copytree(inputs, folder)
+        shutil.rmtree(folder / "data", ignore_errors=True)
+    subprocess.run(command, cwd=alone, check=True, capture_output=True)
+    others = [*command, "--num_walks", "3"]
+    runs = [
+        subprocess.Popen((others if i % 2 else command), cwd=work, stderr=subprocess.PIPE,
+                         stdout=subprocess.DEVNULL, text=True)
+        for i in range(TOGETHER)
+    ]  # fmt: skip
+    count = collections.Counter()
+    for run in runs:
+        said = run.communicate()[1]
+        if run.returncode == 1 and said.count("\n") == 1 and "another run writes" in said:
+            count["refused in one sentence"] += 1
+        elif run.returncode == 0:
+            count["ended well"] += 1
+        else:
+            raise utils.UserError(f"one of several gendata.py ended with {run.returncode}: {said}")
+    subprocess.run(command, cwd=work, check=True, capture_output=True)
+    lost = differing(alone, work)
+    ends = ", ".join(f"{number} {what}" for what, number in count.items())
+    print(f"{TOGETHER} gendata.py at once on one folder: {ends}; {lost:,} bytes lost", flush=True)
+    return lost
+
+
+def change_files(binary: str, number: int, seed: int, folder: Path) -> int:
+    """Change and read files of every kind; print what became of them, return the failures."""
+    content = {"path": binary, "sha256": utils.sha256_of(binary)}
+    analyse_all([content], str(folder / "output"), 1)
+    analysis = cache_file(folder / "output", content["sha256"])
+    failures = 0
+    print(f"{'changed files':22} {'tried':>6} {'read':>6} {'refused':>8}  failed, slowest (s)")
+    for name in changed_files.KINDS:
+        parts = range(0, number, BATCH)
+        jobs = (
+            (first, (name, analysis, folder / f"{name}-{first}", seed, first, number))
+            for first in parts
+        )
+        count = collections.Counter()
+        for first, error in in_processes(
+            change_some, jobs, len(parts), 2, name, time_limit=300, memory_limit=4
+        ):
+            if error is not None:
+                count["failed"] += 1
+                print(f"{name}, from {first} on: {error}", file=sys.stderr)
+                continue
+            found = json.loads((folder / f"{name}-{first}" / "found.json").read_text())
+            count.update({key: found[key] for key in ("read", "refused", "failed")})
+            count["slowest"] = max(count["slowest"], found["slowest"])
+            for failure in found["failures"]:
+                print(failure, file=sys.stderr)
+        failures += count["failed"]
+        print(
+            f"{name:22} {number:6,} {count['read']:6,} {count['refused']:8,}  {count['failed']}, "
+            f"{count['slowest']:.2f}",
+            flush=True,
+        )
+    return failures
+
+
+def change_some(
+    name: str, analysis: Path, folder: Path, seed: int, first: int, number: int
+) -> None:
+    """Try some changes of one kind of file; runs in a worker."""
+    kind = changed_files.KINDS[name]
+    good = folder / "files"
+    good.mkdir(parents=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        kind.make(good, load_analysis(analysis))
+    found = {"read": 0, "refused": 0, "failed": 0, "slowest": 0.0, "failures": []}
+    for i in range(first, min(first + BATCH, number)):
+        began = time.process_time()
+        try:
+            refused = changed_files.try_mutant(kind, good, random.Random(f"{seed} {name} {i}"))
+            found["refused" if refused else "read"] += 1
+        except AssertionError as error:
+            found["failed"] += 1
+            found["failures"].append(f"{name}, {i}: {error}")
+        found["slowest"] = max(found["slowest"], time.process_time() - began)
+    (folder / "found.json").write_text(json.dumps(found))
 
 
 def stress(
     arguments: list[str], inputs: Path, kills: int, rng: np.random.Generator
 ) -> tuple[Path, int]:
     """Kill a stage again and again; return the undisturbed run's folder, and bytes that differ."""
-    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+    script = arguments[0].endswith(".py")
+    what = [str(ROOT / arguments[0])] if script else ["-m", arguments[0]]
+    command = [sys.executable, *what, *arguments[1:]]
     reference = inputs.with_name(f"after-{arguments[0]}")
     shutil.copytree(inputs, reference)
     began = time.perf_counter()
-    subprocess.run(command, cwd=reference, check=True, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=reference, check=True, capture_output=True, env=environment)
     seconds = time.perf_counter() - began
     killed = ended = lost = 0
     work = inputs.with_name("work")
@@ -114,6 +239,7 @@ def stress(
             process = subprocess.Popen(
                 command,
                 cwd=work,
+                env=environment,
                 start_new_session=True,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
