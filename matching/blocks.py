@@ -159,7 +159,7 @@ def _match(a, b, words, forms, edges, threshold) -> tuple[np.ndarray, np.ndarray
     before = [m.T.tocsr() for m in behind]
     for depth in zip(*map(_depths, behind, before), strict=True):
         own -= DEPTH * np.abs(np.subtract.outer(*depth))
-    # Of twins, that one whose surroundings are as many; where few of them match, too.
+    # Between look-alike blocks, prefer the one with a similar number of neighbours.
     degree = sum(np.add.outer(_degrees(x), _degrees(y)) / 2 for x, y in (behind, before))
     weight = NEIGHBOURS * (degree > 0)
     score = own

@@ -34,7 +34,7 @@ class WalkGraph(NamedTuple):
     forward_start : int64 (B + 1,), forward : int32, forward_push : int32
         The next block, or RETURN; the return site that the step pushes, or NOTHING.
     backward_start, backward_own : int64 (B + 1,), (B,)
-        ``backward_start[b]:backward_own[b]`` are the rows of b itself, without its twin's.
+        ``backward_start[b]:backward_own[b]`` are the rows of b itself, without its partner's.
     backward, backward_into, backward_push : int32
         The block before; the block of this node that it leads to; what that step pushes.
     caller_start : int64 (B + 1,), caller : int32
@@ -71,15 +71,15 @@ def walk_graph(
     """
     blocks = len(function)
     source, target = edges[:, 0].astype(np.int64), edges[:, 1].astype(np.int64)
-    twin = _twins(merged, blocks)
+    partner = _partners(merged, blocks)
     return_site = np.full(blocks, NOWHERE)
     return_site[source[kind == STEP_OVER]] = target[kind == STEP_OVER]
     push = np.where(kind == CALL, return_site[source], NOTHING)
 
     # Forwards: what can return, before what cannot (abort, exit and what only leads there).
     living = _can_return(source, target, kind, returns)
-    at, row = _offered_by(source, twin)
-    leaving, _ = _offered_by(np.flatnonzero(returns), twin)
+    at, row = _offered_by(source, partner)
+    leaving, _ = _offered_by(np.flatnonzero(returns), partner)
     at = np.concatenate([at, leaving])
     to = np.concatenate([target[row], np.full(len(leaving), RETURN)])
     pushed = np.concatenate([push[row], np.full(len(leaving), NOTHING)])
@@ -92,8 +92,8 @@ def walk_graph(
     forward_start, order = _csr(at[keep], blocks)
     forward, forward_push = to[keep][order], pushed[keep][order]
 
-    # Backwards; the stable order keeps a block's own rows before its twin's.
-    at, row = _offered_by(target, twin)
+    # Backwards; the stable order keeps a block's own rows before its partner's.
+    at, row = _offered_by(target, partner)
     backward_start, order = _csr(at, blocks)
     backward_own = backward_start[:-1] + np.bincount(target, minlength=blocks)
     row = row[order]
@@ -102,7 +102,7 @@ def walk_graph(
     calls = np.flatnonzero((kind == CALL) & (return_site[source] != NOWHERE))
     callee_start, order = _csr(function[target[calls]], int(function.max(initial=-1)) + 1)
     sites = return_site[source[calls]][order]
-    at, leaving_row = _offered_by(np.flatnonzero(returns), twin)
+    at, leaving_row = _offered_by(np.flatnonzero(returns), partner)
     callee = function[np.flatnonzero(returns)[leaving_row]]
     count = np.diff(callee_start)[callee]
     within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
@@ -123,18 +123,18 @@ def walk_graph(
     )
 
 
-def _twins(merged: np.ndarray, blocks: int) -> np.ndarray:
+def _partners(merged: np.ndarray, blocks: int) -> np.ndarray:
     """Return the other block of each block's node, or -1."""
-    twin = np.full(blocks, -1)
-    twin[merged[:, 0]], twin[merged[:, 1]] = merged[:, 1], merged[:, 0]
-    return twin
+    partner = np.full(blocks, -1)
+    partner[merged[:, 0]], partner[merged[:, 1]] = merged[:, 1], merged[:, 0]
+    return partner
 
 
-def _offered_by(block: np.ndarray, twin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (at, row): row i of ``block`` is offered at block[i] and at its twin, if any."""
+def _offered_by(block: np.ndarray, partner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (at, row): row i of ``block`` is offered at block[i] and at its partner, if any."""
     row = np.arange(len(block))
-    doubled = row[twin[block] >= 0]
-    return np.concatenate([block, twin[block[doubled]]]), np.concatenate([row, doubled])
+    doubled = row[partner[block] >= 0]
+    return np.concatenate([block, partner[block[doubled]]]), np.concatenate([row, doubled])
 
 
 def _repeated(block: np.ndarray, blocks: int) -> np.ndarray:
@@ -229,7 +229,7 @@ def _cover(
             while length < min(MAX_BACKWARD + 1, max_blocks):
                 block = past[length - 1]
                 low, high = graph.backward_start[block], graph.backward_start[block + 1]
-                if length == 1:  # the wanted block itself must stand in the path, not its twin
+                if length == 1:  # the wanted block itself must stand in the path, not its partner
                     high = graph.backward_own[block]
                 if low == high:
                     break
@@ -332,8 +332,8 @@ def deepwalk(
     """
     rng = np.random.default_rng(seed)
     n = len(graph.address)
-    twin = _twins(graph.merged, n)
-    at, row = _offered_by(graph.edges[:, 0], twin)
+    partner = _partners(graph.merged, n)
+    at, row = _offered_by(graph.edges[:, 0], partner)
     start, order = _csr(at, n)
     target = np.append(graph.edges[row, 1][order], -1)
     walks = np.full((n * num_walks, most), -1, np.int32)
