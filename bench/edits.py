@@ -32,6 +32,7 @@ from binary.cache import analyse_all
 from features.extract import Features, extract_features
 from matching.changes import STATUS, Diff, compare
 from matching.model import Model, read_model
+from terminal.command_line import command_line
 
 HERE = Path(__file__).resolve().parent
 ZIG = [sys.executable, "-m", "ziglang"]
@@ -88,29 +89,38 @@ def edits() -> list[Edit]:
 
 
 def main(
-    processors: tuple[str, ...] = tuple(PROCESSORS),
-    kinds: tuple[str, ...] = tuple(KINDS),
+    processors: str = ",".join(PROCESSORS),
+    kinds: str = ",".join(KINDS),
     level: str = "O2",
     work: str = "",
     workers: int = 2,
 ) -> None:
     """Print the table.
 
-    Args:
-        processors: Names, of PROCESSORS.
-        kinds: How the programs are linked: position-independent, fixed.
-        level: Optimisation level.
-        work: Where programs and analyses are kept. Default: a temporary folder.
-        workers: Processes that analyse.
+    Parameters
+    ----------
+    processors : str
+        Names of PROCESSORS, separated by commas.
+    kinds : str
+        How the programs are linked: position-independent, fixed, or both, separated by a comma.
+    level : str
+        Optimisation level.
+    work : str
+        Where programs and analyses are kept. Default: a temporary folder.
+    workers : int
+        Processes that analyse.
     """
+    for given, known in ((processors, PROCESSORS), (kinds, KINDS)):
+        if unknown := set(given.split(",")) - set(known):
+            raise utils.UserError(f"{sorted(unknown)[0]!r} is none of {', '.join(known)}")
     model = read_model()
     print(f"{datetime.date.today()}, clang -{level}; {len(edits())} programs with one edit each")
     print("found: changed, and leads the list; else: other functions called changed or unmatched")
     print(f"{'':36} found  else  relinked shuffled stripped itself  relaxed  seconds")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(work or temporary)
-        for name in processors:
-            for kind in kinds:
+        for name in processors.split(","):
+            for kind in kinds.split(","):
                 began = time.perf_counter()
                 try:
                     programs = build(folder / name / kind, name, kind, level)
@@ -240,4 +250,4 @@ def measure(programs: Programs, codes: dict[Path, Features], model: Model) -> st
 
 
 if __name__ == "__main__":
-    utils.command_line(main)
+    command_line(main)
