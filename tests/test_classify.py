@@ -24,7 +24,7 @@ import checkpoint
 import classify
 import models
 import train
-from formats.huggingface import hugging_face_name
+from formats.bert import hugging_face_name
 from tasks.catalogue import Mnli, Mrpc, Samefunc
 from tasks.sentences import ClassificationData, Classifier, SentenceTask
 from tasks.tables import read_examples
