@@ -11,7 +11,7 @@ import numpy as np
 from binary.analysis import CALL as CALL_EDGE
 from features.extract import Features
 from features.normalised import numbered
-from features.places import CODE, DATA, IMPORT, INSIDE, TEXT, UNKNOWN
+from features.places import CODE, DATA, IMPORT, INSIDE, UNKNOWN
 from matching.candidates import Candidates
 from matching.functions import Matches, assign
 from matching.kinds import forks_of, marks_of
@@ -223,8 +223,8 @@ class Judge:
         if texts[0] is not None and texts[0] == texts[1]:
             n = len(texts[0]) + 1
             rest = one[n:] if len(one) < len(other) else other[n:]
-            if not rest.strip(b"\0") or TEXT.fullmatch(rest.replace(b"\0", b"") + b"\0"):
-                return True  # nothing refers to what lies behind: another text, or padding
+            if not rest.strip(b"\0"):
+                return True  # padding
         return self._only_pointers(x, y, one, other, depth)
 
     def _only_pointers(self, x: int, y: int, one: bytes, other: bytes, depth: int) -> bool:
