@@ -333,7 +333,9 @@ def _compact_unwinding(binary, project) -> Iterator[Found]:
     Its layout is that of Apple's mach-o/compact_unwind_encoding.h: an index of pages, each with
     the functions themselves, or with their distances from the page's first one in 24 bits.
     """
-    section = next(s for s in binary.sections if s.name == "__unwind_info")
+    section = next((s for s in binary.sections if s.name == "__unwind_info"), None)
+    if section is None:
+        return
     data = project.loader.memory.load(section.vaddr, section.memsize)
     index, count = struct.unpack_from("<2I", data, 20)
     for i in range(count - 1):  # the last one is the end
@@ -396,7 +398,10 @@ def _go_table(project, place: int, header: bytes) -> list[GoFunction]:
         names, offsets = place + fields[0], place + fields[4]
         table, code = offsets, word if magic == 0xFA else "I"
     if magic in (0xF0, 0xF1) and not text:  # not filled in since Go 1.26
-        text = next(s.vaddr for s in project.loader.main_object.sections if "text" in s.name)
+        sections = project.loader.main_object.sections
+        text = next((s.vaddr for s in sections if "text" in s.name), 0)
+        if not text:
+            return []
     if not 0 < count < 1 << 22:
         return []
     entries = words(table, 2 * count + 1, code)
