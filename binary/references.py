@@ -109,7 +109,8 @@ def _holds_data(section) -> bool:
     """Whether it is a section of the program's own data: no code, no symbols."""
     kind = getattr(section, "type", "SHT_PROGBITS")  # only ELF's have one
     mapped = getattr(section, "occupies_memory", True)
-    mapped = mapped and not section.name.startswith(UNWINDING)
+    name = getattr(section, "name", "")  # segments have none
+    mapped = mapped and not name.startswith(UNWINDING)
     return mapped and not section.is_executable and kind in DATA_SECTIONS
 
 
