@@ -440,11 +440,12 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
     print(", ".join(f"{n:,} {key}" for key, n in counts if isinstance(n, int)))
     for block, binary in enumerate(merged.binary.tolist()):
         where = f"0x{merged.address[block]:x}" if text[block] else "import"
-        line = f"\nblock {block} [{binary}] {where} in {names[merged.function[block]]}"
+        line = f"block {block} [{binary}] {where} in {names[merged.function[block]]}"
         if block in out:
             line += f" -> {', '.join(out[block])}"
         if block in partner:
             line += f"  = block {partner[block]} [{1 - binary}]"
+        print()  # a line's end inside of what is printed would be escaped
         print(line)
         for instruction in text[block].decode().splitlines():
             print(f"    {instruction}")

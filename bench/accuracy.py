@@ -281,7 +281,8 @@ def measure(
         ):
             counts[row, "blocks"] += judge_blocks(blocks, *lines)
     new = np.array(unseen)
-    print(f"\n{kind}: {len(new)} functions, {int(new.sum())} of them unseen")
+    print()
+    print(f"{kind}: {len(new)} functions, {int(new.sum())} of them unseen")
     for row, values in ranks.items():
         r = np.array(values)
         cells = [f"{(r[part] == 1).mean():.3f} {(1 / r[part]).mean():.3f}" for part in (r > 0, new)]

@@ -173,7 +173,8 @@ def pairs(
         Analysed binaries, as for gendata.py; used and completed.
     """
     print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()},")
-    print(f"{workers} workers on {os.cpu_count()} cores; memory: first process / largest worker\n")
+    print(f"{workers} workers on {os.cpu_count()} cores; memory: first process / largest worker")
+    print()
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
         originals = find_binaries(path, biname)
