@@ -30,10 +30,14 @@ MAPPED = 0x400000  # where angr maps position-independent files
 def main(*files: str, processors: str = "", package: str = "zlib1g") -> None:
     """Print the table.
 
-    Args:
-        files: Shared objects.
-        processors: Debian's names of processors, to fetch a package for.
-        package: The package; of its shared objects the first is taken.
+    Parameters
+    ----------
+    files : str
+        Shared objects.
+    processors : str
+        Debian's names of processors, to fetch a package for.
+    package : str
+        The package; of its shared objects the first is taken.
     """
     with tempfile.TemporaryDirectory() as folder:
         names = [name for name in processors.split(",") if name]
