@@ -160,16 +160,20 @@ def flops_per_token(cfg: models.Config, length: int, predicted: float) -> float:
     length : int
         Tokens of an example.
     predicted : float
-        Tokens of an example that the vocabulary is scored for.
+        Tokens of an example that the vocabulary is scored for. The last block computes these
+        and [CLS] only.
 
     Returns
     -------
     float
         Of products alone: two per weight and token, and twice that for the gradients.
     """
-    layer = 4 * cfg.dim**2 + 2 * cfg.dim * cfg.dim_ff + 2 * length * cfg.dim  # attention's: last
+    keys_and_values = 2 * cfg.dim**2
+    others = 2 * cfg.dim**2 + 2 * cfg.dim * cfg.dim_ff + 2 * length * cfg.dim  # attention's: last
     head = (predicted * (cfg.dim + cfg.vocab_size) + cfg.dim) * cfg.dim / length
-    return 6 * (cfg.n_layers * layer + head)
+    read = (predicted + 1) / length
+    blocks = cfg.n_layers * keys_and_values + (cfg.n_layers - 1 + read) * others
+    return 6 * (blocks + head)
 
 
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -322,9 +326,11 @@ class Trainer:
                 if saving and log:
                     measures = self.evaluate(self.model.eval())
                     log.measures(measures)
-                    self._save_model()
                 if (saving or stopping) and log:
+                    # First what resuming needs: a run that ends between the two goes on from it.
                     self._save_last(measures)
+                if saving and log:
+                    self._save_model()
                     self._remove_old()
             if log:
                 log.close()
@@ -428,6 +434,9 @@ class Trainer:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise utils.UserError(f"{path} does not fit this training: {error}") from error
         planned = last["settings"]["total_steps"]
+        saving = self.step % self.cfg.save_steps == 0 or self.step == planned
+        if saving and self.rank == 0 and not self._model_file().exists():
+            self._save_model()  # the run ended before it could
         if planned != self.cfg.total_steps and self.rank == 0:
             print(
                 f"{self.save_dir} holds step {self.step} of this training with {planned} steps; "
@@ -554,9 +563,12 @@ class Trainer:
         }
         return [steps[step] for step in sorted(steps) if step <= self.step]
 
+    def _model_file(self) -> Path:
+        return self.save_dir / f"model_steps_{self.step}.pt"
+
     def _save_model(self) -> None:
-        path = self.save_dir / f"model_steps_{self.step}.pt"
-        checkpoint.save_pt(self.model.state_dict(), path)
+        with utils.disk_errors(self.save_dir):
+            checkpoint.save_pt(self.model.state_dict(), self._model_file())
 
     def _remove_old(self) -> None:
         if self.cfg.keep is not None:

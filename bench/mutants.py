@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import checkpoint
 import models
-import train
+import pretrain
 import utils
 from binary.analysis import Analysis, load_analysis, save_analysis
 from binary.tokens import tokenise
@@ -37,7 +37,7 @@ from features.extract import Features, extract_features
 from formats.huggingface import read_folder
 from matching import model as matching_model
 from matching.anchors import read_anchors
-from matching.train import Config as ContrastConfig
+from matching.networks import MatchingConfig
 from pairs.folder import FORMAT_VERSION, Build, Counts, PairInfo, WalkSettings
 from pairs.text import read_binary, read_pair
 from pairs.walks import save_walks
@@ -453,8 +453,8 @@ def make_configs(folder: Path, _: Analysis) -> None:
 
 def use_configs(folder: Path) -> None:
     models.Config.from_json(folder / "bert_tiny.json")
-    train.Config.from_json(folder / "pretrain.json")
-    utils.read_config(ContrastConfig, folder / "contrast.json")
+    pretrain.Config.from_json(folder / "pretrain.json")
+    utils.read_config(MatchingConfig, folder / "contrast.json")
 
 
 def make_anchors(folder: Path, analysis: Analysis) -> None:

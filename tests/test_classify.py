@@ -533,7 +533,7 @@ def test_a_new_task_is_one_class(pretrained, tmp_path, monkeypatch, capsys):
 
 def test_an_unknown_task_names_those_there_are(tmp_path):
     code, _, err = run(tmp_path, "--task", "nothing")
-    assert code == 1
+    assert code == 2
     assert "--task nothing: the tasks are mrpc, mnli, samefunc" in err
 
 
@@ -578,8 +578,8 @@ def test_eval_refuses_settings_that_are_not_the_models(trained, monkeypatch):
         ({"vocab": "wrong.txt"}, r"wrong\.txt is not the vocabulary that .*; leave --vocab out"),
         ({"train_cfg": "not_a_config.json"}, "key 'seed' is missing"),
         ({"train_cfg": "none.json"}, r"none\.json"),
-        ({"pretrain_file": "x.pt"}, "does not use --pretrain_file"),
-        ({"eval_file": "x.tsv"}, "does not use --eval_file"),
+        ({"pretrain_file": "x.pt"}, "--pretrain_file is for --mode train, not for eval"),
+        ({"eval_file": "x.tsv"}, "--eval_file is for --mode train, not for eval"),
     ]:
         with pytest.raises(UserError, match=message):
             classify.main(**given | change)

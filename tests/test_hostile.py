@@ -32,7 +32,7 @@ from corpus.ids import read_corpus
 from formats.huggingface import read_vocab
 from jobs.processes import in_processes
 from pairs.folder import is_made, read_info
-from pairs.text import check_instructions, check_word, read_pair
+from pairs.text import check_word, read_pair
 from tasks.catalogue import Mrpc
 from tasks.task import TASKS
 from terminal.command_line import PARTLY
@@ -274,9 +274,8 @@ def test_mutants(odd, tmp_path):
 
 
 def check(analysis):
-    """Whatever the file was, its analysis is consistent, and its tokens forge nothing."""
+    """Whatever the file was, its tokens forge nothing; that its arrays fit was checked on load."""
     assert analysis.code_blocks > 0
-    check_instructions(analysis)
     tokens = tokenise(analysis)
     assert (np.diff(tokens.offsets) > 0).all()
     assert not analysis.edges.size or analysis.edges.max() < analysis.blocks

@@ -551,12 +551,13 @@ trainer.train()
 @pytest.mark.parametrize(
     ("function", "before", "number"),
     [
-        ("fsync", True, 2),  # last.pt of step 4 is not whole
-        ("replace", False, 3),  # the model of step 8 is saved, last.pt is of step 4
+        ("fsync", True, 1),  # last.pt of step 4 is not whole
+        ("fsync", True, 2),  # last.pt is of step 4, whose model is not whole
+        ("replace", False, 3),  # last.pt is of step 8, whose model is not saved
     ],
 )
 def test_killed_while_saving(tmp_path, function, before, number):
-    """At step 4 and 8: the model is saved, then last.pt; killed before or after each is whole."""
+    """At step 4 and 8: last.pt is saved, then the model; killed before or after each is whole."""
     whole = make_trainer(tmp_path / "whole")
     whole.train()
     save_dir = tmp_path / "killed"
@@ -572,7 +573,7 @@ def test_killed_while_saving(tmp_path, function, before, number):
     assert bool(list(save_dir.glob(".*.tmp"))) == (function == "fsync")
     again = make_trainer(save_dir)
     again.start()
-    assert again.step == 4 * ((number - (function == "fsync")) // 2)
+    assert again.step == 4 * ((number - (function == "fsync") + 1) // 2)
     again.train()
     assert torch.equal(weights(again), weights(whole))
     utils.remove_leftovers(save_dir)
