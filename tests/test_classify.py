@@ -462,13 +462,12 @@ def test_mistakes(trained, pretrained):
         (["--mode", "eval"], "--mode eval needs --model_file"),
         (
             ["--mode", "eval", *model, "--max_len", 9],
-            "--max_len is for --mode train",
+            "has max_len of examples 16, not 9; leave out",
         ),
         (
             ["--mode", "eval", *model, "--noresume"],
             "--noresume is for --mode train",
         ),
-        (["--model_file", pt], "--model_file is for --mode eval and predict; leave it out"),
         (["--mode", "eval", "--task", "mrpc", *model], "was trained for samefunc; give --task"),
         (["--mode", "eval", "--model_file", pt, "--data_file", "test.tsv"], "unknown key"),
         (["--mode", "eval", "--model_file", "x.pt"], "model.json is missing; classify.py writes"),
