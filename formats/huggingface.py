@@ -226,7 +226,9 @@ def read_vocab(
             raise UserError(f"{file} is damaged or no tokenizer: {error}") from error
         theirs = json.loads(tokenizer.to_str())
         if theirs["model"]["type"] == "WordPiece":
-            its_vocab = tokenizer.get_vocab()
+            # By id, as tokenizers gives them in any order, and messages name the first fault.
+            by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+            its_vocab = dict(by_id)
     if vocab_file.exists():
         vocab, place = load_vocab(vocab_file), vocab_file
         for token, number in its_vocab.items():

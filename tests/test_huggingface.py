@@ -396,7 +396,7 @@ def test_two_vocabularies_in_a_folder(exported, tmp_path):
     lines[5:7] = lines[6], lines[5]
     (folder / "vocab.txt").write_text("\n".join(lines))
     with pytest.raises(
-        UserError, match=r"'push' on line 6, but .*tokenizer\.json gives it the id 6"
+        UserError, match=r"'mov' on line 7, but .*tokenizer\.json gives it the id 5"
     ):
         checkpoint.import_model(str(folder), str(tmp_path / "ours"))
 
