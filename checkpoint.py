@@ -43,6 +43,7 @@ from utils import (
     atomic_file,
     atomic_folder,
     check_outputs,
+    one_writer,
     read_config,
     refuse_flags,
     remove_leftovers,
@@ -346,8 +347,10 @@ def export_model(
             f"{model_file} has {cfg.positions} positions, which Hugging Face's BERT does not know"
         )
     training = {key: getattr(info, key) for key in TRAINING}
-    with atomic_folder(to) as folder:
-        huggingface.write_folder(folder, model, cfg, words, training)
+    with one_writer(to):
+        _refuse_filled(to)  # another run may have filled it meanwhile
+        with atomic_folder(to) as folder:
+            huggingface.write_folder(folder, model, cfg, words, training)
     print(f"{to}: config.json, model.safetensors, tokenizer.json, tokenizer_config.json, vocab.txt")
 
 
@@ -368,26 +371,28 @@ def import_model(source: str, to: str) -> None:
     check_outputs({}, [source], replaced={"to": to})
     bert = read_foreign(source)
     lacking = lacking_heads(bert.state)
-    with atomic_folder(to) as folder:
-        save_pt(bert.state, folder / "model.pt")
-        write_json(folder / "model_cfg.json", dataclasses.asdict(bert.sizes))
-        if bert.vocab:
-            huggingface.write_vocab(folder / "vocab.txt", bert.vocab)
-        if bert.reading == CorpusTokenizer.name and not lacking:
-            try:
-                info = ModelInfo(
-                    model=bert.sizes,
-                    tokenizer=CorpusTokenizer.name,
-                    vocab_sha256=sha256_of(folder / "vocab.txt"),
-                    **{"max_len": bert.sizes.max_len, **bert.training},
-                )
-            except (TypeError, pydantic.ValidationError) as error:
-                raise UserError(
-                    f"{source}/config.json: its 'pretraining' is not what export writes; delete "
-                    "that key"
-                ) from error
-            write_json(folder / "model.json", dataclasses.asdict(info))
-        written = sorted(path.name for path in folder.iterdir())
+    with one_writer(to):
+        _refuse_filled(to)
+        with atomic_folder(to) as folder:
+            save_pt(bert.state, folder / "model.pt")
+            write_json(folder / "model_cfg.json", dataclasses.asdict(bert.sizes))
+            if bert.vocab:
+                huggingface.write_vocab(folder / "vocab.txt", bert.vocab)
+            if bert.reading == CorpusTokenizer.name and not lacking:
+                try:
+                    info = ModelInfo(
+                        model=bert.sizes,
+                        tokenizer=CorpusTokenizer.name,
+                        vocab_sha256=sha256_of(folder / "vocab.txt"),
+                        **{"max_len": bert.sizes.max_len, **bert.training},
+                    )
+                except (TypeError, pydantic.ValidationError) as error:
+                    raise UserError(
+                        f"{source}/config.json: its 'pretraining' is not what export writes; "
+                        "delete that key"
+                    ) from error
+                write_json(folder / "model.json", dataclasses.asdict(info))
+            written = sorted(path.name for path in folder.iterdir())
     print(f"{to}: {', '.join(written)}")
     print(f"  {account(bert.state, bert.ignored)}")
     if not bert.vocab:

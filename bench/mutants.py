@@ -168,7 +168,7 @@ def change_json(content: bytes, rng: random.Random) -> bytes:
 
 
 def places(said: dict | list) -> list[tuple[dict | list, str | int]]:
-    """Return holder and key of each value inside a JSON."""
+    """Return holder and key of each value inside a JSON, or inside what a .pt holds."""
     found = []
     for key in list(said) if isinstance(said, dict) else range(len(said)):
         found.append((said, key))
@@ -204,9 +204,11 @@ def change_pt(content: bytes, rng: random.Random) -> bytes:
         at = rng.randrange(len(members))
         members[at] = members[at][0], change_bytes(members[at][1], rng)
         return zipped(members, rng.choice((zipfile.ZIP_STORED,) * 4 + (zipfile.ZIP_DEFLATED,)))
-    state = torch.load(io.BytesIO(content), weights_only=True)
-    key = rng.choice(list(state))
+    content = torch.load(io.BytesIO(content), weights_only=True)
+    state, key = rng.choice(places(content))
     value = state[key]
+    if not isinstance(value, torch.Tensor):
+        value = torch.tensor(0.5)
     odd = torch.tensor(rng.choice((float("nan"), float("inf"), 3e38)))
     state[key] = rng.choice(
         (
@@ -227,10 +229,10 @@ def change_pt(content: bytes, rng: random.Random) -> bytes:
             {"a": value},
         )
     )
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 and isinstance(state, dict):
         state[rng.choice((f"{key}.x", 5, "a\nb"))] = state.pop(key)
     out = io.BytesIO()
-    torch.save(rng.choice((state,) * 9 + ([state],)), out)
+    torch.save(rng.choice((content,) * 9 + ([content],)), out)
     return out.getvalue()
 
 

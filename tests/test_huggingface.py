@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import checkpoint
 import models
 import pretrain
+import utils
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer, FullTokenizer
 from utils import UserError
 
@@ -416,7 +417,7 @@ def test_letters_of_an_old_folder(tmp_path, word, said, reading):
         checkpoint.read_foreign(tmp_path)
 
 
-def test_filled_folders_are_left_alone(exported, model_file, tmp_path):
+def test_filled_folders_are_left_alone(exported, model_file, tmp_path, monkeypatch):
     target = tmp_path / "mine"
     target.mkdir()
     (target / "thesis.txt").write_text("years of work")
@@ -430,6 +431,9 @@ def test_filled_folders_are_left_alone(exported, model_file, tmp_path):
     with pytest.raises(UserError, match=r"thesis\.txt is a file"):
         checkpoint.export_model(str(model_file), str(target / "thesis.txt"))
     (target / "thesis.txt").unlink()
+    monkeypatch.setattr(utils, "PATIENCE", 0.1)
+    with utils.one_writer(target), pytest.raises(UserError, match=r"another run writes into .*mine"):
+        checkpoint.export_model(str(model_file), str(target))
     checkpoint.export_model(str(model_file), str(target))  # an empty one is taken
     assert (target / "config.json").exists()
 
