@@ -432,7 +432,8 @@ def test_filled_folders_are_left_alone(exported, model_file, tmp_path, monkeypat
         checkpoint.export_model(str(model_file), str(target / "thesis.txt"))
     (target / "thesis.txt").unlink()
     monkeypatch.setattr(utils, "PATIENCE", 0.1)
-    with utils.one_writer(target), pytest.raises(UserError, match=r"another run writes into .*mine"):
+    busy = pytest.raises(UserError, match=r"another run writes into .*mine")
+    with utils.one_writer(target), busy:
         checkpoint.export_model(str(model_file), str(target))
     checkpoint.export_model(str(model_file), str(target))  # an empty one is taken
     assert (target / "config.json").exists()
