@@ -11,19 +11,24 @@ made lies in one folder, ignored by git:
     packages/sources/bookworm/grep/           upstream's source, from a release's source package
     packages/build/bookworm/grep/             configured once, compiled per level, never installed
     packages/binaries/grep-bookworm-O1/grep   what matching/train.py reads, with symbols
+    packages/manifest.json                    of what each folder of binaries was made, and hashes
 
-What is there is kept; delete a folder to have it made anew. less and screen need curses (Debian,
-Ubuntu: libncurses-dev); if it is not there, they fail, and the others are built.
+What the manifest says was made of the same source, by the same compiler and flags, is kept, unless
+a file of it has changed. less and screen need curses (Debian, Ubuntu: libncurses-dev); if it is not
+there, they fail, and the others are built.
 """
 
+import functools
 import hashlib
 import itertools
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +40,7 @@ from build_coreutils import distribution, open_tarball, private_apt, say, split
 from recipes import RECIPES, Recipe
 
 from terminal.command_line import command_line
-from utils import UserError, atomic_folder, check_outputs, disk_errors
+from utils import UserError, atomic_folder, check_outputs, disk_errors, sha256_of, write_json
 
 OUTPUT = Path(__file__).resolve().parent / "packages"
 LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
@@ -96,10 +101,40 @@ class Tree:
         """Return the folder that its programs and libraries go to."""
         return self.output / "binaries" / f"{self.name}-{level}"
 
-    def is_built(self, level: str) -> bool:
+    @property
+    def origin(self) -> Path:
+        """The file that says which tarball the source was."""
+        return self.source.with_name(f"{self.package}.json")
+
+    def inputs(self, level: str) -> dict:
+        """Return all that decides which bytes a build has; its source must be there."""
+        c, cxx, linker = self.options(level)
+        recipe = self.recipe
+        return {
+            "package": self.package,
+            "release": self.release,
+            **json.loads(self.origin.read_text(encoding="utf-8")),
+            "level": level,
+            "compiler": self.compiler or "gcc",
+            "compiler_version": version_of(self.compiler or "gcc"),
+            "cflags": c,
+            "cxxflags": cxx,
+            "ldflags": linker,
+            "configure": None if recipe.configure is None else list(recipe.configure),
+            "targets": list(recipe.targets),
+        }
+
+    def is_built(self, level: str, manifest: dict[str, dict]) -> bool:
+        """Return whether the manifest has this very build, and its files are as they were made."""
         folder = self.binaries(level)
-        named = (folder / Path(file).name for file in self.recipe.programs)
-        return folder.is_dir() and all(file.is_file() for file in named)
+        known = dict(manifest.get(folder.name, {}))
+        files = known.pop("files", {})
+        return (
+            self.origin.is_file()
+            and known == self.inputs(level)
+            and all((folder / name).is_file() for name in files)
+            and all(sha256_of(str(folder / name)) == sha256 for name, sha256 in files.items())
+        )
 
     def options(self, level: str) -> tuple[str, str, str]:
         """Return the options of the C compiler, of the C++ compiler and of the linker."""
@@ -109,6 +144,47 @@ class Tree:
         # No debug information: the symbol table is all that is read.
         common = f"-{level} -w"
         return f"{common} -std=gnu11 {code}", f"{common} -std=gnu++17 {code}", program
+
+
+@functools.cache
+def version_of(compiler: str) -> str:
+    """Return the first line that a compiler says of its version."""
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return said.stdout.split("\n")[0]
+
+
+class Manifest:
+    """The file that says of each folder of binaries how it was made, and what its files hash to."""
+
+    def __init__(self, output: Path) -> None:
+        self.file = output / "manifest.json"
+        self.lock = threading.Lock()  # packages are built side by side
+
+    def read(self) -> dict[str, dict]:
+        """Return folder's name -> `Tree.inputs`, and under "files" name -> SHA-256.
+
+        Raises
+        ------
+        UserError
+            The file is damaged.
+        """
+        if not self.file.exists():
+            return {}
+        try:
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{self.file} is damaged ({error}); delete it") from error
+        if not isinstance(found, dict) or not all(isinstance(x, dict) for x in found.values()):
+            raise UserError(f"{self.file} is no manifest of builds; delete it")
+        return found
+
+    def add(self, tree: Tree, level: str) -> None:
+        """Enter a build that has just been made."""
+        folder = tree.binaries(level)
+        files = {file.name: sha256_of(str(file)) for file in sorted(folder.iterdir())}
+        with self.lock:
+            builds = self.read() | {folder.name: tree.inputs(level) | {"files": files}}
+            write_json(self.file, dict(sorted(builds.items())))
 
 
 def main(
@@ -156,16 +232,17 @@ def main(
     compiler_list = split("compilers", compilers) if compilers else [""]
     require_tools(*(compiler or "gcc" for compiler in compiler_list), "make")
     release_list = split("releases", releases) if releases else [distribution()[1]]
-    todo = {}
+    manifest = Manifest(output)
+    built, todo = manifest.read(), {}
     for release, package, compiler in itertools.product(release_list, package_list, compiler_list):
         tree = Tree(output, package, release, compiler)
-        missing = [level for level in level_list if not tree.is_built(level)]
+        missing = [level for level in level_list if not tree.is_built(level, built)]
         todo |= {tree: missing} if missing else {}
     with disk_errors(output):
         failures = get_sources(list(todo))
-        ready = [job for job in todo.items() if job[0].source.is_dir()]
+        ready = [job for job in todo.items() if job[0].origin.is_file()]
         with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-            for error in pool.map(lambda job: attempt(*job), ready):
+            for error in pool.map(lambda job: attempt(*job, manifest), ready):
                 failures += [error] if error else []
     programs = {file.name for file in (output / "binaries").glob("*/*")}
     print(f"{len(programs)} programs in {output / 'binaries'}")
@@ -187,7 +264,7 @@ def require_tools(*tools: str) -> None:
 def get_sources(trees: list[Tree]) -> list[str]:
     """Have the sources, upstream's tarballs without the distribution's patches; return failures."""
     failures = []
-    missing = {tree.source: tree for tree in trees if not tree.source.is_dir()}.values()
+    missing = {tree.source: tree for tree in trees if not tree.origin.is_file()}.values()
     for release in dict.fromkeys(tree.release for tree in missing):
         wanted = [tree for tree in missing if tree.release == release]
         say(f"{release}: download {' '.join(tree.package for tree in wanted)}")
@@ -195,7 +272,10 @@ def get_sources(trees: list[Tree]) -> list[str]:
             complaint = apt("apt-get", "update")
             for tree in wanted:
                 try:
-                    extract(download(apt, folder, tree.package, release, complaint), tree.source)
+                    tarball = download(apt, folder, tree.package, release, complaint)
+                    extract(tarball, tree.source)
+                    version = tarball.name.removeprefix(f"{tree.package}_").split(".orig.")[0]
+                    write_json(tree.origin, {"version": version, "source": sha256_of(str(tarball))})
                 except UserError as error:
                     failures.append(str(error))
     return failures
@@ -239,16 +319,16 @@ def extract(tarball: Path, target: Path) -> None:
         tar.extractall(work, members)
 
 
-def attempt(tree: Tree, levels: list[str]) -> str:
+def attempt(tree: Tree, levels: list[str], manifest: Manifest) -> str:
     """Build one package; return what went wrong, or ""."""
     try:
-        build(tree, levels)
+        build(tree, levels, manifest)
     except UserError as error:
         return str(error)
     return ""
 
 
-def build(tree: Tree, levels: list[str]) -> None:
+def build(tree: Tree, levels: list[str], manifest: Manifest) -> None:
     """Configure a copy of the sources, then compile it once per level."""
     recipe, folder = tree.recipe, tree.folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -270,6 +350,7 @@ def build(tree: Tree, levels: list[str]) -> None:
                 copy = target / re.sub(r"\.so[.\d]*$", ".so", file.name)
                 copy.write_bytes(file.read_bytes())
                 copy.chmod(0o755)
+        manifest.add(tree, level)
 
 
 def build_with_make(tree: Tree, level: str) -> None:

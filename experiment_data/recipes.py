@@ -193,7 +193,9 @@ LIBRARIES = {
     "libzip": cmake("-DBUILD_EXAMPLES=OFF", "-DBUILD_DOC=OFF", needs="zlib1g-dev"),
     "lmdb": plain("liblmdb.so", folder="libraries/liblmdb"),
     "make-dfsg": Recipe(("make",), ("--disable-nls", "--without-guile")),
-    "mbedtls": cmake("-DENABLE_TESTING=OFF", "-DUSE_SHARED_MBEDTLS_LIBRARY=ON"),
+    "mbedtls": cmake(
+        *("-DENABLE_TESTING=OFF", "-DENABLE_PROGRAMS=OFF", "-DUSE_SHARED_MBEDTLS_LIBRARY=ON")
+    ),
     "memcached": Recipe(("memcached",), (), needs=("libevent-dev",)),
     "minizip": Recipe(),
     "mpdecimal": library(),

@@ -1,5 +1,7 @@
 """experiment_data/build_packages.py: several releases, from a fake apt and a fake package."""
 
+import hashlib
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -109,15 +111,58 @@ def test_without_releases_it_is_this_machines(run, tmp_path):
 
 
 def test_a_second_run_makes_only_what_is_missing(run, tmp_path):
-    run(releases="old")
-    (tmp_path / "out/binaries/mill-old-O0/mill").write_text("kept")
-    (tmp_path / "out/binaries/mill-old-O3/mill").unlink()
-    run(releases="old new")
-    found = made(tmp_path)
-    assert len(found) == 4
-    assert found["mill-old-O0/mill"] == "kept"
+    run(releases="old", levels="O0 O2 O3")
+    kept, missing, changed = (
+        tmp_path / f"out/binaries/mill-old-{x}/mill" for x in ("O0", "O2", "O3")
+    )
+    whole = (kept.stat().st_ino, changed.read_text())
+    missing.unlink()
+    changed.write_text("another file")
+    run(releases="old new", levels="O0 O2 O3")
+    assert len(made(tmp_path)) == 6
+    assert (kept.stat().st_ino, changed.read_text()) == whole
     asked = (tmp_path / "asked").read_text().split("\n")
     assert asked == ["old", "source mill", "new", "source mill", ""]
+
+
+def test_the_manifest_says_what_was_made_of_what(run, tmp_path):
+    run(releases="old", levels="O0")
+    run(levels="O3")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert list(manifest) == ["mill-new-O3", "mill-old-O0"]
+    build = manifest["mill-old-O0"]
+    program = tmp_path / "out/binaries/mill-old-O0/mill"
+    assert build["files"] == {"mill": hashlib.sha256(program.read_bytes()).hexdigest()}
+    tarball = (tmp_path / "old.tar.xz").read_bytes()
+    assert build["source"] == hashlib.sha256(tarball).hexdigest()
+    said = subprocess.run(["gcc", "--version"], capture_output=True, text=True).stdout
+    assert (build["compiler"], build["compiler_version"]) == ("gcc", said.splitlines()[0])
+    named = [build[key] for key in ("package", "release", "version", "level")]
+    assert named == ["mill", "old", "1", "O0"]
+    assert f"1.0 {build['cflags']} {build['ldflags']}" == program.read_text()
+
+
+def test_a_build_of_other_flags_or_another_compiler_is_made_anew(run, tmp_path, monkeypatch):
+    def inode():
+        run(levels="O0")
+        return (tmp_path / "out/binaries/mill-new-O0/mill").stat().st_ino
+
+    first = inode()
+    assert inode() == first
+    monkeypatch.setattr(packages, "version_of", lambda compiler: "gcc 99")
+    second = inode()
+    assert second != first
+    recipe = packages.Recipe(("src/mill",), ("--disable-nls",))
+    monkeypatch.setitem(packages.RECIPES, "mill", recipe)
+    assert inode() != second
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"mill-new-O0": 1}'])
+def test_a_damaged_manifest_is_named(run, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest.json is .*delete it"):
+        run()
 
 
 def test_what_cannot_be_had_is_named_and_the_rest_is_built(run, tmp_path):
