@@ -208,7 +208,7 @@ LIBRARIES = {
     ),
     "nghttp2": library("--enable-lib-only"),
     "oggvideotools": Recipe(),
-    "opus": library("--disable-doc", "--disable-extra-programs"),
+    "opus": library(*disable("doc extra-programs intrinsics asm rtcd")),
     "pcre2": library(),
     "popt": library("--disable-nls"),
     "pugixml": cmake(),

@@ -1,6 +1,8 @@
 """What a binary's functions are made of, and what they refer to: the same ones are known by it."""
 
+import hashlib
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,3 +72,34 @@ class Outline:
         self.rows = list(zip(t.table.tolist(), t.place.tolist(), t.function.tolist(), strict=True))
         for table, place, f in self.rows:
             self.tables[f].append((table, place))
+
+
+def body_digests(code: "Features") -> np.ndarray:
+    """Return a digest of each function's normalised body, uint64 (F,).
+
+    Two functions have the same one where their instructions without addresses, the texts and the
+    imports that they refer to, and the jumps between their blocks are the same.
+    """
+    digests = [hashlib.blake2b(repr(b).encode(), digest_size=8).digest() for b in code.outline.code]
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
+def unseen_names(builds: Iterable[tuple[list[str], np.ndarray]], seen: np.ndarray) -> set[str]:
+    """Return the names of a file's functions that no training program holds.
+
+    A held-out library may have functions of the training packages: copied files, and what compilers
+    add. A function is left out if its body in any of the builds is among those that were seen.
+
+    Parameters
+    ----------
+    builds : iterable of (list of str, uint64 (F,))
+        Of each build of the file, names and `body_digests` of its functions; "" is no name.
+    seen : uint64 (n,)
+        `body_digests` of what was trained on.
+    """
+    names: set[str] = set()
+    met: set[str] = set()
+    for name, bodies in builds:
+        names.update(name)
+        met.update(n for n, again in zip(name, np.isin(bodies, seen), strict=True) if again)
+    return names - met - {""}

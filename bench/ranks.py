@@ -1,0 +1,92 @@
+"""How often the right function is found in a pool: recall, mean reciprocal rank, intervals.
+
+Of each query it is counted once how many functions of the whole collection are nearer than the
+right one. What follows for a pool of N functions drawn at random needs no drawing: how many of the
+nearer ones are in it has a hypergeometric distribution, so all figures are exact expectations.
+"""
+
+import numpy as np
+from scipy.stats import hypergeom
+
+CHUNK = 512  # queries that are compared with the collection at a time
+EQUAL = 1e-6  # cosines that differ by less are ties: products of equal vectors differ by rounding
+MEASURES = ("R@1", "R@10", "MRR")
+
+
+def count_nearer(queries, collection, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count what is nearer to each query than its target, and what is just as near.
+
+    Parameters
+    ----------
+    queries : float32 (Q, D), collection : float32 (M, D), arrays or csr
+        Vectors of length 1; zero vectors are equally far from everything.
+    target : int64 (Q,)
+        Which row of the collection is the right one.
+
+    Returns
+    -------
+    int64 (Q,), int64 (Q,)
+    """
+    nearer, ties = np.empty(len(target), np.int64), np.empty(len(target), np.int64)
+    transposed = collection.T
+    for start in range(0, len(target), CHUNK):
+        part = slice(start, start + CHUNK)
+        cosine = queries[part] @ transposed
+        cosine = cosine.toarray() if hasattr(cosine, "toarray") else cosine
+        right = cosine[np.arange(len(cosine)), target[part]][:, None]
+        nearer[part] = (cosine > right + EQUAL).sum(1)
+        ties[part] = (np.abs(cosine - right) <= EQUAL).sum(1) - 1  # but the target itself
+    return nearer, ties
+
+
+def pool_figures(nearer: np.ndarray, ties: np.ndarray, all_: int, pool: int) -> np.ndarray:
+    """Return each query's expected recall@1, recall@10 and reciprocal rank, float64 (Q, 3).
+
+    Parameters
+    ----------
+    nearer, ties : int64 (Q,)
+        Of the other functions of the collection; the target stands anywhere among its ties.
+    all_, pool : int
+        Functions in the collection, and how many of these are in the pool, the target included.
+    """
+    x = np.arange(all_)  # so many others are nearer
+    figures = [hypergeom.cdf(k - 1, all_ - 1, x, pool - 1) for k in (1, 10)]
+    # E[1 / (1 + X)] in closed form: C(x, i) / (i + 1) is C(x + 1, i + 1) / (x + 1).
+    none = np.where(x + 1 > all_ - pool, 0, hypergeom.pmf(0, all_, x + 1, pool))
+    figures.append(all_ / pool / (x + 1) * (1 - none))
+    sums = np.concatenate([np.zeros((3, 1)), np.cumsum(figures, axis=1)], axis=1)
+    return ((sums[:, nearer + ties + 1] - sums[:, nearer]) / (ties + 1)).T
+
+
+def resampled_means(
+    figures: np.ndarray, library: np.ndarray, times: int = 2000, seed: int = 0
+) -> np.ndarray:
+    """Return the mean over queries in each of many samples of libraries and seeds.
+
+    The same seed gives the same libraries, so differences of two rows are paired.
+
+    Parameters
+    ----------
+    figures : float64 (S, Q)
+        Of S trainings from different seeds.
+    library : int64 (Q,)
+        Which library each query is of.
+
+    Returns
+    -------
+    float64 (times,)
+    """
+    rng = np.random.default_rng(seed)
+    n = int(library.max()) + 1
+    drawn = rng.multinomial(n, np.full(n, 1 / n), times)  # (times, libraries)
+    sums = np.stack([np.bincount(library, row, n) for row in figures])
+    seeds = rng.multinomial(len(figures), np.full(len(figures), 1 / len(figures)), times)
+    total = (drawn @ np.bincount(library, minlength=n)).astype(float)
+    found = ((drawn @ sums.T) * seeds / len(figures)).sum(1)
+    return np.where(total > 0, found / np.maximum(total, 1), figures.mean())
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of resampled values."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

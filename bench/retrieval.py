@@ -1,0 +1,453 @@
+"""Which encoder finds a function's other build among the functions of libraries it has never seen?
+
+    python experiment_data/build_packages.py          # see experiment_data/README.md for which
+    python bench/retrieval.py analyse                 # hours on two cores; what is done is kept
+    python bench/retrieval.py train --rows "tokens tfidf word2vec table"
+    python bench/retrieval.py                         # the tables
+
+A query is a function of at least three basic blocks of a TEST library (experiment_data/recipes.py)
+in one build; the right answer is the same source function in another build, and the pool holds that
+and other functions of that kind of build, of TEST and VALIDATION libraries. Source names from
+symbols say what is right; no row reads a symbol. Functions whose normalised body occurs in a
+training package are left out, and of functions with the same normalised body one is taken.
+
+train writes what a row learns into the folder of models; the encoder's variants are model files
+that `python -m encoder.train` makes, put into the same folder. A row with seeds is several files:
+table-seed0.npz, table-seed1.npz.
+"""
+
+import datetime
+import itertools
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiment_data"))
+
+import numpy as np
+import scipy.sparse
+from pydantic import PositiveFloat, PositiveInt
+from ranks import MEASURES, count_nearer, interval, pool_figures, resampled_means
+from recipes import RECIPES, TEST, VALIDATION
+from rows import CELLS, KINDS_OF_ROWS, Programs, Row, read_row, write_row
+
+import utils
+from binary.analysis import load_analysis
+from binary.cache import analyse_files, cache_file
+from binary.symbols import source_names
+from features.extract import Features, extract_features
+from features.outline import body_digests, unseen_names
+from terminal import progress
+from terminal.command_line import PARTLY, command_line
+
+PACKAGES = "experiment_data/packages/"
+WORK = "out-retrieval/"
+WORKERS = os.cpu_count() or 1
+POOLS = (32, 100, 1000, 10_000)
+LEAST_BLOCKS = 3  # of a function that is asked about, in both builds
+REFERENCE = "table"  # the row that the others are compared with
+AARCH64 = "aarch64-linux-gnu-gcc"
+# Task -> the builds that are asked about, and those that are searched: release, compiler, level.
+TASKS = {
+    "optimisation, O0 to O3": (("bookworm", "gcc", "O0"), ("bookworm", "gcc", "O3")),
+    "compiler, gcc to clang, O2": (("bookworm", "gcc", "O2"), ("bookworm", "clang", "O2")),
+    "version, Debian 11 to 13, O2": (("bullseye", "gcc", "O2"), ("trixie", "gcc", "O2")),
+    "processor, x86-64 to AArch64, O2": (("bookworm", "gcc", "O2"), ("bookworm", AARCH64, "O2")),
+    "mixed": None,  # any two builds of the function
+}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One file of one build, as the manifest has it."""
+
+    package: str
+    setting: tuple[str, str, str]  # release, compiler, level
+    file: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the bench knows of the functions of one file.
+
+    Attributes
+    ----------
+    name : list of str
+        Of the source; "" where it is not sure.
+    blocks : int64 (F,)
+    body : uint64 (F,)
+        Digests of normalised bodies.
+    """
+
+    name: list[str]
+    blocks: np.ndarray
+    body: np.ndarray
+
+
+@dataclass
+class Task:
+    """Queries and a pool: rows of files.
+
+    Attributes
+    ----------
+    queries, pool : list of (Build, int)
+        Functions.
+    target : list of int
+        Which function of the pool each query looks for.
+    """
+
+    queries: list[tuple[Build, int]] = field(default_factory=list)
+    pool: list[tuple[Build, int]] = field(default_factory=list)
+    target: list[int] = field(default_factory=list)
+
+
+def builds_of(packages: str, output_dir: str, wanted: Iterable[str]) -> tuple[list[Build], int]:
+    """Return the analysed files of some packages, and how many are not analysed.
+
+    Of a held-out library only shared libraries and the programs of its recipe are taken: its other
+    programs may hold copies of its code.
+    """
+    file = Path(packages) / "manifest.json"
+    if not file.exists():
+        raise utils.UserError(f"{file} does not exist; run experiment_data/build_packages.py first")
+    found, missing, wanted = [], 0, set(wanted)
+    for folder, entry in json.loads(file.read_text(encoding="utf-8")).items():
+        package = entry["package"]
+        if package not in wanted:
+            continue
+        programs = {Path(program).name for program in RECIPES[package].programs}
+        setting = entry["release"], entry["compiler"], entry["level"]
+        for name, sha256 in entry["files"].items():
+            if package in {*TEST, *VALIDATION} and not name.endswith(".so") | (name in programs):
+                continue
+            build = Build(package, setting, Path(packages) / "binaries" / folder / name, sha256)
+            if cache_file(output_dir, sha256).exists():
+                found.append(build)
+            else:
+                missing += 1
+    return found, missing
+
+
+def training_packages(number: int = 0) -> list[str]:
+    """Return the packages that may be trained on, or the first ones in an order by chance."""
+    names = [name for name in RECIPES if name not in {*TEST, *VALIDATION}]
+    rng = np.random.default_rng(0)
+    return [names[i] for i in rng.permutation(len(names))[: number or len(names)]]
+
+
+def features_of(build: Build, output_dir: str) -> Features:
+    return extract_features(load_analysis(cache_file(output_dir, build.sha256)))
+
+
+def known_of(build: Build, output_dir: str, work: str) -> Known:
+    """Return what is known of one file's functions, from the cache if it is there."""
+    file = Path(work) / "functions" / f"{build.sha256}.npz"
+    if not file.exists():
+        code = features_of(build, output_dir)
+        names = np.array(source_names(code.analysis), str)
+        with utils.atomic_file(file, "wb") as out:
+            np.savez_compressed(out, name=names, blocks=code.sizes, body=body_digests(code))
+    with np.load(file, allow_pickle=False) as arrays:
+        return Known(arrays["name"].tolist(), arrays["blocks"], arrays["body"])
+
+
+def not_seen(builds: list[Build], known: dict[Build, Known], seen: np.ndarray) -> set[tuple]:
+    """Return (package, file, function) of held-out functions that no training package holds."""
+    files = defaultdict(list)
+    for build in builds:
+        files[build.package, build.file.name].append((known[build].name, known[build].body))
+    return {(*file, name) for file, of in files.items() for name in unseen_names(of, seen)}
+
+
+def make_task(
+    between: tuple | None, builds: list[Build], known: dict[Build, Known], asked: set[tuple]
+) -> Task:
+    """Choose queries and pool of one task: two kinds of builds, or (None) any two of a function."""
+    place: dict[tuple, dict[tuple, tuple[Build, int]]] = defaultdict(dict)
+    for build in builds:
+        of = known[build]
+        for f, (name, blocks) in enumerate(zip(of.name, of.blocks.tolist(), strict=True)):
+            key = build.package, build.file.name, name
+            if key in asked and blocks >= LEAST_BLOCKS:
+                place[key][build.setting] = build, f
+    task, rng = Task(), np.random.default_rng(0)
+    number: dict[int, int] = {}  # normalised body -> place in the pool
+    queried: set[int] = set()
+    for key in sorted(place):
+        settings = sorted(place[key])
+        if between is not None:
+            first, second = between
+        elif len(settings) > 1:
+            first, second = (settings[i] for i in rng.choice(len(settings), 2, replace=False))
+        else:
+            continue
+        if second not in place[key]:
+            continue
+        there = place[key][second]
+        at = number.setdefault(int(known[there[0]].body[there[1]]), len(task.pool))
+        if at == len(task.pool):
+            task.pool.append(there)
+        here = place[key].get(first)
+        if here is None or key[0] not in TEST:
+            continue
+        body = int(known[here[0]].body[here[1]])
+        if body not in queried:
+            queried.add(body)
+            task.queries.append(here)
+            task.target.append(at)
+    return task
+
+
+class Vectors:
+    """Vectors of files by rows: cached by the identity of the row and the hash of the file."""
+
+    def __init__(self, rows: dict[str, list[Row]], output_dir: str, work: str) -> None:
+        self.rows, self.output_dir = rows, output_dir
+        self.folder = Path(work) / "vectors"
+
+    def file(self, row: Row, cell: str, build: Build) -> Path:
+        name = re.sub(r"\W+", "-", f"{type(row).__name__} {row.identity} {cell}")
+        return self.folder / name / f"{build.sha256}.npz"
+
+    def make(self, builds: list[Build]) -> None:
+        """Make what is missing; each file's features are extracted once for all rows."""
+        every = [(row, cell) for seeds in self.rows.values() for row in seeds for cell in CELLS]
+        for build in progress.bar(builds, desc="vectors"):
+            missing = [(r, c) for r, c in every if not self.file(r, c, build).exists()]
+            if missing:
+                code = features_of(build, self.output_dir)
+                for row, cell in missing:
+                    vectors = scipy.sparse.csr_matrix(row(code, cell), dtype=np.float32)
+                    with utils.atomic_file(self.file(row, cell, build), "wb") as file:
+                        scipy.sparse.save_npz(file, vectors)
+
+    def of(self, row: Row, cell: str, functions: list[tuple[Build, int]]) -> np.ndarray:
+        """Return the vectors of some functions, float32 (n, D) or csr."""
+        inside = defaultdict(list)
+        for i, (build, f) in enumerate(functions):
+            inside[build].append((i, f))
+        order, parts = [], []
+        for build, places in inside.items():
+            rows = scipy.sparse.load_npz(self.file(row, cell, build))
+            parts.append(rows[[f for _, f in places]])
+            order += [i for i, _ in places]
+        vectors = scipy.sparse.vstack(parts, "csr")[np.argsort(order)]
+        return vectors if vectors.shape[1] > 4096 else vectors.toarray()
+
+
+def main(
+    *,
+    packages: str = PACKAGES,
+    outputDir: str = "output/",
+    work: str = WORK,
+    only: str = "",
+    to: str | None = None,
+) -> int:
+    """Measure all rows of the folder of models on the TEST libraries, and print the tables.
+
+    Parameters
+    ----------
+    packages : str
+        The folder that build_packages.py filled.
+    outputDir : str
+        Where the analyses are.
+    work : str
+        The folder of models/ and of what is cached.
+    only : str
+        Rows, with blanks between. Default: all.
+    to : str
+        A JSON file that gets every figure.
+    """
+    models = sorted(
+        file
+        for file in (Path(work) / "models").glob("*")
+        if file.suffix in (".npz", ".safetensors")
+    )
+    rows: dict[str, list[Row]] = {}
+    for file in models:
+        name = re.sub(r"-seed\d+$", "", file.stem)
+        if not only or name in only.split():
+            rows.setdefault(name, []).append(read_row(file))
+    if not rows:
+        raise utils.UserError(f"{work}models holds no row; train makes some")
+    held, lacking = builds_of(packages, outputDir, [*TEST, *VALIDATION])
+    learned, _ = builds_of(packages, outputDir, training_packages())
+    known = {build: known_of(build, outputDir, work) for build in progress.bar(held, desc="held")}
+    seen = [known_of(build, outputDir, work).body for build in progress.bar(learned, desc="seen")]
+    asked = not_seen(held, known, np.unique(np.concatenate([*seen, np.empty(0, np.uint64)])))
+    number = len({(b.package, b.file.name, name) for b in held for name in known[b].name if name})
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}; ", end="")
+    print(
+        f"{len(held)} files of held-out libraries, {lacking} not analysed; of {number:,} ", end=""
+    )
+    print(f"functions {number - len(asked):,} occur in training and are left out\n")
+    vectors = Vectors(rows, outputDir, work)
+    vectors.make(held)
+    figures = []
+    for name, between in TASKS.items():
+        task = make_task(between, held, known, asked)
+        if not task.queries:
+            print(f"{name}: no library is there in both builds\n")
+            continue
+        for cell in CELLS:
+            figures += measure(name, task, cell, rows, vectors)
+    if to is not None:
+        utils.write_json(to, {"figures": figures})
+    return PARTLY if lacking else 0
+
+
+def measure(
+    name: str, task: Task, cell: str, rows: dict[str, list[Row]], vectors: Vectors
+) -> list[dict]:
+    """Measure all rows in one cell of one task; print its table and return its figures."""
+    libraries = [build.package for build, _ in task.queries]
+    library = np.unique(libraries, return_inverse=True)[1]
+    target, all_ = np.array(task.target), len(task.pool)
+    pools = sorted({min(pool, all_) for pool in POOLS})
+    found, samples = {}, {}
+    for row, seeds in rows.items():
+        counts = [
+            count_nearer(
+                vectors.of(seed, cell, task.queries), vectors.of(seed, cell, task.pool), target
+            )
+            for seed in seeds
+        ]
+        for pool in pools:
+            values = np.stack([pool_figures(*count, all_, pool) for count in counts])
+            for m, what in enumerate(MEASURES):
+                found[row, pool, what] = values[:, :, m]
+                samples[row, pool, what] = resampled_means(values[:, :, m], library)
+    print(f"### {name}: {cell}\n")
+    print(f"{len(task.queries):,} queries of {library.max() + 1} libraries; ", end="")
+    print(f"{all_:,} functions to be found.\n")
+    heads = [f"{pool:,}: R@1" for pool in pools] + [f"R@10, MRR of {p:,}" for p in pools[-2:]]
+    print(f"| | {' | '.join(heads)} | R@1 of {pools[-1]:,} beyond {REFERENCE} |")
+    print(f"| --- {'| --- ' * (len(heads) + 1)}|")
+    figures = []
+    for row, seeds in rows.items():
+        cells = []
+        for pool, what in itertools.product(pools, MEASURES):
+            low, high = interval(samples[row, pool, what])
+            figure = {"task": name, "cell": cell, "row": row, "pool": pool, "measure": what}
+            figure |= {"value": float(found[row, pool, what].mean()), "low": low, "high": high}
+            figures.append(figure | {"queries": len(library), "seeds": len(seeds)})
+        for pool in pools:
+            low, high = interval(samples[row, pool, "R@1"])
+            cells.append(f"{short(found[row, pool, 'R@1'].mean())} [{short(low)} {short(high)}]")
+        for pool in pools[-2:]:
+            cells.append(", ".join(short(found[row, pool, m].mean()) for m in ("R@10", "MRR")))
+        beyond = ""
+        if REFERENCE in rows and row != REFERENCE:
+            a, b = ((r, pools[-1], "R@1") for r in (row, REFERENCE))
+            low, high = interval(samples[a] - samples[b])
+            beyond = f"{found[a].mean() - found[b].mean():+.3f} [{low:+.3f} {high:+.3f}]"
+        print(f"| {row} | {' | '.join(cells)} | {beyond} |")
+    print(flush=True)
+    return figures
+
+
+def short(value: float) -> str:
+    """Return a share as .123."""
+    return f"{value:.3f}".removeprefix("0")
+
+
+def analyse(
+    *,
+    packages: str = PACKAGES,
+    outputDir: str = "output/",
+    largest: PositiveFloat = 2,
+    workers: PositiveInt = WORKERS,
+) -> int:
+    """Analyse what build_packages.py has made, the held-out libraries first.
+
+    Parameters
+    ----------
+    packages : str
+        The folder that build_packages.py filled.
+    outputDir : str
+        Where the analyses go.
+    largest : float
+        Megabytes; a larger file of a training package is left out.
+    workers : int
+        Processes that work at the same time.
+    """
+    failed = {}
+    for held in (True, False):
+        wanted = [*TEST, *VALIDATION] if held else training_packages()
+        files = []
+        entries = json.loads((Path(packages) / "manifest.json").read_text(encoding="utf-8"))
+        for folder, entry in entries.items():
+            for name in entry["files"] if entry["package"] in wanted else ():
+                file = Path(packages) / "binaries" / folder / name
+                if held or file.stat().st_size < largest * 1e6:
+                    files.append(str(file))
+        if files:
+            failed |= analyse_files(files, outputDir, workers)[1]
+    for path, why in failed.items():
+        print(f"{path}: {why}", file=sys.stderr)
+    return PARTLY if failed else 0
+
+
+def train(
+    *,
+    rows: str = "tokens tfidf word2vec table",
+    number: int = 0,
+    steps: PositiveInt = 6000,
+    seed: int = 0,
+    packages: str = PACKAGES,
+    outputDir: str = "output/",
+    work: str = WORK,
+) -> None:
+    """Train rows on the analysed builds of the packages that are not held out.
+
+    Parameters
+    ----------
+    rows : str
+        With blanks between: tokens tfidf word2vec table.
+    number : int
+        Train on so many packages only. Default: on all.
+    steps : int
+        Of the word table.
+    seed : int
+        Of the word table and word2vec.
+    packages : str
+        The folder that build_packages.py filled.
+    outputDir : str
+        Where the analyses are.
+    work : str
+        The folder that gets models/.
+    """
+    for row in rows.split():
+        if row not in KINDS_OF_ROWS:
+            raise utils.UserError(f"--rows {row}: the rows are {' '.join(KINDS_OF_ROWS)}")
+    builds, lacking = builds_of(packages, outputDir, training_packages())
+    there = {build.package for build in builds}
+    wanted = [name for name in training_packages() if name in there][: number or None]
+    programs: Programs = defaultdict(list)
+    for build in progress.bar([b for b in builds if b.package in wanted], desc="features"):
+        programs[f"{build.package} {build.file.name}"].append(features_of(build, outputDir))
+    functions = sum(code.functions for codes in programs.values() for code in codes)
+    print(f"{len(wanted)} packages, {len(programs)} programs and libraries, ", end="")
+    print(f"{functions:,} functions; {lacking} files are not analysed")
+    for row in rows.split():
+        start = time.perf_counter()
+        options = {"steps": steps, "seed": seed} if row == "table" else {}
+        options |= {"seed": seed} if row == "word2vec" else {}
+        made = KINDS_OF_ROWS[row].train(programs, **options)
+        name = row + (f"-{len(wanted)}" if number else "")
+        name += f"-seed{seed}" if "seed" in options else ""
+        write_row(Path(work) / "models" / f"{name}.npz", made)
+        print(f"{name}: {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    command_line(main, analyse=analyse, train=train)

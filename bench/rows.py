@@ -1,0 +1,202 @@
+"""Rows of bench/retrieval.py: what makes a vector of a function, from what it learned beforehand.
+
+A row is called with a binary's features, and with what it may look at: names (strings, imports),
+and context (what the functions called and the callers have). It returns vectors of length 1,
+float32 (F, D) or csr, and zero rows for functions that it can say nothing of.
+"""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+
+import utils
+from encoder.table import OFFSET, Encoder
+from encoder.train_table import TableConfig, train_encoder
+from features.extract import GROUPS, KINDS, Features
+from features.tfidf import DIMENSIONS, normalise
+
+BODY = tuple(kind for kind in KINDS if kind != "name")
+# Cells of the tables: may names and context be looked at? The groups of words that are left then.
+CELLS = {
+    "names and context": ((True, True), GROUPS),
+    "names, no context": ((True, False), KINDS),
+    "body only": ((False, False), BODY),
+}
+TABLE = {"words": 65536, "dimensions": 128, "encoder_batch": 128, "encoder_lr": 0.005}
+Programs = dict[str, list[Features]]
+
+
+def identity_of(*arrays: np.ndarray) -> str:
+    """Return 16 hexadecimal digits that other arrays do not have."""
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()[:16]
+
+
+class Tfidf:
+    """TF-IDF of groups of words; how rare a word is, the training packages say.
+
+    Parameters
+    ----------
+    columns : int64 (V,), found : int64 (V,)
+        How many functions have each word; others have none.
+    functions : int64 ()
+        How many were counted.
+    """
+
+    def __init__(self, columns: np.ndarray, found: np.ndarray, functions: np.ndarray) -> None:
+        times = np.zeros(len(GROUPS) * DIMENSIONS)
+        times[columns] = found
+        self.idf = (np.log((1 + functions) / (1 + times)) + 1).astype(np.float32)
+        self.arrays = {"columns": columns, "found": found, "functions": functions}
+        self.identity = identity_of(*self.arrays.values())
+
+    @classmethod
+    def train(cls, programs: Programs) -> "Tfidf":
+        codes = [code for builds in programs.values() for code in builds]
+        times = np.zeros(len(GROUPS) * DIMENSIONS, np.int64)
+        for code in codes:
+            for group in GROUPS:
+                np.add.at(times, code.words[group].indices + OFFSET[group], 1)
+        columns = np.flatnonzero(times)
+        return cls(columns, times[columns], np.array(sum(code.functions for code in codes)))
+
+    def __call__(self, code: Features, cell: str) -> scipy.sparse.csr_matrix:
+        return self.weighed(code, CELLS[cell][1])
+
+    def weighed(self, code: Features, groups: Sequence[str]) -> scipy.sparse.csr_matrix:
+        parts = []
+        for group in groups:
+            m = code.words[group].copy()
+            m.data = (1 + np.log(m.data)) * self.idf[m.indices + OFFSET[group]]
+            parts.append(normalise(m))
+        return normalise(scipy.sparse.hstack(parts, "csr", np.float32))
+
+
+class TfidfOfTokens(Tfidf):
+    """TF-IDF of mnemonics with their operands' classes, and of sequences of mnemonics."""
+
+    def __call__(self, code: Features, cell: str) -> scipy.sparse.csr_matrix:
+        return self.weighed(code, ("token", "gram"))
+
+
+class Word2vec:
+    """The mean of instructions' vectors by word2vec, the rarer ones weighing more.
+
+    An instruction is its mnemonic with its operands' classes, as BERT reads it; a sentence is a
+    basic block.
+    """
+
+    def __init__(self, words: np.ndarray, vectors: np.ndarray, idf: np.ndarray) -> None:
+        self.arrays = {"words": words, "vectors": vectors, "idf": idf}
+        self.identity = identity_of(vectors, idf)
+        self.row = {word: i for i, word in enumerate(words.tolist())}
+
+    @classmethod
+    def train(cls, programs: Programs, seed: int = 0) -> "Word2vec":
+        from gensim.models import Word2Vec
+
+        codes = [code for builds in programs.values() for code in builds]
+        sentences = [text for code in codes for text in sentences_of(code)]
+        found: Counter[str] = Counter()
+        for code in codes:
+            texts = sentences_of(code)
+            for inside in code.blocks:
+                found.update({form for block in inside.tolist() for form in texts[block]})
+        trained = Word2Vec(
+            sentences, vector_size=128, min_count=3, workers=1, seed=seed, epochs=5
+        ).wv
+        n = sum(code.functions for code in codes)
+        idf = np.log([(1 + n) / (1 + found[word]) for word in trained.index_to_key]) + 1
+        return cls(np.array(trained.index_to_key), trained.vectors, idf.astype(np.float32))
+
+    def __call__(self, code: Features, cell: str) -> np.ndarray:
+        vectors, idf = self.arrays["vectors"], self.arrays["idf"]
+        found = np.zeros((code.functions, vectors.shape[1]), np.float32)
+        texts = sentences_of(code)
+        for f, inside in enumerate(code.blocks):
+            rows = [self.row.get(form, -1) for block in inside.tolist() for form in texts[block]]
+            known = np.array([row for row in rows if row >= 0], np.int64)
+            found[f] = idf[known] @ vectors[known]
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+
+def sentences_of(code: Features) -> list[list[str]]:
+    """Return the forms of each block's instructions."""
+    analysis = code.analysis
+    form, start = analysis.instruction_form.tolist(), analysis.first_instruction.tolist()
+    blocks = range(analysis.code_blocks)
+    return [[analysis.form[i] for i in form[start[b] : start[b + 1]]] for b in blocks]
+
+
+class WordTable:
+    """The table of words that diff.py has; of bodies alone, one that was trained on these."""
+
+    def __init__(self, **arrays: np.ndarray) -> None:
+        self.arrays = arrays
+        self.identity = identity_of(*arrays.values())
+        fields = ("words", "idf", "table")
+        self.encoder = Encoder(*(arrays[name] for name in fields))
+        self.body = Encoder(*(arrays[f"body_{name}"] for name in fields))
+
+    @classmethod
+    def train(cls, programs: Programs, steps: int, seed: int = 0) -> "WordTable":
+        cfg = TableConfig(seed=seed, encoder_steps=steps, **TABLE)
+        bodies = {name: [only(code, BODY) for code in codes] for name, codes in programs.items()}
+        arrays = {}
+        for prefix, of in (("", programs), ("body_", bodies)):
+            made = train_encoder(of, cfg, f"word table {prefix.rstrip('_')}")
+            arrays |= {f"{prefix}{name}": value for name, value in dataclasses.asdict(made).items()}
+        return cls(**arrays)
+
+    def __call__(self, code: Features, cell: str) -> np.ndarray:
+        encoder = self.body if cell == "body only" else self.encoder
+        return encoder(only(code, CELLS[cell][1]))[0]
+
+
+def only(code: Features, groups: Sequence[str]) -> Features:
+    """Return features with no words but of some groups."""
+    none = scipy.sparse.csr_matrix((code.functions, DIMENSIONS), dtype=np.float32)
+    words = {group: m if group in groups else none for group, m in code.words.items()}
+    return dataclasses.replace(code, words=words)
+
+
+class OfEncoder:
+    """The encoder, or a variant of it, from its model file."""
+
+    def __init__(self, path: Path) -> None:
+        from encoder.encoder import read_encoder
+
+        self.encoder = read_encoder(path)
+        self.identity = self.encoder.identity
+
+    def __call__(self, code: Features, cell: str) -> np.ndarray:
+        (names, context), _ = CELLS[cell]
+        return self.encoder(code, names=names, context=context)
+
+
+Row = Callable[[Features, str], np.ndarray | scipy.sparse.csr_matrix]
+KINDS_OF_ROWS = {"tfidf": Tfidf, "tokens": TfidfOfTokens, "word2vec": Word2vec, "table": WordTable}
+
+
+def write_row(path: Path, row: Tfidf | Word2vec | WordTable) -> None:
+    """Write what a row has learned."""
+    with utils.atomic_file(path, "wb") as file:
+        np.savez_compressed(file, **row.arrays)
+
+
+def read_row(path: Path) -> Row:
+    """Read what a row has learned; the file's name begins with the kind of row."""
+    if path.suffix == ".safetensors":
+        return OfEncoder(path)
+    kind = KINDS_OF_ROWS.get(path.stem.split("-")[0])
+    if kind is None:
+        raise utils.UserError(f"{path}: no row begins so, but {', '.join(KINDS_OF_ROWS)} do")
+    with np.load(path, allow_pickle=False) as arrays:
+        return kind(**dict(arrays))
