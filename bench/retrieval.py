@@ -289,14 +289,16 @@ def main(
     print(
         f"{len(held)} files of held-out libraries, {lacking} not analysed; of {number:,} ", end=""
     )
-    print(f"functions {number - len(asked):,} occur in training and are left out\n")
+    print(f"functions {number - len(asked):,} occur in training and are left out")
+    print()
     vectors = Vectors(rows, outputDir, work)
     vectors.make(held)
     figures = []
     for name, between in TASKS.items():
         task = make_task(between, held, known, asked)
         if not task.queries:
-            print(f"{name}: no library is there in both builds\n")
+            print(f"{name}: no library is there in both builds")
+            print()
             continue
         for cell in CELLS:
             figures += measure(name, task, cell, rows, vectors)
@@ -326,9 +328,11 @@ def measure(
             for m, what in enumerate(MEASURES):
                 found[row, pool, what] = values[:, :, m]
                 samples[row, pool, what] = resampled_means(values[:, :, m], library)
-    print(f"### {name}: {cell}\n")
+    print(f"### {name}: {cell}")
+    print()
     print(f"{len(task.queries):,} queries of {library.max() + 1} libraries; ", end="")
-    print(f"{all_:,} functions to be found.\n")
+    print(f"{all_:,} functions to be found.")
+    print()
     heads = [f"{pool:,}: R@1" for pool in pools] + [f"R@10, MRR of {p:,}" for p in pools[-2:]]
     print(f"| | {' | '.join(heads)} | R@1 of {pools[-1]:,} beyond {REFERENCE} |")
     print(f"| --- {'| --- ' * (len(heads) + 1)}|")

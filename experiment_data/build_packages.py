@@ -18,6 +18,7 @@ a file of it has changed. less and screen need curses (Debian, Ubuntu: libncurse
 there, they fail, and the others are built.
 """
 
+import fcntl
 import functools
 import hashlib
 import itertools
@@ -28,7 +29,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -158,7 +158,6 @@ class Manifest:
 
     def __init__(self, output: Path) -> None:
         self.file = output / "manifest.json"
-        self.lock = threading.Lock()  # packages are built side by side
 
     def read(self) -> dict[str, dict]:
         """Return folder's name -> `Tree.inputs`, and under "files" name -> SHA-256.
@@ -182,7 +181,8 @@ class Manifest:
         """Enter a build that has just been made."""
         folder = tree.binaries(level)
         files = {file.name: sha256_of(str(file)) for file in sorted(folder.iterdir())}
-        with self.lock:
+        with open(self.file.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # packages are built side by side
             builds = self.read() | {folder.name: tree.inputs(level) | {"files": files}}
             write_json(self.file, dict(sorted(builds.items())))
 
@@ -256,6 +256,9 @@ def require_tools(*tools: str) -> None:
     for tool in tools:
         if not shutil.which(tool):
             package = tool if "clang" in tool or "gcc-" in tool else "build-essential"
+            package = {"autoreconf": "autoconf automake", "libtoolize": "libtool"}.get(
+                tool, package
+            )
             raise UserError(
                 f"no {tool} is installed (Debian, Ubuntu: sudo apt-get install {package})"
             )
@@ -335,7 +338,10 @@ def build(tree: Tree, levels: list[str], manifest: Manifest) -> None:
     shutil.copytree(tree.source, folder, symlinks=True)
     if recipe.system == "make" and recipe.configure is not None:
         if not (folder / recipe.folder / "configure").is_file():
-            raise UserError(f"{tree.name}: its source has no configure script")
+            if not (folder / recipe.folder / "configure.ac").is_file():
+                raise UserError(f"{tree.name}: its source has no configure script")
+            require_tools("autoreconf", "libtoolize")
+            run(tree, "autoreconf", ["autoreconf", "-fi"])
         say(f"{tree.name}: configure")
         host = [f"--host={tree.host}"] if tree.host else []
         run(tree, "configure", ["./configure", *recipe.configure, *host, *tree.compilers])

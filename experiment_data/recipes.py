@@ -131,11 +131,12 @@ LIBRARIES = {
     "c-ares": library(),
     "check": cmake(),
     "cjson": cmake("-DENABLE_CJSON_TEST=OFF"),
-    "confuse": library("--disable-examples"),
     "cpio": Recipe(("src/cpio",)),
     "datamash": Recipe(("datamash",)),
     "duktape": plain("-f", "Makefile.sharedlibrary"),
-    "expat": library("--without-docbook", "--without-xmlwf"),
+    "expat": cmake(
+        *(f"-DEXPAT_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "TOOLS")), folder="expat"
+    ),
     "flac": library("--disable-ogg", "--disable-cpplibs", "--disable-doxygen-docs"),
     "flex": library("--disable-bootstrap", needs="bison"),
     "fribidi": library(),
@@ -148,9 +149,10 @@ LIBRARIES = {
     "gsl": library(),
     "hiredis": plain("dynamic"),
     "http-parser": plain("library"),
-    "inih": plain(folder="."),
     "iperf3": library("--without-openssl"),
-    "jansson": library(),
+    "jansson": cmake(
+        "-DJANSSON_BUILD_SHARED_LIBS=ON", "-DJANSSON_BUILD_DOCS=OFF", "-DJANSSON_WITHOUT_TESTS=ON"
+    ),
     "jbig2dec": library(),
     "jq": library("--disable-docs", "--without-oniguruma"),
     "json-c": cmake(),
@@ -165,7 +167,8 @@ LIBRARIES = {
         )
     ),
     "libcbor": cmake(),
-    "libdeflate": cmake(),
+    "libconfuse": library("--disable-examples"),
+    "libdeflate": plain(),
     "libevent": library("--disable-openssl", "--disable-samples"),
     "libexif": library("--disable-nls"),
     "libffi": library(),
@@ -189,8 +192,9 @@ LIBRARIES = {
     "libvorbis": library(needs="libogg-dev"),
     "libwebp": library(),
     "libxml2": library("--without-python", "--without-zlib", "--without-lzma"),
-    "libyaml": library(),
+    "libyaml": cmake(),
     "libzip": cmake("-DBUILD_EXAMPLES=OFF", "-DBUILD_DOC=OFF", needs="zlib1g-dev"),
+    "libzstd": plain("lib"),
     "lmdb": plain("liblmdb.so", folder="libraries/liblmdb"),
     "make-dfsg": Recipe(("make",), ("--disable-nls", "--without-guile")),
     "mbedtls": cmake(
@@ -234,7 +238,6 @@ LIBRARIES = {
     "yajl": cmake(),
     "yaml-cpp": cmake("-DYAML_CPP_BUILD_TESTS=OFF"),
     "zlib": Recipe(configure=()),
-    "zstd": plain("lib", folder="."),
 }
 
 RECIPES = PROGRAMS | LIBRARIES
