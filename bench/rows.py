@@ -178,7 +178,7 @@ class OfEncoder:
 
     def __call__(self, code: Features, cell: str) -> np.ndarray:
         (names, context), _ = CELLS[cell]
-        return self.encoder(code, names=names, context=context)
+        return self.encoder(code, names=names, around=context)
 
 
 Row = Callable[[Features, str], np.ndarray | scipy.sparse.csr_matrix]

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import compile_c
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+import names
 import ranks
 import retrieval
 from recipes import RECIPES, TEST, VALIDATION
 
 from features.outline import unseen_names
+from utils import UserError
 
 
 def drawn(nearer, ties, all_, pool, rng, times=8_000):
@@ -157,3 +160,16 @@ def test_nothing_that_is_held_out_is_trained_on():
     assert len(TEST) >= 8
     assert len(VALIDATION) >= 8
     assert retrieval.training_packages(10) == names[:10]
+
+
+def test_names_are_right_if_a_symbol_at_the_address_says_so(tmp_path):
+    source = 'int f(int x) { return x; } int g(int) __attribute__((alias("f"))); int main() {}'
+    program = compile_c(source, tmp_path / "static", "-static", "-no-pie")
+    symbols = names.symbols_of(str(program))
+    (at,) = (address for address, of in symbols.items() if "f" in of)
+    assert symbols[at] == {"f", "g"}
+    given = [(0.9, at, "g"), (0.8, at + 1, "x"), (0.7, at + 2, "y")]
+    assert names.judge(given, {at: {"f", "g"}, at + 1: {"z"}}, {at, at + 1}) == (2, 1)
+    for flags in (["-pie"], ["-static", "-no-pie", "-s"]):
+        with pytest.raises(UserError, match=r"other has no symbols, or may lie anywhere"):
+            names.symbols_of(str(compile_c(source, tmp_path / "other", *flags)))

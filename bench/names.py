@@ -1,0 +1,112 @@
+"""How many library functions of a stripped program does an index name, and how many rightly?
+
+    python search.py index --index_dir index-musl libc.so      # a library with symbols
+    python bench/names.py --program lua-musl --index_dir index-musl
+
+The program is linked statically and has its symbols: these say what is right. Its stripped copy is
+what `search.py scan` reads. A name is right if it is one of the symbols at that address. Precision
+is the share of the names given that are right; recall, the share of the functions with a name that
+the index holds which are named rightly. Functions of fewer than three basic blocks are neither
+named nor counted, and what has no name in the index (the program's own code) can only be named
+wrongly.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import pyarrow.parquet
+from elftools.elf.elffile import ELFFile
+
+import utils
+from binary.analysis import load_analysis
+from binary.cache import analyse_files
+from terminal.command_line import command_line
+
+LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # scores below which no name is given
+LEAST_BLOCKS = 3  # of functions that `search.py scan` names
+ROOT = Path(__file__).resolve().parent.parent
+LINE = re.compile(r" *(-?[\d.]+)  0x([0-9a-f]+)  (\S+)  ")
+
+
+def main(*, program: str, index_dir: str = "index", outputDir: str = "output/") -> None:
+    """Print precision and recall at several least scores.
+
+    Parameters
+    ----------
+    program : str
+        A program with symbols, linked statically at a fixed place (ELF).
+    index_dir : str
+        The folder that `search.py index` filled.
+    outputDir : str
+        Where analysed binaries are cached.
+    """
+    symbols = symbols_of(program)
+    known: set[str] = set()
+    for file in Path(index_dir).glob("*.parquet"):
+        known.update(pyarrow.parquet.read_table(file, columns=["name"])["name"].to_pylist())
+    with tempfile.TemporaryDirectory() as folder:
+        stripped = str(Path(folder) / Path(program).name)
+        shutil.copy(program, stripped)
+        subprocess.run(["strip", "--strip-all", stripped], check=True)
+        found, _ = analyse_files([stripped], outputDir, 1, all_or_none=True)
+        sizes = block_counts(found[stripped])
+        scan = [sys.executable, ROOT / "search.py", "scan", stripped, "--index_dir", index_dir]
+        scan += ["--outputDir", outputDir, "--least", "-1"]
+        said = subprocess.run(scan, capture_output=True, text=True, check=True).stdout
+    given = [(float(m[1]), int(m[2], 16), m[3]) for m in map(LINE.match, said.splitlines()) if m]
+    counted = {at for at, size in sizes.items() if size >= LEAST_BLOCKS and at in symbols}
+    holds = {at for at in counted if symbols[at] & known}
+    print(f"{program}: {len(counted):,} functions of {LEAST_BLOCKS} blocks or more with a symbol; ")
+    print(f"of {len(holds):,} of these the index of {len(known):,} names holds the name")
+    print()
+    print("| least score | named | right | precision | recall |")
+    print("| --- | --- | --- | --- | --- |")
+    for least in LEVELS:
+        named, right = judge([g for g in given if g[0] >= least], symbols, counted)
+        precision, recall = right / max(named, 1), right / max(len(holds), 1)
+        print(f"| {least} | {named:,} | {right:,} | {precision:.3f} | {recall:.3f} |")
+
+
+def symbols_of(program: str) -> dict[int, set[str]]:
+    """Return the names of functions at each address, from the symbol table."""
+    found = defaultdict(set)
+    with open(program, "rb") as file:
+        elf = ELFFile(file)
+        table = elf.get_section_by_name(".symtab")
+        if elf["e_type"] != "ET_EXEC" or table is None:
+            raise utils.UserError(
+                f"{program} has no symbols, or may lie anywhere; link it with -static -no-pie, and "
+                "do not strip it"
+            )
+        for symbol in table.iter_symbols():
+            if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] != "SHN_UNDEF":
+                found[symbol["st_value"]].add(symbol.name)
+    return found
+
+
+def block_counts(analysis_file: Path) -> dict[int, int]:
+    """Return the number of basic blocks of the function at each address."""
+    analysis = load_analysis(analysis_file)
+    n = analysis.code_functions
+    blocks = np.bincount(analysis.function[: analysis.code_blocks], minlength=n)
+    return dict(zip(analysis.function_address[:n].tolist(), blocks.tolist(), strict=True))
+
+
+def judge(
+    given: list[tuple[float, int, str]], symbols: dict[int, set[str]], counted: set[int]
+) -> tuple[int, int]:
+    """Return how many of the counted functions are given a name, and how many the right one."""
+    names = {at: name for _, at, name in given if at in counted}
+    return len(names), sum(name in symbols[at] for at, name in names.items())
+
+
+if __name__ == "__main__":
+    command_line(main)
