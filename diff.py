@@ -1,8 +1,9 @@
-"""Which functions and basic blocks of two binaries correspond, and what changed.
+"""Which functions and basic blocks of two binaries, or packages of them, correspond; what changed.
 
     python diff.py OLD NEW
     python diff.py OLD NEW --html report.html --json diff.json --csv diff.csv
     python diff.py OLD.BinExport NEW.BinExport --bindiff diff.BinDiff
+    python diff.py OLD.deb NEW.deb --html report/     # or folders, wheels, tar, zip, .a
 
 Symbols are used to show names, never to match. Neither binary is executed.
 """
@@ -14,6 +15,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import itertools
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -38,9 +40,14 @@ from matching.exports.records import (
 )
 from matching.exports.scripts import naming_script
 from matching.model import DEFAULT, read_model
+from matching.packages import exports
+from matching.packages.compare import FAILED, FILE_STATUS, PackageDiff, compare_packages
+from matching.packages.contents import UNPACK_LIMIT, is_package
+from matching.packages.page import write_pages
 from matching.page.make import make_page
 from terminal import progress
-from terminal.command_line import FOUND, command_line
+from terminal.command_line import FOUND, PARTLY, command_line
+from terminal.escape import printable
 from terminal.style import columns, cut, fit, relative, say
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
@@ -70,24 +77,30 @@ def main(
     workers: PositiveInt = workers,
     time_limit: Limit = TIME_LIMIT,
     memory_limit: Limit = MEMORY_LIMIT,
+    unpack_limit: Limit = UNPACK_LIMIT,
 ) -> int:
     """Compare two binaries: which functions and blocks correspond, and what changed.
+
+    Or two packages of them: folders, .deb, .whl, zip, tar, static libraries. Exit code 3 means that
+    some files in them could not be compared.
 
     Parameters
     ----------
     old : str
         An executable that angr reads (ELF, PE, Mach-O), or a .BinExport file of one, which IDA,
-        Ghidra and Binary Ninja write.
+        Ghidra and Binary Ninja write. Or a package: a folder or an archive.
     new : str
         Another build or version of it.
     model_file : str
         The model to compare with, written by matching/train.py.
     html : str
-        Write a page with both control-flow graphs of every function here.
+        Write a page with both control-flow graphs of every function here. Of packages: a folder
+        for index.html and a page for each file.
     json : str
-        Write all matches of functions and blocks here, as JSON.
+        Write all matches of functions and blocks here, as JSON. Of packages: all files, and the
+        functions that are not identical.
     csv : str
-        Write all matches of functions here, as CSV.
+        Write all matches of functions here, as CSV. Of packages: those that are not identical.
     anchors : str
         File of known pairs of functions, one a line: their addresses in old and new, such as
         0x401000 0x401230. What follows a # is a comment.
@@ -120,8 +133,30 @@ def main(
         Seconds of processor time that the analysis of one file may take.
     memory_limit : float
         GiB of memory that it may take, and that the comparison may take.
+    unpack_limit : float
+        GiB that a package may hold, unpacked.
     """
     began = time.perf_counter()
+    if is_package(old) or is_package(new):
+        for path in (old, new):
+            if not is_package(path) and os.path.exists(path):
+                raise utils.UsageError(f"{path} is no package, and the other one is")
+        of_one = {"anchors": anchors, "ghidra": ghidra, "ida": ida, "bindiff": bindiff}
+        of_one |= {"binexport": binexport, "min_score": min_score != MIN_SCORE}
+        utils.refuse_flags("is for two binaries, not for packages", **of_one)
+        outputs = {"json": json, "csv": csv, "markdown": markdown}
+        utils.check_outputs(outputs, (old, new, model_file), {"outputDir": outputDir, "html": html})
+        limits = time_limit, memory_limit
+        found = compare_packages(
+            (old, new), model_file, bool(html), outputDir, workers, limits, unpack_limit, arch
+        )
+        _write_packages(found, html, outputs)
+        package_summary(found, top, time.perf_counter() - began)
+        if fail_on and exports.fails_on(found, fail_on):
+            return FOUND
+        return PARTLY if found.count(FAILED) else 0
+    if unpack_limit != UNPACK_LIMIT:
+        raise utils.UsageError("--unpack_limit is for packages; leave it out")
     if not (ghidra or ida) and min_score != MIN_SCORE:
         raise utils.UsageError("--min_score is for --ghidra and --ida; leave it out")
     outputs = {"html": html, "json": json, "csv": csv, "ghidra": ghidra, "ida": ida}
@@ -210,6 +245,43 @@ def compare_binaries(
 def _write(path: str, text: str) -> None:
     with utils.atomic_file(path) as file:
         file.write(text)
+
+
+def _write_packages(found: PackageDiff, html: str | None, outputs: dict[str, str | None]) -> None:
+    """Write what is asked for of two packages."""
+    if html:
+        write_pages(found, Path(html))
+    if json := outputs["json"]:
+        utils.write_json(json, exports.as_json(found))
+    if csv := outputs["csv"]:
+        _write(csv, exports.as_csv(found))
+    if markdown := outputs["markdown"]:
+        _write(markdown, exports.as_markdown(found))
+
+
+def package_summary(found: PackageDiff, top: int, seconds: float) -> None:
+    """Print what was found in two packages, and the most changed functions."""
+    width = columns()
+    for which, path, left_out in zip(("old", "new"), found.paths, found.left_out, strict=True):
+        links = ", ".join(f"{n:,} {kind}{'s'[: n > 1]}" for kind, n in left_out.items())
+        print(f"{which}  {fit(relative(path), width)}{f': left out {links}' if links else ''}")
+    for status in FILE_STATUS:
+        if count := found.count(status):
+            print(f"{count:6,} files {status}")
+    for file in found.files:
+        if file.status == FAILED:
+            print(f"failed: {printable(file.name)}: {printable(file.reason)}")
+    functions = found.functions()
+    if functions and top:
+        print("functions changed most likely by hand first (rank, score, what changed):")
+    for file, match in functions[:top]:
+        name = (match.new or match.old).name
+        place = f"{fit(file.name.rpartition('/')[2], 24)}: {fit(name, 40)}"
+        said = ", ".join(match.kinds) or match.status
+        print(cut(f"{match.rank:6.2f}  {match.score:.2f}  {place}: {said}", width))
+    print(f"{seconds:.1f} seconds")
+    unchanged = all(file.status == STATUS[IDENTICAL] for file in found.files)
+    say(f"verdict: {exports.verdict(found)}", "green" if unchanged else "yellow")
 
 
 def summary(

@@ -71,7 +71,7 @@ def main(page: str, to: str, width: int = 1280, height: int = 800, fragment: str
     Parameters
     ----------
     page : str
-        What diff.py --html wrote.
+        What diff.py --html wrote; of packages, the folder's index.html.
     to : str
         Folder for the pictures.
     width, height : int
@@ -85,7 +85,8 @@ def main(page: str, to: str, width: int = 1280, height: int = 800, fragment: str
     for theme in ("light", "dark"):
         with browser(width, height, theme == "dark") as chrome:
             open_page(chrome, page, fragment)
-            for view, keys in VIEWS.items():
+            package = "package" in chrome.find_element(By.TAG_NAME, "body").get_attribute("class")
+            for view, keys in {"package": ""}.items() if package else VIEWS.items():
                 for key in keys:
                     chrome.find_element(By.TAG_NAME, "body").send_keys(key)
                 picture = Image.open(io.BytesIO(chrome.get_screenshot_as_png()))

@@ -132,7 +132,9 @@ def take_slices(paths: Sequence[str], output_dir: str, arch: str | None) -> tupl
         content = Path(path).read_bytes()
         name = choose_slice(path, content, arch, sorted(common))
         offset, size = slices(content)[name]
-        file = Path(output_dir) / f"{Path(path).name}.{name}"
+        # By its content, as both files may have one name.
+        digest = utils.sha256_of(path)[:16]
+        file = Path(output_dir) / f"{digest}-{Path(path).name}.{name}"
         with utils.atomic_file(file, "wb") as out:
             out.write(content[offset : offset + size])
         print(f"{path}: the slice for {name} of {', '.join(slices(content))}")

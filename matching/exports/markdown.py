@@ -4,7 +4,7 @@ import os
 
 from features.extract import Features
 from matching.changes import CHANGED, IDENTICAL, ORDER, STATUS, Diff
-from matching.exports.records import Function, function_matches
+from matching.exports.records import Function, FunctionMatch, function_matches
 from terminal.escape import markdown_text
 
 TOP = 20  # functions that are listed
@@ -34,17 +34,26 @@ def as_markdown(
     shown = [m for m in function_matches(codes, diff) if m.status != STATUS[IDENTICAL]]
     if shown and top:
         lines += ["", "## What changed most", ""]
-        lines += ["| status | old | new | differing blocks | score | kinds |"]
-        lines += ["|---|---|---|---:|---:|---|"]
-        for match in shown[:top]:
-            changed = match.status == STATUS[CHANGED]
-            share = f"{match.differing} ({max(match.change, 0.01):.0%})" if changed else ""
-            score = f"{match.score:.2f}" if match.old and match.new else ""
-            cells = [match.status, _function(match.old), _function(match.new), share, score]
-            lines.append(f"| {' | '.join([*cells, ', '.join(match.kinds)])} |")
+        lines += table(shown[:top])
         if len(shown) > top:
             lines += ["", f"{len(shown) - top:,} more are not listed."]
     return "\n".join(lines) + "\n"
+
+
+def table(matches: list[FunctionMatch], more: dict[str, list[str]] | None = None) -> list[str]:
+    """Return lines of a table of functions; ``more``: title -> cells of columns in front."""
+    more = more or {}
+    titles = [*more, "status", "old", "new", "differing blocks", "score", "kinds"]
+    rules = ["---"] * (len(more) + 3) + ["---:", "---:", "---"]
+    lines = [f"| {' | '.join(titles)} |", f"|{'|'.join(rules)}|"]
+    for i, match in enumerate(matches):
+        changed = match.status == STATUS[CHANGED]
+        share = f"{match.differing} ({max(match.change, 0.01):.0%})" if changed else ""
+        score = f"{match.score:.2f}" if match.old and match.new else ""
+        cells = [*(column[i] for column in more.values()), match.status]
+        cells += [_function(match.old), _function(match.new), share, score]
+        lines.append(f"| {' | '.join([*cells, ', '.join(match.kinds)])} |")
+    return lines
 
 
 def _function(function: Function | None) -> str:

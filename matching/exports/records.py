@@ -12,6 +12,10 @@ from matching.changes import STATUS, Diff
 from terminal.escape import csv_cell
 
 FORMAT = 2  # of the JSON; diff.schema.json describes it
+CSV_COLUMNS = ["status", "score", "differing", "change", "rank", "kinds"]
+CSV_COLUMNS += [
+    f"{side} {what}" for side in ("old", "new") for what in ("address", "name", "blocks")
+]
 SCHEMA = Path(__file__).resolve().parent / "diff.schema.json"
 
 
@@ -131,22 +135,34 @@ def block_matches(codes: tuple[Features, ...], diff: Diff) -> list[BlockMatch]:
     ]
 
 
-def as_json(paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff) -> dict[str, Any]:
-    """Return all matches as `SCHEMA` describes them; addresses are texts, as numbers may be cut."""
+def as_record(match: FunctionMatch) -> dict[str, Any]:
+    """Return a row as JSON has it; addresses are texts, as numbers may be cut."""
 
     def about(function: Function | None) -> dict[str, Any] | None:
         if function is None:
             return None
         return dataclasses.asdict(function) | {"address": f"0x{function.address:x}"}
 
+    return dataclasses.asdict(match) | {"old": about(match.old), "new": about(match.new)}
+
+
+def from_record(record: dict[str, Any]) -> FunctionMatch:
+    """Return the row that `as_record` made a record of."""
+    sides = {
+        side: record[side]
+        and Function(**record[side] | {"address": int(record[side]["address"], 16)})
+        for side in ("old", "new")
+    }
+    return FunctionMatch(**record | sides | {"kinds": tuple(record["kinds"])})
+
+
+def as_json(paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff) -> dict[str, Any]:
+    """Return all matches as `SCHEMA` describes them."""
     return {
         "format": FORMAT,
         "old": paths[0],
         "new": paths[1],
-        "functions": [
-            dataclasses.asdict(match) | {"old": about(match.old), "new": about(match.new)}
-            for match in function_matches(codes, diff)
-        ],
+        "functions": [as_record(match) for match in function_matches(codes, diff)],
         "blocks": {
             "columns": ["old", "new", "score", "identical"],
             "rows": [
@@ -161,15 +177,18 @@ def as_csv(codes: tuple[Features, ...], diff: Diff) -> str:
     """Return the functions as CSV. No name can become a spreadsheet's formula."""
     out = io.StringIO()
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    sides = [f"{side} {what}" for side in ("old", "new") for what in ("address", "name", "blocks")]
-    writer.writerow(["status", "score", "differing", "change", "rank", "kinds", *sides])
-    for match in function_matches(codes, diff):
-        numbers = match.score, match.differing, f"{match.change:.4f}", match.rank
-        cells: list[Any] = [match.status, *numbers, ", ".join(match.kinds)]
-        for function in (match.old, match.new):
-            if function is None:
-                cells += ["", "", ""]
-                continue
-            cells += [f"0x{function.address:x}", csv_cell(function.name), function.blocks]
-        writer.writerow(cells)
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows(csv_cells(match) for match in function_matches(codes, diff))
     return out.getvalue()
+
+
+def csv_cells(match: FunctionMatch) -> list[Any]:
+    """Return a row of the CSV, with CSV_COLUMNS."""
+    numbers = match.score, match.differing, f"{match.change:.4f}", match.rank
+    cells: list[Any] = [match.status, *numbers, ", ".join(match.kinds)]
+    for function in (match.old, match.new):
+        if function is None:
+            cells += ["", "", ""]
+        else:
+            cells += [f"0x{function.address:x}", csv_cell(function.name), function.blocks]
+    return cells

@@ -155,6 +155,7 @@ async function start() {
   const names = shortPaths();
   document.title = names.join(" → ");
   ["old", "new"].forEach((id, side) => { $(id).textContent = names[side]; $(id).title = index.paths[side]; });
+  if (index.home) { $("home").href = index.home; $("home").hidden = false; }
   const count = status => rows.filter(row => row.status === status).length;
   $("summary").textContent = statuses().filter(count).map(status => `${count(status).toLocaleString("en")} ${status}`).join(", ");
   buildTable(); buildControls(); filter();

@@ -33,8 +33,13 @@ PART = 200_000  # characters of JSON in a part, which the browser reads in milli
 DRAWN = 12_000  # boxes in all graphs together, half a millisecond each
 
 
-def make_page(paths: tuple[str, str], codes: tuple[Features, Features], diff: Diff) -> str:
-    """Return the HTML page that shows ``diff``, the comparison of the binaries at ``paths``."""
+def make_page(
+    paths: tuple[str, str], codes: tuple[Features, Features], diff: Diff, home: str = ""
+) -> str:
+    """Return the HTML page that shows ``diff``, the comparison of the binaries at ``paths``.
+
+    ``home`` is the page beside it that it leads back to.
+    """
     sides = [Side(code) for code in codes]
     found = {kind for row in diff.functions for kind in row["kinds"]}
     kinds = [kind for kind in KINDS if kind in found]
@@ -46,10 +51,12 @@ def make_page(paths: tuple[str, str], codes: tuple[Features, Features], diff: Di
         "kinds": kinds,
         "functions": [[s.function(f) for f in range(s.code.functions)] for s in sides],
         "rows": index_rows,
+        "home": home,
     }
     # The browser keeps notes on two binaries under this name.
-    index["digest"] = hashlib.sha256(_json(index).encode()).hexdigest()[:16]
-    return _fill([("index", _json(index)), *((f"part{i}", p) for i, p in enumerate(parts))])
+    index["digest"] = hashlib.sha256(to_json(index).encode()).hexdigest()[:16]
+    data = [("index", to_json(index)), *((f"part{i}", p) for i, p in enumerate(parts))]
+    return fill_page("page.html", SCRIPTS, data)
 
 
 def _rows(sides: list[Side], diff: Diff, kinds: list[str]) -> tuple[list[list], list[str]]:
@@ -67,18 +74,19 @@ def _rows(sides: list[Side], diff: Diff, kinds: list[str]) -> tuple[list[list], 
         place = len(parts) - 1, len(parts[-1])
         of = [kinds.index(kind) for kind in row["kinds"]]
         rows.append([row["status"], *row["sides"], *numbers, of, *place, *words])
-        parts[-1].append(_json(content))
+        parts[-1].append(to_json(content))
     return rows, [f"[{','.join(part)}]" for part in parts]
 
 
-def _json(content: Any) -> str:
+def to_json(content: Any) -> str:
+    """Return JSON without blanks, ASCII only."""
     return json.dumps(content, separators=(",", ":"))
 
 
-def _fill(data: Iterable[tuple[str, str]]) -> str:
-    """Put style, script and data into page.html, and allow this style and this script only."""
-    page = (HERE / "page.html").read_text(encoding="utf-8")
-    for kind, files in (("style", ("page.css",)), ("script", SCRIPTS)):
+def fill_page(template: str, scripts: Iterable[str], data: Iterable[tuple[str, str]]) -> str:
+    """Put style, scripts and data (id, JSON) into a page, and allow this style and script only."""
+    page = (HERE / template).read_text(encoding="utf-8")
+    for kind, files in (("style", ("page.css",)), ("script", scripts)):
         text = "".join("\n" + (HERE / file).read_text(encoding="utf-8") for file in files)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         page = page.replace(f"{{{kind} hash}}", f"sha256-{digest}").replace(f"{{{kind}}}", text)

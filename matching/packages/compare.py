@@ -1,0 +1,278 @@
+"""Compare two packages: their files, and of the programs among them all functions."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import utils
+from binary.analysis import cache_file, load_analysis
+from binary.cache import analyse_all, take_slices
+from features.extract import extract_features
+from jobs.processes import in_processes
+from matching.changes import (
+    CHANGED,
+    IDENTICAL,
+    ONLY_NEW,
+    ONLY_OLD,
+    ORDER,
+    RECOMPILED,
+    STATUS,
+    compare,
+)
+from matching.exports.records import FunctionMatch, as_record, from_record, function_matches
+from matching.model import read_model
+from matching.packages.contents import Member, load_contents, read_contents
+from matching.packages.pairs import FilePair, pair_files
+from matching.page.make import make_page
+from terminal import progress
+
+# What a file can be, in the order of the list.
+FAILED, SAME_CODE, NO_PROGRAM = "failed", "same code", "changed (no program)"
+FILE_STATUS = (
+    *(FAILED, STATUS[CHANGED], STATUS[ONLY_OLD], STATUS[ONLY_NEW], STATUS[RECOMPILED]),
+    *(SAME_CODE, NO_PROGRAM, STATUS[IDENTICAL]),
+)
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclasses.dataclass
+class FileDiff:
+    """What is known of a file of two packages.
+
+    Attributes
+    ----------
+    pair : FilePair
+    status : str
+        One of FILE_STATUS.
+    reason : str
+        Why it failed, else "".
+    counts : dict of str to int
+        How many functions have each status.
+    functions : list of FunctionMatch
+        The functions that are not identical, in the order of the list.
+    page : str
+        The page of this comparison, else "".
+    """
+
+    pair: FilePair
+    status: str
+    reason: str = ""
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    functions: list[FunctionMatch] = dataclasses.field(default_factory=list)
+    page: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in NEW, or in OLD if it is there alone."""
+        return (self.pair.new or self.pair.old).name
+
+    @property
+    def is_program(self) -> bool:
+        """Whether it is machine code in one of the packages."""
+        return any(side is not None and side.path != "" for side in self.pair[:2])
+
+
+@dataclasses.dataclass
+class PackageDiff:
+    """What changed between two packages.
+
+    Attributes
+    ----------
+    paths : (str, str)
+    files : list of FileDiff
+        In the order of FILE_STATUS; of those that changed, the one with the function that a human
+        changed most likely comes first.
+    left_out : (dict, dict)
+        Of either package, see `matching.packages.contents.Contents`.
+    """
+
+    paths: tuple[str, str]
+    files: list[FileDiff]
+    left_out: tuple[dict[str, int], dict[str, int]]
+
+    def functions(self) -> list[tuple[FileDiff, FunctionMatch]]:
+        """Return the functions of all files that are not identical, best first."""
+        order = {STATUS[status]: at for at, status in enumerate(ORDER)}
+        found = [(file, match) for file in self.files for match in file.functions]
+        return sorted(found, key=lambda item: (order[item[1].status], -item[1].rank))
+
+    def count(self, status: str, programs: bool | None = None) -> int:
+        """Return how many files have a status; of programs only, or of all others only."""
+        return sum(
+            file.status == status and programs in (None, file.is_program) for file in self.files
+        )
+
+
+def compare_packages(
+    paths: tuple[str, str],
+    model_file: str,
+    pages: bool,
+    output_dir: str,
+    workers: int,
+    limits: tuple[float, float],
+    unpack_limit: float,
+    arch: str | None = None,
+) -> PackageDiff:
+    """Compare two packages. A file that fails costs only itself.
+
+    What is made of each file is kept in ``output_dir``, so that another run goes on from there.
+
+    Raises
+    ------
+    UserError
+        A package cannot be read.
+    """
+    with utils.temporary_folder(Path(output_dir) / "unpacked") as folder:
+        contents = _list(paths, folder, workers, limits, unpack_limit)
+        # What could not be read has its place in the list, too.
+        lost = [
+            {n: Member(n, 0, f"{side} {n}", "") for n in contents[side].failed} for side in (0, 1)
+        ]
+        pairs = pair_files(
+            *(c.members + list(m.values()) for c, m in zip(contents, lost, strict=True))
+        )
+        files = [FileDiff(pair, _status_by_content(pair)) for pair in pairs]
+        for file in files:
+            for side, member in enumerate(file.pair[:2]):
+                if member is not None and member.name in lost[side]:
+                    file.status, file.reason = FAILED, contents[side].failed[member.name]
+        asked = [file for file in files if not file.status]
+        _compare_programs(asked, model_file, pages, output_dir, workers, limits, arch)
+    return PackageDiff(paths, sorted(files, key=_place), tuple(c.left_out for c in contents))
+
+
+def _place(file: FileDiff) -> tuple:
+    first = file.functions[0] if file.functions else None
+    return (
+        FILE_STATUS.index(file.status),
+        not file.is_program,
+        -(first.rank if first else 0),
+        file.name,
+    )
+
+
+def _list(paths, folder, workers, limits, unpack_limit):
+    jobs = []
+    for side, path in enumerate(paths):
+        (folder / str(side)).mkdir()
+        place = str(folder / str(side)), str(folder / f"{side}.json")
+        jobs.append((side, (path, *place, unpack_limit)))
+    progress.notice("reading the packages ...")
+    for side, error in in_processes(read_contents, iter(jobs), 2, workers, "packages", *limits):
+        if error is not None:
+            raise utils.UserError(error if paths[side] in error else f"{paths[side]}: {error}")
+    return [load_contents(str(folder / f"{side}.json")) for side in (0, 1)]
+
+
+def _status_by_content(pair: FilePair) -> str:
+    """Return a file's status; "" if that takes a comparison of functions."""
+    if pair.old is None:
+        return STATUS[ONLY_NEW]
+    if pair.new is None:
+        return STATUS[ONLY_OLD]
+    if pair.old.sha256 == pair.new.sha256:
+        return STATUS[IDENTICAL]
+    return "" if pair.old.path and pair.new.path else NO_PROGRAM
+
+
+def _compare_programs(files, model_file, pages, output_dir, workers, limits, arch) -> None:
+    """Compare the functions of each pair of programs, as far as that is not cached."""
+    kept = Path(output_dir) / "compared"
+    digests: dict[str, str] = {}  # file to analyse -> SHA-256
+    chosen = {}
+    for file in files:
+        try:
+            members = file.pair.old, file.pair.new
+            paths = take_slices(tuple(m.path for m in members), output_dir, arch)
+            for member, path in zip(members, paths, strict=True):
+                digests[path] = member.sha256 if path == member.path else utils.sha256_of(path)
+            chosen[id(file)] = paths
+        except utils.UserError as error:
+            _fail(file, str(error))
+    binaries = [{"path": path, "sha256": sha256} for path, sha256 in digests.items()]
+    failed = analyse_all(binaries, output_dir, workers, limits)
+    jobs, sizes, results = {}, {}, {}
+    for number, file in enumerate(files):
+        paths = chosen.get(id(file), ())
+        if reasons := [failed[path] for path in paths if path in failed]:
+            _fail(file, reasons[0])
+        if file.status:
+            continue
+        analyses = [cache_file(output_dir, digests[path]) for path in paths]
+        names = file.pair.old.name, file.pair.new.name
+        key = _key(analyses, names, model_file)
+        results[number] = kept / f"{key}.json", kept / f"{_slug(file.name)}-{key[:12]}.html"
+        page = results[number][1] if pages else None
+        if not results[number][0].exists() or (page and not page.exists()):
+            jobs[number] = (analyses, names, model_file, results[number][0], page)
+            sizes[number] = sum(analysis.stat().st_size for analysis in analyses)
+    ordered = sorted(jobs, key=lambda number: -sizes[number])  # so that the workers end together
+    given = ((number, jobs[number]) for number in ordered)
+    done = in_processes(_compare_two, given, len(jobs), workers, "pairs", *limits, sizes=sizes)
+    for number, error in done:
+        if error is not None:
+            _fail(files[number], error)
+    utils.remove_leftovers(kept)
+    for number, (result, page) in results.items():
+        if not files[number].status:
+            _read_result(files[number], result, str(page) if pages else "")
+
+
+def _fail(file: FileDiff, reason: str) -> None:
+    """Let a file have failed; its members are named as they are in the packages."""
+    for member in (file.pair.old, file.pair.new):
+        reason = reason.replace(member.path, member.name)
+    file.status, file.reason = FAILED, reason
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name.rpartition("/")[2])[-60:].lstrip(".")
+
+
+def _key(analyses: list[Path], names: tuple[str, str], model_file: str) -> str:
+    """Return what a comparison depends on, as one hash."""
+    about = [
+        *(analysis.name for analysis in analyses),
+        *names,
+        utils.sha256_of(model_file),
+        _code(),
+    ]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    """Return a hash of the code that compares: after a change of it, nothing old is taken."""
+    files = [
+        f for folder in ("features", "matching") for f in (ROOT / folder).rglob("*") if f.is_file()
+    ]
+    kept = sorted(f for f in files if f.suffix in (".py", ".js", ".css", ".html"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in kept)).hexdigest()
+
+
+def _compare_two(
+    analyses: list[Path], names: tuple[str, str], model_file: str, result: Path, page: Path | None
+) -> None:
+    """Compare two programs and write what was found; runs in a worker."""
+    codes = tuple(extract_features(load_analysis(file)) for file in analyses)
+    diff = compare(*codes, read_model(model_file))
+    if page:
+        with utils.atomic_file(page) as out:
+            out.write(make_page(names, codes, diff, home="index.html"))
+    rows = [as_record(match) for match in function_matches(codes, diff)]
+    counts = Counter(row["status"] for row in rows)
+    differing = [row for row in rows if row["status"] != STATUS[IDENTICAL]]
+    utils.write_json(result, {"counts": counts, "functions": differing})
+
+
+def _read_result(file: FileDiff, result: Path, page: str) -> None:
+    found = json.loads(result.read_text(encoding="utf-8"))
+    file.counts, file.page = found["counts"], page
+    file.functions = [from_record(row) for row in found["functions"]]
+    statuses = {match.status for match in file.functions}
+    changed = statuses & {STATUS[CHANGED], STATUS[ONLY_OLD], STATUS[ONLY_NEW]}
+    file.status = STATUS[CHANGED] if changed else STATUS[RECOMPILED] if statuses else SAME_CODE

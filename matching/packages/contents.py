@@ -1,0 +1,442 @@
+"""What a package holds: a folder, or an archive that is read without trusting it.
+
+Archives are .deb, tar (plain, or with gzip, bzip2, xz, Zstandard), zip (.whl, .jar, ...) and static
+libraries (.a), also inside of each other. No member's name ever becomes the name of a file: the
+programs among them are kept under the hash of their content, and everything else is only hashed.
+Links and devices are never followed, opened or made.
+
+References
+----------
+deb(5), "Debian binary package format": an ar archive of debian-binary, control.tar and data.tar.
+ar(5) of FreeBSD: headers of 60 bytes; long names stand in the member "//" (System V) or before the
+content (BSD).
+"""
+
+import bz2
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import re
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import zstandard
+
+import utils
+from binary.formats import ARCHIVE, processors
+
+UNPACK_LIMIT = 8.0  # GiB that one package may hold, unpacked
+MEMBERS = 200_000  # files in one package
+DEPTH = 3  # archives in archives
+LONGEST = 4096  # characters of a member's name
+EXTENSION = 1 << 20  # bytes of what extends a header, such as a long name
+WINDOW = 1 << 27  # bytes that Zstandard may look back
+CHUNK = 1 << 20
+BEGINNING = 4096  # bytes that tell what a file is
+TAR_MAGIC = 257, b"ustar"
+EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+EXTENDED += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+AR_HEADER = 60  # bytes
+DEB_PARTS = {"data.tar": "", "control.tar": "DEBIAN/"}  # of a .deb -> what goes before its names
+COMPRESSED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {  # how it begins -> its reader
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+    b"\x28\xb5\x2f\xfd": lambda file: zstandard.ZstdDecompressor(
+        max_window_size=WINDOW
+    ).stream_reader(file, read_across_frames=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A regular file of a package.
+
+    Attributes
+    ----------
+    name : str
+        Its path in the package; "!" leads into an archive.
+    size : int
+    sha256 : str
+    path : str
+        Where its content lies, if it is an executable or a library of machine code; else "".
+    """
+
+    name: str
+    size: int
+    sha256: str
+    path: str
+
+
+@dataclasses.dataclass
+class Contents:
+    """What a package holds.
+
+    Attributes
+    ----------
+    members : list of Member
+        Sorted by name.
+    left_out : dict of str to int
+        What is no regular file (links, devices, ...), and how many of it there are.
+    failed : dict of str to str
+        Name -> why it could not be read.
+    """
+
+    members: list[Member]
+    left_out: dict[str, int]
+    failed: dict[str, str]
+
+
+def is_package(path: str) -> bool:
+    """Whether a path is a folder, or a file that begins as an archive does."""
+    return os.path.isdir(path) or _kind_of(path) is not None
+
+
+def _kind_of(path: str) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            return _kind(file.read(BEGINNING))
+    except OSError:
+        return None  # whoever reads it says why
+
+
+def _kind(beginning: bytes) -> str | None:
+    """Return what kind of archive begins so; what is compressed may turn out to be no tar."""
+    if beginning.startswith(ARCHIVE):
+        return "ar"
+    if beginning.startswith((b"PK\3\4", b"PK\5\6")):
+        return "zip"
+    place, magic = TAR_MAGIC
+    if beginning[place : place + len(magic)] == magic:
+        return "tar"
+    return "compressed" if beginning.startswith(tuple(COMPRESSED)) else None
+
+
+def read_contents(path: str, folder: str, listing: str, limit: float = UNPACK_LIMIT) -> None:
+    """List what a package holds in a JSON file; runs in a worker under its limits.
+
+    Parameters
+    ----------
+    path : str
+        A folder or an archive.
+    folder : str
+        An empty folder for the programs out of archives.
+    listing : str
+        The file to write; `load_contents` reads it.
+    limit : float
+        GiB that the archives of the package may hold, unpacked.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, is no archive, or holds too much.
+    """
+    reader = _Reader(Path(folder), limit)
+    if os.path.isdir(path):
+        reader.read_folder(path)
+    else:
+        try:
+            with open(path, "rb") as file:
+                reader.read_archive(file, "", 0)
+        except utils.UserError as error:
+            if reader.count == 0 and _kind_of(path) == "compressed":
+                why = f"{path} is compressed, and holds no tar archive that can be read ({error})"
+                raise utils.UserError(f"{why}: unpack it first") from None
+            raise utils.UserError(f"{path}: {error}") from None
+    members = sorted(reader.members.values(), key=lambda member: member.name)
+    found = Contents(members, dict(sorted(reader.left_out.items())), reader.failed)
+    if not members and not found.failed:
+        raise utils.UserError(f"{path} holds no files")
+    utils.write_json(listing, dataclasses.asdict(found))
+
+
+def load_contents(listing: str) -> Contents:
+    """Return what `read_contents` wrote."""
+    found = json.loads(Path(listing).read_text(encoding="utf-8"))
+    return Contents([Member(**m) for m in found["members"]], found["left_out"], found["failed"])
+
+
+class _TooMuch(utils.UserError):
+    """The package holds more than is allowed: nothing more of it is read."""
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header whose extensions, which go into memory, are small, and whose faults are told."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):
+            raise  # the end of the archive
+        except tarfile.HeaderError as error:  # for which tarfile takes some of them, too
+            raise utils.UserError(f"the tar archive is damaged ({error})") from None
+        if header.size < 0 or (header.type in EXTENDED and header.size > EXTENSION):
+            raise utils.UserError(f"a header of the tar archive claims {header.size:,} bytes")
+        return header
+
+
+class _Counted(io.RawIOBase):
+    """What comes out of a decompressor, counted."""
+
+    def __init__(self, file: IO[bytes], spend: Callable[[int], None]) -> None:
+        self.file, self.spend = file, spend
+
+    def read(self, size: int = -1) -> bytes:
+        content = self.file.read(min(size, CHUNK) if size >= 0 else CHUNK)
+        self.spend(len(content))
+        return content
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of a file."""
+
+    def __init__(self, file: IO[bytes], begin: int, end: int) -> None:
+        self.file, self.begin, self.place, self.end = file, begin, begin, end
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.place = self.begin + offset  # as only the beginning is sought
+        return offset
+
+    def read(self, size: int = -1) -> bytes:
+        left = self.end - self.place
+        self.file.seek(self.place)
+        content = self.file.read(min(size, left) if size >= 0 else left)
+        self.place += len(content)
+        return content
+
+
+class _Reader:
+    """Reads one package; ``members``, ``left_out`` and ``failed`` are those of `Contents`."""
+
+    def __init__(self, folder: Path, limit: float) -> None:
+        self.folder = folder
+        self.left = int(limit * 2**30)  # bytes that may still be unpacked
+        self.too_much = f"it unpacks to more than {limit:g} GiB (--unpack_limit)"
+        self.count = 0
+        self.members: dict[str, Member] = {}
+        self.left_out: dict[str, int] = {}
+        self.failed: dict[str, str] = {}
+
+    def read_folder(self, top: str) -> None:
+        """List a folder and what lies below it."""
+
+        def refuse(error: OSError) -> None:
+            self.failed[os.path.relpath(str(error.filename), top)] = error.strerror or str(error)
+
+        for folder, folders, files in os.walk(top, onerror=refuse):
+            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            self._leave_out("link", len(links))
+            for name in files:
+                path = os.path.join(folder, name)
+                shown = os.path.relpath(path, top)
+                self._count()
+                try:
+                    mode = os.lstat(path).st_mode
+                    if not stat.S_ISREG(mode):  # to open a named pipe would be to wait for a writer
+                        self._leave_out(_what_is(mode))
+                        continue
+                    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+                        self._add(shown, file, 0, path)
+                except OSError as error:
+                    self.failed[shown] = error.strerror or str(error)
+
+    def read_archive(self, file: IO[bytes], before: str, depth: int) -> None:
+        """List an archive's members, with ``before`` before their names."""
+        beginning = file.read(BEGINNING)
+        file.seek(0)
+        try:
+            match _kind(beginning):
+                case "zip":
+                    self._read_zip(file, before, depth)
+                case "ar":
+                    self._read_ar(file, before, depth)
+                case "tar":
+                    self._read_tar(file, before, depth)
+                case "compressed":
+                    read = next(r for magic, r in COMPRESSED.items() if beginning.startswith(magic))
+                    with read(file) as content:
+                        self._read_tar(_Counted(content, self._spend), before, depth)
+        except (utils.UserError, MemoryError):
+            raise
+        except Exception as error:  # a hostile archive may fail anywhere; it costs itself only
+            why = str(error) or type(error).__name__
+            raise utils.UserError(f"the archive is damaged ({why})") from None
+
+    def _read_tar(self, file: IO[bytes], before: str, depth: int) -> None:
+        known: dict[str, Member] = {}  # what a hard link may mean
+        with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
+            while (header := archive.next()) is not None:
+                archive.members.clear()  # where tarfile keeps all that it has read
+                if header.isdir() or not (name := self._member(header.name, before)):
+                    continue
+                if header.islnk():
+                    if twin := known.get(os.path.normpath(header.linkname)):
+                        self.members[name] = dataclasses.replace(twin, name=name)
+                    else:
+                        self.failed[name] = "a hard link to nothing that came before it"
+                elif header.isreg():
+                    self._allow(header.size)
+                    content = archive.extractfile(header)
+                    if header.issparse():  # what is read may be far longer than the archive
+                        content = _Counted(content, self._spend)
+                    self._add(name, content, depth)
+                    if name in self.members:
+                        known[os.path.normpath(header.name)] = self.members[name]
+                else:
+                    kind = "link" if header.issym() else "pipe" if header.isfifo() else "device"
+                    self._leave_out(kind)
+
+    def _read_zip(self, file: IO[bytes], before: str, depth: int) -> None:
+        with zipfile.ZipFile(file) as archive:
+            self._allow(sum(entry.file_size for entry in archive.infolist()))
+            for entry in archive.infolist():
+                mode = entry.external_attr >> 16
+                if entry.is_dir() or not (name := self._member(entry.filename, before)):
+                    continue
+                if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+                    self._leave_out(_what_is(mode))
+                    continue
+                try:
+                    with archive.open(entry) as content:
+                        self._add(name, _Counted(content, self._spend), depth)
+                except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+                    self.failed[name] = str(error)  # damaged, a password, an unknown method
+
+    def _read_ar(self, file: IO[bytes], before: str, depth: int) -> None:
+        debian = False
+        for name, content in _members_of_ar(file):
+            part = name.partition(".tar")
+            debian |= name == "debian-binary"
+            if debian and part[0] + part[1] in DEB_PARTS:
+                inside = before + DEB_PARTS[part[0] + part[1]]
+                self.read_archive(content, inside, depth)
+            elif name := self._member(name, before):
+                self._add(name, content, depth)
+
+    def _member(self, name: str, before: str) -> str:
+        """Count a member and return its path in the package; "" if it would lie outside."""
+        self._count()
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if name.startswith("/") or re.match(r"[A-Za-z]:|\\", name) or ".." in parts or not parts:
+            self.failed[before + name[:LONGEST]] = "its path leads out of the package"
+            return ""
+        if len(name) > LONGEST:
+            self.failed[before + name[:LONGEST]] = "its name is too long"
+            return ""
+        name = before + "/".join(parts)
+        number, unique = 1, name
+        while unique in self.members or unique in self.failed:  # as none may hide another
+            number += 1
+            unique = f"{name} ({number})"
+        return unique
+
+    def _count(self) -> None:
+        self.count += 1
+        if self.count > MEMBERS:
+            raise _TooMuch(f"it holds more than {MEMBERS:,} files")
+
+    def _spend(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise _TooMuch(self.too_much)
+
+    def _allow(self, size: int) -> None:
+        """Refuse what claims to be larger than what may still come, before it is unpacked."""
+        if size > self.left:
+            raise _TooMuch(self.too_much)
+
+    def _leave_out(self, kind: str, count: int = 1) -> None:
+        if count:
+            self.left_out[kind] = self.left_out.get(kind, 0) + count
+
+    def _add(self, name: str, file: IO[bytes], depth: int, path: str = "") -> None:
+        """Hash a file; keep it, if it is a program in an archive; look into it, if it is one.
+
+        ``path`` is where it lies, outside of archives.
+        """
+        chunk = file.read(BEGINNING)
+        kind = _kind(chunk) if depth < DEPTH else None
+        program = chunk[:4] == b"\x7fELF" or bool(processors(chunk))
+        digest, size = hashlib.sha256(), 0
+        copy = self.folder / f"member{depth}"
+        keeps = not path and (program or kind)
+        with utils.disk_errors(copy), copy.open("wb") if keeps else _nothing() as out:
+            while chunk:
+                digest.update(chunk)
+                size += len(chunk)
+                if out:
+                    out.write(chunk)
+                chunk = file.read(CHUNK)
+        if kind and self._look_into(name, path or str(copy), kind, depth):
+            return
+        sha256 = digest.hexdigest()
+        if program and not path:
+            path = str(self.folder / sha256)
+            os.replace(copy, path)
+        self.members[name] = Member(name, size, sha256, path if program else "")
+
+    def _look_into(self, name: str, path: str, kind: str, depth: int) -> bool:
+        """Read an archive in the package; False: a compressed file that is no archive."""
+        outer = self.members, self.failed
+        self.members, self.failed = {}, {}
+        try:
+            with open(path, "rb") as file:
+                self.read_archive(file, name + "!", depth + 1)
+        except _TooMuch:
+            raise
+        except utils.UserError as error:
+            if kind == "compressed" and not self.members and not self.failed:
+                return False
+            self.failed[name] = str(error)
+        finally:
+            inner = self.members, self.failed
+            self.members, self.failed = outer
+            self.members |= inner[0]
+            self.failed |= inner[1]
+        return True
+
+
+@contextlib.contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+def _what_is(mode: int) -> str:
+    """Return what it is that is no regular file."""
+    if stat.S_ISLNK(mode):
+        return "link"
+    return "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+
+
+def _members_of_ar(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield name and content of each member but the indexes."""
+    end, place, long_names = file.seek(0, os.SEEK_END), len(ARCHIVE), b""
+    while place + AR_HEADER <= end:
+        file.seek(place)
+        header = file.read(AR_HEADER)
+        digits, name = header[48:58].strip(), header[:16].rstrip(b" ")
+        begin = place + AR_HEADER
+        if header[58:] != b"`\n" or not digits.isdigit() or begin + int(digits) > end:
+            raise utils.UserError("the archive is damaged (a header of ar is wrong)")
+        size = int(digits)
+        place = begin + size + size % 2
+        if name == b"//":
+            long_names = file.read(min(size, EXTENSION))
+        elif long := re.fullmatch(rb"/(\d+)", name):
+            name = re.split(rb"/?\n", long_names[int(long[1]) :], maxsplit=1)[0]
+        elif long := re.fullmatch(rb"#1/(\d+)", name):
+            length = min(int(long[1]), size)
+            name, begin, size = file.read(length).rstrip(b"\0"), begin + length, size - length
+        index = name in (b"/", b"//", b"/SYM64/") or name.startswith(b"__.SYMDEF")
+        if not index:
+            yield os.fsdecode(name.removesuffix(b"/")), _Part(file, begin, begin + size)

@@ -1,0 +1,110 @@
+"""Which files of two packages correspond: by path, then name, then content."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from scipy.optimize import linear_sum_assignment
+
+from features.tfidf import hashed, weigh
+from matching.packages.contents import Member
+
+# What a release changes in a file's name: the version of a .deb, a hash that auditwheel puts there,
+# and numbers.
+DEB = re.compile(r"_[^_/!]+(?=_[a-z0-9-]+\.deb\b)")
+HASH = re.compile(r"-[0-9a-f]{8,}(?=\.)")
+NUMBER = re.compile(r"\d+([.:~+_-]?\d+)*")
+TEXT = re.compile(rb"[\x20-\x7e]{6,}")  # as strings(1) finds them
+LIKE = 0.3  # cosine of two programs' texts from which they are taken for versions of one
+READ = 64 << 20  # bytes of a program in which its texts are looked for
+MOST = 500  # programs without a partner on either side whose texts are compared
+
+
+class FilePair(NamedTuple):
+    """Files that correspond, or one that has no partner.
+
+    Attributes
+    ----------
+    old, new : Member or None
+    how : str
+        What they have in common: path, path but for versions, content, name, name but for versions,
+        or texts; "" without a partner.
+    """
+
+    old: Member | None
+    new: Member | None
+    how: str
+
+
+def without_versions(name: str) -> str:
+    """Return a name in which versions and hashes are replaced by a sign.
+
+    >>> without_versions("libfoo-3f2a9c01.so.1.2"), without_versions("libfoo-bb07e455.so.2")
+    ('libfoo-#.so.#', 'libfoo-#.so.#')
+    """
+    return NUMBER.sub("#", HASH.sub("-#", DEB.sub("_#", name)))
+
+
+def _base(name: str) -> str:
+    return name.replace("!", "/").rpartition("/")[2]
+
+
+# From strict to lax. By its name alone, a program finds programs only.
+RULES: dict[str, Callable[[Member], object]] = {
+    "path": lambda m: m.name,
+    "path but for versions": lambda m: without_versions(m.name),
+    "content": lambda m: m.sha256,
+    "name": lambda m: (bool(m.path), _base(m.name)),
+    "name but for versions": lambda m: (bool(m.path), without_versions(_base(m.name))),
+}
+
+
+def pair_files(old: list[Member], new: list[Member]) -> list[FilePair]:
+    """Pair the files of two packages; each is in one pair.
+
+    Two files that one of `RULES` finds the same are a pair, if they are the only ones in their
+    packages that it does; of files of equal content any two are. Programs that are left then are
+    paired by their texts.
+    """
+    pairs: list[FilePair] = []
+    left = {m.name: m for m in old}, {m.name: m for m in new}
+
+    def take(a: Member, b: Member, how: str) -> None:
+        pairs.append(FilePair(left[0].pop(a.name), left[1].pop(b.name), how))
+
+    for how, key in RULES.items():
+        groups = [_grouped(members.values(), key) for members in left]
+        for k in [k for k in groups[0] if k in groups[1]]:
+            a, b = groups[0][k], groups[1][k]
+            if how == "content" or len(a) == len(b) == 1:
+                for one, other in zip(a, b, strict=False):
+                    take(one, other, how)
+    for a, b in _alike(*([m for m in members.values() if m.path] for members in left)):
+        take(a, b, "texts")
+    pairs += [FilePair(m, None, "") for m in left[0].values()]
+    pairs += [FilePair(None, m, "") for m in left[1].values()]
+    return sorted(pairs, key=lambda pair: (pair.old or pair.new).name)
+
+
+def _grouped(members: Iterable[Member], key: Callable[[Member], object]) -> dict:
+    groups = defaultdict(list)
+    for member in members:
+        groups[key(member)].append(member)
+    return groups
+
+
+def _alike(old: list[Member], new: list[Member]) -> list[tuple[Member, Member]]:
+    """Pair programs by the texts in them, one to one, so that the sum of cosines is greatest."""
+    if not old or not new or max(len(old), len(new)) > MOST:
+        return []
+    a, b = weigh(*(hashed(_texts(member) for member in side) for side in (old, new)))
+    cosine = (a @ b.T).toarray()
+    rows, columns = linear_sum_assignment(-cosine)
+    return [(old[i], new[j]) for i, j in zip(rows, columns, strict=True) if cosine[i, j] >= LIKE]
+
+
+def _texts(member: Member) -> list[bytes]:
+    with Path(member.path).open("rb") as file:
+        return sorted(set(TEXT.findall(file.read(READ))))
