@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from scipy.optimize import linear_sum_assignment
-
 from features.tfidf import hashed, weigh
 from matching.packages.contents import Member
 
@@ -99,6 +97,8 @@ def _alike(old: list[Member], new: list[Member]) -> list[tuple[Member, Member]]:
     """Pair programs by the texts in them, one to one, so that the sum of cosines is greatest."""
     if not old or not new or max(len(old), len(new)) > MOST:
         return []
+    from scipy.optimize import linear_sum_assignment  # late: it takes long to import
+
     a, b = weigh(*(hashed(_texts(member) for member in side) for side in (old, new)))
     cosine = (a @ b.T).toarray()
     rows, columns = linear_sum_assignment(-cosine)
