@@ -1,11 +1,12 @@
-"""Models in files: ours, Google's TensorFlow checkpoints, Hugging Face's folders.
+"""Model files: our own, Google's TensorFlow checkpoints, Hugging Face's folders.
 
     python checkpoint.py export --model_file out/model_steps_2000.pt --to out/huggingface
     python checkpoint.py import --source uncased_L-12_H-768_A-12/bert_model.ckpt --to out/imported
 
-Files of others are read in formats/, into weights with our names. The .pt files of this lineage's
-PyTorch BERT have these names already, and are read as they are. No file is trusted: reading one
-never runs what it holds, and weights that are missing, misshapen or not finite are refused.
+The readers of foreign formats are in formats/; they rename the weights to our names. The .pt files
+of the PyTorch BERT that this project descends from already use these names. No file is trusted:
+reading one never runs code in it, and weights that are missing, of another shape or not finite are
+refused.
 """
 
 if __name__ == "__main__":
@@ -51,7 +52,7 @@ from utils import (
     write_json,
 )
 
-# What an exported folder's config.json keeps of model.json, besides what other files say.
+# Keys of model.json that an export keeps in config.json; all others are stored elsewhere already.
 TRAINING = ("data_file", "corpus_sha256", "max_len", "max_pred", "mask_prob", "objectives")
 
 Info = TypeVar("Info")
@@ -59,7 +60,7 @@ Info = TypeVar("Info")
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelInfo:
-    """What model.json says of the pre-trained model that it lies beside.
+    """The content of model.json, which lies beside a pre-trained model.
 
     Attributes
     ----------
@@ -68,13 +69,13 @@ class ModelInfo:
     tokenizer : {"corpus", "bert", "bert-cased"}
         How the model reads text: see `tokenization.get_tokenizer`.
     vocab_sha256 : str
-        Of the vocab.txt that lies there, too.
+        Hash of the vocab.txt in the same folder.
     data_file, corpus_sha256 : str
-        The corpus of the training; None where it is not known.
+        The corpus of the training. The hash is None where it is unknown.
     max_len, max_pred, mask_prob : int, int, float
-        How its examples were made: see `pretrain.Preprocess4Pretrain`.
+        How the training examples were made: see `pretrain.Preprocess4Pretrain`.
     objectives : list of str
-        What it was trained for: see `pretrain.OBJECTIVES`.
+        The training's objectives: see `pretrain.OBJECTIVES`.
     """
 
     format: Literal[1] = 1
@@ -96,7 +97,7 @@ class ModelInfo:
 
 
 def check_fit(info: Any) -> Any:
-    """Return ``info``, which has ``model`` and ``max_len``; a ValueError if these disagree."""
+    """Return ``info``; raise a ValueError if its ``model`` and ``max_len`` do not fit together."""
     if info.model.vocab_size is None:
         raise ValueError("'model.vocab_size' is missing")
     if info.max_len > info.model.max_len:
@@ -105,27 +106,27 @@ def check_fit(info: Any) -> Any:
 
 
 def save_pt(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write tensors, numbers and strings in dicts and lists, so that `load_pt` can read them."""
+    """Write nested dicts and lists of tensors, numbers and strings; `load_pt` reads them."""
     with atomic_file(path, "wb") as file:
         torch.save(content, file)
 
 
 def load_pt(path: str | os.PathLike[str]) -> Any:
-    """Read a .pt file onto the CPU. Only plain data is accepted; no code of the file is run.
+    """Read a .pt file onto the CPU. Only plain data is accepted; no code in the file is run.
 
     Raises
     ------
     utils.UserError
-        No such file; truncated, foreign or hostile content.
+        No such file; content that is truncated, of another format, or hostile.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             if zipfile.is_zipfile(file):
-                # torch never compresses; a small file that unpacks to terabytes does.
+                # torch never compresses, so a compressed archive may be a zip bomb.
                 with zipfile.ZipFile(file) as archive:
                     if any(entry.compress_type for entry in archive.infolist()):
-                        raise UserError(f"{path} is a compressed archive and no file of PyTorch's")
+                        raise UserError(f"{path} is a compressed archive, not a PyTorch file")
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
@@ -134,25 +135,25 @@ def load_pt(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # zipfile's and torch's readers fail in many ways on broken files
         raise UserError(
-            f"{path} is damaged, or holds more than tensors and plain values; nothing in it was "
-            "run; give a .pt file that the training wrote"
+            f"{path} is damaged, or holds more than tensors and plain values; no code in it was "
+            "run; give a .pt file that a training wrote"
         ) from error
 
 
 def load_model_file(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a plain state dict (``model_steps_<k>.pt``) into ``model``, every key matching.
+    """Load a plain state dict (``model_steps_<k>.pt``) into ``model``; all keys must match.
 
     Raises
     ------
     utils.UserError
-        What `load_pt` raises; no state dict; keys that are missing, unexpected or of another
-        shape; weights that are not finite numbers. The model is left as it was.
+        See `load_pt`; also: not a state dict; keys that are missing, unexpected or of another
+        shape; weights that are not finite numbers. The model is left unchanged.
     """
     state = load_pt(path)
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
-        raise UserError(f"{path} is no state dict of a model (a dict of names and tensors)")
+        raise UserError(f"{path} is not the state dict of a model (a dict of names and tensors)")
     own = model.state_dict()
     faults = {
         "lacks": [key for key in own if key not in state],
@@ -174,7 +175,7 @@ def load_model_file(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def read_beside(
     cls: type[Info], model_file: str | os.PathLike[str], script: str
 ) -> tuple[Info, CorpusTokenizer | FullTokenizer]:
-    """Read model.json and vocab.txt, which lie beside a model that ``script`` trained.
+    """Read the model.json and vocab.txt beside a model that ``script`` trained.
 
     Parameters
     ----------
@@ -189,8 +190,8 @@ def read_beside(
     folder = Path(model_file).parent
     if not (folder / "model.json").is_file():
         raise UserError(
-            f"{folder / 'model.json'} is missing; {script} writes it beside its models, and a "
-            "model can be used only where it lies"
+            f"{folder / 'model.json'} is missing; {script} writes it beside its models; keep the "
+            "two together"
         )
     info = read_config(cls, folder / "model.json")
     vocab = folder / "vocab.txt"
@@ -204,7 +205,7 @@ def read_beside(
 def load_pretrained(
     model_file: str | os.PathLike[str],
 ) -> tuple[BertModel4Pretrain, ModelInfo, CorpusTokenizer | FullTokenizer]:
-    """Return the model in evaluation mode, what model.json says of it, and its tokenizer.
+    """Return the model in evaluation mode, its model.json, and its tokenizer.
 
     Raises
     ------
@@ -253,7 +254,7 @@ def load_model(
 
 
 def account(state: dict[str, Tensor], ignored: list[str], encoder_only: bool = False) -> str:
-    """Say what was read of a model of others, what was not, and which heads it lacks."""
+    """Say how many variables of a foreign model were read, which were not, which heads it lacks."""
     text = f"read {len(state.keys() - {TIED})} variables"
     text += f", ignored {first_few(ignored, named=12) or 'none'}"
     lacking = [] if encoder_only else lacking_heads(state)
@@ -271,12 +272,12 @@ def read_foreign(
     Parameters
     ----------
     source : path-like
-        A folder; or a checkpoint's prefix, like ``bert_model.ckpt``.
+        A folder, or a checkpoint's prefix such as ``bert_model.ckpt``.
     model_cfg, vocab : path-like, optional
-        Sizes and vocabulary of a TensorFlow checkpoint, instead of the bert_config.json and the
-        vocab.txt that lie beside it.
+        Sizes and vocabulary of a TensorFlow checkpoint. Default: bert_config.json and vocab.txt
+        beside it.
     do_lower_case : bool, optional
-        How text is read. Left out, the files say it.
+        How text is read. Default: as the files say.
 
     Raises
     ------
@@ -288,13 +289,13 @@ def read_foreign(
         return tensorflow.read_checkpoint(prefix, model_cfg, vocab, do_lower_case)
     if model_cfg is not None or vocab is not None:
         raise UserError(
-            f"{source} says its sizes and vocabulary; leave out --model_cfg and --vocab"
+            f"{source} contains its sizes and vocabulary; leave out --model_cfg and --vocab"
         )
     return huggingface.read_folder(source, do_lower_case)
 
 
 def main() -> None:
-    """Convert models, to and from what Hugging Face's transformers reads."""
+    """Convert models to and from the format of Hugging Face's transformers."""
     raise UsageError(
         "say what to do: `python checkpoint.py export --model_file FILE --to FOLDER` or "
         "`python checkpoint.py import --source FOLDER --to FOLDER`"
@@ -313,16 +314,16 @@ def export_model(
     Parameters
     ----------
     model_file : str
-        A .pt; if pretrain.py wrote it, model.json and vocab.txt lie beside it.
+        A .pt file. If pretrain.py wrote it, model.json and vocab.txt are beside it.
     to : str
-        The folder to make; it must not exist or be empty.
+        The folder to create; it must not exist, or be empty.
     model_cfg : str
-        JSON with the model's sizes, for a .pt that lies by itself.
+        JSON with the model's sizes, for a .pt file without a model.json.
     vocab : str
-        The vocabulary that belongs to it.
+        The vocabulary for model_cfg.
     tokenizer : {"corpus", "bert", "bert-cased"}
-        How it reads text with vocab: corpus (words end at blanks; so if left out), bert (Google's,
-        uncased) or bert-cased.
+        How the model reads text with vocab: corpus (words end at blanks; the default), bert
+        (Google's, uncased) or bert-cased.
     """
     _refuse_filled(to)
     check_outputs({}, [model_file, model_cfg, vocab], replaced={"to": to})
@@ -344,7 +345,7 @@ def export_model(
         raise UsageError("--model_cfg and --vocab belong together; give both, or none")
     if cfg.positions != "learned":
         raise UserError(
-            f"{model_file} has {cfg.positions} positions, which Hugging Face's BERT does not know"
+            f"{model_file} has {cfg.positions} positions, which Hugging Face's BERT does not have"
         )
     training = {key: getattr(info, key) for key in TRAINING}
     with one_writer(to):
@@ -355,17 +356,17 @@ def export_model(
 
 
 def import_model(source: str, to: str) -> None:
-    """Read a BERT of others: a TensorFlow checkpoint, or what transformers' save_pretrained wrote.
+    """Convert a foreign BERT: a TensorFlow checkpoint or a folder written by save_pretrained.
 
     Parameters
     ----------
     source : str
-        A folder with config.json and model.safetensors; or a checkpoint, bert_model.ckpt, with
+        A folder with config.json and model.safetensors; or a checkpoint (bert_model.ckpt) with
         bert_config.json and vocab.txt beside it.
     to : str
-        The folder to make: model.pt, model_cfg.json and vocab.txt; also model.json, so that
-        `pretrain.py eval` and `predict` read it, if the model has both pre-training heads and its
-        tokenizer is the corpus's.
+        The folder to create. It gets model.pt, model_cfg.json and vocab.txt, and a model.json for
+        `pretrain.py eval` and `predict` if the model has both pre-training heads and uses the
+        tokenizer of our corpus.
     """
     _refuse_filled(to)
     check_outputs({}, [source], replaced={"to": to})
@@ -388,8 +389,8 @@ def import_model(source: str, to: str) -> None:
                     )
                 except (TypeError, pydantic.ValidationError) as error:
                     raise UserError(
-                        f"{source}/config.json: its 'pretraining' is not what export writes; "
-                        "delete that key"
+                        f"{source}/config.json: the value of 'pretraining' was not written "
+                        "by export; delete this key"
                     ) from error
                 write_json(folder / "model.json", dataclasses.asdict(info))
             written = sorted(path.name for path in folder.iterdir())
@@ -398,11 +399,11 @@ def import_model(source: str, to: str) -> None:
     if not bert.vocab:
         print(f"  no vocab.txt: {source} holds no WordPiece vocabulary")
     elif bert.reading != CorpusTokenizer.name:
-        print("  no model.json: the tokenizer does not split at blanks only, as the corpus's does")
+        print("  no model.json: the tokenizer is not ours, which splits words only at blanks")
 
 
 def _refuse_filled(to: str) -> None:
-    """Never replace what somebody may want to keep; what a killed run left there goes."""
+    """Refuse a folder with files in it; leftovers of killed runs are removed first."""
     remove_leftovers(Path(to).parent)
     if Path(to).is_dir() and any(Path(to).iterdir()):
         raise UserError(f"{to} is not empty; choose another folder, or delete it")

@@ -1,4 +1,4 @@
-"""Fine-tune a pre-trained BERT to classify texts, or measure and use the result.
+"""Fine-tune a pre-trained BERT to classify texts; measure the result; use it.
 
     python classify.py --task samefunc --data_file data/samefunc/train.tsv \\
         --pretrain_file out/model_steps_3000.pt --save_dir out-samefunc
@@ -6,8 +6,8 @@
         --model_file out-samefunc/model_steps_1875.pt
     python classify.py --mode predict --data_file new.tsv --model_file out-samefunc/...
 
-A task is a TSV file with a header, and what learns it: see tasks/catalogue.py, and tasks/task.py
-for how to add one.
+The tasks are in tasks/catalogue.py; tasks/task.py says how to add one. Their data are TSV files
+with a header.
 """
 
 if __name__ == "__main__":
@@ -31,7 +31,7 @@ import checkpoint
 import models
 import train
 import utils
-from tasks import catalogue  # noqa: F401 - its classes are in TASKS then
+from tasks import catalogue  # noqa: F401 - importing it registers its classes in TASKS
 from tasks.tables import read_examples
 from tasks.task import TASKS, Examples, Task
 from terminal import progress
@@ -48,12 +48,12 @@ from tokenization import (
 from utils import UsageError, UserError
 
 EVAL_BATCH = 64
-GROUP = 20  # batches that are sorted by length together
+GROUP = 20  # rows of so many batches are sorted by length together
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
 class ClassifierInfo:
-    """What model.json says of the fine-tuned model that it lies beside."""
+    """The content of model.json, which lies beside a fine-tuned model."""
 
     format: Literal[1] = 1
     task: str
@@ -65,18 +65,18 @@ class ClassifierInfo:
     @pydantic.model_validator(mode="after")
     def _fits_the_model(self) -> "ClassifierInfo":
         if self.task not in TASKS:
-            raise ValueError(f"'task' is {self.task!r}, but the tasks are {', '.join(TASKS)}")
+            raise ValueError(f"'task' is {self.task!r}; the tasks are {', '.join(TASKS)}")
         return checkpoint.check_fit(self)
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, data: Any, device: torch.device) -> np.ndarray:
-    """Return each example's probabilities, float64 (N, labels); ``model`` in evaluation mode.
+    """Return the probabilities of each example, float64 (N, labels).
 
-    ``data`` is what the task's `tasks.task.Task.read` returned.
+    ``model`` is in evaluation mode; ``data`` is the result of `tasks.task.Task.read`.
     """
     score = data.scorer(model, device)
-    # Examples of about the same length together, so that little is padding.
+    # Batch examples of similar length, so that little is padding.
     order = np.argsort(data.lengths, kind="stable")
     probabilities = []
     for rows in progress.bar(np.split(order, range(EVAL_BATCH, len(order), EVAL_BATCH))):
@@ -95,9 +95,9 @@ def measure(probabilities: np.ndarray, label: np.ndarray) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        ``accuracy``, ``precision``, ``recall``, ``f1``, ``roc_auc``, ``loss`` (nats). Of two labels
-        the second is the positive one; of more, means over the labels (AUC: one against the
-        rest). NaN where the examples hold one label only, so that there is no AUC.
+        ``accuracy``, ``precision``, ``recall``, ``f1``, ``roc_auc``, ``loss`` (nats). With two
+        labels, the second is the positive one; with more, the values are means over the labels
+        (AUC: one against the rest). If a label does not occur, the AUC is NaN.
     """
     n_labels = probabilities.shape[1]
     guess = probabilities.argmax(1)
@@ -120,7 +120,7 @@ def measure(probabilities: np.ndarray, label: np.ndarray) -> dict[str, float]:
 
 
 def report(measures: dict[str, float], table: np.ndarray, labels: tuple[str, ...]) -> None:
-    """Print measures and the confusion matrix, int (labels, labels), for people."""
+    """Print the measures and the confusion matrix, int (labels, labels)."""
     print(", ".join(f"{name} {value:.4f}" for name, value in measures.items()))
     width = max(*map(len, labels), len(f"{table.max():,}"))
     print("confusion matrix: a row for each true label, a column for each predicted one")
@@ -130,7 +130,7 @@ def report(measures: dict[str, float], table: np.ndarray, labels: tuple[str, ...
 
 
 def write_predictions(file: Path, labels: tuple[str, ...], data: Examples, shares: np.ndarray):
-    """Write a line for each example: the label where it is known, the prediction, probabilities."""
+    """Write a line for each example: its label if known, the prediction, the probabilities."""
     known = data.label is not None
     header = (["label"] if known else []) + ["prediction", *(f"p({name})" for name in labels)]
     with utils.atomic_file(file) as out:
@@ -159,14 +159,15 @@ def read_start(
     task: type[Task],
     do_lower_case: bool | None = None,
 ) -> Start:
-    """Read a .pt, a TensorFlow checkpoint or a Hugging Face folder; or nothing, for random weights.
+    """Read the model to start from: a .pt, a TensorFlow checkpoint or a Hugging Face folder.
 
-    Of a .pt that this script has fine-tuned, BERT itself is taken, without what is the task's own.
+    Without ``pretrain_file``, the weights are random. From a .pt that this script has fine-tuned,
+    only BERT itself is used, without the layers of that task.
 
     Raises
     ------
     UserError
-        What cannot be read; a file that does not say its sizes and vocabulary, nor does the user.
+        The file cannot be read, or neither it nor the user says its sizes and vocabulary.
     """
     file = Path(pretrain_file) if pretrain_file is not None else None
     if file is not None and (file.is_dir() or file.suffix != ".pt"):
@@ -184,7 +185,7 @@ def read_start(
         return Start(bert.sizes, bert.state, tokenizer, max_len)
     if file is not None and model_cfg is None and vocab is None:
         utils.refuse_flags(
-            f"is not needed: {file} says it", do_lower_case=do_lower_case is not None
+            f"is not needed: it is stored with {file}", do_lower_case=do_lower_case is not None
         )
         task_before = fine_tuned_for(file)
         if task_before is None:
@@ -216,9 +217,9 @@ def read_start(
 
 
 def shuffle(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Return random batches of row numbers, each of rows of about the same length.
+    """Return random batches of row numbers; the rows of a batch have similar lengths.
 
-    Rows are sorted within random groups of `GROUP` batches, so that little is padding.
+    Sorting within random groups of `GROUP` batches keeps the padding small.
     """
     order = rng.permutation(len(lengths))
     batches = []
@@ -269,7 +270,7 @@ def fine_tune(
     if start.state is not None:  # with its pooler, if it has one
         own = model.state_dict()
         taken = {key: start.state[key] for key in own if key in start.state}
-        if not start.with_head:  # a classifier in there may be that of "is next?"
+        if not start.with_head:  # its classifier may be the one of next-sentence prediction
             taken = {k: x for k, x in taken.items() if not k.startswith("classifier.")}
         model.load_state_dict(own | taken)
     weights = hashlib.sha256()
@@ -317,7 +318,7 @@ def fine_tune(
 
 
 def fine_tuned_for(model_file: Path) -> str | None:
-    """Return the task that the model.json beside a model says; None where it says none."""
+    """Return the task named in the model.json beside a model, or None."""
     try:
         said = utils.read_json(model_file.with_name("model.json"), "description of a model")
         return said["task"] if said["task"] in TASKS else None
@@ -328,12 +329,13 @@ def fine_tuned_for(model_file: Path) -> str | None:
 def load_classifier(
     model_file: str | Path, task: str
 ) -> tuple[nn.Module, ClassifierInfo, CorpusTokenizer | FullTokenizer]:
-    """Return a fine-tuned model in evaluation mode, what model.json says of it, its tokenizer.
+    """Return a fine-tuned model in evaluation mode, its model.json, and its tokenizer.
 
     Raises
     ------
     UserError
-        Another task; see also `checkpoint.read_beside` and `checkpoint.load_model_file`.
+        The model is for another task; see also `checkpoint.read_beside` and
+        `checkpoint.load_model_file`.
     """
     info, tokenizer = checkpoint.read_beside(ClassifierInfo, model_file, "classify.py")
     if info.task != task:
@@ -351,12 +353,12 @@ def check_settings(
     vocab: str | None,
     max_len: int | None,
 ) -> None:
-    """Refuse settings that are given with a fine-tuned model and are not those it has.
+    """Refuse settings that contradict those of a fine-tuned model.
 
     Raises
     ------
     UserError
-        The first of them that differs, or a file that cannot be read.
+        A setting differs, or a file cannot be read.
     """
     if train_cfg is not None:
         train.Config.from_json(train_cfg)
@@ -371,7 +373,7 @@ def check_settings(
         if value != of_model[name]:
             raise UserError(
                 f"{model_file} has {name} {of_model[name]}, not {value}; leave out --model_cfg and "
-                "--max_len, since model.json beside the model says them"
+                "--max_len: they are stored in model.json beside the model"
             )
     if vocab is not None and utils.sha256_of(vocab) != info.vocab_sha256:
         raise UserError(
@@ -402,41 +404,42 @@ def main(
     Parameters
     ----------
     task : str
-        What to learn: mrpc, mnli, samefunc, or another class of tasks/catalogue.py.
+        What to learn: mrpc, mnli, samefunc, or another class in tasks/catalogue.py.
     train_cfg : str
-        JSON with the training's settings; left out, config/train_<task>.json.
+        JSON with the training's settings. Default: config/train_<task>.json.
     model_cfg : str
-        JSON with the model's sizes, where pretrain_file does not say them.
+        JSON with the model's sizes, if they are not stored with pretrain_file.
     data_file : str
-        TSV file with a header: what to train on, measure, or predict.
+        TSV file with a header: the texts to train on, measure, or predict.
     model_file : str
-        The fine-tuned model_steps_<k>.pt; for train, to start from it with its head.
+        The fine-tuned model_steps_<k>.pt. For train: start from it, including its head.
     pretrain_file : str
         Where training starts: a .pt of pretrain.py or of this script, a TensorFlow checkpoint
         (bert_model.ckpt, with bert_config.json and vocab.txt beside it), or a Hugging Face folder.
-        Left out, random weights.
+        Default: random weights.
     vocab : str
-        The vocabulary, where pretrain_file does not say it.
+        The vocabulary, if it is not stored with pretrain_file.
     save_dir : str
-        Gets models, or predictions and measures. Left out: out-<task>, or the folder of model_file.
+        Folder for models, or predictions and measures. Default: out-<task>, or the folder of
+        model_file.
     log_dir : str
-        Gets TensorBoard's files, instead of runs/ in save_dir.
+        Folder for TensorBoard's files. Default: runs/ in save_dir.
     max_len : int
-        Most tokens of an example; of samefunc, in each of a function's up to six windows. Left out:
-        as in pre-training, 128 at most.
+        Maximum number of tokens per example; for samefunc, per window of a function (at most six).
+        Default: as in pre-training, but at most 128.
     mode : {"train", "eval", "predict"}
         train, eval or predict.
     eval_file : str
         TSV file to measure at every save of a training.
     data_parallel : bool
-        All GPUs are used under torchrun; False makes sure that one is.
+        Use all GPUs when started by torchrun; False: insist on one.
     resume : bool
-        Go on with the training that save_dir holds, if it is this one; False starts anew.
+        Go on with the training in save_dir if it is the same one; False: start again.
     overwrite : bool
-        Delete another training that save_dir holds; left out, it moves to <save_dir>-before-<date>.
+        Delete another training in save_dir. Default: rename it to <save_dir>-before-<date>.
     do_lower_case : bool, optional
-        Read text as Google's uncased models do (False: as the cased ones). Left out, the
-        pre-trained model says it, or capital letters in its vocabulary do.
+        Read text like Google's uncased models (False: like the cased ones). Default: as stored with
+        the pre-trained model, or uncased if its vocabulary has no capital letters.
     """
     if task not in TASKS:
         raise UsageError(f"--task {task}: the tasks are {', '.join(TASKS)}")
@@ -448,7 +451,7 @@ def main(
         if model_file is None:
             start = read_start(pretrain_file, model_cfg, vocab, TASKS[task], do_lower_case)
         elif pretrain_file is None:
-            utils.refuse_flags("is said by model.json already", do_lower_case=do_lower_case)
+            utils.refuse_flags("is already stored in model.json", do_lower_case=do_lower_case)
             model, info, tokenizer = load_classifier(model_file, task)
             check_settings(info, model_file, train_cfg, model_cfg, vocab, None)
             start = Start(info.model, model.state_dict(), tokenizer, info.max_len, with_head=True)

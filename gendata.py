@@ -1,22 +1,23 @@
 """Disassemble each binary, merge the control-flow graphs of each pair, walk them -> data/0, ...
 
     python gendata.py                all pairs of the builds under `path`
-    python gendata.py --biname '*'   of all programs there
-    python gendata.py show 0         the blocks of data/0, readable
-    python gendata.py text 0         the walks of data/0 as text, in data/0/walks.txt
+    python gendata.py --biname '*'   the same for all programs there
+    python gendata.py show 0         print the blocks of data/0
+    python gendata.py text 0         write the walks of data/0 as text to data/0/walks.txt
 
-Every folder of `path` that holds `biname` is one binary. Each is analysed once and cached in
-`outputDir`; each pair (i, j), i < j, becomes one folder of `data`, written whole or not at all.
+Each folder in `path` that contains the program `biname` is one build. Each build is analysed once
+and cached in `outputDir`. Each pair of builds (i, j), i < j, becomes one folder in `data`; an
+interrupted run leaves no half-written folder.
 
 A pair's folder holds pair.json (which binaries, which analyses, counts), dictionary.txt (its
-tokens) and walks.npz (block ids). Blocks and edges are shared through `outputDir`, one file per
-binary: a program with 16 builds has 120 pairs, and each build is in 15 of them.
+tokens) and walks.npz (block ids). Blocks and edges are stored in `outputDir`, one file per binary,
+because pairs share them: a program with 16 builds has 120 pairs, and each build is in 15 of them.
 """
 
 if __name__ == "__main__":
     from terminal.early import answer
 
-    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+    answer(__file__)  # --help and messages about wrong flags need not wait for the imports below
 
 import dataclasses
 import hashlib
@@ -63,19 +64,19 @@ from terminal.escape import printable
 
 biname = "chroot"  # the program to look for; several: ["chroot", "ls"]; all: "*"
 path = "experiment_data/coreutils/binaries/"  # its builds: path/<build>/<biname>
-outputDir = "output/"  # analysed binaries, one file each
+outputDir = "output/"  # cache of analysed binaries, one file each
 data = "data"  # pairs: data/0, data/1, ...
-pairs = None  # pairs of each program at most; None: all
-validation = 0.1  # share of the programs that a training is measured on, not trained on
-test = 0.1  # share of the programs that no training reads
+pairs = None  # maximum number of pairs per program; None: all
+validation = 0.1  # share of the programs held out to measure a training
+test = 0.1  # share of the programs held out for a final test
 walk = "control_flow"  # how to walk, a key of pairs.walks.WALKS; plain DeepWalk: "deepwalk"
-num_walks = 2  # visits that each basic block gets at least
+num_walks = 2  # minimum number of visits to each basic block
 walk_length = 16  # basic blocks per sentence
-sentences = 4  # sentences per document at most
+sentences = 4  # maximum number of sentences per document
 seed = 0
 workers = os.cpu_count() or 1  # processes
-time_limit = TIME_LIMIT  # seconds that one binary, or one pair, may take
-memory_limit = MEMORY_LIMIT  # GiB that it may take
+time_limit = TIME_LIMIT  # seconds per binary or pair
+memory_limit = MEMORY_LIMIT  # GiB per binary or pair
 ENOUGH_PAIRS = 100
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -102,47 +103,47 @@ def main(
 ) -> int:
     """Turn all pairs of builds of a program into walks over their merged control-flow graphs.
 
-    Ends with exit code 3 when binaries were skipped, with 1 when nothing could be done.
+    The exit code is 3 when binaries were skipped, and 1 when nothing could be done.
 
     Parameters
     ----------
     biname : str or list of str
-        File name of the program, or of several: --biname chroot,ls, or a pattern: --biname '*'.
+        File name of the program, of several (--biname chroot,ls), or a pattern (--biname '*').
         Only builds of the same program are paired.
     path : str
-        Folder whose sub-folders each hold one build of the program.
+        Folder with one sub-folder for each build of the program.
     outputDir : str
         Folder where analysed binaries are cached.
     data : str
         Folder that the pairs are written to.
     pairs : int
-        Pairs of each program at most, chosen at random such that all builds are used; else all.
+        Maximum number of pairs per program, chosen at random so that all builds are used. Without
+        it, all pairs.
     validation : float
-        Share of the programs that a training is measured on, and not trained on.
+        Share of the programs held out to measure a training.
     test : float
-        Share of the programs that no training reads: they are left for a last test.
+        Share of the programs held out for a final test; no training reads them.
     walk : str
-        How to walk: control_flow (paths that executions could take) or deepwalk.
+        How to walk: control_flow (paths that an execution could take) or deepwalk.
     num_walks : int
-        Every basic block that holds code is visited at least so often; for deepwalk: walks that
-        start at each block.
+        Minimum number of visits to each basic block that holds code; for deepwalk: number of walks
+        that start at each block.
     walk_length : int
         Basic blocks per sentence.
     sentences : int
-        Sentences per document at most.
+        Maximum number of sentences per document.
     text : bool
-        Write each pair's walks as text, too: data/<n>/walks.txt.
+        Also write each pair's walks as text, to data/<n>/walks.txt.
     seed : int
-        Seed of all that is random; equal seeds give equal bytes, whatever the number of workers.
+        Random seed. Equal seeds give equal bytes, whatever the number of workers.
     workers : int
-        Processes that work at the same time.
+        Number of parallel processes.
     time_limit : float
-        Seconds of processor time that one binary, or one pair, may take; what takes longer is
-        skipped.
+        Seconds of processor time per binary or pair; those that need more are skipped.
     memory_limit : float
-        GiB of memory that one binary, or one pair, may take; what takes more is skipped.
+        GiB of memory per binary or pair; those that need more are skipped.
     cluster : str
-        Address of a Dask scheduler, whose workers then do what else the processes here do.
+        Address of a Dask scheduler; its workers replace the processes on this machine.
     """
     began = time.perf_counter()
     if validation + test >= 1:
@@ -168,7 +169,7 @@ def main(
         settings = WalkSettings(walk, num_walks, walk_length, sentences)
 
         def descriptions() -> Iterator[PairInfo]:
-            # Made anew whenever they are read: memory does not grow with the number of pairs.
+            # Generated again each time, so that memory does not grow with the number of pairs.
             return describe_pairs(analysed, pairs, (validation, test), settings, seed)
 
         total = sum(1 for _ in descriptions())
@@ -176,7 +177,7 @@ def main(
             reasons = "; ".join(skipped.values())
             raise utils.UserError(f"fewer than two binaries could be analysed: {reasons}")
         stale = remove_stale(data, descriptions(), total)
-        # What is left there is just what this run makes.
+        # All remaining folders belong to this run.
         missing = sum(not is_there(data, pair) for pair in descriptions())
         jobs = ((p.pair, (p, outputDir, data)) for p in descriptions() if not is_there(data, p))
         where = (workers, limits, cluster, analysis_settings)
@@ -193,7 +194,7 @@ def main(
         report(data, made, total - missing, stale, n_binaries, skipped, seconds)
         for file in without_imports(binaries, outputDir, skipped):
             name = printable(file)
-            print(f"note: {name} imports nothing; only strings join it with others")
+            print(f"note: {name} imports nothing, so only strings link it to other builds")
         for number, reason in sorted(failed.items()):
             print(f"skipped pair {number}: {printable(reason)}", file=sys.stderr)
         return PARTLY if skipped or failed else 0
@@ -205,7 +206,7 @@ def failures(results: Iterator[tuple[int, str | None]]) -> dict[int, str]:
 
 
 def without_imports(binaries: list[dict[str, str]], output_dir: str, skipped: dict) -> list[str]:
-    """Return the paths of the binaries that import nothing, as static ones do."""
+    """Return the paths of binaries without imports, such as statically linked ones."""
     return [
         binary["path"]
         for binary in binaries
@@ -221,7 +222,7 @@ def describe_pairs(
     settings: WalkSettings,
     seed: int,
 ) -> Iterator[PairInfo]:
-    """Yield what pair.json says of each pair before it is walked; equal means: nothing to redo."""
+    """Yield the pair.json of each pair, without counts. One that is already there is not redone."""
     split = split_programs(list(programs), *shares, seed)
     numbers = itertools.count()
     for program, builds in programs.items():
@@ -247,8 +248,8 @@ def describe_pairs(
 def choose_pairs(builds: int, limit: int | None, seed: list[int]) -> Iterator[tuple[int, int]]:
     """Yield pairs (i, j), i < j < builds, sorted: all of them, or ``limit`` chosen at random.
 
-    The first ``builds / 2`` chosen ones join every build with another, those up to ``builds`` are
-    the rest of a ring through all builds, and all further ones are drawn uniformly.
+    The first ``builds / 2`` of them cover every build. Up to ``builds``, they complete a ring
+    through all builds. All further pairs are drawn uniformly.
     """
     total = math.comb(builds, 2)
     if limit is None or limit >= total:
@@ -271,11 +272,11 @@ def choose_pairs(builds: int, limit: int | None, seed: list[int]) -> Iterator[tu
 def split_programs(
     programs: list[str], validation: float, test: float, seed: int
 ) -> dict[str, str]:
-    """Return program -> train, validation or test.
+    """Return program -> "train", "validation" or "test".
 
-    A hash of the program's name and the seed decides, so that a program stays where it is when
-    others join it. Only where few programs leave a split empty, one is moved there: of two programs
-    one is for validation, of three one is for the test.
+    A hash of the program's name and the seed decides, so that a program stays in its split when
+    others are added. With few programs a split may be empty; then one program is moved there: two
+    programs are split into one each for training and validation, three into one each for all.
     """
     hashes = {p: hashlib.sha256(os.fsencode(f"{seed} {p}")).digest() for p in programs}
     place = {p: int.from_bytes(digest[:8]) / 2**64 for p, digest in hashes.items()}
@@ -293,10 +294,10 @@ def split_programs(
 
 
 def remove_stale(data: str, pairs: Iterator[PairInfo], total: int) -> int:
-    """Remove pair folders that are not just what this run makes; return how many.
+    """Remove pair folders that this run would not make as they are; return how many.
 
-    That is done before any is made, so that whenever a run is stopped, no corpus can mix pairs of
-    two settings.
+    This happens before new pairs are made, so that a corpus never mixes pairs of two settings, even
+    if the run is interrupted.
     """
     there = [file.parent for file in Path(data).glob("*/pair.json") if file.parent.name.isdecimal()]
     stale = [f for f in there if str(int(f.name)) != f.name or int(f.name) >= total]
@@ -328,7 +329,7 @@ def write_pair(pair: PairInfo, output_dir: str, data: str) -> None:
     sizes = np.concatenate([np.diff(of_binary.offsets) for of_binary in tokens])
     dictionary = sorted(set().union(*(of_binary.dictionary for of_binary in tokens)))
     settings = pair.settings
-    # Seeded by content, so that a pair's walks stay when other binaries join and numbers move.
+    # Seeded by content: a pair's walks stay the same when its number changes.
     contents = [int(binary.sha256[:16], 16) for binary in pair.binaries]
     most = settings.walk_length * settings.sentences
     walk = walks.WALKS[settings.walk]
@@ -354,7 +355,7 @@ def write_pair(pair: PairInfo, output_dir: str, data: str) -> None:
             (folder / "dictionary.txt").write_text(lines, encoding="utf-8", newline="\n")
             (folder / "pair.json").write_text(json.dumps(done) + "\n")
     except OSError:
-        # On a cluster, a worker that was thought dead may have written the same pair just now.
+        # On a cluster, a worker that seemed dead may have written the same pair meanwhile.
         if not is_made(data, pair):
             raise
 
@@ -395,14 +396,14 @@ def report(data, pairs, kept, stale, binaries, skipped, seconds) -> None:
         print(f"skipped {printable(file)}: {printable(reason)}", file=sys.stderr)
     if total["pairs"] < ENOUGH_PAIRS:
         print(
-            f"{total['pairs']} pairs make a small corpus; {ENOUGH_PAIRS} or more are better, "
-            "such as four versions at four levels (120 pairs):\n"
+            f"{total['pairs']} pairs make a small corpus; better use {ENOUGH_PAIRS} or more, "
+            "such as four versions at four optimisation levels (120 pairs):\n"
             '    python experiment_data/build_coreutils.py --versions "8.32 9.1 9.7 9.10"'
         )
 
 
 def in_words(splits: dict[str, set[str]]) -> str:
-    """Say how many programs each split has, and which, where they are few."""
+    """Say how many programs each split has; if there are few, name them."""
     parts = []
     for name in ("train", "validation", "test"):
         programs = sorted(splits.get(name, ()))
@@ -417,11 +418,11 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
     Parameters
     ----------
     pair : int
-        The number of the folder in data.
+        The number of the pair's folder in data.
     outputDir : str
-        Where the analysed binaries are cached.
+        Folder of the analysed binaries.
     data : str
-        Where the pairs are.
+        Folder of the pairs.
     """
     info = read_info(pair_folder(data, pair))
     analyses = [load_analysis(file) for file in analysis_files(info, outputDir)]
@@ -445,7 +446,7 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
             line += f" -> {', '.join(out[block])}"
         if block in partner:
             line += f"  = block {partner[block]} [{1 - binary}]"
-        print()  # a line's end inside of what is printed would be escaped
+        print()  # by itself: a "\n" in the text below would be escaped
         print(line)
         for instruction in text[block].decode().splitlines():
             print(f"    {instruction}")
@@ -453,16 +454,16 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
 
 
 def text(pair: int, outputDir: str = outputDir, data: str = data) -> None:
-    """Write the walks of one pair as text, as they stand in the corpus, to data/<pair>/walks.txt.
+    """Write the walks of one pair, as they stand in the corpus, to data/<pair>/walks.txt.
 
     Parameters
     ----------
     pair : int
-        The number of the folder in data.
+        The number of the pair's folder in data.
     outputDir : str
-        Where the analysed binaries are cached.
+        Folder of the analysed binaries.
     data : str
-        Where the pairs are.
+        Folder of the pairs.
     """
     folder = pair_folder(data, pair)
     write_text(folder, outputDir)

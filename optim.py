@@ -1,4 +1,4 @@
-"""BertAdam, the optimizer that BERT was trained with, and AdamW for small networks."""
+"""BertAdam, the optimizer of the original BERT, and AdamW with one cycle for small networks."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 
 def warmup_linear(x: float, warmup: float) -> float:
-    """Rise from 0 to 1 over the share ``warmup`` of the training, then lie on the line 1 - x."""
+    """Rise from 0 to 1 over the share ``warmup`` of the training, then follow 1 - x to 0."""
     return x / warmup if x < warmup else max(0.0, 1 - x)
 
 
@@ -43,29 +43,29 @@ SCHEDULES = {
 
 
 class BertAdam(torch.optim.Optimizer):
-    """Adam as Google's BERT has it.
+    """Adam as in Google's BERT.
 
-    It differs from `torch.optim.AdamW` in three ways: no bias correction, a schedule of its own,
-    and each parameter's gradient is clipped by itself, in place. Weight decay is decoupled in both.
+    Three things differ from `torch.optim.AdamW`: no bias correction, a built-in schedule, and the
+    gradient of each parameter tensor is clipped by itself, in place. Both decouple weight decay.
 
     Parameters
     ----------
     params : iterable of Parameter, or of dict
         Parameters, or groups of them with their own settings.
     lr : float
-        Learning rate at the schedule's 1.
+        Learning rate where the schedule is 1.
     warmup : float
         Share of ``t_total`` over which the rate rises from 0; -1 for none.
     t_total : int
         Number of steps of the whole training; -1 keeps the rate at ``lr``.
     schedule : {"warmup_linear", "warmup_constant", "warmup_cosine", "warmup_stable_decay"}
-        With ``x = steps taken / t_total``, the factor of ``lr``.
+        Factor of ``lr`` as a function of ``x = steps taken / t_total``.
     b1, b2, e : float
-        Decay rates of the two moments, and what is added to the root of the second.
+        Decay rates of the two moments, and the constant added to the root of the second.
     weight_decay_rate : float
-        Share of a weight, times the learning rate, that each step takes away.
+        Each step subtracts this share of a weight, times the learning rate.
     max_grad_norm : float
-        Longest gradient of one parameter tensor; -1 for no clipping.
+        Largest norm of the gradient of a parameter tensor; -1 for no clipping.
 
     Raises
     ------
@@ -104,7 +104,7 @@ class BertAdam(torch.optim.Optimizer):
         super().__init__(params, {**settings, "step": 0})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a dict of "params", all of one device and dtype, and of settings of their own."""
+        """Add a group: a dict with "params", all of one device and dtype, and own settings."""
         group = {**self.defaults, **param_group}
         for name, allowed, good in (
             ("lr", "at least 0", 0 <= group["lr"] < math.inf),
@@ -122,15 +122,15 @@ class BertAdam(torch.optim.Optimizer):
             ),
         ):
             if not good:
-                raise ValueError(f"{name} is {group[name]!r}, but must be {allowed}")
+                raise ValueError(f"{name} is {group[name]!r}; it must be {allowed}")
         super().add_param_group(param_group)
 
     def get_lr(self) -> list[float]:
-        """Return the learning rate that the next step will have, for each parameter group."""
+        """Return the learning rate of the next step for each parameter group."""
         return [_scheduled_lr(group) for group in self.param_groups]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned; ``t_total`` stays, so a training can go on."""
+        """Restore a `state_dict`, except ``t_total``: a resumed training may have more steps."""
         totals = [group["t_total"] for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, total in zip(self.param_groups, totals, strict=True):
@@ -140,7 +140,7 @@ class BertAdam(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step and return what ``closure`` returns.
 
-        Parameters without a gradient stay as they are. The schedule counts every call.
+        Parameters without a gradient do not change. Every call counts as a step of the schedule.
         """
         loss = None
         if closure is not None:
@@ -161,8 +161,8 @@ class BertAdam(torch.optim.Optimizer):
         grads = [p.grad for p in params]
         exp_avgs = [self.state[p]["exp_avg"] for p in params]
         exp_avg_sqs = [self.state[p]["exp_avg_sq"] for p in params]
-        # torch's fused AdamW divides the moments by 1 - b^step. That is exactly 1 at step
-        # infinity, and what is left is BERT's update.
+        # torch's fused AdamW divides the moments by 1 - b^step. With an infinite step this is
+        # exactly 1, which leaves BERT's update.
         steps = [torch.full((), math.inf, device=params[0].device)] * len(params)
         adamw = functools.partial(
             torch._fused_adamw_,
@@ -180,8 +180,8 @@ class BertAdam(torch.optim.Optimizer):
         norms = torch.stack(torch._foreach_norm(grads))
         excess = ((norms + 1e-6) / group["max_grad_norm"]).clamp_(min=1.0).unbind()
         if params[0].is_cpu and params[0].dtype == torch.float32:
-            # The kernel divides by a (float32) scale on its way, which saves a pass over the
-            # gradients. It takes one scale per call; on a CPU calls cost less than the pass.
+            # The kernel can divide by a (float32) scale, which saves a pass over the gradients.
+            # It takes one scale per call; on a CPU the calls cost less than the pass.
             for p, g, m, v, step, scale in zip(
                 params, grads, exp_avgs, exp_avg_sqs, steps, excess, strict=True
             ):
@@ -200,14 +200,14 @@ def _scheduled_lr(group: dict[str, Any]) -> float:
 
 
 def optim4GPU(cfg: Any, model: nn.Module, schedule: Schedule = "warmup_linear") -> BertAdam:
-    """Return BERT's optimizer for ``model``: no decay on biases and layer-norm weights.
+    """Return BERT's optimizer for ``model``, without decay of biases and layer-norm weights.
 
     Parameters
     ----------
     cfg
-        Has ``lr``, ``warmup`` (a share of the steps) and ``total_steps``.
+        Settings with ``lr``, ``warmup`` (a share of the steps) and ``total_steps``.
     model : Module
-        A model made of `models`' parts.
+        A model made of parts from `models`.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decays = {name: not name.endswith(("bias", "gamma", "beta")) for name, _ in named}
@@ -224,17 +224,17 @@ def optim4GPU(cfg: Any, model: nn.Module, schedule: Schedule = "warmup_linear") 
 
 
 class OneCycleAdamW(torch.optim.AdamW):
-    """torch's AdamW and one-cycle schedule, as `train.Trainer` wants an optimizer.
+    """torch's AdamW and one-cycle schedule behind the interface that `train.Trainer` expects.
 
-    For small networks that start from random weights and train for some hundred steps: BertAdam,
-    without correction of its moments' bias, takes steps several times as long at first.
+    Made for small networks that start from random weights and train for a few hundred steps.
+    BertAdam does not correct the bias of its moments, so its first steps are several times larger.
 
     Parameters
     ----------
     params : iterable of Parameter, or of dict
         Parameters, or groups of them with their own settings.
     lr : float
-        Highest learning rate, of groups that name no other; the lowest is near 0.
+        Highest learning rate, for groups without one of their own; the lowest is near 0.
     warmup : float
         Share of the training over which the rate rises.
     total_steps : int
@@ -250,7 +250,7 @@ class OneCycleAdamW(torch.optim.AdamW):
         self.schedule = OneCycleLR(self, highest, total_steps, pct_start=warmup)
 
     def get_lr(self) -> list[float]:
-        """Return the learning rate that the next step will have, for each parameter group."""
+        """Return the learning rate of the next step for each parameter group."""
         return [group["lr"] for group in self.param_groups]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -260,11 +260,11 @@ class OneCycleAdamW(torch.optim.AdamW):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what resuming needs, the schedule's place among it."""
+        """Return the state needed to resume, including the position in the schedule."""
         return {**super().state_dict(), "steps": self.schedule.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned."""
+        """Restore a `state_dict`."""
         state = dict(state_dict)
         self.schedule.last_epoch = state.pop("steps")
         super().load_state_dict(state)

@@ -1,22 +1,23 @@
-"""Make the data of a classification task: two functions from two builds, same source or not?
+"""Make the data of a classification task: do two functions from two builds share their source?
 
-    python samefunc.py --path DIR     # by symbols -> data/samefunc/train.tsv, dev.tsv, test.tsv
-    python samefunc.py twins          # without symbols, of gendata.py's pairs -> data/twins.tsv
+    python samefunc.py --path DIR     # with symbols -> data/samefunc/train.tsv, dev.tsv, test.tsv
+    python samefunc.py twins          # without, from gendata.py's pairs -> data/twins.tsv
     python classify.py --data_file data/twins.tsv --save_dir out-twins \\
-        --pretrain_file out/model_steps_<k>.pt       # the same BERT, whose vectors now compare
+        --pretrain_file out/model_steps_<k>.pt       # fine-tune BERT so that its vectors compare
 
-A function is the tokens of its basic blocks by address. A positive row is a function in two builds
-of a program. For each, a hard negative keeps the first function and replaces the second by another
-one of that build whose number of tokens is near the second's, so that sizes tell nothing.
+A function is the tokens of its basic blocks, in the order of their addresses. A positive row is one
+function in two builds of a program. Each positive row gets a hard negative: the same first
+function, and instead of the second another one of its build with a similar number of tokens, so
+that the size gives no hint.
 
-By symbols, positives are functions of one name; names serve as labels only, no text holds them.
-Programs of one package share library functions, so programs alone do not separate the splits: a
-name that occurs in an earlier split's programs occurs in no later split.
+With symbols, positives are functions of the same name. The names are used only as labels and are
+not in the texts. Programs of one package share library functions, so splitting by program is not
+enough: a name that occurs in the programs of one split is left out of all later splits.
 
-Twins are functions that two builds surely share. The imports that a function calls and the words of
-its string literals are votes: each that only one function of each build has is a vote for these
-two. Twins give each other most of their votes. What a model shall learn from them is what else they
-have in common: every second row, on average, has these words left out.
+Twins are functions that two builds certainly share. Each import called by only one function in each
+build, and each such word of a string literal, is a vote that these two functions are the same. Two
+functions are twins if each has its most votes in common with the other. A model should learn what
+else they have in common, so about half of the rows leave these words out.
 """
 
 if __name__ == "__main__":
@@ -53,15 +54,15 @@ path = "experiment_data/coreutils/binaries/"  # builds: path/<build>/<program>
 train = ["chroot", "ls"]  # programs of each split
 dev = ["cp"]
 test = ["sort"]
-train_pairs = 20000  # half of them positive, as in the others
-other_pairs = 4000  # of dev and of test
-min_blocks = 5  # functions of fewer blocks are left out: they say too little
+train_pairs = 20000  # half of them positive, as in dev and test
+other_pairs = 4000  # in dev, and in test
+min_blocks = 5  # smaller functions are left out: they carry too little information
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 to = "data/samefunc"
 seed = 0
 workers = os.cpu_count() or 1  # processes
 LABELS = ("different", "same")
-NEAREST = 8  # a negative is one of so many functions whose sizes are nearest
+NEAREST = 8  # a negative is drawn from so many functions of the most similar size
 Programs = str | list[str]
 Row = tuple[str, str, str, str, str]  # label, both texts, where both functions come from
 
@@ -76,11 +77,11 @@ class Function:
         Where it comes from.
     address : int
     symbol : str
-        "" where the symbol table says none.
+        "" if the symbol table has no name for it.
     blocks, size : int
-        Its number of basic blocks, and of tokens.
+        Number of basic blocks, and of tokens.
     texts : (str, str)
-        Its tokens, separated by blanks: all of them, and those that are not in ``names``.
+        Its tokens, separated by blanks: all of them, and only those that are not in ``names``.
     names : frozenset of str
         The imports that it calls, and the words of its string literals.
     """
@@ -117,36 +118,36 @@ def main(
 ) -> int:
     """Write train.tsv, dev.tsv and test.tsv for `classify.py --task samefunc`.
 
-    Ends with exit code 3 when binaries were skipped.
+    The exit code is 3 when binaries were skipped.
 
     Parameters
     ----------
     path : str
-        Folder whose sub-folders each hold one build of the programs, with symbols.
+        Folder with one sub-folder for each build of the programs, with symbols.
     train : str or list of str
         The programs to train on: --train chroot,ls.
     dev : str or list of str
-        The programs to choose settings by.
+        The programs for choosing settings.
     test : str or list of str
-        The programs of the last test.
+        The programs of the final test.
     train_pairs : int
-        Pairs of functions in train.tsv, half of them of one source function.
+        Pairs of functions in train.tsv, half of them with the same source.
     other_pairs : int
         Pairs of functions in dev.tsv, and in test.tsv.
     min_blocks : int
-        Functions of fewer basic blocks are left out.
+        Functions with fewer basic blocks are left out.
     outputDir : str
-        Where analysed binaries are cached.
+        Folder where analysed binaries are cached.
     to : str
-        The folder to write.
+        Folder to write.
     seed : int
-        Seed of the choice of pairs.
+        Random seed for choosing pairs.
     workers : int
-        Processes that work at the same time.
+        Number of parallel processes.
     time_limit : float
-        Seconds of processor time that the analysis of one file may take.
+        Seconds of processor time for the analysis of one file.
     memory_limit : float
-        GiB of memory that it may take, and that all the rest may take.
+        GiB of memory for the analysis of one file, and for everything else.
     """
     splits = {
         name: names_of(programs)
@@ -154,10 +155,10 @@ def main(
     }
     twice = [p for p, n in Counter(itertools.chain(*splits.values())).items() if n > 1]
     if twice:
-        raise utils.UsageError(f"{twice[0]} stands in two splits; a program can be in one only")
+        raise utils.UsageError(f"{twice[0]} is given in two splits; a program can be in one only")
     utils.check_outputs({}, [path], {"outputDir": outputDir}, {"to": to})
     with limited_memory(memory_limit, "choosing pairs of functions"):
-        used: set[str] = set()  # names of functions that an earlier split's programs have
+        used: set[str] = set()  # names of functions in the programs of earlier splits
         skipped: dict[str, str] = {}
         tables = {}
         for number, (split, programs) in enumerate(splits.items()):
@@ -191,22 +192,22 @@ def twins(
     rows: PositiveInt = 100_000,
     seed: Annotated[int, Field(ge=0)] = seed,
 ) -> None:
-    """Write rows for `classify.py --task samefunc`: twins, and functions that are none.
+    """Write rows for `classify.py --task samefunc`: twins, and pairs that are not.
 
     Parameters
     ----------
     data : str
-        The folder that gendata.py wrote; pairs that it holds out are not read.
+        Folder written by gendata.py; its validation and test pairs are not read.
     outputDir : str
-        Where gendata.py keeps the analysed binaries.
+        Folder where gendata.py keeps the analysed binaries.
     to : str
-        The file to write.
+        File to write.
     min_blocks : int
-        Functions of fewer basic blocks are left out.
+        Functions with fewer basic blocks are left out.
     rows : int
-        At most so many, as many of each pair; one half are twins.
+        Maximum number of rows, shared equally between the pairs; half of them are twins.
     seed : int
-        Seed of all choices.
+        Random seed.
     """
     utils.check_outputs({"to": to})
     infos = [read_info(folder) for folder in find_pairs(data)[0]]
@@ -229,8 +230,8 @@ def twins(
         table += draw_twins(first, second, most, rng)
     if not table:
         raise utils.UserError(
-            f"the {len(pairs)} pairs to train on in {data} share no names that tell functions; run "
-            "`python gendata.py` with more builds or programs first"
+            f"in the {len(pairs)} training pairs in {data}, no functions share imports or strings "
+            "that identify them; run `python gendata.py` with more builds or programs first"
         )
     with utils.atomic_file(to) as file:
         file.write(to_tsv(table))
@@ -240,7 +241,7 @@ def twins(
 
 @lru_cache(maxsize=64)
 def read_functions(file: Path, program: str, build: str) -> list[Function]:
-    """Return an analysed binary's functions by address, parts and copies (foo.part.0) included."""
+    """Return the functions of an analysed binary, including parts and copies (foo.part.0)."""
     analysis = load_analysis(file)
     n_code = analysis.code_blocks
     named: list[set[str]] = [set() for _ in range(n_code)]
@@ -249,7 +250,7 @@ def read_functions(file: Path, program: str, build: str) -> list[Function]:
     for block, name in analysis.import_calls():
         named[block].add(clean_name(name))
     words = tokenise(analysis).words()
-    # What blocks without names say is no name, even if a string says "add", too.
+    # A word that also occurs in blocks without names is not a name: "add" is an instruction, too.
     code = {word for block in range(n_code) if not named[block] for word in words[block]}
     functions = []
     order = np.argsort(analysis.function[:n_code], kind="stable").tolist()
@@ -273,7 +274,7 @@ def read_functions(file: Path, program: str, build: str) -> list[Function]:
 
 
 def choose(functions: list[Function], used: set[str], min_blocks: int) -> list[Function]:
-    """Return those that pairs can be made of: whole, named once in their build, of some size."""
+    """Return the functions to make pairs of: whole, large enough, of a name unique in the build."""
     named = Counter((function.program, function.build, function.symbol) for function in functions)
     return [
         function
@@ -287,7 +288,7 @@ def choose(functions: list[Function], used: set[str], min_blocks: int) -> list[F
 
 
 def find_twins(first: list[Function], second: list[Function]) -> list[tuple[int, int]]:
-    """Return which functions are twins, (of the first, of the second), sorted."""
+    """Return the twins as sorted pairs of indices (in ``first``, in ``second``)."""
     votes: Counter[tuple[int, int]] = Counter()
     theirs = _only(second)
     for name, i in _only(first).items():
@@ -301,7 +302,7 @@ def find_twins(first: list[Function], second: list[Function]) -> list[tuple[int,
 
 
 def _only(functions: list[Function]) -> dict[str, int]:
-    """Return name -> function for names that one function alone has."""
+    """Return name -> function, for names that only one function has."""
     times = Counter(name for function in functions for name in function.names)
     return {
         name: i
@@ -312,12 +313,12 @@ def _only(functions: list[Function]) -> dict[str, int]:
 
 
 def draw(functions: list[Function], n_pairs: int, rng: np.random.Generator) -> list[Row]:
-    """Draw rows of functions of one name, and as many negatives, in random order.
+    """Draw pairs of functions of the same name, and as many negatives, in random order.
 
     Raises
     ------
     UserError
-        There are not so many different pairs.
+        There are fewer different pairs.
     """
     by_name: dict[tuple[str, str], list[Function]] = {}
     by_build: dict[tuple[str, str], list[Function]] = {}
@@ -341,8 +342,8 @@ def draw(functions: list[Function], n_pairs: int, rng: np.random.Generator) -> l
             rows += made
     if len(rows) < n_pairs:
         raise utils.UserError(
-            f"{len(functions):,} functions of {len(groups):,} names give only {len(rows):,} pairs, "
-            f"not {n_pairs:,}; ask for fewer pairs, or give more builds or programs"
+            f"{len(functions):,} functions with {len(groups):,} names give only {len(rows):,} "
+            f"pairs, not {n_pairs:,}; ask for fewer pairs, or give more builds or programs"
         )
     return [rows[i] for i in rng.permutation(len(rows))]
 
@@ -350,7 +351,7 @@ def draw(functions: list[Function], n_pairs: int, rng: np.random.Generator) -> l
 def draw_twins(
     first: list[Function], second: list[Function], most: int, rng: np.random.Generator
 ) -> list[Row]:
-    """Draw rows of ``most`` twins of two builds, each followed by its negative."""
+    """Draw up to ``most`` twins of two builds, each followed by its negative."""
     rows: list[Row] = []
     pairs = np.array(find_twins(first, second), np.int64).reshape(-1, 2)
     for i, j in rng.permutation(pairs).tolist():
@@ -362,14 +363,14 @@ def draw_twins(
 def two_rows(
     first: Function, second: Function, others: list[Function], view: int, rng: np.random.Generator
 ) -> list[Row]:
-    """Return the positive row of two functions and its negative, none where texts are equal.
+    """Return the positive row of two functions and its negative; no rows if two texts are equal.
 
     Parameters
     ----------
     others : list of Function
-        All of the second's build.
+        All functions of the second's build.
     view : int
-        Which of the functions' texts to take.
+        Which of the functions' two texts to use.
     """
     sizes = np.log([function.size for function in others])
     nearest = np.argsort(abs(sizes - np.log(second.size)), kind="stable")[: NEAREST + 1]
@@ -378,7 +379,7 @@ def two_rows(
         return []
     other = near[rng.integers(len(near))]
     text, right, wrong = (function.texts[view] for function in (first, second, other))
-    if text in (right, wrong):  # no question, or one without an answer
+    if text in (right, wrong):  # too easy, or impossible
         return []
     return [
         (LABELS[1], text, right, first.origin, second.origin),
@@ -387,14 +388,14 @@ def two_rows(
 
 
 def write_tables(to: str, tables: dict[str, list[Row]]) -> None:
-    """Write each table to the folder ``to``, which takes its name when all are whole."""
+    """Write the tables to the folder ``to``, all of them or none."""
     with utils.one_writer(to), utils.atomic_folder(to) as folder:
         for name, rows in tables.items():
             (folder / f"{name}.tsv").write_text(to_tsv(rows), encoding="utf-8", newline="\n")
 
 
 def to_tsv(rows: list[Row]) -> str:
-    """Return the rows as text: what a classifier reads, then where both functions come from."""
+    """Return the rows as TSV: label and texts for a classifier, then where the functions are."""
     header = ("label", "text_a", "text_b", "origin_a", "origin_b")
     return "".join("\t".join(row) + "\n" for row in (header, *rows))
 

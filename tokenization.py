@@ -1,8 +1,8 @@
-"""Text -> tokens -> ids, in two ways.
+"""Text -> tokens -> ids, with one of two tokenizers.
 
-``FullTokenizer`` is Google BERT's: it cleans the text, makes it lower-case, strips accents, splits
-at punctuation, and cuts words into the pieces of Google's vocabulary.
-``CorpusTokenizer`` is for the vocabularies of dataprocess.py: words end at blanks only, so that
+``FullTokenizer`` is that of Google's BERT: it cleans the text, makes it lower-case, strips accents,
+splits at punctuation, and cuts words into pieces from Google's vocabulary.
+``CorpusTokenizer`` is for vocabularies made by dataprocess.py: words end only at blanks, so that
 ``__ctype_b_loc`` stays one token.
 
     tokenizer = get_tokenizer("corpus", "vocab/vocab.txt")
@@ -26,10 +26,10 @@ import numpy as np
 
 from utils import UserError, read_text
 
-TokenizerName = Literal["corpus", "bert", "bert-cased"]  # as a model's files say it
+TokenizerName = Literal["corpus", "bert", "bert-cased"]  # as stored in model.json
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-# What Google calls a Chinese character: the CJK ideographs, not kana, not Hangul.
+# Google's definition of a Chinese character: CJK ideographs, but not kana or Hangul.
 CHINESE = (
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),
@@ -48,11 +48,11 @@ def load_vocab(vocab_file: str | os.PathLike[str], needed: Iterable[str] = ()) -
     Raises
     ------
     UserError
-        No such file, no UTF-8, an empty line, a blank inside a token, a token that stands there
-        twice, or a token of ``needed`` that does not stand there.
+        No such file, not UTF-8, an empty line, a blank inside a token, a token that occurs twice,
+        or a token of ``needed`` that is missing.
     """
     lines = read_text(vocab_file, "vocabulary").split("\n")
-    if lines[-1] == "":  # what follows the last line end is no line
+    if lines[-1] == "":  # nothing follows the last line end
         lines.pop()
     vocab: dict[str, int] = {}
     for number, token in enumerate(lines):
@@ -64,8 +64,8 @@ def load_vocab(vocab_file: str | os.PathLike[str], needed: Iterable[str] = ()) -
             raise UserError(f"{place}: the token {token!r} {fault}; remove the blank")
         if token in vocab:
             raise UserError(
-                f"{place}: the token {token!r} stands on line {vocab[token] + 1} already;"
-                " every token may stand in a vocabulary once"
+                f"{place}: the token {token!r} is already on line {vocab[token] + 1};"
+                " a vocabulary contains every token once"
             )
         vocab[token] = number
     _check_needed(vocab, needed, f"the vocabulary {vocab_file}")
@@ -75,11 +75,11 @@ def load_vocab(vocab_file: str | os.PathLike[str], needed: Iterable[str] = ()) -
 def _check_needed(vocab: Mapping[str, int], needed: Iterable[str], name: str) -> None:
     missing = [token for token in needed if token not in vocab]
     if missing:
-        raise UserError(f"{name} lacks {' '.join(missing)}; add one a line")
+        raise UserError(f"{name} lacks {' '.join(missing)}; add each on a line of its own")
 
 
 def token_fault(token: str) -> str | None:
-    """Say why a token cannot stand on a line of a vocabulary; None where it can."""
+    """Say why a vocabulary cannot contain a token; None if it can."""
     if not token:
         return "is empty"
     # Only ASCII blanks: Google's own vocabularies hold a few tokens like U+3000.
@@ -87,10 +87,10 @@ def token_fault(token: str) -> str | None:
 
 
 def reading_of(vocab: Iterable[str], do_lower_case: bool | None = None) -> TokenizerName:
-    """Return how Google's BERT reads text with a vocabulary: "bert" or "bert-cased".
+    """Return which of Google's tokenizers fits a vocabulary: "bert" or "bert-cased".
 
-    Where ``do_lower_case`` does not say it, capital letters do. No text that was made lower-case
-    has any, so a vocabulary with some is for text that was not.
+    Without ``do_lower_case``, a vocabulary that contains capital letters is cased: lower-cased text
+    would never match such tokens.
 
     >>> reading_of(["[CLS]", "the", "##ed"]), reading_of(["[CLS]", "the", "The"])
     ('bert', 'bert-cased')
@@ -102,22 +102,22 @@ def reading_of(vocab: Iterable[str], do_lower_case: bool | None = None) -> Token
 
 
 def convert_tokens_to_ids(vocab: Mapping[str, int], tokens: Iterable[str]) -> list[int]:
-    """Look every token up in ``vocab``; a token that is not there is a KeyError."""
+    """Look up every token in ``vocab``; raise a KeyError if one is missing."""
     return [vocab[token] for token in tokens]
 
 
 def convert_ids_to_tokens(inv_vocab: Mapping[int, str], ids: Iterable[int]) -> list[str]:
-    """Look every id up in ``inv_vocab`` (``{id: token}``); an unknown id is a KeyError."""
+    """Look up every id in ``inv_vocab`` (``{id: token}``); raise a KeyError if one is missing."""
     return [inv_vocab[int(i)] for i in ids]
 
 
 def whitespace_tokenize(text: str) -> list[str]:
-    """Split ``text`` at runs of Unicode white space; none of it remains."""
+    """Split ``text`` at runs of Unicode white space."""
     return text.split()
 
 
 class _CharacterMap(dict):
-    """A table for ``str.translate`` that asks ``rule`` about a character on its first sight."""
+    """A table for ``str.translate``, filled by calling ``rule`` once for each new character."""
 
     def __init__(self, rule: Callable[[str], str]):
         super().__init__()
@@ -129,11 +129,11 @@ class _CharacterMap(dict):
 
 
 def _clean(char: str) -> str:
-    """Drop control characters, make every white space a blank, set Chinese characters apart."""
+    """Drop control characters, turn white space into blanks, put blanks around Chinese ones."""
     category = unicodedata.category(char)
     if char in "\t\n\r" or category == "Zs":
         return " "
-    # Unassigned (Cn) and private (Co) code points stay, as in Google's code; others drop them.
+    # Like Google's code, keep unassigned (Cn) and private (Co) code points.
     if char == "\ufffd" or category in ("Cc", "Cf"):
         return ""
     if any(first <= ord(char) <= last for first, last in CHINESE):
@@ -142,7 +142,7 @@ def _clean(char: str) -> str:
 
 
 def _split_punctuation(char: str) -> str:
-    """Set punctuation apart; all of ASCII's symbols count, although ``$`` is none in Unicode."""
+    """Put blanks around punctuation and all ASCII symbols (``$`` is not punctuation in Unicode)."""
     ascii_symbol = "!" <= char <= "~" and not char.isalnum()
     return f" {char} " if ascii_symbol or unicodedata.category(char)[0] == "P" else char
 
@@ -157,7 +157,7 @@ class BasicTokenizer:
     Parameters
     ----------
     do_lower_case : bool
-        Lower-case and remove accents; Google's "uncased" models want it.
+        Lower-case and remove accents, as Google's "uncased" models expect.
     """
 
     def __init__(self, do_lower_case: bool = True):
@@ -168,22 +168,23 @@ class BasicTokenizer:
     def tokenize(self, text: str) -> list[str]:
         text = text.translate(self._clean)
         if self.do_lower_case:
-            # Google's order. All words at once: only a letter's word decides on a final sigma.
+            # Lower-case first, like Google. The whole text at once is fine: the lower case of a
+            # sigma depends only on its own word.
             text = unicodedata.normalize("NFD", text.lower())
         return whitespace_tokenize(text.translate(self._split))
 
 
 class WordpieceTokenizer:
-    """Cut words into the longest pieces that the vocabulary holds, from the left.
+    """Cut words into pieces from a vocabulary, always the longest that fits, from the left.
 
     Parameters
     ----------
     vocab : mapping or set of str
         The pieces; those that continue a word begin with ``##``.
     unk_token : str
-        Stands for a word that cannot be cut.
+        Replaces a word that cannot be cut into pieces.
     max_input_chars_per_word : int
-        A longer word is ``unk_token``.
+        Longer words are replaced by ``unk_token``.
     """
 
     def __init__(
@@ -224,9 +225,9 @@ class FullTokenizer:
     Parameters
     ----------
     vocab_file : path-like or dict
-        Google's vocab.txt, which must hold ``[UNK]``; or what :func:`load_vocab` returned.
+        Google's vocab.txt, which must contain ``[UNK]``; or the result of :func:`load_vocab`.
     do_lower_case : bool
-        As the vocabulary was made: True for "uncased". See `reading_of`.
+        True if the vocabulary is "uncased". See `reading_of`.
     """
 
     def __init__(
@@ -251,11 +252,11 @@ class FullTokenizer:
         return convert_ids_to_tokens(self.inv_vocab, ids)
 
 
-MAX_WORDS = 2**20  # words whose pieces are remembered
+MAX_WORDS = 2**20  # maximum number of words whose pieces are cached
 
 
 class _Words(dict):
-    """``{word: ids of its pieces}``, filled as words come: a corpus has few distinct ones."""
+    """A cache ``{word: ids of its pieces}``: a corpus repeats few distinct words."""
 
     def __init__(self, vocab: Mapping[str, int]):
         super().__init__((word, (number,)) for word, number in vocab.items())
@@ -271,15 +272,15 @@ class _Words(dict):
 
 
 class CorpusTokenizer:
-    """Read the corpus: words end at white space, known words stay whole, others are cut.
+    """Tokenizer of the corpus: split at white space, keep known words whole, cut all others.
 
-    A token of the vocabulary is one token however it is written: ``__ctype_b_loc``, and also
-    ``[MASK]`` in a user's line. (dataprocess.py keeps such words out of the corpus.)
+    Any word of the vocabulary becomes one token: ``__ctype_b_loc``, but also ``[MASK]`` in a line
+    that a user typed. (dataprocess.py keeps special tokens out of the corpus.)
 
     Parameters
     ----------
     vocab : path-like or dict
-        The vocabulary file, or what :func:`load_vocab` returned. It must hold all special tokens.
+        The vocabulary file, or the result of :func:`load_vocab`; with all special tokens.
     """
 
     name = "corpus"
@@ -295,7 +296,7 @@ class CorpusTokenizer:
         return self.convert_ids_to_tokens(self.encode(text))
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Return the ids of all words of ``text``; line ends are white space like any other.
+        """Return the ids of all words of ``text``; line ends count as white space.
 
         Returns
         -------
@@ -304,14 +305,14 @@ class CorpusTokenizer:
         return self.encode_lines([text])[0]
 
     def encode_lines(self, lines: Iterable[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Encode many lines at once, e.g. an open file; bytes are UTF-8, broken ones ``[UNK]``.
+        """Encode many lines at once, e.g. an open file; invalid UTF-8 becomes ``[UNK]``.
 
         Returns
         -------
         ids : (n,) int32
-            The ids of all lines, one after the other.
+            The ids of all lines, concatenated.
         offsets : (lines + 1,) int64
-            Line i is ``ids[offsets[i]:offsets[i + 1]]``; of a blank line nothing.
+            Line i is ``ids[offsets[i]:offsets[i + 1]]``, which is empty for a blank line.
         """
         ids, offsets = array("i"), array("q", [0])
         for line in lines:
@@ -332,18 +333,18 @@ class CorpusTokenizer:
 def get_tokenizer(
     name: TokenizerName, vocab: str | os.PathLike[str] | dict[str, int]
 ) -> FullTokenizer | CorpusTokenizer:
-    """Return the tokenizer that a model was trained with, by the name stored with the model.
+    """Return the tokenizer with the name that model.json says.
 
     Parameters
     ----------
     name : {"corpus", "bert", "bert-cased"}
     vocab : path-like or dict
-        The vocabulary file, or what :func:`load_vocab` returned.
+        The vocabulary file, or the result of :func:`load_vocab`.
 
     Raises
     ------
     UserError
-        No tokenizer of that name; a vocabulary without all special tokens.
+        An unknown name; a vocabulary that lacks a special token.
     """
     classes = {
         "corpus": CorpusTokenizer,
@@ -351,7 +352,7 @@ def get_tokenizer(
         "bert-cased": partial(FullTokenizer, do_lower_case=False),
     }
     if name not in classes:
-        raise UserError(f"no tokenizer is called {name!r}; there are {', '.join(classes)}")
+        raise UserError(f"there is no tokenizer {name!r}; choose from {', '.join(classes)}")
     if not isinstance(vocab, dict):
         return classes[name](load_vocab(vocab, needed=SPECIAL_TOKENS))
     _check_needed(vocab, SPECIAL_TOKENS, "the model's vocabulary")

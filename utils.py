@@ -1,4 +1,4 @@
-"""What every script needs: errors for people, safe writing, checked settings, seeds, the device."""
+"""Shared by all scripts: user errors, safe writing, checked settings, seeds, the device."""
 
 import contextlib
 import ctypes
@@ -35,15 +35,15 @@ DISK_ERRORS = {
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-STOPPING = (signal.SIGINT, signal.SIGTERM)  # what people and batch systems end a program with
-FAULTS = 8  # of a settings file that are named
-SHOWN = 100  # characters of a value that a message shows
-PATIENCE = 5.0  # seconds that a run waits for a folder that another one writes into
+STOPPING = (signal.SIGINT, signal.SIGTERM)  # how people and batch systems stop a program
+FAULTS = 8  # a message lists at most so many faults of a settings file
+SHOWN = 100  # a message shows at most so many characters of a value
+PATIENCE = 5.0  # seconds that a run waits for a folder that another run writes to
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as tempfile names them
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its text is one sentence naming the file, value and fix."""
+    """A mistake that the user can fix; the message is a sentence with file, value and remedy."""
 
 
 class UsageError(UserError):
@@ -51,7 +51,7 @@ class UsageError(UserError):
 
 
 class DiskError(UserError):
-    """The disk is full, or the like: whoever reads it stops, for nothing more can be written."""
+    """The disk is full or not writable: the program stops, since nothing more can be written."""
 
 
 def default_signals() -> None:
@@ -73,19 +73,19 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path`` that takes its name when the block ends without error.
+    """Open a temporary file; rename it to ``path`` when the block ends without an error.
 
     Parameters
     ----------
     path : path-like
-        The final name; parent folders are made.
+        The final name. Missing parent folders are created.
     mode : {"w", "wb"}
         Text is UTF-8 with "\\n" line ends.
 
     Raises
     ------
     DiskError
-        Full disk, quota, file-size limit, no permission. Nothing is left behind.
+        Full disk, quota, file-size limit, no permission. The temporary file is removed.
     """
     path = Path(path)
     encoding = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
@@ -97,7 +97,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                # Before the file is closed, which unlocks it.
+                # Rename before closing: closing releases the lock that protects the file.
                 os.chmod(name, 0o666 & ~_umask())
                 os.replace(name, path)
         except BaseException:
@@ -116,7 +116,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     ):
         yield folder
         folder.chmod(0o777 & ~_umask())
-        while True:  # until no other process puts its own folder there in between
+        while True:  # try again when another process has put its own folder there meanwhile
             try:
                 folder.rename(path)
                 return
@@ -130,7 +130,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty folder beside ``path`` and named like it; what is there in the end goes."""
+    """Yield an empty folder beside ``path``; remove it, with what it then holds, at the end."""
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def temporary_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, or a link to one, without ever leaving half of it under its name."""
+    """Remove a folder, or a link to one. It is renamed first, so that no half of it remains."""
     with temporary_folder(path) as aside:
         path.rename(aside / path.name)
 
@@ -157,13 +157,13 @@ def _make_folder(**name: Any) -> tuple[int, str]:
 def _held(path: Path, make: Callable[..., tuple[int, str]]) -> tuple[str, int]:
     """Make a temporary file or folder beside ``path`` and lock it; return its name and handle.
 
-    The kernel unlocks it when this process ends, however. Between making and locking, another
-    process may take it for a leftover and remove it; then the next one is made.
+    The kernel releases the lock when this process ends, even when it is killed. Another process may
+    remove the file before it is locked, as a leftover; then a new one is made.
     """
     while True:
         with contextlib.suppress(FileNotFoundError):
             handle, name = make(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            with contextlib.suppress(OSError):  # a file system without locks: remove_leftovers
+            with contextlib.suppress(OSError):  # some file systems have no locks
                 fcntl.flock(handle, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(name)):
@@ -174,10 +174,9 @@ def _held(path: Path, make: Callable[..., tuple[int, str]]) -> tuple[str, int]:
 
 
 def remove_leftovers(*folders: str | os.PathLike[str]) -> None:
-    """Remove what killed runs left half-written in ``folders``: temporary files nobody holds.
+    """Remove temporary files that killed runs left in ``folders``.
 
-    What a running process writes is locked, and stays. So does everything on a file system that
-    knows no locks.
+    Files of running processes are locked and stay. On a file system without locks, all files stay.
     """
     for folder in {Path(folder) for folder in folders}:
         for path in folder.glob(".*.tmp"):
@@ -197,16 +196,16 @@ def remove_leftovers(*folders: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def one_writer(*folders: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other runs out of ``folders``; they may read them, and write into others.
+    """Lock ``folders`` so that no other run writes to them; reading stays possible.
 
-    Two runs with other settings would remove or mix each other's files. A folder that is not there
-    is made, and goes again if nothing was written. The kernel unlocks the folders when this process
-    ends, however. A file system without locks keeps nobody out.
+    Two runs with different settings would delete or mix each other's files. A missing folder is
+    created, and removed again if nothing was written. The kernel releases the locks when this
+    process ends, even when it is killed. On a file system without locks, nothing is locked.
 
     Raises
     ------
     UserError
-        Another run writes into one of them, and goes on with it for PATIENCE seconds.
+        Another run still writes to one of them after PATIENCE seconds.
     """
     with contextlib.ExitStack() as opened:
         for _, folder in sorted({os.path.realpath(folder): folder for folder in folders}.items()):
@@ -230,14 +229,14 @@ def _lock_folder(folder: Path) -> int:
             if time.monotonic() > until:
                 os.close(handle)
                 raise UserError(
-                    f"another run writes into the folder {folder}; wait for its end, or choose "
+                    f"another run writes to the folder {folder}; wait until it ends, or choose "
                     "another folder"
                 ) from None
             time.sleep(0.1)
         except OSError:  # a file system without locks
             return handle
         else:
-            # The run before may have put another folder there.
+            # The previous run may have replaced the folder since it was opened.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(folder)):
                     return handle
@@ -250,9 +249,9 @@ def _remove_empty(folder: str | os.PathLike[str]) -> None:
 
 
 def ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
-    """Yield the items in their order; from ``items``, up to ``count`` more are taken at any time.
+    """Yield the items in order, taking up to ``count`` of them from ``items`` in advance.
 
-    So a bounded number of futures, which an iterator makes, is under way at once.
+    When ``items`` starts a job for each item, this bounds how many jobs run at once.
     """
     waiting: deque[Any] = deque()
     for item in items:
@@ -263,7 +262,7 @@ def ahead(items: Iterator[Any], count: int) -> Iterator[Any]:
 
 
 def refuse_flags(because: str, **flags: Any) -> None:
-    """Refuse flags that would be ignored: those of ``flags`` that are not None, nor False."""
+    """Refuse flags that would be ignored: those in ``flags`` that are neither None nor False."""
     for name, value in flags.items():
         if value not in (None, False):
             raise UsageError(f"--{name} {because}; leave it out")
@@ -275,18 +274,18 @@ def check_outputs(
     folders: Mapping[str, str | os.PathLike[str] | None] | None = None,
     replaced: Mapping[str, str | os.PathLike[str] | None] | None = None,
 ) -> None:
-    """Refuse, before hours of work, outputs that could not be written or would replace an input.
+    """Refuse outputs that cannot be written or would replace an input, before hours of work.
 
     Parameters
     ----------
     outputs : mapping of str to path-like or None
-        Flag -> the file to write. None: it is not asked for.
+        Flag -> the file to write. None: the flag was not given.
     inputs : iterable of path-like or None
-        What is read and must stay: no output may be one of them.
+        Files that are read: no output may replace one of them.
     folders : mapping of str to path-like or None
-        Flag -> the folder that files are added to.
+        Flag -> a folder to which files are added.
     replaced : mapping of str to path-like or None
-        Flag -> the folder that is replaced as a whole; no input may lie in it.
+        Flag -> a folder that is replaced as a whole; it may contain no input.
 
     Raises
     ------
@@ -298,7 +297,7 @@ def check_outputs(
     replaced = replaced or {}
     folders = {**(folders or {}), **replaced}
     read = [path for path in inputs if path is not None]
-    written: dict[str, str] = {}  # where an output really lies -> its flag
+    written: dict[str, str] = {}  # real path of an output -> its flag
     for flag, path in (*outputs.items(), *folders.items()):
         if path is None:
             continue
@@ -308,7 +307,7 @@ def check_outputs(
         place = os.path.realpath(path)
         for source in read:
             if _same(place, source) or (flag in replaced and _holds(place, source)):
-                raise UsageError(f"--{flag} {path} would replace {source}, which is read")
+                raise UsageError(f"--{flag} {path} would replace {source}, which is an input")
         for other, its_flag in written.items():
             if _same(place, other):
                 raise UsageError(f"--{its_flag} and --{flag} would both write {path}")
@@ -316,7 +315,7 @@ def check_outputs(
 
 
 def _same(path: str, other: str | os.PathLike[str]) -> bool:
-    """Say whether two names mean one file, which may have several names or not be there yet."""
+    """Say whether two paths mean the same file, which may be a link or not exist yet."""
     with contextlib.suppress(OSError):
         return os.path.samefile(path, other)
     return os.path.realpath(path) == os.path.realpath(other)
@@ -327,31 +326,31 @@ def _holds(folder: str, path: str | os.PathLike[str]) -> bool:
 
 
 def _unwritable(path: str, is_folder: bool) -> str | None:
-    """Return why a file, or a folder, cannot be written there; None if nothing speaks against it.
+    """Return why a file or folder cannot be written; None if it probably can.
 
-    Nothing is made. What is missing above it will be made when it is written.
+    Nothing is created. Missing parent folders are fine: they are created on writing.
     """
     if not path:
         return "the name is empty"
     if is_folder and os.path.lexists(path) and not os.path.isdir(path):
-        return "this is no folder; choose another name"
+        return "this is not a folder; choose another name"
     if not is_folder and (os.path.isdir(path) or path.endswith("/")):
-        return "this is a folder; give the name of a file"
+        return "this is a folder; give a file name"
     parent = os.path.realpath(os.path.dirname(path))
     kernels = parent == "/dev" or parent.split("/")[1] in ("proc", "sys")
     if kernels or (not is_folder and os.path.exists(path) and not os.path.isfile(path)):
-        return "this is a device or the like; give the name of a file"
+        return "this is a device or special file; give the name of a regular file"
     above = os.path.abspath(path)
     missing = []
     while not os.path.isdir(above):
         if os.path.exists(above) and missing:
-            return f"{above} is no folder"
+            return f"{above} is not a folder"
         above, name = os.path.split(above)
         missing.append(name)
     if not os.access(above, os.W_OK | os.X_OK):
-        return f"nothing can be written into {above} (permissions, or a read-only file system)"
+        return f"cannot write to {above} (no permission, or a read-only file system)"
     name = os.path.basename(os.path.abspath(path))
-    names = [*missing, f".{name}.12345678.tmp"]  # under which it is written
+    names = [*missing, f".{name}.12345678.tmp"]  # the temporary name is the longest
     longest = max(len(os.fsencode(name)) for name in names)
     if longest > os.pathconf(above, "PC_NAME_MAX"):
         return "the name is too long"
@@ -376,37 +375,39 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Write a JSON object, whole or not at all."""
+    """Write a JSON object; on an error, no partial file remains."""
     with atomic_file(path) as file:
         json.dump(content, file, indent=2)
         file.write("\n")
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:
-    """Return a UTF-8 file's text. ``what`` says in the error what the file should have been."""
+    """Return the text of a UTF-8 file. Error messages call the file ``what``, e.g. "corpus"."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}), so no {what}") from error
+        raise UserError(
+            f"{path} is not a {what}: it is not UTF-8 text (byte {error.start})"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read the {what} {path}: {error.strerror}") from error
 
 
 def parse_json(text: str, path: str | os.PathLike[str]) -> Any:
-    """Return what a JSON text says; ``path`` names its file in the error.
+    """Parse a JSON text; error messages name the file ``path``.
 
     Raises
     ------
     UserError
-        No JSON; a key that stands twice in one object, of which readers would take either; brackets
-        nested too deep or a number too long for Python.
+        Not JSON; a key that occurs twice in one object, because parsers disagree on which one
+        counts; brackets nested too deep, or a number with too many digits, for Python.
     """
 
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) < len(items):
             twice = next(key for key, n in Counter(key for key, _ in items).items() if n > 1)
-            raise UserError(f"{path}: the key {shortened(twice)} stands twice in one object")
+            raise UserError(f"{path}: the key {shortened(twice)} occurs twice in one object")
         return found
 
     try:
@@ -414,26 +415,26 @@ def parse_json(text: str, path: str | os.PathLike[str]) -> Any:
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     except RecursionError as error:
-        raise UserError(f"{path} is no JSON of ours: its brackets are nested too deep") from error
-    except ValueError as error:  # of int()
+        raise UserError(f"{path} cannot be read: its brackets are nested too deep") from error
+    except ValueError as error:  # from int()
         raise UserError(
-            f"{path} is no JSON of ours: it holds a number of thousands of digits"
+            f"{path} cannot be read: it holds a number with thousands of digits"
         ) from error
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> Any:
-    """Return what a JSON file says; ``what`` says in the error what the file should have been.
+    """Read a JSON file. Error messages call the file ``what``, e.g. "settings file".
 
     Raises
     ------
     UserError
-        What `read_text` and `parse_json` raise.
+        See `read_text` and `parse_json`.
     """
     return parse_json(read_text(path, what), path)
 
 
 def shortened(value: Any) -> str:
-    """Return a value of a JSON in one line that a message can hold."""
+    """Return a JSON value on one line, cut to fit in a message."""
     text = json.dumps(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
@@ -444,15 +445,15 @@ def read_config(cls: type, path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     UserError
-        No such file, no JSON object, unknown or missing keys, wrong types, values out of range:
-        one sentence with the file and every key at fault.
+        No such file, not a JSON object, unknown or missing keys, wrong types, values out of range.
+        The message names the file and the wrong keys.
     """
     text = read_text(path, "settings file")
     values = parse_json(text, path)
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one JSON object, like {{...}}")
     try:
-        # From JSON, so that a strict class may hold others.
+        # From the JSON text: strict mode would refuse a dict where a nested class is expected.
         return pydantic.TypeAdapter(cls).validate_json(text)
     except pydantic.ValidationError as error:
         known = ", ".join(field.name for field in dataclasses.fields(cls))
@@ -472,7 +473,7 @@ def read_config(cls: type, path: str | os.PathLike[str]) -> Any:
 
 def set_seed(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators."""
-    import numpy as np  # both imported late: --help comes quicker without
+    import numpy as np  # both imported here, so that --help need not wait for them
     import torch
 
     random.seed(seed)
@@ -481,19 +482,19 @@ def set_seed(seed: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for the next allocation.
+    """Let this process reuse freed memory instead of returning it to the kernel.
 
-    glibc returns large blocks to the kernel at once, and each new one is mapped page by page, which
-    shows in the time of a training step on a CPU. Elsewhere than on glibc this does nothing.
+    glibc returns large blocks at once, and the kernel maps new ones page by page, which noticeably
+    slows a training step on a CPU. With other C libraries this function does nothing.
     """
-    m_trim_threshold, m_mmap_max = -1, -4  # names and numbers of malloc.h
+    m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, -1)
 
 
-def get_device() -> "torch.device":  # noqa: F821 - torch is imported by those who train only
+def get_device() -> "torch.device":  # noqa: F821 - only scripts that train import torch
     """Return this process's GPU (``LOCAL_RANK`` under torchrun) if there is one, else the CPU."""
     import torch
 

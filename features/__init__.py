@@ -1,1 +1,1 @@
-"""A binary's functions and blocks as bags of weighted words."""
+"""Features of a binary's functions and blocks: bags of words, and normalised code."""

@@ -1,9 +1,9 @@
-"""One analysed binary -> what its functions and basic blocks are compared by.
+"""Extract the features by which functions and basic blocks are compared from an analysed binary.
 
-Each block and each function is a bag of words in several kinds: mnemonics with their operands'
-classes, numbers, offsets of structures' fields, names (string literals, imported functions and
-variables). As a compiler inlines, a function also has the words of what it calls, and of its
-callers. No symbol is looked at.
+Each block and each function is a bag of words of several kinds: mnemonics with the classes of their
+operands, numbers, offsets of structure fields, names (string literals, imported functions and
+variables). Because compilers inline, a function also has the words of the functions that it calls,
+and of its callers. Symbols are not used.
 """
 
 import dataclasses
@@ -25,36 +25,36 @@ from features.places import Places
 from features.tfidf import hashed
 from jobs.processes import LIMITS, limited_memory
 
-HUB = 1000  # a function that calls more others is one
-IMAGE = 1 << 24  # a number less than this behind the first function may be an address
+HUB = 1000  # a function that calls more than so many others is a hub
+IMAGE = 1 << 24  # numbers up to this far behind the first function may be addresses
 # Operands as capstone writes them: qword ptr [rbx + rax*8 + 0x38], 0x2f
 NUMBER = re.compile(rb"(?<![\w*#.])#?(-?0x[0-9a-f]+|-?\d+)\b(?![\](.])")
-BETWEEN_OPERANDS = re.compile(r", (?![^\[(]*[\])])")  # no comma within [x0, #8]
-KINDS = ("token", "gram", "number", "field", "name")  # of a block's words
-# Of a function: its own words; `near`, with those of the functions called; `far`, with those that
-# these call; `up`, of the callers.
+BETWEEN_OPERANDS = re.compile(r", (?![^\[(]*[\])])")  # not the comma in [x0, #8]
+KINDS = ("token", "gram", "number", "field", "name")  # kinds of a block's words
+# Groups of a function's words: its own; `near`: with those of the functions that it calls; `far`:
+# also with those that these call; `up`: those of its callers.
 GROUPS = (*KINDS, "size", "name near", "name far", "name up", "number near", "number up")
 
 
 @dataclasses.dataclass
 class Features:
-    """What the comparison needs of one binary with F functions that hold code and B code blocks.
+    """The features of a binary with F functions that hold code, and B code blocks.
 
     Attributes
     ----------
     analysis : binary.analysis.Analysis
     blocks : list of int arrays
-        Of each function, by address.
+        The blocks of each function, sorted by address.
     calls : csr float32 (F, F)
         1 where a function calls or jumps into another, or takes its address.
     block_words : dict of str to csr float32 (B, DIMENSIONS)
-        Kind of word -> how often each block has each.
+        Kind of words -> how often each word occurs in each block.
     words : dict of str to csr float32 (F, DIMENSIONS)
-        Group -> how often each function has each.
+        Group of words -> how often each word occurs in each function.
     shared : csr float32 (F, F)
-        How much functions have in common of variables, see `variables.shared`.
+        How many variables functions share, see `binary.shared_data.shared_variables`.
     tables : Tables
-        Where data points at functions.
+        Tables of pointers to functions in the data.
     """
 
     analysis: Analysis
@@ -67,7 +67,7 @@ class Features:
 
     @property
     def functions(self) -> int:
-        """Number of functions that hold code; imports come behind them in the analysis."""
+        """Number of functions that hold code; in the analysis, imports follow after them."""
         return len(self.blocks)
 
     @property
@@ -77,12 +77,12 @@ class Features:
 
     @functools.cached_property
     def forms(self) -> list[tuple]:
-        """What is left of each block without its addresses, see `normal_forms`."""
+        """The normalised code of each block, see `normal_forms`."""
         return normal_forms(self.analysis, self.places)
 
     @functools.cached_property
     def outline(self) -> Outline:
-        """What the functions are made of, and what they refer to."""
+        """The normalised code of the functions, and what they refer to."""
         return Outline(self)
 
     @functools.cached_property
@@ -124,10 +124,11 @@ def extract_features(analysis: Analysis) -> Features:
 
 
 def _without_hubs(near: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
-    """Take from functions that call very many others all of these but themselves.
+    """Remove the calls of hubs, i.e. functions that call very many others.
 
-    What a hub calls tells its callers apart from nothing. And where all call it, each would have
-    the words of the whole program: memory would grow with the square of its functions.
+    The functions that a hub calls say nothing about its callers. And if many functions call a hub,
+    each would get the words of the whole program: memory would grow with the square of their
+    number.
     """
     row = np.repeat(np.arange(near.shape[0]), np.diff(near.indptr))
     hub = np.diff(near.indptr) > HUB
@@ -158,7 +159,7 @@ def _block_words(analysis: Analysis) -> dict[str, scipy.sparse.csr_matrix]:
     n_code = analysis.code_blocks
     first = int(analysis.function_address[0])
     texts = [text.split(b"\n") for text in analysis.instructions[:n_code]]
-    # Most instructions occur many times: each is read once, and counted.
+    # Most instructions occur many times, so each distinct one is read once, and counted.
     number: dict[bytes, int] = {}
     line = [number.setdefault(line, len(number)) for text in texts for line in text]
     offsets = np.cumsum([0] + [len(text) for text in texts])
@@ -194,7 +195,7 @@ def _block_words(analysis: Analysis) -> dict[str, scipy.sparse.csr_matrix]:
 def _read_instruction(
     architecture: Architecture, line: bytes
 ) -> tuple[str, str, list[str], list[int]]:
-    """Return mnemonic, mnemonic with operands' classes, fields' offsets, numbers."""
+    """Return mnemonic, mnemonic with classes of operands, offsets of fields, numbers."""
     mnemonic, _, operands = line.decode("ascii", "replace").partition(" ")
     text = line[len(mnemonic) + 1 :]
     classes = "".join(
@@ -221,7 +222,7 @@ def _sizes(
     words: dict[str, scipy.sparse.csr_matrix],
     calls: scipy.sparse.csr_matrix,
 ) -> scipy.sparse.csr_matrix:
-    """Sizes and degrees as words, such as "at least 2 ** (5 / 2) blocks"."""
+    """Return sizes and degrees as words, such as "at least 2 ** (5 / 2) blocks"."""
     measures = {
         "blocks": [len(inside) for inside in blocks],
         "instructions": np.asarray(words["token"].sum(1)).ravel(),
@@ -243,15 +244,15 @@ def read_binaries(
     limits: tuple[float, float] = LIMITS,
     arch: str | None = None,
 ) -> tuple[Features, ...]:
-    """Analyse binaries, or take their analyses from the cache.
+    """Analyse binaries, or take their analyses from the cache, and extract their features.
 
-    Of a universal file one slice is taken: that of the processor ``arch``, or that which the other
-    files are for.
+    Of a universal file, the slice for the processor ``arch`` is used, or else that for the
+    processor of the other files.
 
     Raises
     ------
     UserError
-        One cannot be analysed; the others are not analysed then.
+        A file cannot be analysed; then the others are not analysed either.
     """
     paths = take_slices(paths, output_dir, arch)
     found, _ = analyse_files(paths, output_dir, workers, limits, all_or_none=True)

@@ -1,4 +1,4 @@
-"""The code of a block without its addresses: equal where two blocks are the same code."""
+"""Normalise the code of a block: without its addresses, so that the same code is equal."""
 
 import functools
 from collections import defaultdict
@@ -10,17 +10,17 @@ from binary.analysis import STEP_OVER, Analysis
 from features.places import DATA, IMPORT, Places
 
 # Instructions that compute nothing: alignment, and the landing pads of control-flow protection,
-# which one distribution has compiled in and the other not. "notrack" belongs to these.
+# which only some distributions compile in. The prefix "notrack" belongs to these.
 IDLE = {"nop", "endbr64", "endbr32", "bti", "hint", "c.nop", "nopr", "fnop"}
-IDENTICAL_SIZE = 4  # instructions, literals and imports that make a block hardly a coincidence
+IDENTICAL_SIZE = 4  # equal blocks with so many instructions, literals and imports are no accident
 
 
 def normal_forms(analysis: Analysis, places: Places) -> list[tuple]:
-    """Return of each code block what is left of it when addresses are taken away.
+    """Return the normalised code of each code block; two blocks with equal ones are the same code.
 
-    Two blocks are the same code if these are equal: instructions that compute something, in which
-    @ stands for an address and ~ for a part of one; behind these, the texts and imports that they
-    refer to, and the imports that the block branches to.
+    It consists of the instructions that compute something, with @ for an address and ~ for a part
+    of one, then the texts and imports that they refer to, and the imports that the block branches
+    to.
     """
     marks = defaultdict(list)
     where = analysis.operand_block, analysis.operand_line, analysis.operand_number
@@ -56,14 +56,14 @@ def normal_forms(analysis: Analysis, places: Places) -> list[tuple]:
 
 @functools.lru_cache(1 << 18)
 def normal_line(line: str, marks: tuple[tuple[int, str], ...] = ()) -> str:
-    """Return an instruction without its addresses, "" for one that computes nothing.
+    """Return an instruction without its addresses; "" for one that computes nothing.
 
     Parameters
     ----------
     line : str
-        As capstone writes it.
+        The instruction as capstone writes it.
     marks : tuple of (int, str)
-        Which numbers of the line are addresses, and what is written instead.
+        Which numbers in the line are addresses, and what to write instead.
     """
     mnemonic, _, operands = line.removeprefix("notrack ").partition(" ")
     if mnemonic in IDLE:
@@ -72,7 +72,7 @@ def normal_line(line: str, marks: tuple[tuple[int, str], ...] = ()) -> str:
     for number, mark in sorted(marks, reverse=True):
         if number < len(spans):
             start, end = spans[number]
-            # An offset of 0 is not written, nor is the sign before it.
+            # capstone omits an offset of 0 and its sign, so omit the sign here, too.
             for sign in (" + ", " - ", ", #"):
                 if operands[:start].endswith(sign):
                     start -= len(sign)
@@ -84,6 +84,6 @@ def normal_line(line: str, marks: tuple[tuple[int, str], ...] = ()) -> str:
 
 
 def numbered(*sides: list[tuple]) -> list[np.ndarray]:
-    """Return a number for each thing, the same for equal ones of all sides."""
+    """Return a number for each item; equal items get the same number on all sides."""
     number: dict[tuple, int] = {}
     return [np.array([number.setdefault(x, len(number)) for x in side]) for side in sides]

@@ -1,4 +1,4 @@
-"""What a binary's functions are made of, and what they refer to: the same ones are known by it."""
+"""The normalised code of a binary's functions, and what they refer to, to find identical ones."""
 
 import hashlib
 from collections import defaultdict
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 class Outline:
-    """A binary's functions: what they are made of, and what they refer to.
+    """The normalised code of a binary's functions, and what they refer to.
 
     Attributes
     ----------
     code : list of tuple
-        Of each function, all that is left of it without addresses.
+        The normalised code of each function.
     size : int64 (F,)
-        Instructions, texts and imports of each.
+        Number of instructions, texts and imports of each function.
     uses : list of list of (int, int)
-        Of each function, (how many-th of its references, function that it refers to).
+        For each function: (index of the reference, function that it refers to).
     used : list of list of (int, int)
-        Of each function, (function that refers to it, how many-th of that one's references).
+        For each function: (function that refers to it, index of that function's reference).
     constants : list of tuple
-        Of each function, how the constant data begins that it refers to.
+        For each function: the first bytes of the constants that it refers to.
     tables : list of list of (int, int)
-        Of each function, (table, place in it) of the pointers at it.
+        For each function: (table, position in it) of the pointers to it.
     """
 
     def __init__(self, code: "Features") -> None:

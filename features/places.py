@@ -1,4 +1,4 @@
-"""What lies at an address of an analysed binary: code, an import, a text, a variable."""
+"""Find what is at an address of an analysed binary: code, an import, a text, a variable."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ from binary.analysis import Analysis
 
 IMPORT, CODE, DATA, INSIDE, UNKNOWN = range(5)  # what an operand refers to
 TEXT = re.compile(rb"(?:[\t-\r -~]|[\xc2-\xf4][\x80-\xbf]{1,3})+\0")  # ASCII, or UTF-8
-GAP = 64  # bytes of padding that may lie between an address of code and the block that it means
+GAP = 64  # maximum number of padding bytes between an address of code and the block that it means
 
 
 class Places:
@@ -19,13 +19,13 @@ class Places:
     Attributes
     ----------
     block, line : int32 (r,)
-        Where in the code each of the r operands stands that refer to something. Sorted.
+        Block and line of each of the r operands that refer to something. Sorted.
     address : int64 (r,)
-        What each refers to.
+        The address that each operand refers to.
     kind : int8 (r,)
         IMPORT, CODE (where a block begins), DATA, INSIDE (a block), UNKNOWN.
     target : int64 (r,)
-        Number of the import's name in ``names``, a block, or the address.
+        Index of the import in ``names``, a block, or the address.
     names : list of str
         The names of imports, sorted.
     """
@@ -53,7 +53,7 @@ class Places:
         self.offsets = np.searchsorted(self.block, np.arange(n + 1))
 
     def resolve(self, address: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return kind and target of each address, see the attributes of these names."""
+        """Return kind and target of each address, see the attributes with these names."""
         kind = np.full(len(address), UNKNOWN, np.int8)
         target = address.copy()
         in_data = self.section_of(address) >= 0
@@ -75,7 +75,7 @@ class Places:
         return kind, target
 
     def block_at(self, address: np.ndarray) -> np.ndarray:
-        """Return the block that begins at each address, -1 for none."""
+        """Return the block that begins at each address, or -1."""
         found = np.full(len(address), -1)
         for odd in (0, 1):
             at, hit = _find(self.blocks, address | odd)
@@ -83,16 +83,16 @@ class Places:
         return found
 
     def section_of(self, address: np.ndarray) -> np.ndarray:
-        """Return the section of data of each address, -1 for none."""
+        """Return the data section that contains each address, or -1."""
         at = np.searchsorted(self.start, address, side="right") - 1
         if not len(self.start):
             return np.full(len(address), -1)
-        # The end of an array may be the end of its section.
+        # Include the end of the section: it may be the end address of an array.
         return np.where((at >= 0) & (address <= self.end[at]), at, -1)
 
     @functools.cached_property
     def boundaries(self) -> np.ndarray:
-        """All addresses of data that code or data refers to, sorted."""
+        """All data addresses that code or data refers to, sorted."""
         found = [self.address[self.kind == DATA], self.end]
         for start, content in zip(self.start.tolist(), self.analysis.data, strict=True):
             words = self.words(start, content)
@@ -100,16 +100,16 @@ class Places:
         return np.unique(np.concatenate(found))
 
     def words(self, start: int, content: bytes) -> np.ndarray:
-        """Return the aligned words of some content that lies at an address, as int64."""
+        """Return the aligned words of the bytes ``content`` at the address ``start``, as int64."""
         size = self.word.itemsize
         skipped = min(-start % size, len(content))
         count = max(len(content) - skipped, 0) // size
         return np.frombuffer(content, self.word, count, skipped).astype(np.int64)
 
     def content(self, address: int) -> tuple[bytes, bool]:
-        """Return the data at an address up to the next that is referred to, and if it is constant.
+        """Return the data from an address to the next referenced one, and whether it is constant.
 
-        A text is returned whole in any case.
+        A text is always returned whole.
         """
         section = int(self.section_of(np.array([address]))[0])
         if section < 0:
@@ -122,7 +122,7 @@ class Places:
         return data[begin : begin + length], bool(self.analysis.data_constant[section])
 
     def whole_text(self, address: int) -> bytes | None:
-        """Return the text at an address if it begins there, behind the NUL of another."""
+        """Return the text at an address if it begins there, i.e. after a NUL."""
         text = self.text(address)
         if text is None:
             return None
@@ -131,7 +131,7 @@ class Places:
         return text if self.analysis.data[section][max(begin - 1, 0)] == 0 or not begin else None
 
     def beginning(self, address: int) -> bytes:
-        """Return the first bytes of constant data; of what may hold an address, nothing."""
+        """Return the first bytes of constant data, or nothing if they may be an address."""
         section = int(self.section_of(np.array([address]))[0])
         if section < 0 or not self.analysis.data_constant[section]:
             return b""
@@ -140,7 +140,7 @@ class Places:
         return b"" if self._holds_address(data) else data
 
     def text(self, address: int) -> bytes | None:
-        """Return the text at an address of constant data, without its NUL; None: there is none."""
+        """Return the text at an address of constant data without its NUL, or None."""
         if address not in self._texts:
             self._texts[address] = self._read_text(address)
         return self._texts[address]
@@ -156,7 +156,7 @@ class Places:
         return found[0][:-1]
 
     def _holds_address(self, content: bytes) -> bool:
-        """Whether content begins with a word that is an address of the image."""
+        """Whether the content begins with an address in this binary."""
         if len(content) < self.word.itemsize:
             return False
         value = np.frombuffer(content, self.word, 1).astype(np.int64)
@@ -164,7 +164,7 @@ class Places:
 
 
 def _find(sorted_values: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each value stands among the sorted ones, and whether it does."""
+    """Return the position of each value in the sorted ones, and whether it is one of them."""
     if not len(sorted_values):
         return np.zeros(len(values), np.int64), np.zeros(len(values), bool)
     at = np.minimum(np.searchsorted(sorted_values, values), len(sorted_values) - 1)

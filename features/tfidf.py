@@ -1,4 +1,4 @@
-"""Bags of words as sparse rows: hashing, TF-IDF weights, lengths."""
+"""Bags of words as sparse rows: hashing, TF-IDF weights, normalisation."""
 
 import functools
 import zlib
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-DIMENSIONS = 1 << 18  # words are hashed; of one binary's words few collide
+DIMENSIONS = 1 << 18  # words are hashed to so many columns; few words of a binary collide
 
 
 def hashed(bags: Iterable[Iterable[Any]]) -> scipy.sparse.csr_matrix:
-    """Return how often n bags hold each word, csr float32 (n, DIMENSIONS)."""
+    """Count how often each word occurs in each of n bags, csr float32 (n, DIMENSIONS)."""
     column = functools.cache(lambda word: zlib.crc32(repr(word).encode()) % DIMENSIONS)
     rows = [[column(word) for word in bag] for bag in bags]
     columns = np.array([column for row in rows for column in row], np.int32)
@@ -24,13 +24,13 @@ def hashed(bags: Iterable[Iterable[Any]]) -> scipy.sparse.csr_matrix:
 
 
 def weigh(*counts: scipy.sparse.csr_matrix, lengths: bool = True) -> list[scipy.sparse.csr_matrix]:
-    """Weigh words by TF-IDF, the rows of all matrices together being the documents.
+    """Weigh words by TF-IDF; the rows of all matrices together are the documents.
 
     Parameters
     ----------
     counts : csr (n_i, words)
     lengths : bool
-        Give each row length 1.
+        Whether to give each row length 1.
 
     Returns
     -------

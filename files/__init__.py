@@ -1,1 +1,1 @@
-"""What is read from files is checked first: a schema says what each array of a file must be."""
+"""Reading files that are checked against a schema first."""

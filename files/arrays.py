@@ -1,6 +1,6 @@
-"""Arrays in .npz files, checked against a schema: whoever wrote the file, its arrays fit together.
+"""Arrays in .npz files, checked against a schema, so that any file can be read safely.
 
-A schema is a dict with a line for each array::
+A schema is a dict with an entry for each array::
 
     SCHEMA = {
         "edges": Numbers("i4", "m", 2, below="B"),
@@ -8,9 +8,9 @@ A schema is a dict with a line for each array::
         "dictionary": Texts("W"),
     }
 
-Letters are lengths: arrays that name the same letter must have the same length, and a number can be
-bounded by a letter. Types, shapes and sizes are read from the file's headers and checked before
-anything is unpacked, so that a small file cannot fill the memory.
+Letters stand for lengths: arrays with the same letter must have the same length, and numbers can be
+bounded by a letter. Types, shapes and sizes are read from the headers in the file and checked
+before anything is unpacked, so that a small file cannot fill the memory.
 """
 
 import contextlib
@@ -29,17 +29,17 @@ import numpy as np
 import utils
 from terminal.escape import printable
 
-LARGEST = 2**32  # bytes that the arrays of one file may have
-# A file may unpack to this many times its size. Arrays of real binaries are about 6 times as large
-# as their files, but a section of zeros may be in one; what is made to harm reaches 1,000.
+LARGEST = 2**32  # maximum size in bytes of the arrays in a file
+# A file may unpack to this many times its size. The arrays of real binaries are about 6 times as
+# large as their files, or more if a section is full of zeros; zip bombs reach 1,000.
 RATIO = 100
-SMALL = 2**28  # bytes that any file may unpack to, whatever the ratio
-PIECE = 2**20  # bytes that are unpacked at a time
-UNICODE = 0x110000  # code points are below this
+SMALL = 2**28  # any file may unpack to so many bytes, whatever the ratio
+PIECE = 2**20  # bytes to unpack at a time
+UNICODE = 0x110000  # all code points are below this
 
 
 class Damage(ValueError):
-    """What is wrong with the arrays of a file, as a part of a sentence."""
+    """The arrays of a file are wrong; the message is the reason, as part of a sentence."""
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -49,17 +49,17 @@ class Numbers:
     Attributes
     ----------
     dtypes : tuple of str
-        Types that it may have, as NumPy spells them: "i4". "U" is text of any width.
+        Allowed types in NumPy's notation, e.g. "i4". "U" is text of any width.
     shape : tuple of str and int
         Lengths, such as "B", "B + 1" or 2.
     below : str or int, optional
-        All numbers are 0 or more, and less than this.
+        All numbers must be at least 0 and less than this.
     above : float, optional
-        All numbers are more than this.
+        All numbers must be more than this.
     most : float, optional
-        No number is further from 0 than this.
+        No absolute value may exceed this.
     rises_to : str or int, optional
-        It starts with 0, never falls, and ends with this length: offsets.
+        For offsets: the numbers start with 0, never decrease, and end with this.
     """
 
     dtypes: tuple[str, ...]
@@ -85,9 +85,9 @@ class Numbers:
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """A list of ``length`` texts; ``raw`` ones are bytes, all others UTF-8.
+    """A list of ``length`` texts: UTF-8, or bytes if ``raw``.
 
-    In the file it is two arrays: all bytes, and, as "<name>_offsets", where each text begins.
+    In the file these are two arrays: all bytes, and "<name>_offsets" with the begin of each text.
     """
 
     length: str
@@ -114,12 +114,12 @@ def write_arrays(file: IO[bytes], values: Mapping[str, Any], schema: Schema) -> 
 def read_arrays(
     path: str | os.PathLike[str], schema: Schema, what: str, remedy: str
 ) -> dict[str, Any]:
-    """Read the arrays of an .npz that ``schema`` names, and lists of texts; others are ignored.
+    """Read the arrays and lists of texts in ``schema`` from an .npz file; ignore all others.
 
     Parameters
     ----------
     what, remedy : str
-        For the error: what the file should be, and what to do.
+        For the error: what the file should be, and what the user can do.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def read_arrays(
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], schema: Mapping[str, Numbers]) -> None:
-    """Raise :class:`Damage` unless the arrays are what the schema says."""
+    """Raise :class:`Damage` unless the arrays match the schema."""
     headers = {name: (arrays[name].dtype, arrays[name].shape) for name in schema if name in arrays}
     lengths = _check_headers(headers, schema)
     for name, numbers in schema.items():
@@ -150,7 +150,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray], schema: Mapping[str, Numbers]
 
 
 def _parts(schema: Schema) -> Iterable[tuple[str, Numbers]]:
-    """Yield the arrays that a file has for each line of a schema."""
+    """Yield the arrays that a file contains for each entry of a schema."""
     for name, kind in schema.items():
         if isinstance(kind, Texts):
             yield name, Numbers("u1", f"bytes of {name}")
@@ -180,7 +180,7 @@ def _read(
             dtype, shape, fortran, start = _header(member)
         size = start + math.prod(shape) * dtype.itemsize
         if size != entry.file_size:
-            raise Damage(f"'{name}' says that it has {size:,} bytes, and has {entry.file_size:,}")
+            raise Damage(f"'{name}' has {entry.file_size:,} bytes, but its header says {size:,}")
         headers[name], orders[name] = (dtype, shape), "F" if fortran else "C"
     lengths = _check_headers(headers, parts)
     arrays = {}
@@ -189,20 +189,20 @@ def _read(
         values = np.empty(math.prod(shape), dtype)
         with archive.open(entries[name]) as member:
             _header(member)
-            _fill(name, member, values)  # type: ignore[arg-type]  # a ZipExtFile, typeshed has less
+            _fill(name, member, values)  # type: ignore[arg-type]  # is a ZipExtFile
         arrays[name] = values.reshape(shape, order="F" if orders[name] == "F" else "C")
         _check_values(name, arrays[name], numbers, lengths)
     return arrays
 
 
 def _header(member: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
-    """Read the header of an .npy; return type, shape, whether columns come first, its own size.
+    """Read the header of an .npy; return type, shape, whether in Fortran order, and its own size.
 
-    Only version 1 is read, whose header has less than 64 KiB: NumPy writes no other here.
+    Only version 1 is accepted, whose headers have less than 64 KiB: NumPy uses it for our arrays.
     """
     start = member.read(10)
     if len(start) < 10 or start[:8] != b"\x93NUMPY\x01\x00":
-        raise Damage("it holds something else than .npy files of version 1")
+        raise Damage("it contains something other than .npy files of version 1")
     size = int.from_bytes(start[8:], "little")
     text = io.BytesIO(start[8:] + member.read(size))
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(text)
@@ -213,21 +213,21 @@ def _header(member: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
 
 def _fill(name: str, member: zipfile.ZipExtFile, values: np.ndarray) -> None:
     if not values.nbytes:
-        member.read(1)  # compares the checksum
+        member.read(1)  # reading to the end verifies the checksum
         return
     target = memoryview(values.view(np.uint8).data)
     done = 0
     while done < len(target):
         read = member.readinto(target[done : done + PIECE])
         if not read:
-            raise Damage(f"'{name}' is cut off")
+            raise Damage(f"'{name}' is truncated")
         done += read
 
 
 def _check_headers(
     headers: Mapping[str, tuple[np.dtype, tuple[int, ...]]], schema: Mapping[str, Numbers]
 ) -> dict[str, int]:
-    """Check types and shapes; return the length that each letter stands for."""
+    """Check types and shapes; return the length of each letter."""
     lengths: dict[str, int] = {}
     for name, numbers in schema.items():
         if name not in headers:
@@ -271,10 +271,10 @@ def _check_values(
             raise Damage(f"'{name}' is empty")
         return
     if values.dtype.kind == "b" and values.view(np.uint8).max() > 1:
-        raise Damage(f"'{name}' holds something else than true and false")
+        raise Damage(f"'{name}' holds something other than true and false")
     if values.dtype.kind == "U" and values.dtype.itemsize:
         if np.ascontiguousarray(values).view(np.uint32).max() >= UNICODE:
-            raise Damage(f"'{name}' holds what is no character")
+            raise Damage(f"'{name}' holds an invalid character")
         return
     low, high = values.min().item(), values.max().item()
     if numbers.below is not None:
@@ -293,7 +293,7 @@ def _check_values(
 
 
 def _joined(arrays: dict[str, np.ndarray], schema: Schema) -> dict[str, Any]:
-    """Cut the bytes of lists of texts into texts."""
+    """Cut the bytes of each list of texts into the texts."""
     values: dict[str, Any] = {}
     for name, kind in schema.items():
         values[name] = arrays[name]

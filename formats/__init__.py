@@ -1,1 +1,1 @@
-"""Other projects' model files."""
+"""Model files of other projects."""

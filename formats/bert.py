@@ -1,9 +1,9 @@
-"""What every file of a BERT says: names of weights, sizes, the pre-training heads.
+"""What all foreign BERT files have in common: names of weights, sizes, the pre-training heads.
 
-Google's and Hugging Face's files hold the numbers that our own hold, under other names. They
-differ from ours in one thing: the answers to "is B next?" stand in the other order. Class 0 means
-"B follows A" there; here class 1 does, as in this lineage's PyTorch BERTs. So the two rows of
-``classifier`` change places on the way in and out (`swap_next`).
+Google's and Hugging Face's files contain the same weights as ours under other names, with one
+difference: the classes of next-sentence prediction. In their files, class 0 means "B follows A"; in
+ours class 1 does, as in the PyTorch BERT that this project descends from. So the two rows of
+``classifier`` are swapped on reading and writing (`swap_next`).
 
     wanted = wanted_weights(cfg)                        # {our key: shape}
     held = match(wanted, hugging_face_name, shapes, "model.safetensors", "config.json")
@@ -24,7 +24,7 @@ import models
 from tokenization import TokenizerName, token_fault
 from utils import STRICT, UserError, read_config
 
-# Our modules -> Hugging Face's, whose scopes are Google's.
+# Our modules -> Hugging Face's; its scopes are the same as Google's.
 BLOCK = {
     "attn.proj_q": "attention.self.query",
     "attn.proj_k": "attention.self.key",
@@ -59,13 +59,13 @@ SIZES = {
     "init_std": "initializer_range",
     "vocab_size": "vocab_size",
 }
-# The pre-training heads, by the beginnings of their keys. A file holds all of a head, or none.
+# The pre-training heads, by the prefixes of their keys. A file contains a head completely or not.
 HEADS = {
     "pooler": ("fc.",),
     "next sentence": ("classifier.",),
     "masked words": ("linear.", "norm.", "decoder_bias"),
 }
-TIED = "decoder.weight"  # the same numbers as the next, which files need to hold once only
+TIED = "decoder.weight"  # shared with EMBEDDING, so files need not contain it
 EMBEDDING = "transformer.embed.tok_embed.weight"
 
 Shape = tuple[int, ...]
@@ -73,21 +73,21 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Foreign:
-    """A BERT that another program wrote, in our terms.
+    """A BERT that another program wrote, converted to our names.
 
     Attributes
     ----------
     sizes : models.Config
     state : dict of str to float32 tensors
-        With the keys of `models.BertModel4Pretrain`, without those of heads that are not there.
+        Keys of `models.BertModel4Pretrain`, except those of missing heads.
     vocab : dict of str to int
-        Empty where the file comes without a vocabulary.
+        Empty if there is no vocabulary.
     reading : {"corpus", "bert", "bert-cased"}
         See `tokenization.get_tokenizer`.
     training : dict
-        What `huggingface.write_folder` was told of the training; empty in files of others.
+        What our `huggingface.write_folder` stored about the training; else empty.
     ignored : list of str
-        Names of what has no place in our model.
+        Names of weights that our model does not have.
     """
 
     sizes: models.Config
@@ -100,9 +100,9 @@ class Foreign:
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "extra": "ignore"})
 class BertConfig:
-    """The part of config.json and bert_config.json that decides what the weights mean.
+    """The keys of config.json and bert_config.json that decide how the weights are used.
 
-    Any other model than BERT is refused.
+    Values that our model does not implement are refused.
     """
 
     vocab_size: PositiveInt
@@ -115,7 +115,7 @@ class BertConfig:
     max_position_embeddings: PositiveInt
     type_vocab_size: PositiveInt
     initializer_range: pydantic.PositiveFloat = 0.02
-    model_type: Literal["bert"] = "bert"  # Google's file does not say it
+    model_type: Literal["bert"] = "bert"  # not in Google's file
     hidden_act: Literal["gelu"] = "gelu"
     layer_norm_eps: Annotated[float, pydantic.Field(ge=1e-12, le=1e-12)] = 1e-12
     position_embedding_type: Literal["absolute"] = "absolute"
@@ -124,12 +124,12 @@ class BertConfig:
     pad_token_id: int | None = 0
     architectures: list[str] | None = None
     do_lower_case: bool | None = None
-    # What model.json says beside the sizes; transformers keeps a key that it does not know.
+    # Our own key, see `huggingface.write_folder`; transformers keeps unknown keys.
     pretraining: dict[str, Any] | None = None
 
 
 def read_sizes(file: str | os.PathLike[str]) -> tuple[models.Config, BertConfig]:
-    """Read config.json or bert_config.json: the sizes in our terms, and all that it says."""
+    """Read config.json or bert_config.json; return the sizes with our names, and all of it."""
     config: BertConfig = read_config(BertConfig, file)
     try:
         return models.Config(
@@ -141,7 +141,7 @@ def read_sizes(file: str | os.PathLike[str]) -> tuple[models.Config, BertConfig]
 
 
 def hugging_face_name(key: str) -> str:
-    """Return what Hugging Face calls the weight ``key`` of `models.BertModel4Pretrain`.
+    """Return Hugging Face's name of the weight ``key`` of `models.BertModel4Pretrain`.
 
     >>> hugging_face_name("transformer.blocks.3.attn.proj_q.bias")
     'bert.encoder.layer.3.attention.self.query.bias'
@@ -156,7 +156,7 @@ def hugging_face_name(key: str) -> str:
 
 
 def wanted_weights(cfg: models.Config) -> dict[str, Shape]:
-    """Return key -> shape of what a file of a BERT of these sizes may hold, heads included."""
+    """Return key -> shape of all weights of a BERT of these sizes, including the heads."""
     with torch.device("meta"):  # shapes only
         state = models.BertModel4Pretrain(cfg).state_dict()
     return {key: tuple(value.shape) for key, value in state.items() if key != TIED}
@@ -169,23 +169,23 @@ def match(
     file: str | os.PathLike[str],
     sizes: str | os.PathLike[str],
 ) -> list[str]:
-    """Return the keys of ``wanted`` that a file holds: all, except heads that it lacks as a whole.
+    """Return the keys of ``wanted`` in a file: all of them, except those of missing heads.
 
     Parameters
     ----------
     wanted : dict
-        Our keys, and each weight's shape as the file would have it.
+        Our keys, and the shape that each weight should have in the file.
     name_of : function
-        Gives the file's name of a key.
+        Returns the file's name of a key.
     shapes : dict
-        Name -> shape of all that the file holds.
+        Name -> shape of everything in the file.
     file, sizes : path-like
-        For the message: what is read, and where the sizes come from.
+        For the message: the file, and where the sizes come from.
 
     Raises
     ------
     utils.UserError
-        Weights that are missing, or of another shape.
+        Weights that are missing or of another shape.
     """
     held = {key for key in wanted if name_of(key) in shapes}
     lacking = [key for key in wanted if key not in held]
@@ -216,13 +216,13 @@ def check_numbers(name: str, value: Tensor, file: str | os.PathLike[str]) -> Non
         )
     if not torch.isfinite(value).all():
         raise UserError(
-            f"{file}: {name} holds NaN or infinite numbers; the training that wrote it has failed, "
-            "so take an earlier file"
+            f"{file}: {name} holds NaN or infinite numbers, so the training that wrote it has "
+            "failed; use an earlier file"
         )
 
 
 def finish(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return another program's weights as ours mean them: `swap_next`, and the tied decoder."""
+    """Make another program's weights ours: swap the classes, and add the tied decoder."""
     state = swap_next(state)
     if "decoder_bias" in state:
         state[TIED] = state[EMBEDDING]
@@ -230,21 +230,21 @@ def finish(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def swap_next(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Change class 0 and class 1 of "is B next?" in a state dict with our keys."""
+    """Swap the two classes of next-sentence prediction in a state dict with our keys."""
     swapped = {key: value.flip(0) for key, value in state.items() if key.startswith("classifier.")}
     return state | swapped
 
 
 def fill_vocab(vocab: Mapping[str, int], size: int, file: str | os.PathLike[str]) -> dict[str, int]:
-    """Return a vocabulary in the order of its ids, with one token for each id below ``size``.
+    """Return a vocabulary sorted by id, with exactly one token for each id below ``size``.
 
-    An id that no token has gets ``[unused<id>]``: models are often padded to a round number.
+    Missing ids get the token ``[unused<id>]``, because models are often padded to a round number.
 
     Raises
     ------
     utils.UserError
-        An id that the model has no embedding for; two tokens of one id; a token that cannot stand
-        on a line of vocab.txt.
+        An id without an embedding in the model; two tokens with the same id; a token that a line of
+        vocab.txt cannot contain.
     """
     by_id: dict[int, str] = {}
     for token, number in vocab.items():
@@ -259,7 +259,7 @@ def fill_vocab(vocab: Mapping[str, int], size: int, file: str | os.PathLike[str]
         )
     filled = {by_id.get(number, f"[unused{number}]"): number for number in range(size)}
     if len(filled) < size:
-        raise UserError(f"{file} names some of its tokens [unused<id>] by another id than theirs")
+        raise UserError(f"{file}: some tokens are called [unused<number>], but have another id")
     return filled
 
 
@@ -273,7 +273,7 @@ def lacking_heads(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def first_few(reasons: list[str], named: int = 3) -> str:
-    """Join the first reasons of an error, and say how many there are besides."""
+    """Join the first reasons of an error, and say how many more there are."""
     more = f" and {len(reasons) - named} more" if len(reasons) > named else ""
     return ", ".join(reasons[:named]) + more
 

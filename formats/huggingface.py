@@ -1,4 +1,4 @@
-"""Hugging Face's folders: config.json, model.safetensors, tokenizer.json.
+"""Read and write Hugging Face's folders: config.json, model.safetensors, tokenizer.json.
 
 bert = read_folder("bert-base-cased")                       # any BERT of theirs
 write_folder(folder, model, cfg, tokenizer, {"max_len": 128})
@@ -45,24 +45,24 @@ from utils import STRICT, UserError, read_config, write_json
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "extra": "ignore"})
 class TokenizerConfig:
-    """What tokenizer_config.json says of letters, where an old folder has no tokenizer.json."""
+    """The part of tokenizer_config.json that matters for old folders without tokenizer.json."""
 
     do_lower_case: bool | None = None
 
 
 def to_hugging_face(tokenizer: CorpusTokenizer | FullTokenizer) -> tokenizers.Tokenizer:
-    """Return Hugging Face's tokenizer that gives the same ids, between [CLS] and [SEP].
+    """Return a Hugging Face tokenizer that gives the same ids, between [CLS] and [SEP].
 
-    There is one difference: theirs finds a special token, say [MASK], inside a word, too, while
-    ours wants blanks around it.
+    There is one difference: theirs also finds special tokens such as [MASK] inside a word, while
+    ours finds them only between blanks.
     """
     vocab = tokenizer.vocab
     model = tokenizers.models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100)
     theirs = tokenizers.Tokenizer(model)
     if isinstance(tokenizer, CorpusTokenizer):
-        # Python's white space: that of Unicode, and four separators of ASCII.
+        # White space as Python defines it: Unicode's, and four ASCII separators.
         theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\x1c-\x1f]+"), "removed")
-        # Ours keeps any known word whole, WordPiece only those of up to 100 characters.
+        # Ours keeps every known word whole; WordPiece splits those of more than 100 characters.
         theirs.add_tokens(
             [
                 AddedToken(word, single_word=True, normalized=False)
@@ -96,13 +96,13 @@ def write_folder(
     Parameters
     ----------
     folder : Path
-        Exists and is empty.
+        An empty folder.
     pretraining : dict
-        What `read_folder` shall give back as ``training``: ``max_len`` at least.
+        Returned by `read_folder` as ``training``; must contain ``max_len``.
     """
     state = {key: value for key, value in swap_next(model.state_dict()).items() if key != TIED}
     weights = {hugging_face_name(key): value.contiguous() for key, value in state.items()}
-    # By way of bytes, because a full disk is no OSError in the libraries' own writers.
+    # Write the bytes ourselves: the library's own writer does not raise OSError on a full disk.
     data = safetensors.torch.save(weights, metadata={"format": "pt"})
     (folder / "model.safetensors").write_bytes(data)
     config = BertConfig(
@@ -118,7 +118,7 @@ def write_folder(
     write_json(
         folder / "tokenizer_config.json",
         {
-            # Else transformers takes BERT's own class for BERT's model_type, with BERT's splitting.
+            # Otherwise transformers picks BERT's tokenizer class, which splits like BERT.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": pretraining["max_len"],
             "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
@@ -130,7 +130,7 @@ def write_folder(
 
 
 def write_vocab(path: Path, tokens: dict[str, int]) -> None:
-    """Write vocab.txt: the tokens in the order of their ids, one a line."""
+    """Write vocab.txt: the tokens sorted by id, one per line."""
     path.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8", newline="\n")
 
 
@@ -140,7 +140,7 @@ def read_folder(folder: str | os.PathLike[str], do_lower_case: bool | None = Non
     Parameters
     ----------
     do_lower_case : bool, optional
-        How text is read. Left out, the folder says it: see `read_vocab`.
+        How text is read. Default: as the folder says, see `read_vocab`.
 
     Raises
     ------
@@ -153,13 +153,13 @@ def read_folder(folder: str | os.PathLike[str], do_lower_case: bool | None = Non
         weights = safetensors.torch.load_file(file)
     except OSError as error:
         raise UserError(
-            f"cannot read {file}: {error.strerror or error}; a model in other files must be saved "
-            "anew, by save_pretrained of a present transformers"
+            f"cannot read {file}: {error.strerror or error}; if the model is in other files, save "
+            "it again by save_pretrained of a recent transformers"
         ) from error
     except safetensors.SafetensorError as error:
-        raise UserError(f"{file} is damaged or no safetensors file: {error}") from error
+        raise UserError(f"{file} is damaged or not a safetensors file: {error}") from error
     weights = {_present_name(name): value for name, value in weights.items()}
-    if not any(name.startswith("bert.") for name in weights):  # BertModel, the encoder by itself
+    if not any(name.startswith("bert.") for name in weights):  # a BertModel: only the encoder
         weights = {f"bert.{name}": value for name, value in weights.items()}
     weights.pop("bert.embeddings.position_ids", None)  # 0, 1, 2, ... in old files
 
@@ -178,7 +178,7 @@ def read_folder(folder: str | os.PathLike[str], do_lower_case: bool | None = Non
     for name, key in tied.items():
         value = weights.pop(name, None)
         if value is not None and not (key in state and torch.equal(value.float(), state[key])):
-            raise UserError(f"{file}: {name} is not tied to {hugging_face_name(key)}, as BERT's is")
+            raise UserError(f"{file}: {name} must equal {hugging_face_name(key)}, as in BERT")
     vocab, reading = read_vocab(folder, sizes.vocab_size, config.do_lower_case)
     if do_lower_case is not None and reading != CorpusTokenizer.name:
         reading = reading_of(vocab, do_lower_case)
@@ -186,7 +186,7 @@ def read_folder(folder: str | os.PathLike[str], do_lower_case: bool | None = Non
 
 
 def _present_name(name: str) -> str:
-    """Return today's name of a weight; files made from Google's have gamma and beta."""
+    """Return the current name of a weight; files converted from Google's say gamma and beta."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
         "LayerNorm.beta", "LayerNorm.bias"
     )
@@ -195,26 +195,26 @@ def _present_name(name: str) -> str:
 def read_vocab(
     folder: str | os.PathLike[str], vocab_size: int, do_lower_case: bool | None = None
 ) -> tuple[dict[str, int], TokenizerName]:
-    """Read the vocabulary of a folder, and see how its tokenizer reads.
+    """Read the vocabulary of a folder, and find out which of our tokenizers fits.
 
     Parameters
     ----------
     vocab_size : int
-        Of the model: see `bert.fill_vocab`.
+        The model's size, for `bert.fill_vocab`.
     do_lower_case : bool, optional
-        What config.json says, which counts where the tokenizer's own files say nothing.
+        The value in config.json, used if the tokenizer's own files do not have one.
 
     Returns
     -------
     vocab : dict of str to int
-        Empty where the folder has no vocabulary of WordPiece.
+        Empty if the folder has no WordPiece vocabulary.
     tokenizer : {"corpus", "bert", "bert-cased"}
-        See `tokenization.get_tokenizer`. It is "corpus" only if that gives the same ids.
+        See `tokenization.get_tokenizer`. "corpus" only if it gives the same ids.
 
     Raises
     ------
     utils.UserError
-        A file is damaged, or two of them disagree; what `bert.fill_vocab` raises.
+        A file is damaged, or two files disagree; see also `bert.fill_vocab`.
     """
     vocab_file, file = Path(folder, "vocab.txt"), Path(folder, "tokenizer.json")
     settings = Path(folder, "tokenizer_config.json")
@@ -222,11 +222,11 @@ def read_vocab(
     if file.exists():
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers knows no narrower class
-            raise UserError(f"{file} is damaged or no tokenizer: {error}") from error
+        except Exception as error:  # tokenizers has no narrower class
+            raise UserError(f"{file} is damaged or not a tokenizer: {error}") from error
         theirs = json.loads(tokenizer.to_str())
         if theirs["model"]["type"] == "WordPiece":
-            # By id, as tokenizers gives them in any order, and messages name the first fault.
+            # tokenizers' order is random; sort, so that messages always name the same token.
             by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
             its_vocab = dict(by_id)
     if vocab_file.exists():
@@ -235,7 +235,7 @@ def read_vocab(
             if vocab.get(token, number) != number:
                 raise UserError(
                     f"{vocab_file} has the token {token!r} on line {vocab[token] + 1}, but {file} "
-                    f"gives it the id {number}; delete the one that is not the model's"
+                    f"gives it the id {number}; delete the file that does not belong to the model"
                 )
     else:
         vocab, place = its_vocab, file

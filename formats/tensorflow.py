@@ -1,10 +1,10 @@
-"""Google's TensorFlow checkpoints of BERT, of both kinds that there are.
+"""Read Google's TensorFlow checkpoints of BERT, of TensorFlow 1 and 2.
 
-TensorFlow 1's name each variable, as google-research/bert does: ``bert/encoder/layer_0/...``.
-TensorFlow 2's, of the model garden, are object graphs: a file may call the same variable
-``encoder/layer_with_weights-4/...`` or ``encoder/_transformer_layers/0/...``, as the program was
-written that saved it. But the graph, which lies in the file, too, also says the variable's own
-name, and that has hardly changed. So every variable is first given its name of TensorFlow 1.
+In TensorFlow 1, each variable has a name, as in google-research/bert: ``bert/encoder/layer_0/...``.
+In TensorFlow 2 (the model garden), checkpoints are object graphs: the same variable may be called
+``encoder/layer_with_weights-4/...`` or ``encoder/_transformer_layers/0/...``, depending on the
+program that saved it. But the graph in the file also contains the variable's own name, which has
+hardly changed over time. So we first translate all names to those of TensorFlow 1.
 
     bert = read_checkpoint("uncased_L-12_H-768_A-12/bert_model.ckpt")
 
@@ -38,7 +38,7 @@ from formats.bert import (
 from tokenization import load_vocab, reading_of
 from utils import UserError
 
-# From Hugging Face's names to Google's, in this order.
+# Hugging Face's names -> Google's, applied in this order.
 GOOGLE_NAMES = (
     (r"^cls\.predictions\.bias$", "cls.predictions.output_bias"),
     (r"^cls\.seq_relationship\.(weight|bias)$", r"cls.seq_relationship.output_\1"),
@@ -50,8 +50,8 @@ GOOGLE_NAMES = (
     (r"layer\.(\d+)", r"layer_\1"),
     (r"\.", "/"),
 )
-# From the ends of the model garden's names to Google's; of 2019 and since. The garden's
-# next-sentence head may have a pooler of its own beside the encoder's, which is not trained then.
+# The ends of the model garden's names, since 2019 -> Google's. The garden's next-sentence head may
+# have its own pooler; then the encoder's is not trained.
 LAYER, DENSE, NORM = r"(?:transformer|encoder)/layer_(\d+)", "(kernel|bias)", "(gamma|beta)"
 GARDEN_NAMES = (
     ("word_embeddings/embeddings", "bert/embeddings/word_embeddings"),
@@ -87,23 +87,23 @@ GARDEN_NAMES = (
 )
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"  # the end of every name in an object graph
-# Adam's running means: of TensorFlow 1, of TensorFlow 2's older optimizers, and of the newer ones.
+# Adam's moments in TensorFlow 1, in TensorFlow 2's older optimizers, and in the newer ones.
 SLOT = re.compile(r"/(adam_[mv])$|/\.OPTIMIZER_SLOT/.*?(\w+)$|^optimizer/")
 
 
 def find_prefix(source: str | os.PathLike[str]) -> Path | None:
-    """Return the common beginning of a checkpoint's file names; None where there is no checkpoint.
+    """Return the common prefix of a checkpoint's file names, or None if there is no checkpoint.
 
     Parameters
     ----------
     source : path-like
-        ``bert_model.ckpt``, beside which lie ``bert_model.ckpt.index`` and
-        ``bert_model.ckpt.data-00000-of-00001``; or one of these; or their folder.
+        The prefix ``bert_model.ckpt`` itself; or one of the files ``bert_model.ckpt.index`` and
+        ``bert_model.ckpt.data-00000-of-00001``; or their folder.
 
     Raises
     ------
     utils.UserError
-        A folder with more than one checkpoint.
+        The folder contains several checkpoints.
     """
     source = Path(source)
     if source.is_dir():
@@ -122,17 +122,17 @@ def read_checkpoint(
     vocab: str | os.PathLike[str] | None = None,
     do_lower_case: bool | None = None,
 ) -> Foreign:
-    """Read a checkpoint with the bert_config.json and the vocab.txt that lie beside it.
+    """Read a checkpoint, and the bert_config.json and vocab.txt beside it.
 
     Parameters
     ----------
     prefix : path-like
-        As `find_prefix` returns it.
+        As returned by `find_prefix`.
     model_cfg, vocab : path-like, optional
-        Sizes in our terms and a vocabulary, instead of those two files.
+        A file of `models.Config` and a vocabulary, instead of those two files.
     do_lower_case : bool, optional
-        How text is read. Left out, bert_config.json says it, or else the vocabulary does: one
-        with capital letters is cased.
+        How text is read. Default: as in bert_config.json, or else cased if the vocabulary contains
+        capital letters.
 
     Raises
     ------
@@ -149,12 +149,12 @@ def read_checkpoint(
         if words:
             sizes = sizes.with_vocab_size(len(words), model_cfg, vocab or vocab_file)
         elif sizes.vocab_size is None:
-            raise UserError(f"{vocab_file} is missing; give the vocabulary of {prefix} by --vocab")
+            raise UserError(f"{vocab_file} is missing; give the vocabulary as --vocab")
     elif config_file.is_file():
         sizes, config = read_sizes(config_file)
         do_lower_case = config.do_lower_case if do_lower_case is None else do_lower_case
     else:
-        raise UserError(f"{config_file} is missing; give the sizes of {prefix} by --model_cfg")
+        raise UserError(f"{config_file} is missing; give the sizes as --model_cfg")
     if words:
         words = fill_vocab(words, sizes.vocab_size, vocab or vocab_file)
     state, ignored = read_variables(
@@ -169,28 +169,28 @@ def read_variables(
     n_heads: int,
     said: str | os.PathLike[str] = "the model",
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Read what a checkpoint holds of the weights ``wanted``.
+    """Read the weights ``wanted`` from a checkpoint.
 
     Parameters
     ----------
     wanted : dict of str to shape
         Keys of `models.BertModel4Pretrain`.
     n_heads : int
-        The model garden's attention has a dimension for heads.
+        In the model garden, attention weights have a dimension for heads.
     said : path-like
         For the message: where the sizes come from.
 
     Returns
     -------
     state : dict of str to float32 tensors
-        Without the pre-training heads that are not there.
+        Without missing pre-training heads.
     ignored : list of str
-        All else: names of variables, and the numbers of the optimizer's.
+        The names of all other variables; for those of the optimizer, how many there are.
 
     Raises
     ------
     utils.UserError
-        As `read_checkpoint`.
+        See `read_checkpoint`.
     """
     tf = _tensorflow()
     state = {}
@@ -211,7 +211,7 @@ def read_variables(
 
         stored = {key: _stored(key, shape, n_heads, graph) for key, shape in wanted.items()}
         dtypes = reader.get_variable_to_dtype_map()
-        # Without the other head it is no pre-trained model, and these are a classifier's weights.
+        # Without the masked-LM head this is a fine-tuned model, and its classifier another one.
         if graph and "cls/predictions/output_bias" not in names:
             stored = {key: s for key, s in stored.items() if not key.startswith("classifier.")}
         for key in match(stored, name_of, shapes, prefix, said):
@@ -229,7 +229,7 @@ def read_variables(
             del shapes[name]
     except (tf.errors.OpError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{prefix} is damaged or no TensorFlow checkpoint: {str(error)[:200]}"
+            f"{prefix} is damaged or not a TensorFlow checkpoint: {str(error)[:200]}"
         ) from error
     slots = Counter(
         next(filter(None, found.groups()), "of the optimizer")
@@ -241,7 +241,7 @@ def read_variables(
 
 
 def google_name(key: str) -> str:
-    """Return what Google's code calls the weight ``key`` of `models.BertModel4Pretrain`.
+    """Return Google's name of the weight ``key`` of `models.BertModel4Pretrain`.
 
     >>> google_name("transformer.blocks.3.attn.proj_q.weight")
     'bert/encoder/layer_3/attention/self/query/kernel'
@@ -253,7 +253,7 @@ def google_name(key: str) -> str:
 
 
 def _garden_names(graph: bytes, prefix: Path) -> dict[str, str]:
-    """Return Google's name -> the file's name of each variable of BERT in an object graph."""
+    """Return Google's name -> the file's name, for each variable of BERT in an object graph."""
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
@@ -282,12 +282,12 @@ def _garden_names(graph: bytes, prefix: Path) -> dict[str, str]:
 
 
 def _is_kernel(key: str, graph: bool) -> bool:
-    """Whether a checkpoint holds the weight with inputs before outputs, unlike PyTorch."""
+    """Whether a checkpoint stores the weight as (inputs, outputs), transposed to PyTorch's."""
     return google_name(key).endswith("/kernel") or (graph and key == "classifier.weight")
 
 
 def _stored(key: str, shape: Shape, n_heads: int, graph: bool) -> Shape:
-    """Return the shape in which a checkpoint holds the weight ``key``, whose shape is ``shape``."""
+    """Return the shape of the weight ``key`` in a checkpoint; ``shape`` is its shape here."""
     if graph and ".attn.proj_" in key:  # (D, H, W), (H, W)
         return (*shape[1:], n_heads, shape[0] // n_heads)
     if graph and re.search(r"\.\d+\.proj\.weight$", key):  # (H, W, D)
@@ -296,12 +296,12 @@ def _stored(key: str, shape: Shape, n_heads: int, graph: bool) -> Shape:
 
 
 def _tensorflow() -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no word on CPU features and GPUs
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no messages about CPU features and GPUs
     try:
         import tensorflow
     except ImportError as error:
         raise UserError(
             "reading a TensorFlow checkpoint needs TensorFlow; install it with "
-            "`pip install tensorflow-cpu`, or `pip install tensorflow` where there is none"
+            "`pip install tensorflow-cpu`, or `pip install tensorflow` if that is not available"
         ) from error
     return tensorflow

@@ -1,1 +1,1 @@
-"""Many jobs in parallel, each in a process under limits, on this machine or on a cluster."""
+"""Run many jobs in parallel, each in a process with limits, on this machine or on a cluster."""

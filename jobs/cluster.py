@@ -1,13 +1,13 @@
-"""The same jobs on many machines: a Dask scheduler gives them to its workers.
+"""Run jobs on many machines: a Dask scheduler distributes them to its workers.
 
     export PYTHONPATH=. DASK_DISTRIBUTED__WORKER__DAEMON=False   # in this project's folder
     dask scheduler                                # on one machine
-    dask worker tcp://HOST:8786 --nthreads 2      # on each
+    dask worker tcp://HOST:8786 --nthreads 2      # on each machine
     python gendata.py --cluster tcp://HOST:8786
 
-A job runs on a worker's machine just as it would here: in a process of its own, under the same
-limits. A worker that dies costs time only: the scheduler gives its jobs to others. The machines
-share a file system, on which all paths mean the same.
+A worker runs each job as it would run here: in its own process, with the same limits. If a worker
+dies, only time is lost: the scheduler gives its jobs to other workers. All machines must share a
+file system, with the same paths.
 """
 
 import importlib
@@ -27,9 +27,9 @@ except ImportError as error:
     raise utils.UserError(
         "--cluster needs Dask: pip install -r requirements-cluster.txt"
     ) from error
-AHEAD = 400  # batches under way at most: workers may join at any time
-LARGEST_BATCH = 64  # jobs that a worker is given at a time
-PATIENCE = 60  # seconds to wait for the scheduler, and for a worker: both may just be starting
+AHEAD = 400  # batches submitted in advance; many, because more workers may join at any time
+LARGEST_BATCH = 64  # jobs that a worker gets at a time
+PATIENCE = 60  # seconds to wait for the scheduler, and for a worker: both may still be starting
 
 
 def on_cluster(
@@ -49,13 +49,13 @@ def on_cluster(
     function : (str, str)
         Its module and name.
     settings, preload
-        As of :func:`jobs.run.run_all`.
+        See :func:`jobs.run.run_all`.
 
     Raises
     ------
     UserError
         No scheduler answers, it has no workers, they cannot run this project, or their settings
-        are not the same as here.
+        differ from those here.
     """
     if total == 0:
         return
@@ -82,7 +82,7 @@ def on_cluster(
             try:
                 errors = future.result()
             except distributed.KilledWorker:
-                errors = ["the workers that had it died, one after the other"] * len(keys)
+                errors = ["all workers that tried it died"] * len(keys)
             except (ImportError, RuntimeError) as error:
                 missing = error.__cause__ if isinstance(error, RuntimeError) else error
                 if not isinstance(missing, ImportError):
@@ -110,19 +110,19 @@ def run_batch(
     limits: tuple[float, float],
     preload: tuple[str, ...],
 ) -> list[str | None]:
-    """Run some jobs one after the other in a child process; runs in a worker of the cluster."""
+    """Run some jobs, one after the other, in a child process of a worker of the cluster."""
     os.chdir(folder)
     if settings() != expected:
         raise utils.UserError(
-            f"a worker has {settings()}, but here it is {expected}; install the same requirements "
-            "everywhere"
+            f"a worker has {settings()}, but this machine has {expected}; install the same "
+            "requirements everywhere"
         )
     if multiprocessing.current_process().daemon:
         raise utils.UserError(
             "the cluster's workers may not start processes; start them with "
             "DASK_DISTRIBUTED__WORKER__DAEMON=False in the environment"
         )
-    # Not forked: a worker has threads, and a copy of a process with threads may hang.
+    # Not "fork": a worker has threads, and the copy of a process with threads may hang.
     module, name = function
     multiprocessing.set_forkserver_preload([module, *preload])
     jobs = enumerate(arguments), len(arguments), 1, "jobs"

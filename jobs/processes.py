@@ -1,7 +1,6 @@
-"""One function over many jobs, each job in a process under limits of time and memory.
+"""Run a function for many jobs, each in a process with limits of time and memory.
 
-A job that fails, dies or takes too much costs itself only. They run in processes of this machine,
-or on a cluster of many, with the same results.
+A job that fails, crashes or exceeds a limit does not affect the others.
 """
 
 import itertools
@@ -28,10 +27,11 @@ MACHINE = psutil.virtual_memory().total / 2**30  # GiB
 MEMORY_LIMIT = min(8.0, MACHINE)  # GiB
 LIMITS = TIME_LIMIT, MEMORY_LIMIT
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# A job that waits, for a disk that does not answer, say, takes no processor time. It may be there
-# for so many times the time limit; a busy machine gives a job less than all of a core.
+# A job that waits, e.g. for a disk that does not answer, uses no processor time. So there is also
+# a limit of elapsed time: this many times the time limit, as on a busy machine a job gets less than
+# a whole core.
 WAITING = 20
-AHEAD = 1000  # jobs that wait for a process: so many are in memory, not all
+AHEAD = 1000  # jobs that are queued in advance, so that not all have to be in memory
 
 
 def in_processes(
@@ -47,19 +47,19 @@ def in_processes(
 ) -> Iterator[tuple[Any, str | None]]:
     """Run ``function(*arguments)`` for each (key, arguments); yield key and error text or None.
 
-    They are yielded as they end. A worker that fails, dies, computes longer than ``time_limit``
-    seconds or holds more than ``memory_limit`` GiB costs its own job only. Whoever stops iterating
-    stops the jobs that are left. With ``sizes``, key -> bytes of each job, progress is measured by
-    these.
+    Results are yielded in the order in which jobs end. A job that raises an error, crashes, uses
+    more than ``time_limit`` seconds of processor time or more than ``memory_limit`` GiB fails by
+    itself; the others go on. If the caller stops iterating, the remaining jobs are stopped. With
+    ``sizes``, key -> bytes of each job, progress is measured in bytes.
 
     Raises
     ------
     DiskError
-        Nothing can be written any more, which is no job's fault.
+        Nothing can be written any more, so all other jobs would fail, too.
     """
     if total == 0:
         return
-    # Forked, so that workers need not import anything again, angr above all.
+    # With "fork", workers need not import anything again; angr takes long.
     with (
         ProcessPool(
             min(workers, total),
@@ -111,14 +111,14 @@ def in_processes(
 
 
 def _bar(total: int, what: str, sizes: Mapping[Any, int] | None) -> Any:
-    """Return a progress bar over jobs, or over their bytes, by which it can tell the time left."""
+    """Return a progress bar over jobs, or over bytes, which predict the remaining time better."""
     if sizes is None:
         return progress.bar(total=total, desc=what, unit=" " + what)
     return progress.bar(total=sum(sizes.values()), desc=what, unit="B", unit_scale=True)
 
 
 def _next(ended: SimpleQueue, bar: Any) -> tuple[Any, Any]:
-    """Wait for the next job that ends; meanwhile the bar's clock goes on."""
+    """Wait for the next job to end; meanwhile keep the bar's clock running."""
     while True:
         try:
             return ended.get(timeout=1)
@@ -127,9 +127,9 @@ def _next(ended: SimpleQueue, bar: Any) -> tuple[Any, Any]:
 
 
 def _compute(time_limit: float, function: Callable[..., None], *arguments: Any) -> None:
-    """Run a job; after ``time_limit`` seconds of processor time the kernel ends this process."""
+    """Run a job; after ``time_limit`` seconds of processor time the kernel kills this process."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # limited_memory is for the parent
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # undo the parent's limited_memory
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, time_limit)
     try:
@@ -139,10 +139,10 @@ def _compute(time_limit: float, function: Callable[..., None], *arguments: Any) 
 
 
 def _end_with(parent: int) -> None:
-    """Let this worker end when its parent was killed, for nobody else would limit its time."""
+    """End this worker when its parent was killed: nobody else would limit its time."""
 
     def watch() -> None:
-        # Of a forked worker, the parent is what the system calls so; of others a process between.
+        # Watch the process that made the pool: unless forked, the direct parent is the forkserver.
         with suppress(psutil.NoSuchProcess):
             while psutil.Process(parent).status() != psutil.STATUS_ZOMBIE:
                 time.sleep(1)
@@ -152,7 +152,7 @@ def _end_with(parent: int) -> None:
 
 
 def _how_ended(exitcode: int) -> str:
-    """Return "exit code 1", or the signal's name; SIGKILL is how the system frees memory."""
+    """Return "exit code 1", or the signal's name (SIGKILL if the system ran out of memory)."""
     with suppress(ValueError):
         return signal.Signals(-exitcode).name
     return f"exit code {exitcode}"
@@ -160,10 +160,10 @@ def _how_ended(exitcode: int) -> str:
 
 @contextmanager
 def _memory_watched(limit: float) -> Iterator[set[int]]:
-    """Kill child processes that hold more than ``limit`` GiB; yield the set of their numbers.
+    """Kill child processes that use more than ``limit`` GiB; yield the set of their process ids.
 
-    A limit of the kernel's (RLIMIT_AS) would make allocations fail, and a library that catches that
-    would give half a result.
+    With a kernel limit (RLIMIT_AS) allocations would fail instead, and a library that catches the
+    error could return an incomplete result.
     """
     killed: set[int] = set()
     ended = threading.Event()
@@ -187,15 +187,15 @@ def _memory_watched(limit: float) -> Iterator[set[int]]:
 
 @contextmanager
 def limited_memory(limit: float, doing: str) -> Iterator[None]:
-    """Let this process hold at most ``limit`` GiB within the block; ``doing`` says what for.
+    """Limit this process to ``limit`` GiB within the block; the error says ``doing`` what.
 
-    The kernel's limit counts what a process may write to, so it is set to what it has now and what
-    its resident memory may grow by.
+    RLIMIT_DATA counts writable memory, resident or not. So it is set to the present amount plus
+    what the resident memory may still grow by.
 
     Raises
     ------
     UserError
-        It would take more.
+        More memory is needed.
     """
     before = resource.getrlimit(resource.RLIMIT_DATA)
     now = psutil.Process().memory_info()
@@ -206,11 +206,11 @@ def limited_memory(limit: float, doing: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # As torch says it.
+        # torch raises a RuntimeError where others raise a MemoryError.
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         raise utils.UserError(
-            f"{doing} takes more than {limit:g} GiB of memory (--memory_limit)"
+            f"{doing} takes more than {limit:g} GiB of memory; raise --memory_limit"
         ) from None
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)

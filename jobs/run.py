@@ -1,4 +1,4 @@
-"""Run a function over many jobs, on this machine or on a cluster."""
+"""Run a function for many jobs, on this machine or on a cluster."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,24 +20,26 @@ def run_all(
     preload: tuple[str, ...] = (),
     sizes: Mapping[Any, int] | None = None,
 ) -> Iterator[tuple[Any, str | None]]:
-    """Run a function of one of our files, here or on a cluster; see :func:`in_processes`.
+    """Run a function for many jobs, here or on a cluster; see :func:`in_processes`.
+
+    ``function`` and ``settings`` must be defined at the top level of a file of this project.
 
     Parameters
     ----------
     cluster : str or None
         Address of a Dask scheduler; None: this machine.
     settings : callable
-        A function of one of our files; what it returns must be the same on the cluster as here.
+        Its result must be the same on the cluster's machines as here.
     preload : tuple of str
-        Modules that the cluster's workers import once, and not in each process.
+        Modules that the cluster's workers import once instead of in each process.
     sizes : mapping, optional
-        Key of each job -> bytes that it works on, by which progress here is measured.
+        Key of each job -> its number of bytes, for the progress bar on this machine.
     """
     if cluster is None:
         return in_processes(function, jobs, total, workers, what, *limits, sizes=sizes)
     from jobs.cluster import on_cluster  # an optional dependency
 
-    # A script that is run is __main__ here, but not on the cluster.
+    # The script that runs is called __main__ here, but not on the cluster.
     module = function.__module__
     if module == "__main__":
         module = Path(str(sys.modules[module].__file__)).stem

@@ -1,1 +1,1 @@
-"""Two binaries: their control-flow graphs merged, and walked."""
+"""Pairs of binaries: merging their control-flow graphs and walking them."""

@@ -1,12 +1,12 @@
-"""What a pair of binaries is described by, and the folder data/<n> that holds it.
+"""The folder data/<n> of a pair of binaries, and the schema of its pair.json.
 
 - pair.json: which binaries, which analyses, which settings, and counts (:class:`PairInfo`)
 - walks.npz: the walks as block ids, see :func:`pairs.walks.save_walks`
-- dictionary.txt: the pair's tokens, one a line
-- walks.txt, where `gendata.py text` was asked for it: the walks as text
+- dictionary.txt: the pair's tokens, one per line
+- walks.txt: the walks as text, if `gendata.py text` was run for this pair
 
-Blocks, edges and tokens stand once per binary in gendata.py's outputDir, as each binary is in many
-pairs.
+Blocks, edges and tokens are stored once per binary in gendata.py's outputDir, because each binary
+is in many pairs.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from pydantic import Field
 import utils
 
 FORMAT_VERSION = 3
-MOST = 2**32  # of anything in a pair
+MOST = 2**32  # upper bound of all counts in a pair
 Count = Annotated[int, Field(ge=0, lt=MOST)]
 Two = Field(min_length=2, max_length=2)
 
@@ -46,18 +46,18 @@ class WalkSettings:
 
 @pydantic.dataclasses.dataclass(config=utils.STRICT)
 class Counts:
-    """How much of everything a pair has.
+    """Counts of a pair.
 
     Attributes
     ----------
     blocks, edges, merged : int
-        Of the merged graph; ``merged`` are the nodes that stand for a block of each binary.
+        In the merged graph; ``merged`` counts the nodes that stand for a block of each binary.
     visits, walks, documents : int
-        Blocks, sentences and documents of the walks.
+        Number of blocks, sentences and documents in the walks.
     documents_in_both : int
-        Documents that hold blocks of both binaries.
+        Number of documents with blocks of both binaries.
     tokens : int
-        Of the walks.
+        Number of tokens in the walks.
     document_lengths : list of int
         ``document_lengths[n]`` documents have n blocks.
     """
@@ -75,22 +75,22 @@ class Counts:
 
 @pydantic.dataclasses.dataclass(config=utils.STRICT)
 class PairInfo:
-    """What pair.json says; two that are equal but for ``counts`` are made of the same things.
+    """The content of pair.json. Equal content, except for ``counts``, means equal walks.
 
     Attributes
     ----------
     pair : int
         The folder's number.
     program, split : str
-        Which program the two binaries are builds of, and what a training uses it for.
+        The program that both binaries are builds of, and the split that it belongs to.
     binaries : list of Build
-        The first and the second.
+        The first and the second binary.
     analysis : str
         Settings of the analyses, see :func:`binary.analysis.analysis_settings`.
     tokens : int
         Version of the tokens, see :mod:`binary.tokens`.
     analyses : list of str
-        Names of the two analyses in outputDir.
+        File names of the two analyses in outputDir.
     settings : WalkSettings
     seed : int
     counts : Counts or None
@@ -152,12 +152,12 @@ def read_info(folder: Path) -> PairInfo:
 
 
 def remedy(folder: Path) -> str:
-    """Say how to mend a damaged pair."""
+    """Say how to repair a damaged pair."""
     return f"delete {folder} and run `python gendata.py` again"
 
 
 def is_made(data: str | Path, wanted: PairInfo) -> bool:
-    """Whether the wanted pair is there, finished and made of just these binaries and settings."""
+    """Whether the pair was already finished with exactly these binaries and settings."""
     try:
         made = read_info(pair_folder(data, wanted.pair))
     except utils.UserError:
@@ -178,7 +178,7 @@ def analysis_files(info: PairInfo, output_dir: str | Path) -> list[Path]:
         if not file.is_file():
             raise utils.UserError(
                 f"{file}, the analysis of {build.path} that pair {info.pair} refers to, is "
-                "missing; name gendata.py's outputDir with --outputDir, or run `python gendata.py` "
+                "missing; give gendata.py's outputDir as --outputDir, or run `python gendata.py` "
                 "again"
             )
     return files

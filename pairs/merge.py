@@ -1,4 +1,4 @@
-"""Two control-flow graphs become one, joined at what they surely share."""
+"""Merge two control-flow graphs into one, at the imports and strings that they share."""
 
 import dataclasses
 
@@ -6,21 +6,22 @@ import numpy as np
 
 from binary.analysis import Analysis
 
-MIN_JOINING_STRING = 6  # a literal shorter than this says too little to make two blocks one
+MIN_JOINING_STRING = 6  # shorter literals are too common to identify a block
 
 
 @dataclasses.dataclass
 class MergedGraph:
-    """The control-flow graphs of two binaries, joined; block ids of the second follow the first's.
+    """The merged control-flow graphs of two binaries; the second's block ids follow the first's.
 
     Attributes
     ----------
     address : uint64 (B,), function : int32 (B,), binary : uint8 (B,)
-        The second binary's functions count on from the first's.
+        Function numbers of the second binary continue those of the first.
     edges : int32 (m, 2), kind : uint8 (m,)
-        JUMP, CALL or STEP_OVER. Every edge joins blocks of one binary.
+        JUMP, CALL or STEP_OVER. Both ends of an edge are in the same binary.
     merged : int32 (k, 2)
-        Block of the first and block of the second that are one node; each block at most once.
+        Pairs of a block of the first and one of the second that are one node; each block occurs at
+        most once.
     returns : bool (B,)
         As in :class:`Analysis`.
     has_code : bool (B,)
@@ -38,12 +39,12 @@ class MergedGraph:
 
 
 def merge(first: Analysis, second: Analysis) -> MergedGraph:
-    """Join two control-flow graphs where they surely are the same.
+    """Merge two control-flow graphs at the blocks that are certainly the same.
 
-    Two nodes are one where both are the same import, or where both are the only block in their
-    binary that refers to the same string literal longer than 5 characters. Where literals
-    disagree about a block's partner, the partner with the most literals in common wins, then the
-    lower block ids: a node is never more than one block of each binary.
+    Two blocks become one node if they are the same import, or if both are the only block in their
+    binary that refers to some string literal longer than 5 characters. If literals suggest
+    different partners for a block, the partner with the most literals in common wins, then the one
+    with the lower block ids: a node contains at most one block of each binary.
     """
 
     def both(field: str, shift: int = 0) -> np.ndarray:
@@ -76,7 +77,7 @@ def _same_imports(first: Analysis, second: Analysis) -> list[tuple[int, int]]:
 
 
 def _only_reference(analysis: Analysis) -> dict[bytes, int]:
-    """Return literal -> block for literals that one block alone refers to."""
+    """Return literal -> block, for literals that only one block refers to."""
     found: dict[bytes, int] = {}
     several = set()
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):

@@ -1,4 +1,4 @@
-"""A pair's walks as text: the sentences and documents of the corpus."""
+"""Write the walks of a pair as text: the sentences and documents of the corpus."""
 
 import dataclasses
 from collections import Counter
@@ -18,19 +18,19 @@ from utils import UserError, atomic_file
 
 @dataclasses.dataclass
 class BinaryText:
-    """An analysed binary, written as text once for all of its pairs.
+    """An analysed binary as text, made once for all of its pairs.
 
-    ``texts`` are its blocks as bytes (B,), "" where a block has no tokens.
+    ``texts`` holds the bytes of each block (B,), empty if the block has no tokens.
     """
 
     texts: np.ndarray
     tokens: Tokens
 
     def count(self, visits: np.ndarray) -> Counter[str]:
-        """Count the tokens of blocks visited so often; ``visits`` is int64 (B,)."""
+        """Count tokens, given how often each block is visited: ``visits`` is int64 (B,)."""
         often = np.repeat(visits, np.diff(self.tokens.offsets))
         words = self.tokens.dictionary
-        # bincount weighs in float64, which is exact up to 2^53 tokens.
+        # bincount sums in float64, which is exact up to 2^53 tokens.
         counts = np.bincount(self.tokens.tokens, often, len(words)).astype(int).tolist()
         return Counter({word: n for word, n in zip(words, counts, strict=True) if n})
 
@@ -39,8 +39,8 @@ class BinaryText:
 class Pair:
     """One pair folder, read and checked.
 
-    ``blocks`` are the visited blocks (n,), those of the second binary counted on from the first's;
-    document d is ``blocks[start[d]:start[d + 1]]``.
+    ``blocks`` are the visited blocks (n,); ids of the second binary follow those of the first.
+    Document d is ``blocks[start[d]:start[d + 1]]``.
     """
 
     info: PairInfo
@@ -50,8 +50,8 @@ class Pair:
 
 
 def check_word(word: str) -> None:
-    """Raise a ValueError where ``word`` could change the corpus's structure or its reading."""
-    # What is not printable is a control character, a line separator or a blank other than " ".
+    """Raise a ValueError if ``word`` would change the structure or the meaning of the corpus."""
+    # Control characters, line separators and all blanks but " " are not printable.
     if not word or " " in word or not word.isprintable():
         raise ValueError(f"the token {word!r} is empty, or has a blank or control character in it")
     if word in SPECIAL_TOKENS or word.startswith("##"):
@@ -65,8 +65,8 @@ def read_binary(file: Path) -> BinaryText:
     Raises
     ------
     UserError
-        The file is damaged, its arrays do not fit together, or a token could forge a special
-        token, a blank or a line.
+        The file is damaged, its arrays do not fit together, or a token could be mistaken for a
+        special token, or contains a blank or line end.
     """
     analysis = load_analysis(file, for_display=False)
     try:
@@ -97,10 +97,10 @@ def read_pair(folder: Path, output_dir: str) -> Pair:
     binaries = [read_binary(file) for file in analysis_files(info, output_dir)]
     blocks, start = load_walks(folder / "walks.npz")
     size = sum(len(binary.texts) for binary in binaries)
-    assert info.counts is not None  # or read_info had refused it
+    assert info.counts is not None  # checked by read_info
     if size != info.counts.blocks:
         raise UserError(
-            f"{folder} is of {info.counts.blocks} blocks, but the analyses hold {size}; "
+            f"{folder} was made from {info.counts.blocks} blocks, but the analyses have {size}; "
             f"{remedy(folder)}"
         )
     if blocks.size and not 0 <= blocks.min() <= blocks.max() < size:
@@ -111,16 +111,16 @@ def read_pair(folder: Path, output_dir: str) -> Pair:
 
 
 def render(pair: Pair) -> tuple[list[bytes], np.ndarray]:
-    """Write a pair's walks as text; blocks without tokens leave no trace in it.
+    """Write a pair's walks as text, leaving out blocks without tokens.
 
     Returns
     -------
     documents : list of bytes
-        Sentences of ``walk_length`` blocks (the last may be shorter), a line each, and a blank
-        line. A tab stands between instructions, a blank between an instruction's tokens. What no
-        token is in is left out, be it a sentence or a document.
+        Each is one line per sentence of ``walk_length`` blocks (the last may be shorter), and a
+        blank line. Instructions are separated by tabs, the tokens of an instruction by blanks.
+        Sentences and documents without tokens are left out.
     numbers : int64 (documents,)
-        Which of the pair's walks they are.
+        The index of each document's walk.
     """
     texts = np.concatenate([binary.texts for binary in pair.binaries])
     lengths = np.diff(pair.start)
@@ -132,7 +132,7 @@ def render(pair: Pair) -> tuple[list[bytes], np.ndarray]:
     ends_document = np.diff(document, append=-1) != 0
     ends_sentence = (np.diff(sentence, append=-1) != 0) | ends_document
 
-    # The text is blocks and separators taken in turn.
+    # The text alternates between blocks and separators.
     separators = np.array([b"\t", b"\n", b"\n\n"], dtype=object)
     parts = np.empty(2 * len(blocks), dtype=object)
     parts[0::2] = texts[blocks]
@@ -144,12 +144,12 @@ def render(pair: Pair) -> tuple[list[bytes], np.ndarray]:
 
 
 def write_text(folder: Path, output_dir: str) -> None:
-    """Write a pair's walks to walks.txt in its folder, just as the corpus has them.
+    """Write a pair's walks to walks.txt in its folder, in the format of the corpus.
 
     Raises
     ------
     UserError
-        As of :func:`read_pair`.
+        See :func:`read_pair`.
     """
     documents, _ = render(read_pair(folder, output_dir))
     with atomic_file(folder / "walks.txt", "wb") as file:

@@ -1,7 +1,8 @@
-"""Random walks on control-flow graphs: paths that executions could take, and plain DeepWalk.
+"""Random walks on control-flow graphs: paths that an execution could take, and plain DeepWalk.
 
-The path walk is plain loops over arrays, compiled by numba: it needs a call stack, and only after
-each path it knows what is still uncovered, so whole-array NumPy would walk more and read worse.
+The path walk is written as loops, compiled by numba: it needs a call stack, and knows only after
+each path which blocks are still uncovered. With whole arrays, NumPy would do more work and be
+harder to read.
 """
 
 import os
@@ -17,28 +18,29 @@ from files.arrays import Numbers, read_arrays
 from pairs.folder import remedy
 from pairs.merge import MergedGraph
 
-RETURN = -1  # a choice: go back to where the stack, or else any caller, says
-NOTHING = -2  # what a step pushes that is no call
-NOWHERE = -1  # what a call pushes that has no return site: a return from there ends the path
+RETURN = -1  # a choice: return to the site on the stack, or to any caller if the stack is empty
+NOTHING = -2  # pushed by a step that is not a call
+NOWHERE = -1  # pushed by a call without a return site: a return from there ends the path
 WALKS_FILE = {"step": Numbers("i2 i4", "n"), "length": Numbers("i4", "paths", above=0)}
-MAX_BACKWARD = 32  # blocks that a path grows backwards from the block that it has to cover
+MAX_BACKWARD = 32  # maximum number of blocks before the block that a path has to cover
 
 
 class WalkGraph(NamedTuple):
-    """What each of a merged graph's B blocks offers to a walk, in CSR form.
+    """The possible steps from each of the B blocks of a merged graph, in CSR form.
 
-    Block b's rows are ``start[b]:start[b + 1]``. Both blocks of a merged node offer the same.
+    The rows of block b are ``start[b]:start[b + 1]``. Both blocks of a merged node have the same
+    steps.
 
     Attributes
     ----------
     forward_start : int64 (B + 1,), forward : int32, forward_push : int32
-        The next block, or RETURN; the return site that the step pushes, or NOTHING.
+        The next block, or RETURN; and the return site that the step pushes, or NOTHING.
     backward_start, backward_own : int64 (B + 1,), (B,)
         ``backward_start[b]:backward_own[b]`` are the rows of b itself, without its partner's.
     backward, backward_into, backward_push : int32
-        The block before; the block of this node that it leads to; what that step pushes.
+        The previous block; the block of this node that it leads to; what that step pushes.
     caller_start : int64 (B + 1,), caller : int32
-        Return sites of all calls of the function; rows for blocks that return only.
+        Return sites of all calls of the function; only blocks that return have rows.
     """
 
     forward_start: np.ndarray
@@ -60,14 +62,14 @@ def walk_graph(
     function: np.ndarray,
     returns: np.ndarray,
 ) -> WalkGraph:
-    """Work out every block's choices: forwards, backwards, and where its function returns to.
+    """Find the possible steps from every block: forwards, backwards, and returns to callers.
 
     Parameters
     ----------
     edges : int32 (m, 2), kind : uint8 (m,), merged : int32 (k, 2)
-        As in graph.npz: source and target; JUMP, CALL or STEP_OVER; pairs that are one node.
+        As in `MergedGraph`: source and target; JUMP, CALL or STEP_OVER; pairs that are one node.
     function : int32 (B,), returns : bool (B,)
-        Each block's function; whether the block gives control back to that function's caller.
+        Each block's function; whether the block returns to that function's caller.
     """
     blocks = len(function)
     source, target = edges[:, 0].astype(np.int64), edges[:, 1].astype(np.int64)
@@ -76,7 +78,8 @@ def walk_graph(
     return_site[source[kind == STEP_OVER]] = target[kind == STEP_OVER]
     push = np.where(kind == CALL, return_site[source], NOTHING)
 
-    # Forwards: what can return, before what cannot (abort, exit and what only leads there).
+    # Forwards: successors that never return (abort, exit, what leads only there) are dropped if
+    # there are others.
     living = _can_return(source, target, kind, returns)
     at, row = _offered_by(source, partner)
     leaving, _ = _offered_by(np.flatnonzero(returns), partner)
@@ -86,7 +89,7 @@ def walk_graph(
     good = np.concatenate([living[target[row]], np.ones(len(leaving), bool)])
     has_good = np.zeros(blocks, bool)
     has_good[at[good]] = True
-    # A node that both of its blocks return from offers one return.
+    # A merged node offers only one return, even if both of its blocks return.
     doubled = np.concatenate([np.zeros(len(row), bool), _repeated(leaving, blocks)])
     keep = (good | ~has_good[at]) & ~doubled
     forward_start, order = _csr(at[keep], blocks)
@@ -98,7 +101,7 @@ def walk_graph(
     backward_own = backward_start[:-1] + np.bincount(target, minlength=blocks)
     row = row[order]
 
-    # Callers, found by function, so that a call into the middle of one counts as well.
+    # Callers are found by function, so that calls into the middle of a function count, too.
     calls = np.flatnonzero((kind == CALL) & (return_site[source] != NOWHERE))
     callee_start, order = _csr(function[target[calls]], int(function.max(initial=-1)) + 1)
     sites = return_site[source[calls]][order]
@@ -138,7 +141,7 @@ def _offered_by(block: np.ndarray, partner: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _repeated(block: np.ndarray, blocks: int) -> np.ndarray:
-    """Return for each entry whether the same block stood before it."""
+    """Return for each entry whether the same block occurred before it."""
     again = np.ones(len(block), bool)
     again[np.unique(block, return_index=True)[1]] = False
     return again
@@ -154,7 +157,7 @@ def _csr(row: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
 def _can_return(
     source: np.ndarray, target: np.ndarray, kind: np.ndarray, returns: np.ndarray
 ) -> np.ndarray:
-    """Mark the blocks from which their function can return, stepping over its calls."""
+    """Mark the blocks from which the function can return, stepping over calls."""
     inside = kind != CALL
     start, order = _csr(target[inside], len(returns))
     living = returns.copy()
@@ -178,12 +181,12 @@ def control_flow_walks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Walk until every block that holds code was visited at least ``num_walks`` times.
 
-    Each path goes through a block that still lacks visits. From there it grows backwards over
-    predecessors, at most 32 blocks, then forwards: over successors, a call pushing its return
-    site and a return popping it; with an empty stack a return goes on at the return site of any
-    caller of the function. Choices are uniform. A successor that can never return is taken only
-    where there is no other. A merged node offers what both of its blocks offer, and stands in the
-    path as the block of the binary that the path came from.
+    Each path goes through a block that still lacks visits. From this block it grows backwards over
+    predecessors, at most 32 blocks, and then forwards over successors. A call pushes its return
+    site on a stack and a return pops it; if the stack is empty, a return continues at the return
+    site of any caller of the function. All choices are uniform. A successor that can never return
+    is taken only if there is no other. From a merged node the path may continue in either binary;
+    the node appears in the path as the block of the binary that the path came from.
 
     Parameters
     ----------
@@ -191,14 +194,14 @@ def control_flow_walks(
     has_code : bool (B,)
         The blocks to cover.
     num_walks, max_blocks : int
-        Visits that each block gets at least; length of the longest path.
+        Minimum number of visits to each block; maximum length of a path.
     seed : list of int
         For ``numpy.random.default_rng``; equal seeds give equal walks.
 
     Returns
     -------
     blocks : int32 (n,)
-        The paths, one behind the other.
+        The paths, concatenated.
     start : int64 (paths + 1,)
         Path p is ``blocks[start[p]:start[p + 1]]``.
     """
@@ -221,7 +224,7 @@ def _cover(
     start = [0]
     past = np.empty(max_blocks, np.int32)  # the backward part, last block first
     past_push = np.empty(max_blocks, np.int32)
-    stack = np.empty(max_blocks, np.int32)  # a step pushes one site at most: it cannot overflow
+    stack = np.empty(max_blocks, np.int32)  # cannot overflow: a step pushes at most one site
     for wanted in order:
         while visits[wanted] < num_walks:
             past[0] = wanted
@@ -229,7 +232,7 @@ def _cover(
             while length < min(MAX_BACKWARD + 1, max_blocks):
                 block = past[length - 1]
                 low, high = graph.backward_start[block], graph.backward_start[block + 1]
-                if length == 1:  # the wanted block itself must stand in the path, not its partner
+                if length == 1:  # the path must contain the wanted block itself, not its partner
                     high = graph.backward_own[block]
                 if low == high:
                     break
@@ -274,14 +277,15 @@ def _cover(
 
 
 def save_walks(path: str | os.PathLike[str], blocks: np.ndarray, start: np.ndarray) -> None:
-    """Write walks as a compressed .npz: 1 byte a visited block or less, where 4 are in memory.
+    """Write walks as a compressed .npz, at most about 1 byte per visited block (4 in memory).
 
     Parameters
     ----------
     path : path-like
     blocks : int32 (n,), start : int64 (paths + 1,)
-        As :func:`control_flow_walks` returns them. ``step`` in the file is each block's distance to
-        the one before it, which is small or repeats; ``length`` is the blocks of each path.
+        As returned by :func:`control_flow_walks`. In the file, ``step`` is the difference of each
+        block id to the previous one, which is often small or repeated and so compresses well, and
+        ``length`` is the number of blocks of each path.
     """
     step = np.diff(blocks, prepend=blocks.dtype.type(0))
     small = len(step) == 0 or max(step.max(), -step.min()) < 2**15
@@ -313,7 +317,7 @@ def load_walks(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
 def control_flow(
     graph: MergedGraph, num_walks: int, most: int, seed: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Walk as executions could, see :func:`control_flow_walks`."""
+    """Walk along paths that an execution could take, see :func:`control_flow_walks`."""
     choices = walk_graph(graph.edges, graph.kind, graph.merged, graph.function, graph.returns)
     return control_flow_walks(choices, graph.has_code, num_walks, most, seed)
 
@@ -321,10 +325,10 @@ def control_flow(
 def deepwalk(
     graph: MergedGraph, num_walks: int, most: int, seed: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Start ``num_walks`` uniform random walks at every node, in shuffled order, as DeepWalk does.
+    """Start ``num_walks`` uniform random walks at every node, in shuffled order, like DeepWalk.
 
-    A walk ends after ``most`` blocks, or at a block without successors. At a merged node it goes on
-    as in either binary.
+    A walk ends after ``most`` blocks, or at a block without successors. From a merged node it may
+    continue in either binary.
 
     References
     ----------
@@ -347,6 +351,6 @@ def deepwalk(
     return walks[walks >= 0], np.concatenate([[0], np.cumsum(lengths)])
 
 
-# Each takes the merged graph, num_walks, the most blocks of a path, and the seed; it returns the
-# paths as control_flow_walks does. Another kind of walk is one more line here.
+# Each takes the merged graph, num_walks, the maximum length of a path, and the seed; it returns
+# the paths like control_flow_walks. To add another kind of walk, add a line here.
 WALKS = {"control_flow": control_flow, "deepwalk": deepwalk}

@@ -1,3 +1,3 @@
-"""How scripts meet people: arguments, help, exit codes, progress, output that cannot act."""
+"""The command line: arguments, help, exit codes, progress, escaped output."""
 
-VERSION = "1.0.0"  # of the whole project, which `--version` prints
+VERSION = "1.0.0"  # of the whole project, printed by `--version`

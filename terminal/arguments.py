@@ -1,9 +1,9 @@
-"""From the words of a command line to the arguments of a function, as its type hints say.
+"""Turn the words of a command line into the arguments of a function, guided by its type hints.
 
-Fire assigns the words to the parameters. Left alone it would also read each word as a Python value
-(9.10 as the number 9.1, `build#1` as `build`), take a file's name that begins with a dash for a
-flag, and pass over a flag that is given twice. So every value is marked before fire sees it, which
-then hands it on as the text that was typed, and pydantic converts it by the parameter's type hint.
+Fire assigns words to parameters. By itself it would also evaluate each word as a Python value (9.10
+becomes the number 9.1, and `build#1` becomes `build`), mistake a file name that begins with a dash
+for a flag, and accept a flag that is given twice. So we put a mark in front of every value, which
+makes fire pass it on unchanged. Then pydantic converts the value to the type of its parameter.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ import pydantic
 
 from utils import UsageError
 
-MARK = "\0"  # in front of what was typed as a value; no process's argument can hold this character
-NUMBER = re.compile(r"-\.?[0-9]")  # begins with a dash and is no flag
+MARK = "\0"  # put in front of values; the operating system allows no argument that contains it
+NUMBER = re.compile(r"-\.?[0-9]")  # begins with a dash, but is not a flag
 BOOLEAN = ("true", "false")
 
 
 def bind(
     function: Callable[..., Any], words: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the positional and the named arguments that ``words`` mean, as they were typed.
+    """Split ``words`` into positional and named arguments, still as text.
 
-    A parameter without a default is given by position or as a flag, one with a default as a flag
-    only: ``--name value``, ``--name=value``; ``--name`` or ``--noname`` where it is a bool.
-    All words after ``--`` are values.
+    A parameter without a default can be given by position or as a flag, one with a default only as
+    a flag: ``--name value`` or ``--name=value``; ``--name`` or ``--noname`` if it is a bool. All
+    words after ``--`` are values.
 
     Raises
     ------
@@ -64,14 +64,14 @@ def bind(
 
 
 def _flag_only(parameter: inspect.Parameter) -> inspect.Parameter:
-    """Let a parameter with a default be given by its flag only, not by position."""
+    """Make a parameter with a default keyword-only: it can be given only as a flag."""
     if parameter.default is parameter.empty:
         return parameter
     return parameter.replace(kind=parameter.KEYWORD_ONLY)
 
 
 def _marked(words: Sequence[str], parameters: Any) -> list[str]:
-    """Return the words as fire shall read them: ``--flag=`` with a marked value, or a value."""
+    """Return the words for fire: each is ``--flag=`` with a marked value, or a marked value."""
     flags = [n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     given: set[str] = set()
     marked: list[str] = []
@@ -91,7 +91,7 @@ def _marked(words: Sequence[str], parameters: Any) -> list[str]:
         if name not in flags or not flag.startswith("--"):
             near = difflib.get_close_matches(name, flags, 1)
             hint = f"; did you mean --{near[0]}?" if near else ""
-            raise UsageError(f"there is no flag {flag} here{hint}")
+            raise UsageError(f"unknown flag {flag}{hint}")
         if name in given:
             raise UsageError(f"--{name} is given twice")
         given.add(name)
@@ -101,7 +101,7 @@ def _marked(words: Sequence[str], parameters: Any) -> list[str]:
         elif not equals:
             if not waiting or _is_flag(waiting[0]) or waiting[0] == "--":
                 raise UsageError(
-                    f"--{name} needs a value; one that begins with a dash is written --{name}=-..."
+                    f"--{name} needs a value; write one that begins with a dash as --{name}=-..."
                 )
             value = waiting.popleft()
         marked.append(f"--{name}={MARK}{value}")
@@ -113,17 +113,17 @@ def _is_flag(word: str) -> bool:
 
 
 def is_bool(parameter: inspect.Parameter) -> bool:
-    """Say whether a parameter is a switch, which needs no value."""
+    """Whether a parameter is a switch, i.e. needs no value."""
     return parameter.annotation in (bool, bool | None)
 
 
 def call(function: Callable[..., Any], args: tuple[str, ...], kwargs: dict[str, str]) -> Any:
-    """Convert the arguments by the function's type hints, and call it with them.
+    """Convert the arguments to the types of the function's parameters, and call it.
 
     Raises
     ------
     utils.UsageError
-        A value is not of its parameter's type.
+        A value cannot be converted to the type of its parameter.
     """
     try:
         return pydantic.validate_call(config={"allow_inf_nan": False})(function)(*args, **kwargs)
@@ -141,5 +141,5 @@ def call(function: Callable[..., Any], args: tuple[str, ...], kwargs: dict[str, 
 
 
 def names_of(values: str | Sequence[str]) -> list[str]:
-    """Return the values of a list: as text they stand between commas, as in ``chroot,ls``."""
+    """Split a text such as ``chroot,ls`` at commas; return a list as it is."""
     return values.split(",") if isinstance(values, str) else list(values)

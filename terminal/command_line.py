@@ -1,13 +1,13 @@
-"""What happens between a command line and a script's function, and how a script ends.
+"""Run a script's function with the arguments of the command line, and end with an exit code.
 
 Exit codes of all scripts:
 
-    0    all is done
-    1    an error, said in one sentence; what was finished before is kept
-    2    usage: the command itself is wrong (unknown flag, no number, an output that is an input)
-    3    done, but some inputs were skipped, each with its reason
-    4    diff.py found what `--fail-on` asks for
-    130  interrupted by Ctrl-C or SIGTERM; the same command goes on
+    0    everything is done
+    1    an error, reported in one sentence; results finished before are kept
+    2    usage: the command itself is wrong (unknown flag, not a number, an output that is an input)
+    3    done, but some inputs were skipped, each with a reason
+    4    diff.py found what `--fail_on` asks for
+    130  interrupted by Ctrl-C or SIGTERM; run the same command again to continue
 """
 
 import contextlib
@@ -29,15 +29,15 @@ ERROR, USAGE, PARTLY, FOUND, INTERRUPTED = 1, 2, 3, 4, 130  # exit codes
 
 
 def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> None:
-    """Run ``main``, or the command that the first argument names, and exit.
+    """Run ``main``, or the command named by the first argument, and exit.
 
-    Arguments are checked against the type hints before anything runs; an integer that the function
-    returns is the exit code.
+    Arguments are checked against the type hints before anything runs. If the function returns an
+    integer, this is the exit code.
     """
     escape_output()
     threading.excepthook = _report_of_thread
     for number in STOPPING:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's background jobs have it
+        if signal.getsignal(number) != signal.SIG_IGN:  # ignored in a shell's background jobs
             signal.signal(number, _stop)
     progress.clear_notice()
     with exit_codes():
@@ -49,9 +49,9 @@ def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> No
 def parse(
     main: Callable[..., Any], commands: Mapping[str, Callable[..., Any]]
 ) -> tuple[Callable[..., Any], tuple[str, ...], dict[str, str]]:
-    """Return the function that the command line names, and its arguments as they were typed.
+    """Return the function that the command line names, and its arguments, still as text.
 
-    ``--help`` (``-h``) and ``--version`` are printed, and the script ends.
+    With ``--help`` (``-h``) or ``--version``, print that and exit.
     """
     script, words = sys.argv[0], sys.argv[1:]
     module = sys.modules["__main__"].__spec__
@@ -76,10 +76,10 @@ def parse(
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn what ends a script into one line on stderr and an exit code.
+    """Turn an exception that ends a script into one line on stderr and an exit code.
 
-    A `UserError` is one line. Ctrl-C and SIGTERM end it with exit code 130; a second one ends the
-    process at once. Every other exception is our own mistake and keeps its traceback.
+    A `UserError` becomes one line. Ctrl-C and SIGTERM give exit code 130; a second one ends the
+    process at once. Any other exception is a bug in this project and keeps its traceback.
     """
     try:
         yield
@@ -89,13 +89,14 @@ def exit_codes() -> Iterator[None]:
         _fail(str(error), ERROR)
     except KeyboardInterrupt:
         print(
-            "interrupted; what was finished is kept, and the same command goes on", file=sys.stderr
+            "interrupted; finished results are kept; run the same command again to continue",
+            file=sys.stderr,
         )
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader has seen enough: `python gendata.py show 0 | head`
+    except BrokenPipeError:  # the reader closed the pipe: `python gendata.py show 0 | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:  # of a print into a file, or of a library that writes by itself
+    except OSError as error:  # from a print to a file, or from a library that writes by itself
         if error.errno not in FULL:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,7 +110,7 @@ def _fail(reason: str, code: int) -> None:
 
 
 def _report_of_thread(args: Any) -> None:
-    """Keep quiet of a full disk: TensorBoard's thread raises it again where its owner writes."""
+    """Do not report a full disk: TensorBoard raises the error again in the main thread."""
     if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in FULL):
         threading.__excepthook__(args)
 

@@ -1,4 +1,4 @@
-"""What a script says before its slow imports begin."""
+"""Answer --help and wrong arguments before a script's slow imports."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from terminal.signatures import Names
 
 
 def answer(script: str) -> None:
-    """Print the help or the version, or what is wrong with the arguments, and exit; or return.
+    """Print the help, the version or a usage error, and exit; return if there is none of these.
 
-    Scripts call this first, so that nobody waits for angr or torch to learn of a mistyped flag.
+    Scripts call this first, so that nobody waits for angr or torch to learn about a mistyped flag.
 
     Parameters
     ----------
@@ -23,5 +23,5 @@ def answer(script: str) -> None:
     main, commands = Names(Path(script)).functions()
     with exit_codes():
         function, args, kwargs = parse(main, commands)
-        call(function, args, kwargs)  # converts the arguments; it has no body here
+        call(function, args, kwargs)  # only checks the arguments: the function has no body here
     progress.notice("loading libraries ...")

@@ -1,27 +1,27 @@
-"""What is shown cannot act: names and strings of binaries and files, made harmless for each reader.
+"""Escape names and strings from binaries and files, so that showing them is harmless.
 
-A symbol may hold the bytes that clear a terminal, move its cursor, rename its window or turn the
-direction of writing round; a spreadsheet takes a cell that begins with ``=`` for a formula; text in
-Markdown may be a link. One function for each kind of reader is here.
+A symbol may contain bytes that clear a terminal, move its cursor, rename its window or reverse the
+direction of writing; a spreadsheet evaluates a cell that begins with ``=``; text in Markdown may
+become a link. There is one function for each kind of output.
 """
 
 import re
 import sys
 from typing import Any
 
-# Unicode calls these printable, though nothing of them is seen (Default_Ignorable_Code_Point).
+# Printable according to Unicode, but invisible (Default_Ignorable_Code_Point).
 INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-FORMULA = re.compile(r"""(^|;)(?=[\s"']*[=+@＝＋－＠-])""")  # noqa: RUF001 - some spreadsheets know both
+FORMULA = re.compile(r"""(^|;)(?=[\s"']*[=+@＝＋－＠-])""")  # noqa: RUF001 - some accept both forms
 
 
 class _Escapes(dict[int, str]):
-    """For `str.translate`: what is shown instead of a character."""
+    """For `str.translate`: the text to show for each character."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
-        if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a file's name that is not UTF-8
+        if 0xDC80 <= code <= 0xDCFF:  # how Python represents non-UTF-8 bytes of a file name
             shown = f"\\x{code - 0xDC00:02x}"
         elif character.isprintable() and not INVISIBLE.match(character):
             shown = character
@@ -37,7 +37,7 @@ TABS = _Escapes({ord("\t"): "\t"})
 
 
 def printable(text: Any) -> str:
-    """Return a text, or a file's name, as one line that does nothing but stand there.
+    """Return a text or file name as one harmless line.
 
     Control characters, line ends, marks of direction, characters without width and bytes that are
     not UTF-8 become ``\\x1b``, ``\\n``, ``\\u202e``, ``\\xff``.
@@ -46,14 +46,14 @@ def printable(text: Any) -> str:
 
 
 class Escaped:
-    """A text stream on which nothing acts but the ends of lines, and tabs.
+    """A text stream that escapes all control characters except line ends and tabs.
 
     Parameters
     ----------
     stream : text stream
     strict : bool
-        Take a line's end for one only if it is written by itself, as `print` does: those inside of
-        what is printed belong to some name.
+        Accept a line end only if it is written by itself, as `print` does. One inside a printed
+        text is escaped: it belongs to some name.
     """
 
     def __init__(self, stream: Any, strict: bool) -> None:
@@ -74,24 +74,24 @@ class Escaped:
 
 
 def escape_output() -> None:
-    """Let all that this process prints, logs and reports go through `Escaped`."""
+    """Send everything that this process prints, logs and reports through `Escaped`."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, Escaped):
-            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")  # if the terminal's encoding is not UTF-8
             setattr(sys, name, Escaped(stream, strict=name == "stdout"))
 
 
 def raw(stream: Any) -> Any:
-    """Return the stream itself, for colours and progress bars, whose texts are escaped before."""
+    """Return the unescaped stream, for colours and progress bars; their texts must be escaped."""
     return stream.raw if isinstance(stream, Escaped) else stream
 
 
 def csv_cell(text: str) -> str:
-    """Return a text for a cell of a CSV file, in which no spreadsheet finds a formula or a new row.
+    """Return a text for a cell of a CSV file that no spreadsheet takes for a formula or a new row.
 
-    A quotation mark goes before what would be a formula at the beginning of a cell; also behind a
-    semicolon, at which some spreadsheets split whatever the quotes around it say.
+    An apostrophe is put before anything that would be a formula at the beginning of a cell, or
+    after a semicolon, because some spreadsheets split there even inside quotes.
 
     References
     ----------
@@ -101,10 +101,10 @@ def csv_cell(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return a text for one line of Markdown, or a cell of a table, as code that says just this.
+    """Return a text as code for one line of Markdown or a cell of a table.
 
-    Inside of code there are no links, images, HTML, mentions or emphasis. What could end the code
-    or the cell is written as HTML's character references.
+    Inside code there are no links, images, HTML, mentions or emphasis. Characters that could end
+    the code or the cell become HTML character references.
     """
     text = printable(text)
     if text.strip() == text and text and not re.search(r"[`|\\]", text):

@@ -1,4 +1,4 @@
-"""The help of a script, written from its function's signature and numpydoc docstring."""
+"""Write the help of a script from the signature and the numpydoc docstring of its function."""
 
 import inspect
 import os
@@ -12,27 +12,27 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 NAMES = {str: "text", bool: "switch", Path: "path"}
 BOUNDS = (("ge", "at least {}"), ("gt", "above {}"), ("le", "at most {}"), ("lt", "below {}"))
 NOTES = """\
---flag value and --flag=value are alike; a switch needs no value: --flag or --noflag.
-All words after -- are values, such as a file's name that begins with a dash.
+--flag value and --flag=value mean the same; a switch needs no value: --flag or --noflag.
+All words after -- are values, e.g. a file name that begins with a dash.
 Exit codes: 0 done, 1 error, 2 usage, 3 some inputs skipped, 4 --fail_on found it, 130 interrupted.
 """
-WIDTH = 100  # of the text at most
+WIDTH = 100  # maximum width of the text
 
 
 def help_text(
     script: str, function: Callable[..., Any], commands: Mapping[str, Callable[..., Any]]
 ) -> str:
-    """Return what ``--help`` prints.
+    """Return the text that ``--help`` prints.
 
     Parameters
     ----------
     script : str
         The script as it was called, and the command if there is one: "gendata.py show".
     function : callable
-        Its docstring's first paragraph says what it does, its section Parameters what each flag
-        means.
+        The first paragraph of its docstring says what it does, the section Parameters what each
+        flag means.
     commands : mapping of str to callable
-        The other things that the script does, each with a help of its own.
+        The script's commands, each with its own help.
     """
     width = min(WIDTH, shutil.get_terminal_size().columns)
     docstring = inspect.cleandoc(function.__doc__ or "")
@@ -62,7 +62,7 @@ def help_text(
         first = inspect.cleandoc(command.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         lines += _entry(f"{script} {name}", "command", first, width)
     if any(value.kind is value.POSITIONAL_OR_KEYWORD for value in values):
-        lines += ["", f"{names[0]} may be given by its name, too: --{values[0].name} {names[0]}"]
+        lines += ["", f"{names[0]} may also be given as a flag: --{values[0].name} {names[0]}"]
     notes = [line for note in NOTES.splitlines() for line in _wrap(note, width)]
     return "\n".join([*lines, "", *notes, ""])
 
@@ -72,7 +72,7 @@ def _entry(name: str, kind: str, text: str, width: int) -> list[str]:
 
 
 def _wrap(text: str, width: int, indent: str = "") -> list[str]:
-    """Break a text into lines at blanks only, so that names and flags stay whole."""
+    """Break a text into lines only at blanks, so that names and flags stay whole."""
     wrapper = textwrap.TextWrapper(
         width,
         initial_indent=indent,
@@ -84,13 +84,12 @@ def _wrap(text: str, width: int, indent: str = "") -> list[str]:
 
 
 def parameter_texts(docstring: str) -> Iterator[tuple[str, str]]:
-    """Yield each parameter of a numpydoc docstring, and its text in one line.
+    """Yield each parameter of a numpydoc docstring, with its text in one line.
 
     Parameters
     ----------
     docstring : str
-        Without indentation. Where several parameters share an entry, ``old, new : str``, each of
-        them has its text.
+        Without indentation. Parameters that share an entry (``old, new : str``) get the same text.
     """
     lines = docstring.splitlines()
     if "Parameters" not in lines:
@@ -109,7 +108,7 @@ def parameter_texts(docstring: str) -> Iterator[tuple[str, str]]:
 
 
 def describe_type(hint: Any) -> str:
-    """Return a type hint as people write it: "int", "text", "train|eval"."""
+    """Return a type hint in words: "int", "text", "train|eval"."""
     if get_origin(hint) is Annotated:
         return describe_type(get_args(hint)[0])
     if get_origin(hint) is Literal:
@@ -123,7 +122,7 @@ def describe_type(hint: Any) -> str:
 
 
 def describe_bounds(hint: Any) -> str:
-    """Return what a number may be, in brackets: " (at least 0, below 1)"."""
+    """Return the bounds of a number in brackets: " (at least 0, below 1)"."""
     hints = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]
     metadata = [data for kind in hints for data in getattr(kind, "__metadata__", ())]
     flat = [part for data in metadata for part in getattr(data, "metadata", [data])]
@@ -139,7 +138,7 @@ def describe_bounds(hint: Any) -> str:
 
 
 def describe_default(value: Any) -> str:
-    """Return a default as one would type it, with what separates it from the type."""
+    """Return a comma and the default as a user would type it."""
     if value is inspect.Parameter.empty:
         return ", must be given"
     if value is None or value == "" or value == ():

@@ -1,4 +1,4 @@
-"""Progress on stderr, where that is a terminal: what a pipe or a file gets holds none of it."""
+"""Show progress on stderr if it is a terminal; pipes and files get none of it."""
 
 import os
 import sys
@@ -6,11 +6,11 @@ from typing import Any
 
 from terminal.escape import printable, raw
 
-ERASE = "\r\x1b[K"  # back to the beginning of the line, and the line is empty
+ERASE = "\r\x1b[K"  # go back to the beginning of the line and clear it
 
 
 def bar(items: Any = None, *, desc: str | None = None, **about: Any) -> Any:
-    """Return tqdm's progress bar over ``items``, whose description cannot act in the terminal.
+    """Return tqdm's progress bar over ``items``, with an escaped description.
 
     Parameters
     ----------
@@ -18,9 +18,9 @@ def bar(items: Any = None, *, desc: str | None = None, **about: Any) -> Any:
     desc : str
         What is counted.
     **about
-        As for `tqdm.tqdm`: total, unit, ...
+        Arguments of `tqdm.tqdm`: total, unit, ...
     """
-    from tqdm import tqdm  # late: --help needs none
+    from tqdm import tqdm  # imported here because --help does not need it
 
     desc = desc if desc is None else printable(desc)
     return tqdm(items, desc=desc, file=raw(sys.stderr), disable=None, dynamic_ncols=True, **about)
@@ -35,7 +35,7 @@ def write(text: str) -> None:
 
 
 def notice(text: str) -> None:
-    """Show what is going on, until the next output."""
+    """Show a message that the next output replaces."""
     _show(printable(text))
 
 
@@ -45,7 +45,7 @@ def line(text: str) -> None:
 
 
 def clear_notice() -> None:
-    """Take a notice away."""
+    """Remove the message of `notice`."""
     _show("")
 
 

@@ -1,8 +1,8 @@
-"""Signatures of a script's functions, read from its text: nothing slow has to be imported.
+"""Read the signatures of a script's functions from its source, without slow imports.
 
-A script that imports angr or torch takes seconds to begin. Its ``--help``, and a word about a wrong
-flag, need only the names, type hints, defaults and docstrings of its functions. So the script's
-text is parsed, and of its statements only those run that these names refer to.
+A script that imports angr or torch takes seconds to start. But ``--help`` and usage errors need
+only the names, type hints, defaults and docstrings of its functions. So the source is parsed, and
+only those of its top-level statements run that the signatures refer to.
 """
 
 import ast
@@ -14,19 +14,19 @@ from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-CALL = "command_line"  # how a script's last statement begins: command_line(main, show=show)
+CALL = "command_line"  # the function called by a script's last statement
 
 
 class NotRead(Exception):
-    """A function of the text, which has no body here."""
+    """A value depends on a function of the source, which has no body here."""
 
 
 class Names(dict[str, Any]):
-    """The names of a file's top level, each defined when something asks for it.
+    """The top-level names of a file, each evaluated when it is first looked up.
 
-    The functions of the command line have a signature and a docstring, but no body. Files of this
-    project are read in the same way where one imports another; where a name's value needs their
-    functions, they are imported.
+    The functions of the command line have a signature and a docstring, but no body. If the file
+    imports another file of this project, that is read in the same way; it is imported only if a
+    value depends on one of its functions.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +40,7 @@ class Names(dict[str, Any]):
         self["__file__"] = str(path)
 
     def __missing__(self, name: str) -> Any:
-        statement = self.statements[name]  # a KeyError sends Python on to its builtins
+        statement = self.statements[name]  # on a KeyError, Python looks in the builtins
         if isinstance(statement, ast.FunctionDef):
             if name not in self.called:
                 raise NotRead(name)
@@ -56,7 +56,7 @@ class Names(dict[str, Any]):
         return self[name]
 
     def _imported(self, name: str, statement: ast.Import | ast.ImportFrom) -> Any:
-        """Return what an import gives a name, of this project's files without running them."""
+        """Return the value of an imported name, without running files of this project."""
         alias = next(a for a in statement.names if (a.asname or a.name.split(".")[0]) == name)
         if isinstance(statement, ast.ImportFrom):
             file = self._own_file(statement.module or "")
@@ -68,12 +68,12 @@ class Names(dict[str, Any]):
         return _Module(Names(file)) if file else importlib.import_module(alias.name)
 
     def _own_file(self, module: str) -> Path | None:
-        """Return the file of a module of this project, and None for all others."""
+        """Return the file of a module of this project, or None for any other module."""
         files = (folder / (module.replace(".", "/") + ".py") for folder in (ROOT, self.path.parent))
         return next((file for file in files if file.is_file()), None)
 
     def functions(self) -> tuple[Callable[..., Any], dict[str, Callable[..., Any]]]:
-        """Return the script's function and its commands, as its last statement names them."""
+        """Return the script's function and commands, as named in its last statement."""
         calls = (node for node in ast.walk(self.tree.body[-1]) if isinstance(node, ast.Call))
         call = next(call for call in calls if ast.unparse(call.func) == CALL)
         self.called = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
@@ -83,7 +83,7 @@ class Names(dict[str, Any]):
 
 
 class _Module(SimpleNamespace):
-    """A file of this project whose names are read when they are asked for."""
+    """A file of this project whose names are read when they are looked up."""
 
     def __init__(self, names: Names) -> None:
         super().__init__(names=names)
@@ -93,7 +93,7 @@ class _Module(SimpleNamespace):
 
 
 def _defined(statement: ast.stmt) -> list[str]:
-    """Return the names that a statement of a file's top level defines."""
+    """Return the names that a top-level statement defines."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return [alias.asname or alias.name.split(".")[0] for alias in statement.names]
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):

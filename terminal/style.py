@@ -1,4 +1,4 @@
-"""Colour and width, where the output is a terminal."""
+"""Colour and width of the output on a terminal."""
 
 import os
 import shutil
@@ -11,11 +11,11 @@ STYLES = {"red": 31, "green": 32, "yellow": 33, "bold": 1}  # of ECMA-48, "selec
 
 
 def say(text: str, style: str, stream: Any = None) -> None:
-    """Print a line in a colour where people see one, and plainly elsewhere.
+    """Print a line, in colour if the output is a terminal that shows it.
 
     References
     ----------
-    https://no-color.org: the environment's NO_COLOR, if it is not empty, means no colour.
+    https://no-color.org: if the environment variable NO_COLOR is not empty, use no colour.
     """
     stream = stream or sys.stdout
     plain = not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
@@ -26,12 +26,12 @@ def say(text: str, style: str, stream: Any = None) -> None:
 
 
 def columns() -> int | None:
-    """Return how many characters of a line the terminal has; None where there is none."""
+    """Return the width of the terminal in characters; None if the output is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def relative(path: str) -> str:
-    """Return a path as seen from the working directory, if it lies below that."""
+    """Return a path relative to the working directory if it lies inside, else unchanged."""
     short = os.path.relpath(path)
     return path if short.startswith("..") or not os.path.isabs(path) else short
 

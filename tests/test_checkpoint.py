@@ -98,7 +98,7 @@ def test_compressed_archive(tmp_path):
     ):
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
-    with pytest.raises(UserError, match=r"y\.pt is a compressed archive"):
+    with pytest.raises(UserError, match=r"y\.pt is a compressed archive, not a PyTorch file"):
         load_pt(tmp_path / "y.pt")
 
 

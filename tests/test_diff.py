@@ -335,12 +335,15 @@ def test_a_flag_that_would_be_ignored_is_refused(builds):
 def test_no_output_replaces_what_is_read(builds, tmp_path, flag):
     old, new = tmp_path / "old", builds / "O1" / "shapes"
     shutil.copy(builds / "O0" / "shapes", old)
-    for path, reason in [(old, "would replace .*/old, which is read"), (tmp_path, "is a folder")]:
+    for path, reason in [
+        (old, "would replace .*/old, which is an input"),
+        (tmp_path, "is a folder"),
+    ]:
         with pytest.raises(UserError, match=f"--{flag} .*{reason}"):
             diff.main(str(old), str(new), outputDir=str(tmp_path / "o"), **{flag: str(path)})
     export = tmp_path / "old.BinExport"
     shutil.copy(old, export)
-    with pytest.raises(UserError, match=r"would replace .*old\.BinExport, which is read"):
+    with pytest.raises(UserError, match=r"would replace .*old\.BinExport, which is an input"):
         diff.main(str(old), str(export), binexport=str(tmp_path), outputDir=str(tmp_path / "o"))
     assert old.read_bytes() == export.read_bytes() == (builds / "O0" / "shapes").read_bytes()
     assert not (tmp_path / "o").exists()

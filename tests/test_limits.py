@@ -26,7 +26,7 @@ def test_memory_of_this_process(take):
     limit = grown(0.03)
     with limited_memory(limit, "the test"):
         assert len(take(2**20)) == 2**20
-    message = rf"^the test takes more than {limit:g} GiB of memory \(--memory_limit\)$"
+    message = rf"^the test takes more than {limit:g} GiB of memory; raise --memory_limit$"
     with pytest.raises(UserError, match=message), limited_memory(limit, "the test"):
         take(2**28)
     assert len(take(2**26)) == 2**26  # the limit ends with the block

@@ -283,7 +283,7 @@ def test_the_closure_has_gradients_and_its_loss_comes_back():
 )
 def test_bad_settings_are_named(name, value):
     p = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match=f"^{name} is {value!r}, but must be "):
+    with pytest.raises(ValueError, match=f"^{name} is {value!r}; it must be "):
         optim.BertAdam([p], **{"lr": 0.1, name: value})
     with pytest.raises(ValueError, match=f"^{name} is "):
         optim.BertAdam([{"params": [p], name: value}], lr=0.1)

@@ -122,7 +122,7 @@ def test_same_bytes_again_and_other_bytes_with_another_seed(made):
 def test_mistakes(made):
     cwd, arguments, _ = made
     for wrong, message in [
-        ({"dev": "alpha"}, "alpha stands in two splits"),
+        ({"dev": "alpha"}, "alpha is given in two splits"),
         ({"test": "delta"}, "no delta under binaries*/"),
         ({"train_pairs": 100000}, "ask for fewer pairs, or give more builds or programs"),
     ]:

@@ -124,7 +124,7 @@ def test_bad_input_is_one_sentence(made, tmp_path):
     assert "data holds no pair to train on; run `python gendata.py` first" in err
     code, _, err = run_twins(cwd, "--min_blocks", 1000, "--to", "none.tsv")
     assert code == 1
-    assert "the 3 pairs to train on in data share no names" in err
+    assert "in the 3 training pairs in data, no functions share" in err
     assert not (cwd / "none.tsv").exists()
     code, _, err = run_script(
         cwd, "samefunc.py", "twins", "--outputDir", "elsewhere", "--to", "none.tsv"

@@ -308,7 +308,7 @@ command_line(main, other=other)
             ["--name", "stop"],
             130,
             "",
-            "interrupted; what was finished is kept, and the same command goes on\n",
+            "interrupted; finished results are kept; run the same command again to continue\n",
         ),
         (
             ["--count", "0"],

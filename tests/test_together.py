@@ -86,9 +86,7 @@ def test_a_folder_has_one_writer(tmp_path, monkeypatch):
     with held(folder) as holder:
         for given in (folder, folder.parent / ".." / "new" / "data"):
             with (
-                pytest.raises(
-                    UserError, match=f"another run writes into the folder .*{given.name}"
-                ),
+                pytest.raises(UserError, match=f"another run writes to the folder .*{given.name}"),
                 utils.one_writer(given),
             ):
                 pass
@@ -132,7 +130,7 @@ def test_two_gendata_on_one_folder(tmp_path, builds, monkeypatch):
     monkeypatch.setattr(utils, "PATIENCE", 0.2)
     with (
         held(tmp_path / "data"),
-        pytest.raises(UserError, match="another run writes into the folder data;"),
+        pytest.raises(UserError, match="another run writes to the folder data;"),
     ):
         gendata.main("shapes", str(builds), num_walks=2, workers=1)
     assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.npz")} == before

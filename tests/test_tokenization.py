@@ -295,7 +295,7 @@ def test_load_vocab_keeps_the_order_and_all_lines(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\nb\na\n", r"line 3: the token 'a' stands on line 1 already"),
+        (b"a\nb\na\n", r"line 3: the token 'a' is already on line 1"),
         (b"a\n\nb\n", r"line 2 is empty"),
         (b"a\n\n", r"line 2 is empty"),
         (b"\n", r"line 1 is empty"),

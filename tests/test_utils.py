@@ -197,9 +197,9 @@ def test_outputs_that_can_be_written(place, path):
         ("/dev/null", "this is a device"),
         ("/dev/stdout", "this is a device"),
         ("pipe", "this is a device"),
-        ("file/new", "file is no folder"),
-        ("file/new/er", "file is no folder"),
-        ("pipe/new", "pipe is no folder"),
+        ("file/new", "file is not a folder"),
+        ("file/new/er", "file is not a folder"),
+        ("pipe/new", "pipe is not a folder"),
         ("n" * 242, "the name is too long"),
         ("é" * 121, "the name is too long"),
         ("n" * 300 + "/x", "the name is too long"),
@@ -216,13 +216,13 @@ def test_outputs_that_cannot_be_written(place, path, reason):
 
 @pytest.mark.parametrize("path", ["file", "hard", "link", "./file", "folder/../file"])
 def test_no_output_replaces_an_input(place, path):
-    with pytest.raises(utils.UsageError, match=r"--json .* would replace file, which is read"):
+    with pytest.raises(utils.UsageError, match=r"--json .* would replace file, which is an input"):
         utils.check_outputs({"json": path}, ["folder/inside", "file"])
 
 
 @pytest.mark.parametrize("path", ["folder", ".", "folder/"])
 def test_no_folder_replaces_an_input(place, path):
-    with pytest.raises(utils.UsageError, match="would replace folder/inside, which is read"):
+    with pytest.raises(utils.UsageError, match="would replace folder/inside, which is an input"):
         utils.check_outputs({}, ["folder/inside"], replaced={"to": path})
     utils.check_outputs({}, ["folder/inside"], {"to": path})  # only more files in it
 
@@ -230,11 +230,11 @@ def test_no_folder_replaces_an_input(place, path):
 def test_folders_to_write(place):
     utils.check_outputs({}, ["file"], {"to": "folder", "data": "new/folder", "more": None})
     for path in ("file", "pipe", "loop"):
-        with pytest.raises(UserError, match=f"--to {path}: this is no folder"):
+        with pytest.raises(UserError, match=f"--to {path}: this is not a folder"):
             utils.check_outputs({}, (), {"to": path})
-        with pytest.raises(UserError, match=f"--to {path}: this is no folder"):
+        with pytest.raises(UserError, match=f"--to {path}: this is not a folder"):
             utils.check_outputs({}, (), replaced={"to": path})
-    with pytest.raises(UserError, match=r"--to file/x: .*file is no folder"):
+    with pytest.raises(UserError, match=r"--to file/x: .*file is not a folder"):
         utils.check_outputs({}, (), {"to": "file/x"})
 
 
@@ -250,5 +250,5 @@ def test_outputs_without_permission(place, monkeypatch):
     real = os.access
     closed = lambda path, mode: not str(path).endswith("folder") and real(path, mode)  # noqa: E731
     monkeypatch.setattr(os, "access", closed)  # root may write everywhere
-    with pytest.raises(UserError, match=r"nothing can be written into .*/folder"):
+    with pytest.raises(UserError, match=r"cannot write to .*/folder"):
         utils.check_outputs({"json": "folder/new/file"})
