@@ -1,4 +1,4 @@
-# diff.py in a container: the files that it reads are hostile. docs/security.md says how to run it.
+# diff.py in a container, because the files that it reads may be hostile. See docs/security.md.
 #
 #   docker build -t bert-diff .
 #   docker run --rm --network none --read-only --tmpfs /tmp:size=4g --cap-drop ALL \
@@ -12,7 +12,7 @@ FROM python:3.11-slim
 
 WORKDIR /app
 COPY requirements.txt .
-# Only what diff.py imports: without torch and TensorFlow the image is a quarter of the size.
+# Install only what diff.py imports: without torch and TensorFlow the image is a quarter of the size.
 RUN grep -vE "^(torch|tensor|tokenizers|scikit-learn|matplotlib|pyarrow|numba)" requirements.txt \
         > /tmp/requirements.txt \
     && pip install --no-cache-dir -r /tmp/requirements.txt \

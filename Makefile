@@ -1,8 +1,8 @@
 # make train   from nothing to a pre-trained BERT: sample binaries, pairs, corpus, training
 # make test    all tests
 # make lint    ruff, the contracts for imports, types
-# make audit   known vulnerabilities of what is installed
-# make locks   requirements*.lock anew, after a change of requirements*.txt
+# make audit   known vulnerabilities of the installed packages
+# make locks   write requirements*.lock again, after a change of requirements*.txt
 #
 # TORCH=cpu    install torch's CPU-only build (default: PyPI's build, which on Linux brings CUDA)
 # PYTHON=...   the Python to use (default: the first of 3.11, 3.12, 3.13 that is found)
@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
 	&& echo $$p && break; done)
 UV = uv==0.13.9
 
-# uv knows where torch's builds are; what the machine's owner told pip about mirrors holds for uv.
+# uv finds torch's builds by itself; pip's settings for mirrors are passed on to it.
 ifdef TORCH
 export UV_TORCH_BACKEND = $(TORCH)
 endif
@@ -25,9 +25,9 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-# Of all that is installed, version and hashes stand in a lock, for Python 3.11 to 3.13. Torch's are
-# in one of their own, for PyPI's build and the CUDA packages that it needs: other builds have other
-# hashes, one for each place that serves them, so there torch alone is installed by its version.
+# requirements.lock has versions and hashes of all packages, for Python 3.11 to 3.13, except torch.
+# Those of PyPI's torch and its CUDA packages are in requirements-cuda.lock. Other builds of torch
+# have other hashes, different on each server, so they are installed by version only.
 LOCKS = -c requirements.lock
 ifeq ($(TORCH)$(PIP_FIND_LINKS),)
 LOCKS += -c requirements-cuda.lock --require-hashes
@@ -35,7 +35,7 @@ endif
 cuda = ^(torch|triton|nvidia-.*|cuda-.*)==
 
 run = $(VENV)/bin/python
-# gendata.py trains on four of them, and holds out comm for validation and paste for the test.
+# gendata.py holds out comm for validation and paste for the test, and leaves four for training.
 programs = chroot comm join nice paste tee
 comma := ,
 space := $(subst ,, )
@@ -68,7 +68,7 @@ lint: $(VENV)/installed-dev
 audit: $(VENV)/installed-dev
 	@$(VENV)/bin/pip-audit --local --strict --progress-spinner off > $(VENV)/audit 2>&1; code=$$?; \
 	cat $(VENV)/audit; [ $$code -eq 0 ] || grep -q "^Found .* vulnerabilit" $(VENV)/audit || \
-		echo "audit: not everything was checked; the database cannot be reached from here"; \
+		echo "audit: not everything was checked; the database cannot be reached"; \
 	exit $$code
 
 locks: $(VENV)/bin/uv

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Pre-train BERT on data/corpus.txt. Each setting can be given in the environment, for example
+# Pre-train BERT on data/corpus.txt. Each setting below can be set in the environment, for example
 #     model_cfg=config/bert_tiny.json sh train.sh
-# and further arguments go to pretrain.py (python pretrain.py --help).
+# and arguments are passed on to pretrain.py (python pretrain.py --help).
 set -eu
 cd "$(dirname "$0")"
 
@@ -26,7 +26,7 @@ fi
 given=" $* "
 for setting in mask_prob max_pred max_len save_dir vocab data_file model_cfg train_cfg; do
     case "$given" in
-        *" --$setting "* | *" --$setting="*) ;;  # the argument counts, not the setting
+        *" --$setting "* | *" --$setting="*) ;;  # an argument overrides the setting
         *) eval "value=\$$setting" && set -- "--$setting" "$value" "$@" ;;
     esac
 done

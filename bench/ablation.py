@@ -1,19 +1,18 @@
-"""What each part of diff.py is worth: the networks are trained and measured without it.
+"""How much each part of diff.py contributes: train and measure the networks without it.
 
     python bench/ablation.py --train DIR2,DIR3 --path DIR --programs sort,cp
-    python bench/ablation.py blocks --path DIR --programs sort,cp     # of the matching of blocks
+    python bench/ablation.py blocks --path DIR --programs sort,cp     # matching of blocks
 
-The encoders and the candidates stay those of `matching/train.py`; of the measures of a pair of
-functions, or of the evidence around it, some are set to zero, in the training and in what is
-measured. Two rows have all measures and less training, and one has encoders that pool the vectors
-of a function's words without weighing them by how rare they are. All is measured as in
-`bench/accuracy.py`.
+Encoders and candidates are those of `matching/train.py`. Each row sets some measures of a pair of
+functions, or some of the evidence around it, to zero, both in training and in the measurement. Two
+rows have all measures and less training. In one row, the encoders do not weigh a function's words
+by how rare they are. Everything is measured as in `bench/accuracy.py`.
 
-`--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of both
-functions' mean hidden states in a BERT that `pretrain.py` trained, whitened by the mean and
-covariance of the training programs' functions.
+`--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of the two
+functions' mean hidden states in a BERT trained by `pretrain.py`, whitened with the mean and
+covariance over the functions of the training programs.
 
-`blocks` matches functions once, by the model; then their blocks, with one part left out in each
+`blocks` matches functions once with the model, then their blocks with one part left out in each
 row, and prints F1 over blocks.
 """
 
@@ -55,11 +54,11 @@ from terminal.arguments import names_of
 from terminal.command_line import command_line
 from tokenization import CorpusTokenizer, FullTokenizer
 
-WINDOWS = 4  # of max_len tokens, that BERT reads of a function
+WINDOWS = 4  # BERT reads so many windows of max_len tokens of each function
 
 
 def columns(of: list[str], pattern: str) -> list[int]:
-    """Return where the names that match a pattern stand."""
+    """Return the indices of the names that match a pattern."""
     return [i for i, name in enumerate(of) if re.match(pattern, name)]
 
 
@@ -78,8 +77,8 @@ NO_EVIDENCE = {
 }
 UNWEIGHED = "the encoder's words not weighed"
 QUARTERS = {"networks a quarter as wide": "hidden", "trained a quarter as long": "n_epochs"}
-NEVER = 2.0  # no score is as high
-# Row -> what the constants of matching/blocks.py are in it.
+NEVER = 2.0  # higher than any score
+# Row -> values of constants in matching/blocks.py.
 BLOCK_ROWS = {
     "all": {},
     "no surroundings": {"NEIGHBOURS": 0.0},
@@ -110,27 +109,27 @@ def main(
     Parameters
     ----------
     train : str or list of str
-        Builds that the networks learn from, as matching/train.py's --path.
+        Builds to train on, as for matching/train.py's --path.
     path : str
-        Builds that are measured, DIR/<build>/<program>.
+        Builds to measure, DIR/<build>/<program>.
     programs : str or list of str
-        What is measured.
+        Programs to measure.
     seen : str or list of str
-        Binaries, or folders of them, that something was learned from or chosen by.
+        Binaries, or folders of them, used for training or for choosing settings.
     kinds : str or list of str
-        Kinds of pairs, of bench/accuracy.py's.
+        Kinds of pairs, see bench/accuracy.py.
     held_out : str or list of str
-        Programs that are not trained on.
+        Programs to leave out of the training.
     train_cfg : str
         Settings of the training.
     pretrain_file : str
         A BERT, for the row with its hidden states.
     max_len : int
-        Tokens of the windows that it reads, as in its pre-training.
+        Length of BERT's windows in tokens, as in its pre-training.
     work : str
-        Where stripped copies and analyses are kept.
+        Folder for stripped copies and analyses.
     workers : int
-        Processes that analyse.
+        Number of parallel processes.
     """
     train, programs, seen, kinds, held_out = (
         names_of(x) for x in (train, programs, seen, kinds, held_out)
@@ -186,15 +185,15 @@ def main(
 def with_encoders(
     codes: dict[str, list[Features]], both: dict[str, list], cfg: MatchingConfig
 ) -> tuple[Encoder, list[Pair], dict[str, list]]:
-    """Train encoders; return the one of all programs, and what they say of all pairs.
+    """Train encoders; return the one trained on all programs, and the pairs with its measures.
 
     Returns
     -------
     Encoder
     list of Pair
-        That the networks learn from.
+        For training the networks.
     dict
-        Kind -> two builds, their candidates and evidence, for each pair that is measured.
+        Kind -> two builds, their candidates and evidence, for each pair to measure.
     """
     pairs = cross_fitted(codes, cfg)
     fitted = train_encoder(codes, cfg, "encoder")
@@ -213,7 +212,7 @@ def with_encoders(
 
 
 def unweighed() -> AbstractContextManager:
-    """Let new encoders weigh all words the same inside the block."""
+    """Inside the block, let new encoders give all words the same weight."""
     choose = choose_words
 
     def choose_and_not_weigh(
@@ -226,7 +225,7 @@ def unweighed() -> AbstractContextManager:
 
 
 class WithoutColumns(Evidence):
-    """Evidence of which some columns are zero."""
+    """Evidence with some columns set to zero."""
 
     def __init__(self, evidence: Evidence, left_out: list[int]) -> None:
         vars(self).update(vars(evidence))
@@ -293,7 +292,7 @@ def mean_states(
 
 
 def texts(code: Features) -> list[str]:
-    """Return the functions' normalised tokens, as the corpus has them."""
+    """Return the functions' normalised tokens, as in the corpus."""
     words = tokenise(code.analysis).words()
     return [" ".join(word for b in inside for word in words[b]) for inside in code.blocks]
 
@@ -335,22 +334,22 @@ def blocks(
     work: str = "out-diff",
     workers: int = 2,
 ) -> None:
-    """Print what each part of the matching of blocks is worth.
+    """Print how much each part of the matching of blocks contributes.
 
     Parameters
     ----------
     path : str
         Builds, DIR/<build>/<program>.
     programs : str or list of str
-        What is measured.
+        Programs to measure.
     kinds : str or list of str
-        Kinds of pairs, of bench/accuracy.py's.
+        Kinds of pairs, see bench/accuracy.py.
     model_file : str
-        What matching/train.py wrote.
+        Model written by matching/train.py.
     work : str
-        Where stripped copies and analyses are kept.
+        Folder for stripped copies and analyses.
     workers : int
-        Processes that analyse.
+        Number of parallel processes.
     """
     programs, kinds = (names_of(x) for x in (programs, kinds))
     model = read_model(model_file)
@@ -374,7 +373,7 @@ def blocks(
 
 @contextmanager
 def changed(constants: dict[str, float]) -> Iterator[None]:
-    """Let matching/blocks.py have other constants inside the block."""
+    """Inside the block, give constants of matching/blocks.py other values."""
     before = {name: getattr(matching_blocks, name) for name in constants}
     try:
         vars(matching_blocks).update(constants)

@@ -1,29 +1,29 @@
-"""How well diff.py finds what corresponds, against symbols and debug information.
+"""How well diff.py matches functions and blocks, judged by symbols and debug information.
 
     python bench/accuracy.py --path DIR --programs sort,cp --seen DIR2,DIR3
     python bench/accuracy.py --compilers --programs sort,cp --seen DIR2,DIR3
 
-DIR/<build>/<program> are builds with symbols and DWARF line tables; what is compared are stripped
-copies. Every figure is given for all functions and for those whose name occurs in no program that
-something was learned from or chosen by (`--seen`).
+DIR/<build>/<program> are builds with symbols and DWARF line tables; stripped copies of them are
+compared. Every figure is given for all functions, and for unseen ones: those whose name does not
+occur in any program used for training or for choosing settings (`--seen`).
 
-Retrieval: is the right function the first among all functions of the other binary with 3 blocks or
-more? Matching: of the pairs of functions of 3 blocks or more, how many are right, how many of the
-right ones are found? Functions that the disassembler misses count as not found. Blocks: a pair is
-right if both blocks come from a common line of the source; to be found is each block of the old
-binary whose lines occur in the new one. Between versions a line is named by its distance from the
-beginning of its function, and only functions of equal length count.
+Retrieval: is the right function the first among all functions of the other binary with at least 3
+blocks? Matching: how many matched pairs of functions with at least 3 blocks are right, and how many
+of the right pairs are found? Functions that the disassembler misses count as not found. Blocks: a
+pair is right if both blocks come from a common line of the source; each block of the old binary
+whose lines occur in the new one should be found. Between versions, lines are numbered from the
+beginning of their function, and only functions of equal length count.
 
-Functions are renamed between versions, or their code moves and leaves a call behind, and no symbol
-says so: matching is also given without the pairs of which neither name occurs in the other binary
-("sure"); and, between versions, where another function has more names of variables in common, with
-that as the partner ("moved"). What a matcher that knew these partners would have is a row, too: by
-names alone it is wrong about them.
+Symbols do not tell if a function was renamed between versions, or if its code moved to a new
+function that the old one calls. So matching is also given without pairs of which neither name
+occurs in the other binary ("sure"). Between versions it is also given with corrected partners
+("moved"): functions that share more names of variables. One row shows what a matcher would get that
+finds exactly these partners; judged by names alone, it is wrong about them.
 
-The peers match by their cosines alone, one to one, and are given the threshold that is best for
-them on the very pairs that are measured. word2vec, with gensim, stands for DeepBinDiff's features
-of blocks: vectors of tokens, learned from the two binaries, averaged with their TF-IDF weights.
-angr's own BinDiff is run where `--bindiff SECONDS` gives it time, so many for each pair.
+The peers match one to one by cosines alone, with the threshold that is best on the measured pairs.
+word2vec, with gensim, represents DeepBinDiff's features of blocks: vectors of tokens, trained on
+the two binaries, averaged with TF-IDF weights. `--bindiff SECONDS` also runs angr's own BinDiff,
+for at most so long per pair.
 """
 
 import datetime
@@ -62,7 +62,7 @@ from terminal.arguments import names_of
 from terminal.command_line import command_line
 
 MIN_BLOCKS = 3
-# Kinds of pairs: the builds' names end so.
+# Kind of pairs -> the ends of the builds' names.
 LEVELS_AND_VERSIONS = {
     "O0-O1": [("8.30-O0", "8.30-O1")],
     "O0-O2": [("8.30-O0", "8.30-O2")],
@@ -92,8 +92,8 @@ WORD2VEC = "word2vec, TF-IDF weights"
 OURS = "ours"
 SIMILARITY = "ours without neighbours"
 ORACLE = "right where code moved"
-RETRIEVED = ("TF-IDF, tokens + names", SIMILARITY)  # also by where the code moved
-# angr's analysis in a process of its own: it may take hours, or fail.
+RETRIEVED = ("TF-IDF, tokens + names", SIMILARITY)  # also measured with corrected partners
+# angr's analysis runs in its own process, because it may take hours or fail.
 BINDIFF = """
 import json, logging, sys
 import angr
@@ -107,7 +107,7 @@ Names = str | tuple[str, ...] | list[str]
 
 
 class Build:
-    """A stripped copy's features, and the truth about it."""
+    """The features of a stripped copy, and the ground truth."""
 
     def __init__(self, binary: Path, work: Path) -> None:
         copy = stripped(binary, work)
@@ -121,11 +121,11 @@ class Build:
         self.peer_words = peer_words(self.code)
         sizes = truth.block_counts(self.truth, analysis)
         self.number = {a: f for f, a in enumerate(analysis.function_address.tolist()) if a}
-        # angr's own functions, which may begin elsewhere, lie in ours.
+        # angr's own functions may begin elsewhere, but inside ours.
         code = slice(analysis.code_blocks)
         at = analysis.address[code].tolist(), analysis.function[code].tolist()
         self.of_angr = dict(zip(*at, strict=True))
-        # name -> function as the disassembler has it, or -1
+        # name -> number of the disassembled function, or -1
         self.functions = {
             name: self.number.get(address, -1)
             for address, name in self.truth.name.items()
@@ -134,7 +134,7 @@ class Build:
 
 
 def stripped(binary: Path, work: Path) -> Path:
-    """Return the stripped copy of a build, made if it is not there."""
+    """Return the stripped copy of a build; make it if it is missing."""
     build = re.sub("^coreutils-", "", binary.parent.name)
     return truth.stripped_copy(binary, work / "stripped" / build / binary.name)
 
@@ -158,23 +158,23 @@ def main(
     path : str
         Builds, DIR/<build>/<program>.
     programs : str or list of str
-        What is measured.
+        Programs to measure.
     seen : str or list of str
-        Binaries, or folders of them, that something was learned from or chosen by.
+        Binaries, or folders of them, used for training or for choosing settings.
     kinds : str or list of str
         Kinds of pairs.
     compilers : bool
         Measure the kinds across compilers instead.
     model_file : str
-        What matching/train.py wrote.
+        Model written by matching/train.py.
     work : str
-        Where stripped copies and analyses are kept.
+        Folder for stripped copies and analyses.
     workers : int
-        Processes that analyse.
+        Number of parallel processes.
     bindiff : int
-        Seconds that angr's BinDiff may take for each pair; 0: it is not run.
+        Maximum number of seconds for angr's BinDiff per pair; 0: do not run it.
     wrong : bool
-        Print which pairs of functions of ours count as wrong.
+        Print our pairs of functions that count as wrong.
     """
     kinds = tuple(COMPILERS) if compilers else kinds
     programs, kinds, seen = (names_of(x) for x in (programs, kinds, seen))
@@ -189,7 +189,7 @@ def main(
 def read_pairs(
     path: Path, programs: list[str], kinds: list[str], work: Path, workers: int
 ) -> dict[str, list[tuple[Build, Build]]]:
-    """Strip, analyse and read what the kinds of pairs need: kind -> its pairs."""
+    """Strip, analyse and read the builds for all kinds; return kind -> its pairs."""
     where = {
         (build, program): find(path, build, program)
         for kind in kinds
@@ -301,7 +301,7 @@ def measure(
 def said_wrong(
     found: Matches, first: Build, second: Build, partner: dict[str, str], known: set[str]
 ) -> list[str]:
-    """Return a line for each pair that counts as wrong by its names, which may be a renaming."""
+    """Return a line for each pair whose names differ; some of these may have been renamed."""
     lines = []
     for one, other, right in judged_pairs(found, first, second, partner, set(), sure=False):
         if not right:
@@ -318,7 +318,7 @@ def said_wrong(
 def partners(first: Build, second: Build, moved: dict[str, str]) -> dict[str, str]:
     """Return the name in the second build of each function of the first that is in both.
 
-    It is the same, but for those whose code ``moved`` elsewhere.
+    The names are equal, except for functions in ``moved``.
     """
     there = set(moved.values())
     same = {name: name for name in first.functions if name not in there}
@@ -327,7 +327,7 @@ def partners(first: Build, second: Build, moved: dict[str, str]) -> dict[str, st
 
 
 def matches_of(partner: dict[str, str], first: Build, second: Build) -> Matches:
-    """Return these partners as a matcher would that found all that the disassembler did."""
+    """Return the result of a matcher that finds all these partners that were disassembled."""
     pairs = [(first.functions[a], second.functions[b]) for a, b in partner.items()]
     a, b = np.array(sorted(pair for pair in pairs if min(pair) >= 0), np.int64).reshape(-1, 2).T
     return Matches(a, b, np.ones(len(a), np.float32))
@@ -336,7 +336,7 @@ def matches_of(partner: dict[str, str], first: Build, second: Build) -> Matches:
 def rank(
     score: np.ndarray, first: Build, second: Build, names: list[str], partner: dict[str, str]
 ) -> list[float]:
-    """Return the rank of each name's partner; infinite where one was missed."""
+    """Return the rank of each name's partner; infinite if the disassembler missed one of them."""
     large = np.flatnonzero(second.code.sizes >= MIN_BLOCKS)
     ranks = []
     for name in names:
@@ -346,7 +346,7 @@ def rank(
             continue
         row = score[a, large]
         better, equal = (row > score[a, b]).sum(), (row == score[a, b]).sum()
-        ranks.append(float(better + (equal + 1) / 2))  # among equals, the middle
+        ranks.append(float(better + (equal + 1) / 2))  # the middle of equal scores
     return ranks
 
 
@@ -358,16 +358,16 @@ def judge(
     left_out: set[str],
     sure: bool,
 ) -> np.ndarray:
-    """Count right, said and true pairs of functions with MIN_BLOCKS or more.
+    """Count right, claimed and true pairs of functions with at least MIN_BLOCKS blocks.
 
     Parameters
     ----------
     partner : dict of str to str
-        What `partners` returns.
+        The result of `partners`.
     left_out : set of str
-        Functions of the first build that are not asked for.
+        Functions of the first build to leave out.
     sure : bool
-        Without pairs of names that both occur in one binary only; these may be renamings.
+        Leave out pairs whose names both occur in one binary only; they may have been renamed.
     """
     said = judged_pairs(found, first, second, partner, left_out, sure)
     right = sum(is_right for _, _, is_right in said)
@@ -384,7 +384,7 @@ def judged_pairs(
 ) -> list[tuple[str, str | None, bool]]:
     """Return the names of the pairs that count, and whether each is right; see `judge`.
 
-    None is a function without a name: a part that the compiler split off, or start-up code.
+    None stands for a function without a name: a part that the compiler split off, or start-up code.
     """
     names = []
     for build in (first, second):
@@ -403,7 +403,7 @@ def judged_pairs(
 
 
 def source_lines(first: Build, second: Build) -> tuple[list[set], list[set]]:
-    """Return the source lines of both binaries' blocks, without those that cannot be compared."""
+    """Return the source lines of both binaries' blocks that can be compared."""
     relative = first.version != second.version
     lines = [truth.block_lines(b.truth, b.code.analysis, relative) for b in (first, second)]
     if relative:
@@ -419,7 +419,7 @@ def source_lines(first: Build, second: Build) -> tuple[list[set], list[set]]:
 
 
 def judge_blocks(found: Matches, old: list[set], new: list[set]) -> np.ndarray:
-    """Count right, said and true pairs of blocks."""
+    """Count right, claimed and true pairs of blocks."""
     there = set().union(*new)
     true = sum(bool(lines & there) for lines in old)
     said = right = 0
@@ -434,7 +434,7 @@ def judge_blocks(found: Matches, old: list[set], new: list[set]) -> np.ndarray:
 
 
 def peer_words(code: Features) -> dict[str, scipy.sparse.csr_matrix]:
-    """Counts of each block's normalised tokens: of instructions, and of strings and imports."""
+    """Count each block's normalised tokens: those of instructions, and strings and imports."""
     analysis = code.analysis
     strings = defaultdict(set)
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
@@ -450,7 +450,7 @@ def peer_words(code: Features) -> dict[str, scipy.sparse.csr_matrix]:
 
 
 def peer_matrix(build: Build, groups: tuple[str, ...]) -> scipy.sparse.csr_matrix:
-    """Words of the functions, csr (F, all words)."""
+    """Return the word counts of the functions, csr (F, all words)."""
     function = build.code.analysis.function[: build.code.analysis.code_blocks]
     ones = np.ones(len(function), np.float32)
     shape = build.code.functions, len(function)
@@ -460,18 +460,18 @@ def peer_matrix(build: Build, groups: tuple[str, ...]) -> scipy.sparse.csr_matri
 
 
 def peer_scores(first: Build, second: Build, groups: tuple[str, ...]) -> np.ndarray:
-    """Cosines of TF-IDF weighed tokens of all pairs of functions."""
+    """Return the cosines of all pairs of functions by TF-IDF of tokens."""
     a, b = weigh(peer_matrix(first, groups), peer_matrix(second, groups))
     return (a @ b.T).toarray()
 
 
 def word2vec_scores(first: Build, second: Build) -> np.ndarray:
-    """Cosines of all pairs of functions by the mean of their tokens' vectors, TF-IDF weighed.
+    """Return the cosines of all pairs of functions by the TF-IDF weighted mean of word2vec.
 
     References
     ----------
-    Duan et al., "DeepBinDiff", NDSS 2020, section IV-B; there vectors are of blocks, and learned
-    from random walks; here from the functions' blocks in the order of their addresses.
+    Duan et al., "DeepBinDiff", NDSS 2020, section IV-B. There, blocks get vectors, trained on
+    random walks; here, functions get them, trained on their blocks in the order of addresses.
     """
     from gensim.models import Word2Vec
 
@@ -497,7 +497,7 @@ def word2vec_scores(first: Build, second: Build) -> np.ndarray:
 
 
 def angr_matches(first: Build, second: Build, seconds: int) -> Matches:
-    """Return what angr's BinDiff matches; nothing if it takes too long or fails."""
+    """Return the matches of angr's BinDiff; none if it takes too long or fails."""
     command = [sys.executable, "-c", BINDIFF, str(first.file), str(second.file)]
     try:
         done = subprocess.run(command, timeout=seconds, capture_output=True, text=True, check=True)
@@ -517,12 +517,12 @@ def angr_matches(first: Build, second: Build, seconds: int) -> Matches:
 
 
 def assign(score: np.ndarray) -> list[Matches]:
-    """Match one to one by the highest sum of cosines, as a peer without structure can.
+    """Match one to one by the highest sum of cosines, without using structure.
 
     Returns
     -------
     list of Matches
-        For each of PEER_THRESHOLDS; the tables show the one with the best F1.
+        One for each of PEER_THRESHOLDS; the tables show the one with the best F1.
     """
     a, b = linear_sum_assignment(score, maximize=True)
     found = score[a, b]
@@ -530,7 +530,7 @@ def assign(score: np.ndarray) -> list[Matches]:
 
 
 def plain_blocks(first: Build, second: Build, functions: Matches) -> Matches:
-    """Match blocks of matched functions by their tokens' cosines alone."""
+    """Match blocks of matched functions only by the cosines of their tokens."""
     parts = [
         scipy.sparse.hstack([b.peer_words["code"], b.peer_words["words"]], "csr")
         for b in (first, second)
@@ -550,12 +550,12 @@ def plain_blocks(first: Build, second: Build, functions: Matches) -> Matches:
 
 
 def similarity(first: Features, second: Features, model: Model) -> np.ndarray:
-    """Scores of all pairs of functions; those that are no candidates are last."""
+    """Return the scores of all pairs of functions; pairs that are not candidates come last."""
     return spread(find_candidates(first, second, model.encoder), model)
 
 
 def spread(candidates: Candidates, model: Model) -> np.ndarray:
-    """Scores of candidates as a matrix of all pairs."""
+    """Return the scores of candidates as a matrix of all pairs."""
     score = np.full(candidates.shape, -np.inf, np.float32)
     score[candidates.a, candidates.b] = model.similarity(candidates.measures)
     return score

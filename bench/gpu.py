@@ -1,7 +1,6 @@
-"""What pre-training does on a GPU: see bench/gpu.sh, which calls this on both machines.
+"""Measure pre-training on a GPU: see bench/gpu.sh, which calls this on both machines.
 
-Nothing is printed before it is measured, and each part starts only while there is time for it; what
-was left out is named.
+Each part starts only if there is time for it; the report says what was left out.
 """
 
 import contextlib
@@ -22,12 +21,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import numpy as np
 import torch
 
-if importlib.util.find_spec("tensorboard") is None:  # then the log goes to a text file
+if importlib.util.find_spec("tensorboard") is None:  # log to a text file instead
     _stub = types.ModuleType("torch.utils.tensorboard")
     sys.modules["torch.utils.tensorboard"] = _stub
 
     class SummaryWriter:
-        """What `train.Log` needs of TensorBoard's: a line of JSON for each number."""
+        """A stand-in for TensorBoard's in `train.Log`: writes a line of JSON for each number."""
 
         def __init__(self, folder: str, purge_step: int | None = None) -> None:
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -55,16 +54,16 @@ from tokenization import load_vocab
 
 FOLDER = Path("gpu")
 CONFIG = ROOT / "config"
-# What travels as wheels; transformers, the peer, with what it imports.
+# Packages to take along as wheels: transformers, the peer, and its dependencies.
 NAMES = "annotated-types fire pydantic pydantic-core safetensors termcolor tokenizers tqdm"
 NAMES += " typing-extensions typing-inspection"
 PEER = "transformers huggingface-hub packaging pyyaml regex anyio filelock h11 httpcore2 httpx2"
 PEER += " idna sniffio truststore"
 PYTHONS = ("3.11", "3.12", "3.13")
-MOST = 45e6  # bytes that travel
-SHARD = 14e6  # bytes of a file that comes back
-SHAPES = ((512, 64), (64, 512))  # examples, tokens of each
-# From the most to the least important; the run may end before the last ones.
+MOST = 45e6  # maximum number of bytes sent to the GPU machine
+SHARD = 14e6  # maximum size in bytes of a file that is sent back
+SHAPES = ((512, 64), (64, 512))  # examples, tokens per example
+# The most important ones first: time may run out before the last ones.
 TABLE = (("base", 1), ("tiny", 0), ("small", 0), ("base", 0), ("small", 1), ("medium", 1))
 TABLE += (("tiny", 1), ("medium", 0))
 VOCAB = 2000
@@ -76,18 +75,18 @@ def pack(
     tokens: int = 30_000_000,
     wheels: bool = True,
 ) -> None:
-    """Write what the GPU machine needs into gpu/.
+    """Write everything that the GPU machine needs to gpu/.
 
     Parameters
     ----------
     data_file : str
-        The corpus; its documents are taken in their order until there are enough tokens.
+        The corpus; its first documents are used.
     vocab : str
         The vocabulary.
     tokens : int
-        How many at most.
+        Maximum number of tokens.
     wheels : bool
-        False leaves the wheels that are there.
+        Download wheels; False: keep those that are there.
     """
     from corpus.ids import read_corpus
     from corpus.split import split_corpus
@@ -99,7 +98,7 @@ def pack(
     tokenizer = CorpusTokenizer(vocab)
     corpus = read_corpus(Path(data_file), tokenizer, utils.sha256_of(vocab))
     split = split_corpus(corpus)
-    # All of what is held out, and as much of the rest as there is room for.
+    # All held-out documents, and as many others as fit.
     sizes = np.diff(corpus.bounds)
     room = tokens - sizes[split.heldout].sum()
     taken = split.heldout | (split.training & (np.cumsum(sizes * split.training) <= room))
@@ -130,13 +129,13 @@ def pack(
 
 
 def download() -> None:
-    """Download wheels of the versions that are installed here, for several Pythons."""
+    """Download wheels of the versions installed here, for several Pythons."""
     names = []
     for name in f"{NAMES} {PEER}".split():
         try:
             names.append(f"{name}=={importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            print(f"{name} is not installed here, so it does not travel")
+            print(f"{name} is not installed here, so it is not taken along")
     for python in PYTHONS:
         done = subprocess.run(
             [
@@ -153,7 +152,7 @@ def download() -> None:
 
 
 class Report:
-    """Lines that are printed and kept in a file, and how much time is left."""
+    """Prints lines, keeps them in a file, and knows how much time is left."""
 
     def __init__(self, file: Path, minutes: float) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -183,9 +182,9 @@ def speed(out: str = "gpu/out", minutes: float = 4.7, tiny: bool = False) -> Non
     out : str
         Gets speed.txt.
     minutes : float
-        Nothing new is started after so many.
+        No new part is started after so many minutes.
     tiny : bool
-        A trial: one small model, few steps.
+        A trial run: one small model, few steps.
     """
     device = utils.get_device()
     report = Report(Path(out, "speed.txt"), minutes)
@@ -237,7 +236,7 @@ def make_trainer(
     evaluate: object = lambda model: {},
     **how: object,
 ) -> train.Trainer:
-    """Return the training that pretrain.py would do, without files of an earlier one."""
+    """Return the same training as in pretrain.py, starting from nothing."""
     cfg = train.Config.from_json(CONFIG / "train_samefunc.json")
     cfg = dataclasses.replace(
         cfg, batch_size=loader.batch_size, lr=how.pop("lr", 1e-3), total_steps=steps
@@ -260,7 +259,7 @@ def make_trainer(
 
 @contextlib.contextmanager
 def losses_kept() -> Iterator[list[float]]:
-    """Keep the masked-LM loss of each step of a training."""
+    """Record the masked-LM loss of each step of a training."""
     kept: list[float] = []
     real = train.Trainer._gradients
 
@@ -345,7 +344,7 @@ def table(report: Report, device: torch.device, ceiling: float, tiny: bool) -> N
                 continue
             try:
                 rate = batch * length / seconds_of_step(row, work, device)
-            except Exception as error:  # the others can be measured all the same
+            except Exception as error:  # measure the other rows all the same
                 report.say(f"  {row:32} {type(error).__name__}: {str(error)[:200]}")
                 continue
             peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0
@@ -385,7 +384,7 @@ def recipe(
     out : str
         Gets recipe.txt, log/ and the weights in bfloat16, recipe-<n>.pt.
     minutes : float
-        How long to train, compiling aside.
+        How long to train, without compiling.
     model_cfg : str
         The model's sizes.
     batch_size : int
@@ -393,7 +392,7 @@ def recipe(
     lr : float
         Highest learning rate.
     tiny : bool
-        A trial: some steps of few examples.
+        A trial run: a few steps with few examples.
     """
     device = utils.get_device()
     report = Report(Path(out, "recipe.txt"), minutes)
@@ -461,12 +460,12 @@ def write_shards(state: dict[str, torch.Tensor], folder: Path) -> list[Path]:
 def join(
     out: str = "gpu/out", model_cfg: str = str(CONFIG / "bert_small.json"), to: str = "gpu/model.pt"
 ) -> None:
-    """Put the weights that came back together, as float32.
+    """Join the weights that came back to one file, as float32.
 
     Parameters
     ----------
     out : str
-        Where recipe-<n>.pt are.
+        Folder with recipe-<n>.pt.
     model_cfg : str
         The model's sizes.
     to : str

@@ -1,10 +1,10 @@
-"""Files of every kind that this project reads, changed by somebody who wants it to fail.
+"""Change files of every kind that this project reads, to make reading them fail.
 
-A kind is a folder of good files, one of which is changed, and what reads it. Changes know the form
-of a file: other types, shapes and values of arrays, other keys and values of a JSON, tensors that
-are no numbers, lines that go or come twice; and bits and lengths of any file. Whatever comes of it,
-reading must end well or with one sentence (`utils.UserError`). Used by tests/test_mutants.py and
-bench/stress.py.
+A kind is a folder of good files, one of which is changed, and a function that reads it. Changes use
+the format of a file: other types, shapes and values of arrays, other keys and values in JSON,
+tensors that are no numbers, lines that are missing or doubled; and flipped bits and other lengths
+of any file. Reading must either succeed or fail with one sentence (`utils.UserError`). Used by
+tests/test_mutants.py and bench/stress.py.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""BERT as the small PyTorch re-implementations of this lineage compute it: for comparison only.
+"""BERT in plain PyTorch, like the implementations that this project descends from, to compare with.
 
 Every operation is one line of PyTorch in float32: three projections, the whole matrix of attention
 weights, layer normalisation and gelu by their formulas, Adam parameter by parameter. The names of
@@ -89,9 +89,9 @@ class Transformer(nn.Module):
     def forward(
         self, x: Tensor, seg: Tensor, mask: Tensor | None = None, at: Tensor | None = None
     ) -> Tensor:
-        """As `models.Transformer.forward`; without a mask one of ones is used.
+        """Like `models.Transformer.forward`; without a mask, nothing is masked.
 
-        The hidden states of all positions are computed, those ``at`` some are taken from them.
+        The hidden states of all positions are computed, and then those ``at`` some are selected.
         """
         mask = torch.ones_like(x) if mask is None else mask
         h = self.embed(x, seg)

@@ -3,14 +3,14 @@ logistic regression, on functions of programs that none of them has seen.
 
     python bench/same_function.py --path DIR --more DIR2,DIR3     # hours on two cores
 
-DIR/<build>/{chroot,ls,cp,sort} are the builds that pairs of functions are made of. Pre-training
-reads all programs of the other folders, but none of that name, masked LM and next sentence first,
-then twins (samefunc.py twins), which need no symbol: BERT has to be as strange to what it is
-fine-tuned on as to what it is measured on, or it is trusted too far. Then fine-tunes with each
-number of labelled pairs and each seed, and measures all on the same test pairs. The random network
-is the same but for its first weights. *Vectors alone*: the same fine-tuned networks, but only the
-cosine of BERT's two vectors counts. The logistic regressions' regularisation is the best of three
-on the test pairs themselves, which is more than BERT is given."""
+Pairs of functions are made from the builds DIR/<build>/{chroot,ls,cp,sort}. BERT is pre-trained on
+all other programs in the other folders: first masked LM and next sentence, then twins (samefunc.py
+twins), which need no symbols. Those four programs are left out because BERT must know the training
+pairs as little as the test pairs; otherwise the network trusts it too much. Then the script
+fine-tunes with each number of labelled pairs and each seed, and measures everything on the same
+test pairs. The random network differs only in its initial weights. *Vectors alone*: the same
+fine-tuned networks, but only the cosine of BERT's two vectors counts. The regularisation of the
+logistic regressions is the best of three on the test pairs themselves, an advantage over BERT."""
 
 import datetime
 import itertools
@@ -39,8 +39,8 @@ from terminal.arguments import names_of
 from terminal.command_line import command_line
 
 REGULARISATION = (0.01, 0.1, 1.0)  # scikit-learn's C
-EXAMPLES = 4000  # that a fine-tuning reads at least: few pairs several times
-# Strings and names of imports are words too; what occurs in fewer than 5 functions is left out.
+EXAMPLES = 4000  # a fine-tuning reads at least so many examples, small sets several times
+# Strings and names of imports are words, too; words in fewer than 5 functions are left out.
 WORDS = {"token_pattern": r"(?u)\S+", "lowercase": False, "min_df": 5}
 VECTORIZERS = {
     "bag of tokens": lambda: CountVectorizer(**WORDS),
@@ -65,9 +65,9 @@ def main(
     Parameters
     ----------
     path : str
-        Builds, as for gendata.py.
+        Folder of builds, as for gendata.py.
     more : str or list of str
-        Folders of the builds for pre-training.
+        Folders of builds for pre-training.
     train : str or list of str
         The programs of the training pairs.
     tests : str or list of str
@@ -79,11 +79,11 @@ def main(
     train_pairs : str or list of int
         How many pairs of functions to train on: one number, or several.
     seeds : int
-        How often each fine-tuning is done.
+        Number of repetitions of each fine-tuning.
     pretrain_file : str
-        A model that this bench made, instead of pre-training one.
+        A model made by an earlier run, instead of pre-training one.
     work : str
-        Where everything is made.
+        Folder for all results.
     """
     folder = Path(work)
     folder.mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ def main(
         *("--test", tests[1], "--train_pairs", max(numbers), "--outputDir", folder / "output"),
         *("--to", folder / "pairs"),
     )
-    # The sizes and the vocabulary are the pre-trained model's; so is how much is read at a time.
+    # Sizes, vocabulary and length of the windows are those of the pre-trained model.
     model = json.loads(Path(pretrain_file).with_name("model.json").read_text())
     sizes = folder / "sizes.json"
     utils.write_json(sizes, model["model"])
@@ -142,7 +142,7 @@ def settings(file: Path, of: str, **changes: object) -> Path:
 
 
 def link(folder: Path, paths: list[str], left_out: set[str]) -> Path:
-    """Put all that pre-training may read into one folder, as links; return the folder."""
+    """Link all programs for pre-training into one folder; return the folder."""
     builds = folder / "builds"
     for number, path in enumerate(paths):
         for file in sorted(Path(path).resolve().glob("*/*")):
@@ -182,7 +182,7 @@ def last_model(save_dir: Path) -> Path:
 
 
 def first_pairs(folder: Path, n: int) -> Path:
-    """Write the first ``n`` training pairs, which are in random order, as a file of their own."""
+    """Write the first ``n`` training pairs (their order is random) to a separate file."""
     file = folder / "pairs" / f"train-{n}.tsv"
     with open(folder / "pairs/train.tsv", encoding="utf-8") as lines:
         file.write_text("".join(itertools.islice(lines, n + 1)), encoding="utf-8")
@@ -208,7 +208,7 @@ def fine_tune(folder: Path, train_file: Path, n: int, start: list, seed: int) ->
 def measures(
     model_file: Path, pairs: dict[str, Examples]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure a model on both other splits, whole and by its vectors alone."""
+    """Measure a model on both other splits, as a whole and by its vectors alone."""
     model, info, tokenizer = classify.load_classifier(str(model_file), "samefunc")
     found: dict[str, dict[str, dict[str, float]]] = {"network": {}, "vectors alone": {}}
     for split in ("train", "dev", "test"):
@@ -225,13 +225,13 @@ def measures(
 
 
 class Bags:
-    """Features of pairs of texts: how alike they are, their sizes, each word's count and match.
+    """Features of pairs of texts: their similarity, sizes, and counts and matches of each word.
 
     Parameters
     ----------
     kind : {"bag of tokens", "TF-IDF"}
     train : tasks.task.Examples
-        What words and scales are taken from.
+        The examples that words and scales are taken from.
     """
 
     def __init__(self, kind: str, train: Examples) -> None:
@@ -252,7 +252,7 @@ class Bags:
 
 
 def linear(kind: str, pairs: dict[str, Examples]) -> list[dict]:
-    """Measure logistic regression on what two functions have each and in common."""
+    """Measure logistic regression on the features of two functions and what they share."""
     words = Bags(kind, pairs["train"])
     x = {split: words.features(examples) for split, examples in pairs.items()}
     best: dict[str, dict[str, float]] = {}

@@ -1,4 +1,4 @@
-"""Pictures of a page that diff.py wrote, in light and dark, to look at.
+"""Take screenshots of a page written by diff.py, in light and dark.
 
     python diff.py OLD NEW --html page.html
     python bench/screenshots.py page.html pictures
@@ -30,7 +30,7 @@ FLAGS = (
     *("--disable-dev-shm-usage", "--disable-extensions"),
 )
 COLOURS = 64
-VIEWS = {"graphs": "", "lines": "g", "whole": "gf0", "next": "fn", "help": "?"}  # after these keys
+VIEWS = {"graphs": "", "lines": "g", "whole": "gf0", "next": "fn", "help": "?"}  # keys to press
 
 
 @contextmanager
@@ -71,13 +71,13 @@ def main(page: str, to: str, width: int = 1280, height: int = 800, fragment: str
     Parameters
     ----------
     page : str
-        What diff.py --html wrote; of packages, the folder's index.html.
+        A page written by diff.py --html; for packages, the folder's index.html.
     to : str
         Folder for the pictures.
     width, height : int
-        Pixels of the window.
+        Size of the window in pixels.
     fragment : str
-        Which function: what the address bar has behind the file's name, such as
+        The function to show: the end of its address in the address bar, such as
         #0x401000,0x401230
     """
     folder = Path(to)
@@ -90,7 +90,7 @@ def main(page: str, to: str, width: int = 1280, height: int = 800, fragment: str
                 for key in keys:
                     chrome.find_element(By.TAG_NAME, "body").send_keys(key)
                 picture = Image.open(io.BytesIO(chrome.get_screenshot_as_png()))
-                # A palette is enough for a page, and makes the file a third as large.
+                # With a palette the file is a third as large, and the page looks the same.
                 picture.convert("RGB").quantize(COLOURS).save(folder / f"{view}-{theme}.png")
 
 

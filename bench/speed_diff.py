@@ -1,10 +1,10 @@
-"""How long diff.py takes, how much memory, and how both grow with the binaries.
+"""How much time and memory diff.py takes, and how both grow with the size of the binaries.
 
     python bench/speed_diff.py OLD NEW --more DIR
 
 Cold and warm: the whole command, without and with the analyses in the cache. Growth: comparing
-without angr, of 1, 2, 4 and 8 times the blocks; larger binaries are several programs put
-behind each other, DIR/<old build>/* and DIR/<new build>/*, the largest first.
+without angr, with 1, 2, 4 and 8 times the blocks. The larger binaries are several programs
+concatenated, DIR/<old build>/* and DIR/<new build>/*, the largest first.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from matching.functions import match_functions
 from matching.model import read_model
 from terminal.command_line import command_line
 
-APART = 1 << 28  # between the addresses of programs put behind each other
+APART = 1 << 28  # distance between the addresses of concatenated programs
 
 
 def main(
@@ -53,11 +53,11 @@ def main(
     new : str
         Another build of it.
     more : str
-        Folder of builds; without it only cold and warm are measured.
+        Folder of builds for the growth; without it only cold and warm are measured.
     old_build : str
-        Its programs make larger binaries, as OLD.
+        The build whose programs are concatenated as OLD.
     new_build : str
-        The same as NEW.
+        The build whose programs are concatenated as NEW.
     outputDir : str
         Cache for the analyses of the larger binaries.
     workers : int
@@ -70,7 +70,7 @@ def main(
             command = [sys.executable, str(ROOT / "diff.py"), old, new]
             options = ["--outputDir", folder, "--workers", str(workers), "--top", "0"]
             subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
-            # The largest process so far: after the first run, which also analyses.
+            # The largest process so far, including those of the first run, which analyses.
             memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
             seconds = time.perf_counter() - began
             used = processor_seconds() - before
@@ -87,7 +87,7 @@ def main(
 
 
 def processor_seconds() -> float:
-    """Return what ended child processes have taken of the processors."""
+    """Return the CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -102,7 +102,7 @@ def programs(folder: Path, output_dir: str, workers: int) -> dict[str, Analysis]
 
 
 def grow(sides: list[list[Analysis]]) -> None:
-    """Print what each step takes on an eighth, a quarter, half and all of the programs' blocks."""
+    """Print the time of each step for an eighth, a quarter, half and all of the blocks."""
     model = read_model()
     sizes = np.cumsum([analysis.code_blocks for analysis in sides[0]])
     print("programs  blocks of both  words  candidates  functions  blocks  (CPU seconds)")
@@ -128,7 +128,7 @@ def grow(sides: list[list[Analysis]]) -> None:
 
 
 def join(parts: list[Analysis]) -> Analysis:
-    """Put programs behind each other, as if they were one; imports of one name stay several."""
+    """Concatenate programs as if they were one; imports with the same name stay separate."""
     nodes = {"code": [], "imports": []}  # old number -> new number
     functions = {"code": [], "imports": []}
     code = sum(part.code_blocks for part in parts)

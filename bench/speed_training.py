@@ -1,16 +1,16 @@
-"""How many tokens a second does pre-training take in? Ours beside its peers, in one run.
+"""Tokens per second of pre-training: our model and its peers, in one run.
 
     python bench/speed_training.py                          # bert_tiny, three dropouts: 3 minutes
     python bench/speed_training.py --model_cfg config/bert_base.json --batch_size 8 --steps 3 \\
         --own_dropout True --together False           # 6 minutes
     python bench/speed_training.py optimizer          # BertAdam beside torch's AdamW(fused=True)
 
-A peer is left out where it is not installed, bfloat16 where the processor does not multiply it.
-Each runs in a process of its own; all take one step in turn, so that what else the machine does
-slows all alike, and medians are printed. All do forward pass, loss, gradients and optimizer step on
-the same batch. The plain model is that of plain.py; Hugging Face's is BertForPreTraining with its
-own loss and AdamW(fused=True), on a GPU compiled. On a GPU the model's FLOPs are set against the
-products of two large matrices, measured too.
+A peer is left out if it is not installed, and bfloat16 if the processor does not support it. Each
+runs in its own process. They take steps in turn, so that other load on the machine slows all of
+them alike, and medians are printed. Each step is forward pass, loss, gradients and optimizer on the
+same batch. The plain model is in plain.py; Hugging Face's is BertForPreTraining with its own loss
+and AdamW(fused=True), on a GPU compiled. On a GPU, the model's FLOP/s are also printed as a share
+of those of large matrix products, measured here, too.
 """
 
 import dataclasses
@@ -62,21 +62,21 @@ def main(
     model_cfg : str
         The model's sizes.
     vocab_size : int
-        Tokens of the vocabulary.
+        Size of the vocabulary.
     batch_size : int
-        Examples of a step.
+        Examples per step.
     max_len : int
-        Tokens of an example.
+        Tokens per example.
     max_pred : int
-        Masked tokens of an example.
+        Masked tokens per example.
     steps : int
-        Timed steps of each row in each column.
+        Number of timed steps for each cell.
     own_dropout : bool
-        One column, with the dropout of model_cfg.
+        Only one column, with the dropout of model_cfg.
     together : bool
-        Keep all models in memory and take their steps in turn; else one after the other.
+        Keep all models in memory and take their steps in turn; else measure one after the other.
     profile : bool
-        Print instead where our step's time goes, by PyTorch's operations.
+        Instead, print the time of our step by PyTorch's operations.
     """
     device = utils.get_device()
     names = [name for name in ROWS if device.type == "cuda" or name not in (CUDA_ONLY, GRAPHS)]
@@ -123,7 +123,7 @@ def main(
 
 
 def processor() -> str:
-    """Return the processor's name, where Linux says it."""
+    """Return the processor's name, if Linux knows it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":")[1].strip()
@@ -138,7 +138,7 @@ def measure(names: list[str], work: tuple, steps: int) -> dict[str, list[float]]
         pipes[name], theirs = context.Pipe()
         processes.append(context.Process(target=serve, args=(theirs, name, work), daemon=True))
         processes[-1].start()
-        pipes[name].recv()  # it has taken its first steps
+        pipes[name].recv()  # wait for its first steps
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(steps):
         for name, pipe in pipes.items():
@@ -151,7 +151,7 @@ def measure(names: list[str], work: tuple, steps: int) -> dict[str, list[float]]
 
 
 def serve(pipe: Connection, name: str, work: tuple) -> None:
-    """Take a step for each True that comes, and answer with its seconds."""
+    """Take a step for each True received, and answer with its seconds."""
     device = utils.get_device()
     step = make_step(name, work, device)
     pipe.send(True)
@@ -164,7 +164,7 @@ def serve(pipe: Connection, name: str, work: tuple) -> None:
 
 
 def print_profile(work: tuple, device: torch.device) -> None:
-    """Print the share of each operation in our step with dropout of hidden states only."""
+    """Print the share of each operation in our step, with dropout of hidden states only."""
     from torch.profiler import ProfilerActivity, profile
 
     step = make_step(f"ours, {train.best_precision(device)}", work, device)
@@ -181,7 +181,7 @@ def print_profile(work: tuple, device: torch.device) -> None:
 
 
 def make_step(name: str, work: tuple, device: torch.device) -> Callable[[], None]:
-    """Return a function that takes one step of a row's training; it has taken two already."""
+    """Return a function that takes one step of a row's training, after two warm-up steps."""
     torch.manual_seed(0)
     model_cfg, vocab_size, batch_size, max_len, max_pred, p_drop_attn, p_drop_hidden = work
     sizes = models.Config(
@@ -316,7 +316,7 @@ def milliseconds(step: Callable[[], object], device: torch.device) -> float:
 def optimizer(rounds: int = 15) -> None:
     """Print the median time of one step of BertAdam and of AdamW(fused=True) on BERT-base.
 
-    Both step in turn, so that what else runs on the machine slows both alike.
+    They take steps in turn, so that other load on the machine slows both alike.
 
     Parameters
     ----------

@@ -1,12 +1,12 @@
-"""How many of a library's exported functions begin where the analysis says, for each processor.
+"""How many of a library's exported functions the analysis finds, for each processor.
 
     python bench/starts.py libz-amd64.so libz-arm64.so
     python bench/starts.py --processors amd64,arm64,armhf,i386,mipsel,mips64el,ppc64el,s390x
 
-Files are shared objects; with `--processors`, Debian's zlib1g for these is fetched by `apt-get
-download`, which has to know them (dpkg --add-architecture NAME; apt-get update). Exported symbols
-are among what the analysis reads, so the table also says how many starts it finds without them:
-from unwind tables and the like, or from the code itself.
+The files are shared objects. With `--processors`, Debian's zlib1g for these is downloaded by
+`apt-get download`, which must be configured for them (dpkg --add-architecture NAME; apt-get
+update). The analysis also reads exported symbols, so the table also says how many starts it finds
+without them: from unwind tables and the like, or from the code itself.
 """
 
 import subprocess
@@ -35,15 +35,15 @@ def main(*files: str, processors: str = "", package: str = "zlib1g") -> None:
     files : str
         Shared objects.
     processors : str
-        Debian's names of processors, to fetch a package for.
+        Debian's names of processors to download a package for.
     package : str
-        The package; of its shared objects the first is taken.
+        The package; its first shared object is used.
     """
     with tempfile.TemporaryDirectory() as folder:
         names = [name for name in processors.split(",") if name]
         found = [*map(Path, files), *(fetch(package, name, Path(folder)) for name in names)]
         if not found:
-            raise UserError("name shared objects, or --processors")
+            raise UserError("give shared objects, or --processors")
         print("| file | processor | exported | right | without the exports | said by |")
         print("|---|---|---|---|---|---|")
         for file in found:
@@ -63,12 +63,12 @@ def fetch(package: str, processor: str, folder: Path) -> Path:
             raise UserError(f"{' '.join(command)}: {done.stderr.strip()}")
     files = [f for f in sorted(place.rglob("*.so*")) if f.is_file() and not f.is_symlink()]
     if not files:
-        raise UserError(f"{package} for {processor} holds no shared object")
+        raise UserError(f"{package} for {processor} contains no shared object")
     return files[0].rename(folder / f"{files[0].name} ({processor})")
 
 
 def exported(file: Path) -> set[int]:
-    """Return where exported functions begin, by pyelftools."""
+    """Return the addresses of exported functions, by pyelftools."""
     with file.open("rb") as stream:
         symbols = ELFFile(stream).get_section_by_name(".dynsym").iter_symbols()
         return {
@@ -79,7 +79,7 @@ def exported(file: Path) -> set[int]:
 
 
 def row(file: Path) -> str:
-    """Analyse a file, and once more without its exports."""
+    """Analyse a file with and without its exports; return its row."""
     truth = exported(file)
     analysis = analyse(file)
     readers = starts.ELF_READERS

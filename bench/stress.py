@@ -1,15 +1,15 @@
-"""What survives kill -9, other runs and broken files: python bench/stress.py --path DIR
+"""Do the scripts survive kill -9, other runs and broken files? bench/stress.py --path DIR
 
-Every stage runs once undisturbed. Then it runs again and again on the same input; SIGKILL ends its
-whole process group at a random moment of the undisturbed run's time, and the same command is given
-once more. Whenever it comes to its end, every file is compared with the undisturbed run's (but
-TensorBoard's, which hold times, and last.pt, which holds equal numbers in another order of bytes);
-then it starts anew, until it was killed so often as asked for.
+Every stage runs once undisturbed. Then it runs again on the same input, is killed with its whole
+process group by SIGKILL at a random moment, and the same command is run again. Whenever a run ends
+by itself, every file is compared with that of the undisturbed run (except TensorBoard's files,
+which contain times, and last.pt, which contains the same numbers in another order); then the stage
+starts again from nothing, until it was killed as often as requested.
 
-Then several gendata.py run at once on one folder, of which some have other settings; each must end
-well, or say that another run writes there. Copies of a binary with flipped bits are analysed; and
-files of every kind that the project reads are changed and read (bench/mutants.py). A difference, or
-an end without a sentence, ends with exit code 1.
+Then several gendata.py run at once on one folder, some with other settings; each must succeed, or
+say that another run writes there. Then copies of a binary with flipped bits are analysed. Finally,
+files of every kind that the project reads are changed and read (bench/mutants.py). If any byte
+differs, or a run fails without an error of one sentence, the exit code is 1.
 """
 
 import collections
@@ -48,7 +48,7 @@ TRAINING |= dict(total_steps=80)
 CONTRAST = dict(seed=0, hidden=8, lr=0.01, weight_decay=0.01, n_epochs=2, networks=1, pairs=3)
 CONTRAST |= dict(words=4096, dimensions=8, encoder_steps=20, encoder_batch=16, encoder_lr=0.005)
 TOGETHER = 4  # runs of gendata.py at once
-BATCH = 250  # mutants that one process tries
+BATCH = 250  # mutants per process
 SIZES = ["--train_cfg", "train.json", "--model_cfg", "model.json", "--max_len", "32"]
 
 
@@ -70,15 +70,15 @@ def main(
     biname : str
         The program.
     builds : int
-        How many of its builds are used.
+        Number of its builds to use.
     kills : int
-        How often each stage is killed.
+        How often to kill each stage.
     mutants : int
-        Copies with flipped bits; and changed files of each kind.
+        Number of copies with flipped bits, and of changed files of each kind.
     stages : str
-        Which stages are killed; the first ones make what the others read.
+        The stages to kill; the first ones make the input of the others.
     seed : int
-        Seed of the moments and bits.
+        Random seed of moments and bits.
     """
     binaries = find_binaries(path, biname)
     chosen = binaries[:: -(-len(binaries) // builds)]
@@ -125,11 +125,11 @@ def main(
 
 
 def together(command: list[str], inputs: Path) -> int:
-    """Run a command several times at once, each second time with other settings.
+    """Run a command several times at once, every second one with other settings.
 
     Returns
     -------
-    Bytes that differ from those of a lone run, when the command has run once more.
+    After another run of the command: the number of bytes that differ from those of a lone run.
     """
     work, alone = inputs.with_name("together"), inputs.with_name("alone")
     command = [sys.executable, str(ROOT / command[0]), *command[1:]]
@@ -160,7 +160,7 @@ def together(command: list[str], inputs: Path) -> int:
 
 
 def change_files(binary: str, number: int, seed: int, folder: Path) -> int:
-    """Change and read files of every kind; print what became of them, return the failures."""
+    """Change and read files of every kind; print the outcomes, return the number of failures."""
     content = {"path": binary, "sha256": utils.sha256_of(binary)}
     analyse_all([content], str(folder / "output"), 1)
     analysis = cache_file(folder / "output", content["sha256"])
@@ -219,7 +219,7 @@ def change_some(
 def stress(
     arguments: list[str], inputs: Path, kills: int, rng: np.random.Generator
 ) -> tuple[Path, int]:
-    """Kill a stage again and again; return the undisturbed run's folder, and bytes that differ."""
+    """Kill a stage many times; return the undisturbed run's folder and how many bytes differ."""
     script = arguments[0].endswith(".py")
     what = [str(ROOT / arguments[0])] if script else ["-m", arguments[0]]
     command = [sys.executable, *what, *arguments[1:]]
@@ -234,7 +234,7 @@ def stress(
     while killed < kills:
         shutil.copytree(inputs, work)
         while True:
-            # The last run is let through, so that the last kill is followed by a comparison, too.
+            # The last run is not killed, so that a comparison follows the last kill, too.
             moment = rng.uniform(0, seconds) if killed < kills else None
             process = subprocess.Popen(
                 command,
@@ -262,7 +262,7 @@ def stress(
 
 
 def differing(reference: Path, work: Path) -> int:
-    """Return how many bytes are in files that only one folder has, or that differ."""
+    """Return the number of bytes in files that differ or that only one folder has."""
     one, two = contents(reference), contents(work)
     names = [name for name in one.keys() | two.keys() if one.get(name) != two.get(name)]
     for name in names:
@@ -289,7 +289,7 @@ def write_pairs(folder: Path, rng: np.random.Generator) -> None:
 
 
 def mutate(content: bytes, number: int, seed: int) -> list[bytes]:
-    """Return copies with 1 to 64 bits flipped; every tenth is cut off, too.
+    """Return copies with 1 to 64 bits flipped; every tenth is also truncated.
 
     Every other copy has its flips in the first KiB, where the headers are.
     """
@@ -304,7 +304,7 @@ def mutate(content: bytes, number: int, seed: int) -> list[bytes]:
 
 
 def outcomes(mutants: list[bytes], folder: str) -> str:
-    """Analyse the mutants as gendata.py does; return what became of them."""
+    """Analyse the mutants like gendata.py; return a summary of the outcomes."""
     for i, content in enumerate(mutants):
         Path(folder, f"mutant-{i}").write_bytes(content)
     jobs = (

@@ -1,27 +1,28 @@
-"""What the way to a trained model costs: time, memory, disk.
+"""How much time, memory and disk the steps to a trained model cost.
 
     python bench/throughput.py --path DIR --biname chroot --workers 2     # gendata.py against angr
-    python bench/throughput.py pairs --path DIR --times 1,10,100          # more and more pairs
-    python bench/throughput.py input                                      # does it feed the model?
+    python bench/throughput.py pairs --path DIR --times 1,10,100          # growing numbers of pairs
+    python bench/throughput.py input                                      # is it fast enough?
 
 *gendata.py against angr.* Cold: nothing cached. Warm: analyses cached, data/ deleted, every pair
-written anew. "angr alone" is one CFGFast of each distinct binary, one after the other, divided by
-the workers; "at once" is the same in so many processes at once, each slower where they share caches
-and memory. angr's import, which takes seconds, counts in the cold run only. All take turns, for
-machines that are shared become quicker and slower; medians are printed. "Each pair anew" is what
-analysing both binaries again for every pair would cost in one process, as DeepBinDiff's scripts do.
+written again. "angr alone" is one CFGFast of each distinct binary, one after the other, divided by
+the number of workers; "at once" is the same in so many parallel processes, which slow each other
+down because they share caches and memory. angr's import, which takes seconds, counts only in the
+cold run. All take turns, because shared machines change their speed; medians are printed. "Each
+pair anew" is what it would cost to analyse both binaries again for every pair in one process, like
+DeepBinDiff's scripts.
 
-*Pairs.* A program's builds are copied under other names, as programs of their own. Each copy has a
-few bytes more at its end, so its walks are others; its analysis is the original's, for the code is
-the same, and stands in the cache already. So this measures pairs, not angr. CPU seconds are those
-of all processes; memory is the most that the first process, and the largest of its workers, held
-(VmHWM). "Tokens/s a core" is tokens of all walks per CPU second of pairing, walking, writing and,
-in dataprocess.py, writing the corpus.
+*Pairs.* A program's builds are copied under other names, as separate programs. Each copy has a few
+more bytes at its end, so that its walks differ. Its code is the same as the original's, so the
+original's analysis is put into the cache: this measures pairs, not angr. CPU seconds are those of
+all processes; memory is the maximum of the main process and of its largest worker (VmHWM).
+"Tokens/s a core" is the tokens of all walks per CPU second of pairing, walking, writing and, in
+dataprocess.py, writing the corpus.
 
 *Input.* Generates a corpus of 2 GB (in a temporary folder, which needs 4 GB), tokenises it, draws
 and masks batches on one core, trains bert_tiny for as long, and pre-trains on all of it. Takes 4
-minutes on two cores. Memory is what the processes hold for themselves; the ids are mapped from
-files, and the kernel drops those pages when it needs them.
+minutes on two cores. Memory is the private memory of the processes; the ids are mapped from files,
+and the kernel drops those pages when it needs them.
 """
 
 import datetime
@@ -84,7 +85,7 @@ def main(
     workers : int
         Processes.
     runs : int
-        How often each is repeated.
+        Number of repetitions.
     """
     programs = find_programs(path, names_of(biname))
     binaries = [binary for builds in programs.values() for binary in builds]
@@ -134,9 +135,9 @@ def main(
 
 
 def angr_alone(files: list[str], processes: int) -> float:
-    """Return the seconds that CFGFast takes for all files, the import of angr aside."""
+    """Return the seconds of CFGFast for all files, without angr's import."""
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        # One process takes both of these first jobs at times, so they are not short.
+        # These first jobs are long, so that one process does not take both.
         list(pool.map(analyse, files[:1] * processes))
         began = time.perf_counter()
         list(pool.map(analyse, files))
@@ -157,7 +158,7 @@ def pairs(
     workers: int = 2,
     outputDir: str = "output",
 ) -> None:
-    """Print what 1, 10 and 100 times as many pairs cost, a row for each.
+    """Print the cost of 1, 10 and 100 times as many pairs, a row for each.
 
     Parameters
     ----------
@@ -207,7 +208,7 @@ def copies(folder: Path, originals: list[dict[str, str]], output_dir: str, facto
 
 
 def one_size(folder: Path, workers: int, distinct: int) -> None:
-    """Run both steps from nothing but analyses and print what they cost."""
+    """Run both steps, starting from the analyses, and print their cost."""
     for made in ("data", "vocab"):
         shutil.rmtree(folder / made, ignore_errors=True)
     arguments = ["--path", "binaries", "--biname", "program*", "--workers", str(workers)]
@@ -258,7 +259,7 @@ def measured(folder: Path, script: str, *arguments: str) -> tuple[float, float, 
 
 
 def most_memory(pid: int) -> float:
-    """Return the most memory that a living process has held so far, in MB (Linux)."""
+    """Return the peak memory of a running process, in MB (Linux)."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -272,7 +273,7 @@ def size_of(folder: Path) -> int:
 
 
 def feed(gigabytes: float = 2.0, steps: int = 300) -> None:
-    """Print how fast text becomes batches, beside what the model takes, and the memory of it.
+    """Print how fast text becomes batches, compared with the model's speed, and the memory.
 
     Parameters
     ----------
@@ -315,7 +316,7 @@ def feed(gigabytes: float = 2.0, steps: int = 300) -> None:
 
 
 def generate(folder: Path, size: int) -> tuple[Path, Path]:
-    """Write random documents of up to 16 sentences, of words as frequent as in text."""
+    """Write random documents of up to 16 sentences; words are as frequent as in text."""
     rng = np.random.default_rng(0)
     words = np.array([f"word{i}" for i in range(WORDS)])
     vocab, data_file = folder / "vocab.txt", folder / "corpus.txt"
@@ -385,7 +386,7 @@ def consumed(vocab_size: int, max_len: int, max_pred: int) -> float:
 
 
 class Peak:
-    """The most memory that a process and its children held at once (Linux's RssAnon, bytes)."""
+    """The peak memory of a process and its children together (Linux's RssAnon, bytes)."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.most, self.ended = pid, 0, threading.Event()

@@ -1,6 +1,6 @@
-"""What bench/accuracy.py compares with: symbol tables and DWARF line tables of unstripped builds.
+"""Ground truth for bench/accuracy.py: symbol tables and DWARF line tables of unstripped builds.
 
-Only the bench reads these; what is compared are stripped copies.
+Only the bench reads these; diff.py gets stripped copies.
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ from binary.analysis import Analysis
 from binary.symbols import STARTUP
 
 PIE_BASE = 0x400000  # where angr maps position-independent executables
-# Copies that the compiler specialises stand for the function; split-off parts do not.
+# Copies specialised by the compiler count as the function; parts split off do not.
 COPY = re.compile(r"\.(isra|constprop)\.\d+")
-# Functions whose variables have so many names in common, and such a share, are one source.
+# Functions that share so many names of variables, and such a share of them, have the same source.
 COMMON, SHARE = 3, 0.5
 
 
 @dataclasses.dataclass
 class Truth:
-    """What symbols and debug information say of one build.
+    """The symbols and debug information of one build.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Truth:
 
 
 def stripped_copy(binary: Path, copy: Path) -> Path:
-    """Make a copy without symbols and debug information, unless it is there; return its path."""
+    """Make a copy without symbols and debug information if it is missing; return its path."""
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["strip", "--strip-all", "-o", str(copy), str(binary)], check=True)
@@ -119,9 +119,9 @@ def _debug(elf: ELFFile, base: int) -> dict[str, list]:
 
 
 def read_variables(binary: Path, cache: Path) -> dict[str, list[str]]:
-    """Read what each function's parameters and local variables are called; ``cache`` is a folder.
+    """Read the names of each function's parameters and local variables; ``cache`` is a folder.
 
-    Functions of one name have those of all.
+    Functions with the same name are merged.
     """
     file = cache / f"{utils.sha256_of(binary)}-variables.json"
     if not file.exists():
@@ -153,7 +153,7 @@ def _variables(die: DIE) -> set[str]:
 
 
 def moved(old: dict[str, list[str]], new: dict[str, list[str]]) -> dict[str, str]:
-    """Return which functions' code has another name in another version, by their variables' names.
+    """Find functions whose code has another name in another version, by names of variables.
 
     Parameters
     ----------
@@ -163,8 +163,8 @@ def moved(old: dict[str, list[str]], new: dict[str, list[str]]) -> dict[str, str
     Returns
     -------
     dict of str to str
-        OLD's name -> NEW's: each has more in common with the other than with any other function,
-        those of its own name too: what is left of that may only call it.
+        OLD's name -> NEW's. Each shares more names with the other than with any third function,
+        including the one of its own name, which may now only call it.
     """
     share = {}
     for a, inside in old.items():
@@ -182,7 +182,7 @@ def moved(old: dict[str, list[str]], new: dict[str, list[str]]) -> dict[str, str
 
 
 def block_counts(truth: Truth, analysis: Analysis) -> dict[int, int]:
-    """Return how many of the analysis's blocks lie in each named function."""
+    """Return the number of the analysis's blocks in each named function."""
     address = np.sort(analysis.address[: analysis.code_blocks].astype(np.int64))
     return {
         a: int(np.searchsorted(address, truth.end[a]) - np.searchsorted(address, a))
@@ -196,8 +196,8 @@ def block_lines(truth: Truth, analysis: Analysis, relative: bool) -> list[set[tu
     Parameters
     ----------
     relative : bool
-        Name a line by its function and its distance from the function's first line, not by its
-        file and number: these differ between versions.
+        Identify a line by its function and its distance from the function's first line instead of
+        file and number, which differ between versions.
 
     Returns
     -------

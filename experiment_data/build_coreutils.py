@@ -4,13 +4,13 @@
     python experiment_data/build_coreutils.py --versions "8.32 9.1 9.7 9.10" --programs "chroot ls"
     python experiment_data/build_coreutils.py --compilers "gcc-12 clang-16" --levels "O0 O2"
 
-Everything made lies in one folder, which git ignores:
+All results are in one folder, which git ignores:
 
     coreutils/sources/coreutils-9.1/            the upstream source and its tarball
     coreutils/build/coreutils-9.1/              configured once, compiled once per level
-    coreutils/binaries/coreutils-9.1-O2/chroot  what gendata.py reads
+    coreutils/binaries/coreutils-9.1-O2/chroot  the input of gendata.py
 
-What is there is kept; delete a folder to have it made anew.
+Existing results are kept; delete a folder to make it again.
 """
 
 import gzip
@@ -39,7 +39,7 @@ from utils import UserError, atomic_file, atomic_folder, check_outputs, disk_err
 OUTPUT = Path(__file__).resolve().parent / "coreutils"
 LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
 
-# The upstream version that each suite holds. Others are found too, but all suites are searched.
+# The upstream version in each suite. To find other versions, all suites are searched.
 SUITES = {
     "debian": {"bullseye": "8.32", "bookworm": "9.1", "trixie": "9.7", "sid": "9.10"},
     "ubuntu": {
@@ -51,7 +51,7 @@ SUITES = {
     },
 }
 
-# Which optional libraries a machine has must not change the binaries.
+# Optional libraries of the machine must not change the binaries.
 CONFIGURE = (
     "--quiet",
     "--disable-dependency-tracking",
@@ -63,11 +63,11 @@ CONFIGURE = (
     "--without-openssl",
     "--without-selinux",
 )
-# Clang since version 16 refuses what older versions of coreutils do; gcc ignores the option.
+# Clang 16 and later refuse code in older versions of coreutils; gcc ignores the option.
 TOLERANT = "-Wno-incompatible-function-pointer-types"
 
 APT_CONFIG = """\
-// The machine's settings hold (proxies, say), but its hooks do not run and its laxities end.
+// Keep the machine's settings (e.g. proxies), except hooks and anything that weakens verification.
 #clear APT::Update;
 Dir::Etc::SourceList "{folder}/entries.sources";
 Dir::Etc::SourceParts "/dev/null";
@@ -102,33 +102,34 @@ def main(
 ) -> int:
     """Build programs of GNU coreutils from source, with debug information.
 
-    Several values stand in one argument, with blanks between: --levels "O0 O3".
+    Several values are one argument, separated by blanks: --levels "O0 O3".
 
     Parameters
     ----------
     versions : str
-        Versions of coreutils. Default: those of `tarballs`, else the one that this machine's
-        release of Debian or Ubuntu has.
+        Versions of coreutils. Default: those of `tarballs`, or the version in this machine's
+        release of Debian or Ubuntu.
     levels : str
-        Optimisation levels, of O0 O1 O2 O3 Os Og.
+        Optimisation levels, from O0 O1 O2 O3 Os Og.
     programs : str
         Programs of coreutils: "chroot ls sort".
     compilers : str
-        Installed compilers: "gcc-12 clang-16". They are then part of the folders' names.
-        Default: gcc, else clang, else cc, unnamed.
+        Installed compilers: "gcc-12 clang-16". The folders' names then include the compiler.
+        Default: gcc, or else clang, or else cc; not in the folders' names.
     jobs : int
-        Processes at a time. Default: one for each CPU.
+        Number of parallel processes. Default: one per CPU.
     tarballs : str
-        Source tarballs (coreutils-9.1.tar.xz). Versions without one come from the source packages
-        of Debian or Ubuntu, by an apt of our own: without root, without a change to the system.
+        Source tarballs (coreutils-9.1.tar.xz). Other versions are downloaded from the source
+        packages of Debian or Ubuntu by a private apt, which needs no root and does not change the
+        system.
     output : Path
-        The folder that gets sources/, build/ and binaries/.
+        Folder for sources/, build/ and binaries/.
 
     Raises
     ------
     UserError
-        No compiler, make, network or Debian; unknown values; unreadable tarballs; failed builds,
-        after all others are done.
+        No compiler, make, network or Debian; unknown values; unreadable tarballs; builds that
+        failed, after all others are done.
     """
     check_outputs({}, (), {"output": output})
     level_list = split("levels", levels)
@@ -138,7 +139,7 @@ def main(
     program_list = split("programs", programs)
     compiler_list = split("compilers", compilers) if compilers else [""]
     if jobs < 0:
-        raise UserError(f"--jobs {jobs}: must be 1 or more, or 0 for one for each CPU")
+        raise UserError(f"--jobs {jobs}: must be 1 or more, or 0 for one per CPU")
     jobs = jobs or os.cpu_count() or 1
     given = {version_of(path): path for path in map(Path, shlex.split(tarballs))}
     version_list = split("versions", versions) if versions else list(given)
@@ -185,10 +186,10 @@ def main(
 
 
 def split(flag: str, text: str) -> list[str]:
-    """Return the values in ``text``, in order, each once: names, which become those of folders."""
+    """Return the distinct values in ``text``, in order. They become parts of folder names."""
     values = list(dict.fromkeys(re.split(r"[\s,]+", text.strip(" \t\n,"))))
     if values == [""]:
-        raise UserError(f'--{flag} is empty; give values with blanks between, like --{flag} "A B"')
+        raise UserError(f'--{flag} is empty; give values separated by blanks, like --{flag} "A B"')
     for value in values:
         if "/" in value:
             raise UserError(f"--{flag} {value}: give a name, not a path")
@@ -196,7 +197,7 @@ def split(flag: str, text: str) -> list[str]:
 
 
 def say(step: str) -> None:
-    """Print one line on stderr for a step that begins."""
+    """Print a line on stderr when a step begins."""
     print(f"[{time.monotonic() - START:3.0f} s] {step}", file=sys.stderr, flush=True)
 
 
@@ -205,7 +206,7 @@ def say(step: str) -> None:
 
 @dataclass
 class Tree:
-    """One version configured for one compiler ("" for the default one); it serves all levels."""
+    """One version, configured for one compiler ("" for the default one) and used for all levels."""
 
     output: Path
     version: str
@@ -218,12 +219,12 @@ class Tree:
         self.folder = self.output / "build" / self.name
 
     def binary(self, level: str, program: str) -> Path:
-        """Return where ``program`` goes."""
+        """Return the path of the built ``program``."""
         return self.output / "binaries" / f"{self.name}-{level}" / program
 
 
 def check_tools(trees: list[Tree]) -> None:
-    """Find make and every compiler; the default compiler is settled here."""
+    """Find make and every compiler, and choose the default compiler."""
     for tree in trees:
         candidates = [tree.compiler] if tree.compiler else ["gcc", "clang", "cc"]
         for tool, names in {"C compiler": candidates, "make": ["make"]}.items():
@@ -236,7 +237,7 @@ def check_tools(trees: list[Tree]) -> None:
 
 
 def check_programs(tree: Tree, programs: list[str]) -> None:
-    """Raise a UserError unless coreutils has these programs: each has a page in man/."""
+    """Raise a UserError unless coreutils has these programs, i.e. a page for each in man/."""
     known = {page.stem for page in (tree.source / "man").glob("*.x")}
     for program in programs:
         if program not in known:
@@ -247,7 +248,7 @@ def check_programs(tree: Tree, programs: list[str]) -> None:
 
 
 def build_all(trees: list[Tree], jobs: int) -> list[str]:
-    """Build what is left to do in every tree, several trees at a time; return what failed."""
+    """Build what is missing in every tree, several trees at a time; return the errors."""
     failures = []
     workers = min(jobs, len(trees))
     with ThreadPoolExecutor(workers) as pool:
@@ -258,16 +259,16 @@ def build_all(trees: list[Tree], jobs: int) -> list[str]:
                     failures.append(str(error))
                 else:
                     future.result()
-        except BaseException:  # Ctrl-C reaches make and the compilers by itself
+        except BaseException:  # no need to stop make and the compilers: they get Ctrl-C, too
             pool.shutdown(cancel_futures=True)
             raise
     return failures
 
 
 def build(tree: Tree, jobs: int) -> None:
-    """Configure the tree unless it is, then build what is left to do, level by level."""
-    # The names that the compiler sees, and records, are relative; the one absolute path in the
-    # debug information is the build folder's. So equal sources give equal bytes everywhere.
+    """Configure the tree if necessary, then build what is missing, level by level."""
+    # The compiler gets relative paths, and the only absolute one in the debug information, that of
+    # the build folder, is replaced. So the same source gives the same bytes everywhere.
     source = os.path.relpath(tree.source, tree.folder)
     prefix_map = shlex.quote(f"-fdebug-prefix-map={tree.folder.resolve()}=.")
     banner = subprocess.run([tree.compiler, "--version"], capture_output=True, text=True).stdout
@@ -282,9 +283,9 @@ def build(tree: Tree, jobs: int) -> None:
             file.write(state)
     for level, programs in tree.todo.items():
         say(f"{tree.name}: make {' '.join(programs)} at -{level}")
-        # Objects of another level, or of an interrupted run, would be taken as they are.
+        # Otherwise make would reuse objects of another level or of an interrupted run.
         run(tree, "clean", ["make", "clean"])
-        # Asked for one program, make does not see that all headers must be generated first.
+        # When making a single program, make does not generate all headers first.
         headers = ["make", f"-j{jobs}", "-f", "Makefile", "-f", "-", "headers"]
         run(tree, f"headers-{level}", headers, stdin="headers: $(BUILT_SOURCES)\n")
         files = {p: f"src/{'ginstall' if p == 'install' else p}" for p in programs}
@@ -301,15 +302,15 @@ def build(tree: Tree, jobs: int) -> None:
 
 
 def run(tree: Tree, step: str, command: list[str], stdin: str = "") -> None:
-    """Run one step in the build folder, its output in a log there; raise a UserError if it fails.
+    """Run one step in the build folder with a log there; raise a UserError if it fails.
 
-    Of the environment only what finds programs is passed on: a CFLAGS or MAKEFLAGS (as under
-    another make) must not change the binaries. As root, configure wants to be forced.
+    Only environment variables needed to find programs are passed on: CFLAGS or MAKEFLAGS (set by an
+    outer make) must not change the binaries. FORCE_UNSAFE_CONFIGURE lets configure run as root.
     """
     log = tree.folder / f"{step}.log"
     keep = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
     env = {name: os.environ[name] for name in keep if name in os.environ}
-    # By itself configure prefers bash to Debian's faster dash; the outcome is the same.
+    # Let configure use Debian's dash, which is faster than bash; the result is the same.
     env |= {"LC_ALL": "C", "FORCE_UNSAFE_CONFIGURE": "1", "CONFIG_SHELL": "/bin/sh"}
     with log.open("wb") as file:
         done = subprocess.run(
@@ -324,7 +325,7 @@ def run(tree: Tree, step: str, command: list[str], stdin: str = "") -> None:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
         reason = next((line for line in lines if "error:" in line.lower()), lines[-1])
         raise UserError(
-            f"{tree.name}: {' '.join(command[:1])} failed ({reason.strip()}; all of it in {log}); "
+            f"{tree.name}: {' '.join(command[:1])} failed ({reason.strip()}; see {log}); "
             f"try another compiler or version, {OTHERWISE}"
         )
 
@@ -333,7 +334,7 @@ def run(tree: Tree, step: str, command: list[str], stdin: str = "") -> None:
 
 
 def get_sources(versions: list[str], tarballs: dict[str, Path], sources: Path) -> None:
-    """Have sources/coreutils-<version>/ for all versions, from tarballs or from apt."""
+    """Make sources/coreutils-<version>/ for all versions, from tarballs or from apt."""
     missing = [v for v in dict.fromkeys(versions) if not (sources / f"coreutils-{v}").is_dir()]
     for version in missing:
         kept = list(sources.glob(f"coreutils-{version}.tar.*"))
@@ -349,12 +350,14 @@ def get_sources(versions: list[str], tarballs: dict[str, Path], sources: Path) -
 
 @contextmanager
 def open_tarball(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open a tarball; whatever is wrong with it becomes a UserError."""
+    """Open a tarball; turn all errors into a UserError."""
     try:
         with tarfile.open(path) as tar:
             yield tar
     except FileNotFoundError as error:
-        raise UserError(f"no tarball {path}; --tarballs takes paths with blanks between") from error
+        raise UserError(
+            f"no tarball {path}; --tarballs expects paths separated by blanks"
+        ) from error
     except (
         tarfile.TarError,
         lzma.LZMAError,
@@ -364,59 +367,59 @@ def open_tarball(path: Path) -> Iterator[tarfile.TarFile]:
         IsADirectoryError,
         PermissionError,
     ) as error:
-        raise UserError(f"cannot read the tarball {path} ({error}); get it again") from error
+        raise UserError(f"cannot read the tarball {path} ({error}); download it again") from error
 
 
 def version_of(tarball: Path) -> str:
-    """Return the version that the tarball's one folder is named by, coreutils-<version>."""
+    """Return the version in the name of the tarball's only folder, coreutils-<version>."""
     with open_tarball(tarball) as tar:
         first = tar.next()
         match = first and re.match(r"(?:\./)?coreutils-(\d+(?:\.\d+)+)(/|$)", first.name)
     if not match:
-        raise UserError(f"{tarball} holds no folder coreutils-VERSION; give a release's tarball")
+        raise UserError(f"{tarball} has no folder coreutils-VERSION; give the tarball of a release")
     return match[1]
 
 
 def extract(tarball: Path, folder: Path) -> None:
-    """Extract a release whole or not at all."""
+    """Extract a release; on an error, nothing remains."""
     with open_tarball(tarball) as tar, atomic_folder(folder) as work:
         members = []
         for member in tar:
             parts = Path(member.name).parts[1:]
             if not parts and member.isdir():
                 continue
-            # Checked here because Debian 12's Python has no extraction filters yet.
+            # Checked here because the Python of Debian 12 has no extraction filters.
             if not (member.isfile() or member.isdir()) or ".." in parts or member.name[0] == "/":
-                raise UserError(f"{tarball}: {member.name} does not belong in a release's tarball")
+                raise UserError(f"{tarball}: {member.name} must not be in the tarball of a release")
             member.name = "/".join(parts)
             members.append(member)
         tar.extraction_filter = getattr(tarfile, "data_filter", None)
         tar.extractall(work, members)
         if not (work / "configure").is_file():
-            raise UserError(f"{tarball} has no configure script; give a release's tarball")
+            raise UserError(f"{tarball} has no configure script; give the tarball of a release")
 
 
 # Source packages of Debian and Ubuntu
 
 
 class Entry(NamedTuple):
-    """What an apt entry of this machine says about its mirror."""
+    """The mirror of an apt entry of this machine."""
 
     uri: str
-    signed_by: str  # a keyring's path, a fingerprint or a key; "" for all keys that apt trusts
+    signed_by: str  # path of a keyring, a fingerprint or a key; "" for all keys that apt trusts
 
 
 def distribution(os_release: Path = Path("/etc/os-release")) -> tuple[str, str]:
-    """Return the distribution, "debian" or "ubuntu", and its release's codename."""
+    """Return the distribution, "debian" or "ubuntu", and the codename of its release."""
     text = os_release.read_text(encoding="utf-8") if os_release.is_file() else ""
     fields = dict(word.split("=", 1) for word in shlex.split(text, comments=True) if "=" in word)
     if fields.get("ID") not in SUITES or not shutil.which("apt-get"):
         raise UserError(
-            "only Debian's and Ubuntu's source packages can be downloaded here; give a tarball "
+            "sources can be downloaded only on Debian and Ubuntu; give a tarball "
             "of GNU coreutils with --tarballs coreutils-9.1.tar.xz (ftp.gnu.org/gnu/coreutils), "
             + OTHERWISE
         )
-    # Debian's unstable names no codename in some years.
+    # Debian unstable sometimes has no codename.
     return fields["ID"], fields.get("VERSION_CODENAME", "sid")
 
 
@@ -438,10 +441,10 @@ def deb822(text: str) -> list[dict[str, str]]:
 
 
 def apt_entries(codename: str, etc: Path = Path("/etc/apt")) -> list[Entry]:
-    """Return the mirrors that this machine takes its own release from.
+    """Return the mirrors of this machine's own release.
 
-    Entries of other suites (third parties', updates) are left out. Debian's testing and unstable
-    may go by those names.
+    Entries of other suites (third parties, updates) are left out. Entries may also call Debian's
+    suites stable, testing or unstable.
 
     References
     ----------
@@ -471,11 +474,11 @@ def apt_entries(codename: str, etc: Path = Path("/etc/apt")) -> list[Entry]:
 
 @contextmanager
 def private_apt(suites: list[str], sources: Path) -> Iterator[tuple[Callable[..., str], Path]]:
-    """Yield a function that runs an apt command on the source packages of ``suites``, and where.
+    """Yield a function that runs apt commands on the source packages of ``suites``, and its folder.
 
-    This apt has its own lists, cache and configuration in a folder that ends with the block. Its
-    entries are the machine's own, of the same mirrors and verified by the same keys, with the
-    suites replaced. The function returns the output; a failure is in there, too.
+    This apt has its own lists, cache and configuration, in a folder that is deleted when the block
+    ends. It uses the machine's mirrors and keys with other suites. The function returns the output,
+    including errors.
     """
     _, codename = distribution()
     sources.mkdir(parents=True, exist_ok=True)
@@ -508,7 +511,7 @@ def private_apt(suites: list[str], sources: Path) -> Iterator[tuple[Callable[...
 
 
 def offered(apt: Callable[..., str]) -> tuple[dict[str, str], str]:
-    """Return the versions on offer, upstream's -> the package's, and apt's first complaint."""
+    """Return upstream version -> package version of what is available, and apt's first error."""
     output = apt("apt-get", "update")
     packages = deb822(apt("apt-cache", "showsrc", "--only-source", "coreutils"))
     versions = [package["version"] for package in packages if "version" in package]
@@ -517,7 +520,7 @@ def offered(apt: Callable[..., str]) -> tuple[dict[str, str], str]:
 
 
 def default_version(sources: Path) -> str:
-    """Return the version of coreutils in this machine's release."""
+    """Return the version of coreutils in the release of this machine."""
     name, codename = distribution()
     if version := SUITES[name].get(codename):
         return version
@@ -533,7 +536,7 @@ def default_version(sources: Path) -> str:
 
 
 def download(versions: list[str], sources: Path) -> dict[str, Path]:
-    """Download upstream's tarballs through apt, which verifies them, and return their paths."""
+    """Download the upstream tarballs by apt, which verifies them; return their paths."""
     name, codename = distribution()
     suites = {version: suite for suite, version in SUITES[name].items()}
     searched = [suites.get(version, "") for version in versions]
@@ -549,12 +552,12 @@ def download(versions: list[str], sources: Path) -> dict[str, Path]:
                 output = apt("apt-get", "source", "--download-only", "--only-source", package)
                 lines = [line for line in output.splitlines() if line.startswith("E:")]
                 complaint = lines[0] if lines else complaint
-            # Not the rest of a source package: the distribution's patches, and signatures.
+            # Without the distribution's patches, and signatures.
             found = list(folder.glob(f"coreutils_{version}.orig.tar.?z"))
             if not found:
                 raise UserError(
                     f"cannot download coreutils {version} from {name}'s {' '.join(searched)}"
-                    f" (on offer: {' '.join(available) or 'none'}; {complaint or 'no complaint'});"
+                    f" (available: {' '.join(available) or 'none'}; apt: {complaint or 'no error'});"
                     f" give a tarball with --tarballs, {OTHERWISE}"
                 )
             tarballs[version] = sources / f"coreutils-{version}.tar{found[0].suffix}"

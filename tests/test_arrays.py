@@ -95,7 +95,7 @@ def test_arrays_whose_columns_come_first(tmp_path):
         ({"score": np.array([0, np.nan], np.float32)}, "'score' holds a number that is not finite"),
         ({"score": np.array([np.inf, 0])}, "'score' holds a number that is not finite"),
         ({"returns": np.array([1, 2, 0], np.uint8).view(bool)}, "something other than true"),
-        ({"name": np.array([0x110000, 5], np.uint32).view("U1")}, "'name' holds what is no char"),
+        ({"name": np.array([0x110000, 5], np.uint32).view("U1")}, "'name' holds an invalid char"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(file, change, reason):
