@@ -557,8 +557,8 @@ def download(versions: list[str], sources: Path) -> dict[str, Path]:
             if not found:
                 raise UserError(
                     f"cannot download coreutils {version} from {name}'s {' '.join(searched)}"
-                    f" (available: {' '.join(available) or 'none'}; apt: {complaint or 'no error'});"
-                    f" give a tarball with --tarballs, {OTHERWISE}"
+                    f" (available: {' '.join(available) or 'none'}; apt: {complaint or 'no error'})"
+                    f"; give a tarball with --tarballs, {OTHERWISE}"
                 )
             tarballs[version] = sources / f"coreutils-{version}.tar{found[0].suffix}"
             os.replace(found[0], tarballs[version])

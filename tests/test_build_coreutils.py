@@ -420,7 +420,7 @@ def test_a_kept_tarball_is_not_downloaded_again(apt, build):
 
 
 def test_a_version_that_no_suite_has(apt, build):
-    with pytest.raises(UserError, match=r"coreutils 3\.4 .*on offer: 1\.2; .*--path FOLDER"):
+    with pytest.raises(UserError, match=r"coreutils 3\.4 .*available: 1\.2; .*--path FOLDER"):
         build(tarballs="", versions="3.4")
 
 
