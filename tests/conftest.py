@@ -1,4 +1,4 @@
-"""What several tests share: tiny programs, compiled once per session, and tiny sizes of a BERT."""
+"""Shared fixtures: tiny programs, compiled once per session, and a tiny BERT."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# No test may fail because the machine is busy.
+# No deadline: a test must not fail because the machine is busy.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
@@ -102,7 +102,7 @@ int main(int argc, char **argv) {
 }
 """
 
-# A program of a few blocks, whose strings would like to be more than words.
+# A program of a few blocks, with strings that try to be more than words.
 TINY = r"""
 extern int puts(const char *);
 extern void exit(int);
@@ -135,7 +135,7 @@ void _start(void) {
 """
 SMALL = ["-nostartfiles", "-fno-asynchronous-unwind-tables", "-Wl,-z,noseparate-code", "-s"]
 SIZES = dict(dim=8, n_layers=1, n_heads=2, dim_ff=8, p_drop_hidden=0.1, p_drop_attn=0.1)
-SIZES |= dict(max_len=12, n_segments=2)  # of a BERT
+SIZES |= dict(max_len=12, n_segments=2)  # sizes of a BERT
 
 BUILDS = {
     "O0": ["-O0"],
@@ -145,7 +145,7 @@ BUILDS = {
 }
 
 
-# Of an Analysis that is made up: no instructions, no variables, no addresses taken, no pointers.
+# Fields of a made-up Analysis: no instructions, variables, addresses taken or pointers.
 NO_DATA = {
     "first_instruction": np.zeros(1, np.int64),
     "instruction_form": np.zeros(0, np.int32),
@@ -164,7 +164,7 @@ NO_DATA = {
 
 
 def gendata_py(cwd, *arguments, check=True):
-    """Run gendata.py in ``cwd``; check that it does not fail, unless told otherwise."""
+    """Run gendata.py in ``cwd``; unless ``check`` is False, assert that it does not fail."""
     run = subprocess.run(
         [sys.executable, str(ROOT / "gendata.py"), *map(str, arguments)],
         cwd=cwd,
@@ -239,7 +239,7 @@ def words(analysis, block: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory) -> Path:
-    """A folder that holds <build>/shapes for each of BUILDS, and one of them stripped."""
+    """A folder with <build>/shapes for each of BUILDS, and a stripped copy of one of them."""
     folder = tmp_path_factory.mktemp("binaries")
     for name, flags in BUILDS.items():
         compile_c(SOURCE, folder / name / "shapes", *flags)

@@ -1,4 +1,4 @@
-"""A tiny BERT as Google's programs write it, and the same one in Hugging Face's transformers."""
+"""A tiny BERT in the format of Google's programs, and the same one in Hugging Face's."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 import transformers
 from conftest import tiny_bert
 
-# Sizes that all differ, so that nothing fits in a wrong place.
+# All sizes differ, so that no weight fits in a wrong place.
 VOCAB, POSITIONS = 53, 30
 CFG = tiny_bert(VOCAB, max_len=POSITIONS)
 D, LAYERS, FF, HEADS = CFG.dim, CFG.n_layers, CFG.dim_ff, CFG.n_heads
@@ -26,7 +26,7 @@ CONFIG = {  # bert_config.json, as Google writes it
 
 
 def google_variables() -> dict[str, np.ndarray]:
-    """Random values for all variables that Google's run_pretraining.py leaves, by name."""
+    """Return random values for all variables of Google's run_pretraining.py, by name."""
     shapes = {
         "bert/embeddings/word_embeddings": (VOCAB, D),
         "bert/embeddings/position_embeddings": (POSITIONS, D),
@@ -59,7 +59,7 @@ def google_variables() -> dict[str, np.ndarray]:
 
 
 def write_tensorflow(path, variables) -> str:
-    """Write a checkpoint of TensorFlow 1's kind, name -> value."""
+    """Write a checkpoint of TensorFlow 1, name -> value."""
     tf = pytest.importorskip("tensorflow")
     names = list(variables)
     tf.raw_ops.SaveV2(
@@ -71,9 +71,9 @@ def write_tensorflow(path, variables) -> str:
     return str(path)
 
 
-# How the model garden's programs of three times hold a BERT: where each layer stands in the graph
-# of objects, and what its variables are called. Taken from checkpoints that the garden's own code
-# (tf-models-official 2.20) wrote; that of 2019 from its converter of old names.
+# The layouts of three generations of the model garden's programs: the place of each layer in the
+# object graph, and the names of its variables. They are taken from checkpoints written by the
+# garden's own code (tf-models-official 2.20), the one of 2019 from its converter of old names.
 FUNCTIONAL = {
     "word": ("encoder/layer_with_weights-0", "word_embeddings"),
     "position": ("encoder/layer_with_weights-1", "position_embedding"),
@@ -150,7 +150,7 @@ def garden_variables(style) -> dict[str, tuple[str, np.ndarray]]:
 
 
 def garden_heads() -> dict[str, tuple[str, np.ndarray]]:
-    """Return the heads as BertPretrainerV2 holds them; "is B next?" has a pooler of its own."""
+    """Return the heads of BertPretrainerV2; the one for next sentence has its own pooler."""
     values, made = google_variables(), {}
     for place, name, google, parts in (
         ("masked_lm/dense", "transform/dense", "transform/dense", ("kernel", "bias")),
@@ -173,9 +173,9 @@ def garden_heads() -> dict[str, tuple[str, np.ndarray]]:
 
 
 def write_object_graph(path, variables, optimizer=None) -> str:
-    """Write a checkpoint of TensorFlow 2's kind: place in the graph -> own name, value.
+    """Write a checkpoint of TensorFlow 2: place in the graph -> own name, value.
 
-    With an ``optimizer`` of TensorFlow's, a step of it with gradients of 0 comes first.
+    With one of TensorFlow's optimizers, first take a step with gradients of 0.
     """
     tf = pytest.importorskip("tensorflow")
     root, leaves = tf.Module(), []
@@ -197,7 +197,7 @@ def write_object_graph(path, variables, optimizer=None) -> str:
 
 
 def hugging_face_twin() -> transformers.BertForPreTraining:
-    """Hugging Face's model with the values of `google_variables`, put in by hand."""
+    """Return Hugging Face's model with the values of `google_variables`, copied by hand."""
     theirs = transformers.BertForPreTraining(
         transformers.BertConfig(
             vocab_size=VOCAB,

@@ -1,4 +1,4 @@
-"""bench/ablation.py: what is left out is left out, and every row is printed."""
+"""bench/ablation.py: each row really leaves its part out, and every row is printed."""
 
 import dataclasses
 import json

@@ -99,7 +99,7 @@ def listing(file, tools) -> dict[str, list[tuple[int, str]]]:
 
 
 def test_all_code_of_our_functions_is_there(target):
-    """Each instruction that objdump lists, padding and data aside, is ours at its address."""
+    """Except padding and data, each instruction of objdump is in our analysis at its address."""
     import angr
 
     name, file, analysis = target
@@ -127,7 +127,7 @@ def test_all_code_of_our_functions_is_there(target):
 
 
 def test_the_comparators_address_is_taken(target):
-    """In whatever way the processor makes an address."""
+    """However the processor forms an address."""
     _, _, analysis = target
     taken = [analysis.function_name[analysis.function[b]] for b in analysis.taken_block]
     takers = [analysis.function_name[analysis.function[b]] for b in analysis.taker_block]
@@ -150,7 +150,7 @@ def test_start_up_code_takes_the_address_of_main(target):
 
 
 def is_stub(rows, name: str) -> bool:
-    """Whether ``name`` is the import, not a function of the same name, of which MinGW has some."""
+    """Whether ``name`` is the import, and not one of MinGW's functions of the same name."""
     inside = [text for _, text in rows.get(name, []) if not re.search(r"\bnop", text)]
     return len(inside) <= 1
 

@@ -1,4 +1,4 @@
-"""Array files against their schema: what fits is read as it was written, all else is refused."""
+"""files/arrays.py: files that match the schema are read back equal, all others are refused."""
 
 import dataclasses
 import io
@@ -147,7 +147,7 @@ def test_a_small_file_that_would_fill_the_memory(file, monkeypatch):
 
 
 def test_a_directory_that_lies_about_sizes(file):
-    """The zip directory says that an array is small, and what is packed goes on for ever."""
+    """The zip directory says that an array is small, but the packed data never ends."""
     more = 2**26
     whole = npy("<i4", (3,), b"\0" * 12)
     replaced(file, "tokens", whole + b"\0" * more)
@@ -167,7 +167,7 @@ def test_other_files_and_other_packings(file, tmp_path):
     for content in (b"", b"PK", whole[:-2], whole[:200], whole[100:], b"\x93NUMPY" + whole):
         file.write_bytes(content)
         if content == b"\x93NUMPY" + whole:
-            assert read(file)["words"] == GOOD["words"]  # zip files may follow something else
+            assert read(file)["words"] == GOOD["words"]  # a zip file may begin with other bytes
             continue
         with pytest.raises(UserError, match=r"table\.npz is damaged"):
             read(file)
@@ -183,7 +183,7 @@ def test_other_files_and_other_packings(file, tmp_path):
 
 @given(st.data())
 def test_bytes_that_are_changed_anywhere(tmp_path_factory, data):
-    """Whatever bytes are flipped: the same arrays, arrays that fit the schema, or a refusal."""
+    """With any bits flipped, the arrays are the same, or match the schema, or are refused."""
     file = tmp_path_factory.mktemp("flipped") / "table.npz"
     with file.open("wb") as out:
         write_arrays(out, GOOD, SCHEMA)

@@ -1,4 +1,4 @@
-"""models.py: the CPU's quick ways against PyTorch's plain ones."""
+"""models.py: the fast CPU code for attention and dropout against plain PyTorch."""
 
 import math
 
@@ -23,13 +23,13 @@ def inputs(dtype, length=20, seed=0):
 
 
 def outcome(function, qkv, gradient):
-    """Return what a function of q, k and v gives, and the gradient of them."""
+    """Return the result of a function of q, k and v, and their gradients."""
     out = function(qkv)
     return [out, *torch.autograd.grad(out, [qkv], gradient)]
 
 
 def pytorchs(mask):
-    """Attention as PyTorch has it: heads first."""
+    """PyTorch's attention, which expects heads first."""
 
     def function(qkv):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -53,7 +53,7 @@ def test_equals_pytorchs(monkeypatch, part, masked):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dropout_equals_the_formula(monkeypatch, dtype, masked):
-    """With the factors that were drawn, autograd through the formula gives the same."""
+    """With the same random factors, autograd through the formula gives the same."""
     monkeypatch.setattr(models, "PART", 2 * 20**2)  # three parts of two heads
     qkv, mask, gradient = inputs(dtype)
     mask = mask if masked else None
@@ -93,7 +93,7 @@ def test_bfloat16_is_near_float32(masked):
 @pytest.mark.parametrize("part", [1, 2**20])
 @pytest.mark.parametrize("masked", [False, True])
 def test_some_queries_equal_those_of_all(monkeypatch, p_drop, part, masked):
-    """Queries of their own, fewer than keys, give what the same queries give among all."""
+    """A few queries alone give the same as these queries among all."""
     monkeypatch.setattr(models, "PART", part)
     qkv, mask, gradient = inputs(torch.float64)
     mask = mask if masked else None
@@ -114,7 +114,7 @@ def test_some_queries_equal_those_of_all(monkeypatch, p_drop, part, masked):
     torch.manual_seed(5)
     factors = torch.ones(3, 2, 3, 20, dtype=torch.float64)
     if p_drop:
-        size = max(1, part // 60)  # heads that are computed at a time
+        size = max(1, part // 60)  # heads computed at a time
         shapes = [torch.Size([min(size, 6 - start), 3, 20]) for start in range(0, 6, size)]
         factors = torch.cat([kept(shape, p_drop, torch.float64) for shape in shapes])
         factors = factors.view(3, 2, 3, 20)
@@ -137,7 +137,7 @@ def test_factors_of_dropout(p_drop, n, seed):
     share = max(1 - p_drop, 2**-16)
     for value in factors.unique().tolist():
         assert value == 0 or value == pytest.approx(1 / share, rel=2**-16 / share)
-    spread = math.sqrt((1 - share) / share / (1000 * n))  # of the mean
+    spread = math.sqrt((1 - share) / share / (1000 * n))  # standard deviation of the mean
     assert abs(factors.mean() - 1) < 6 * spread + 0.01
 
 

@@ -54,7 +54,7 @@ def test_message_numbers_are_those_of_an_independent_description():
         for field in one.fields:
             twin = other.fields_by_name[field.name]
             assert (field.number, field.is_repeated) == (twin.number, twin.is_repeated)
-            enum = twin.type == twin.TYPE_ENUM  # which the wire has as int32
+            enum = twin.type == twin.TYPE_ENUM  # encoded as int32
             assert field.type == (field.TYPE_INT32 if enum else twin.type), field.name
             if field.message_type:
                 compare_messages(field.message_type, twin.message_type)
@@ -151,7 +151,7 @@ def test_addresses_of_kernels_fit(tmp_path):
     assert again.address.tolist() == code.analysis.address.tolist()
 
 
-# Of these, a BinExport file says nothing.
+# A BinExport file does not contain these.
 UNKNOWN = {"pointer_address", "pointer_block", "label_pointer", "label", "variable_name", "data"}
 UNKNOWN |= {"imported_address", "imported_name", "pointers", "returns"}
 UNKNOWN |= {"start_address", "start_end", "start_source"}
@@ -163,8 +163,8 @@ def test_what_we_write_we_read(analyses, build, tmp_path):
     file = tmp_path / "x.BinExport"
     file.write_bytes(as_binexport("x", "", extract_features(analysis)))
     again = analyse(file)
-    # Nor what an import does (that qsort calls compare), nor where a call goes on in another
-    # function, as angr shows it for those that do not return.
+    # Nor does it know what an import does (qsort calls compare), nor edges from a call that does
+    # not return to code in another function, which angr has.
     source, target = analysis.edges.T
     kept = source < analysis.code_blocks
     kept &= (analysis.kind != STEP_OVER) | (analysis.function[source] == analysis.function[target])
@@ -195,7 +195,7 @@ def test_other_processors_are_read(compiler, tmp_path):
 
 
 def test_calls_end_blocks_and_stubs_are_imports(tmp_path):
-    """As IDA writes it: a block goes on behind a call, and a stub leads to the import."""
+    """IDA's files: a block continues after a call, and a stub leads to the import."""
     file = messages().File()
     file.meta_information.architecture_name = "x86-64"
     # main: call stub; xor eax, eax; ret.  stub: jmp [rip + 0x10]
@@ -272,7 +272,7 @@ def test_damaged_files_are_refused(exported, tmp_path, change, reason):
 
 
 def with_error(path):
-    """Read a file that may be damaged: an analysis, or one sentence."""
+    """Read a file that may be damaged: the result is an analysis, or an error of one sentence."""
     said = ""
     try:
         read_binexport(path)

@@ -1,4 +1,4 @@
-"""functions.py: which blocks become one function."""
+"""binary/boundaries.py: which blocks become one function."""
 
 import dataclasses
 import subprocess
@@ -11,7 +11,7 @@ from binary.analysis import CALL, JUMP, STEP_OVER
 from binary.boundaries import mend_boundaries
 from binary.disassemble import analyse
 
-# gcc saves registers only where it must (shrink-wrapping), and jumps to what it calls last.
+# gcc saves registers only where needed (shrink-wrapping), and turns last calls into jumps.
 SOURCE = r"""
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,11 +66,11 @@ def parts(analysis):
         ("jne 0x1018", 0x1018, JUMP, True),
         ("jne 0x1020", 0x1020, JUMP, True),
         ("mov eax, 1", 0x1020, JUMP, True),  # falls through
-        ("mov eax, 1", 0x1018, STEP_OVER, True),  # angr takes the next block for a function
+        ("mov eax, 1", 0x1018, STEP_OVER, True),  # angr starts a function at the next block
         ("jmp 0x1018", 0x1018, JUMP, True),
         ("jmp 0x1020", 0x1020, JUMP, False),  # a tail call
-        ("jmp rax", 0x1020, JUMP, True),  # a table of jumps
-        ("call 0x2000", 0x1018, STEP_OVER, False),  # of what may never return
+        ("jmp rax", 0x1020, JUMP, True),  # a jump table
+        ("call 0x2000", 0x1018, STEP_OVER, False),  # a call that may never return
     ],
 )
 def test_which_stretches_are_one_function(last, target, kind, one):
@@ -90,7 +90,7 @@ def test_what_is_called_is_a_function():
 
 
 def test_tail_calls_in_code_that_is_not_aligned():
-    """The last function is called, and jumped to: so other jumps may be tail calls, too."""
+    """The last function is both called and jumped to, so other jumps may be tail calls, too."""
     blocks = [
         (0x1002, 0x1002, "jmp 0x1018"),
         (0x1018, 0x1018, "jmp 0x1028"),
@@ -117,7 +117,7 @@ def test_a_function_begins_behind_padding():
 
 
 def test_a_swallowed_function_is_one():
-    """What one function alone jumps to is a part of it for angr, wherever it lies."""
+    """For angr, code that only one function jumps to is part of it, wherever it is."""
     blocks = [(0x1000, 0x1000, "jmp 0x1020"), (0x1010, 0x1010, "ret"), (0x1020, 0x1000, "nop")]
     blocks += [(0x1028, 0x1028, "ret")]
     found = parts(analysis_of(blocks, [(0, 2, JUMP), (2, 3, JUMP)]))
@@ -129,7 +129,7 @@ def test_a_swallowed_function_is_one():
 def test_functions_begin_where_symbols_say(level, place, tmp_path):
     binary = compile_c(SOURCE, tmp_path / "joined", level, *place)
     symbols = subprocess.run(["nm", str(binary)], check=True, capture_output=True, text=True)
-    base = 0x400000 if "-pie" in place else 0  # where angr maps what may lie anywhere
+    base = 0x400000 if "-pie" in place else 0  # where angr maps position-independent files
     named = {
         line.split()[-1]: int(line.split()[0], 16) + base
         for line in symbols.stdout.splitlines()

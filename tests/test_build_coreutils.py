@@ -14,7 +14,7 @@ from utils import UserError
 
 SCRIPT = Path(sample.__file__)
 
-# A stand-in for coreutils whose "compiler" writes the flags that it gets, one line per object.
+# A fake coreutils whose "compiler" writes its flags, one line per object.
 CONFIGURE = """\
 #!/bin/sh
 echo run >> "$(dirname "$0")/configure.count"
@@ -368,7 +368,7 @@ def test_no_entries_at_all(etc):
 
 @pytest.fixture
 def apt(tmp_path, tarball, monkeypatch):
-    """A stand-in for apt-get and apt-cache that offers coreutils 9.1 and notes its entries."""
+    """A fake apt-get and apt-cache that offers coreutils 9.1 and records its entries."""
     tools = tmp_path / "bin"
     tools.mkdir()
     scripts = {
@@ -400,7 +400,7 @@ def test_sources_from_apt(apt, build):
         "Suites: focal jammy noble questing resolute future\n"
         "Components: main\nSigned-By: /k/u.gpg\n"
     )
-    # Nothing of apt's stays, nothing of its work lies elsewhere.
+    # No file of apt remains, here or elsewhere.
     assert {path.name for path in (apt / "out/sources").iterdir()} == {
         "coreutils-1.2",
         "coreutils-1.2.tar.xz",

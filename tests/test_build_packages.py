@@ -13,7 +13,7 @@ from conftest import pack
 
 from utils import UserError
 
-# A package whose one "program" holds its version and the flags that it is compiled with.
+# A package whose only "program" contains its version and the compiler's flags.
 MAKEFILE = """\
 src/mill: ; printf '%s' '@VERSION@ $(CFLAGS) $(LDFLAGS)' > $@
 clean: ; rm -f src/mill
@@ -22,7 +22,7 @@ clean: ; rm -f src/mill
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Run main where two releases hold two versions of the package mill; none holds pond."""
+    """Run main with two releases that have two versions of the package mill, and none of pond."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for release, version in (("old", "1.0"), ("new", "2.0")):
@@ -80,7 +80,7 @@ def test_some_builds_lie_at_a_fixed_place_and_others_anywhere(run, tmp_path):
 
 
 def test_named_compilers_build_one_source(run, tmp_path, monkeypatch):
-    # configure is told, and make: a package may have no configure script.
+    # Both configure and make get it: a package may have no configure script.
     files = {"configure": '#!/bin/sh\necho configured: "$@" > said\n', "src/mill.c": ""}
     files["Makefile"] = MAKEFILE.replace("@VERSION@", "2.0 $(CC) $(CXX)")
     pack(tmp_path / "new.tar.xz", files, folder="mill-2.0")
@@ -185,7 +185,7 @@ def test_unknown_values(run, options):
 
 
 def test_the_models_training_programs(tmp_path):
-    """build_training.sh goes on when a build fails, says so, and asks for what there is."""
+    """When a build fails, build_training.sh says so and continues with the others."""
     log = tmp_path / "log"
     fake = tmp_path / "python"
     fake.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >> {log}\necho >> {log}\n[ $3 != trixie ]\n')

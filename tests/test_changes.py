@@ -1,4 +1,4 @@
-"""What diff.py calls a change: every edit of a small program and nothing else, by processor."""
+"""diff.py reports every edit of a small program as a change, and nothing else, by processor."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ from matching.kinds import KINDS, rank
 from matching.model import read_model
 
 ALL = tuple(edit.number for edit in bench.edits())
-FEW = (2, 4, 8)  # a callee, a table, another table: what addresses alone tell
+FEW = (2, 4, 8)  # a callee, a table, another table: edits that only change addresses
 BUILDS = {  # processor -> how it is linked, and which edits are tried
     "x86-64": ("position-independent", ALL),
     "i386": ("position-independent", FEW),
@@ -30,7 +30,7 @@ BUILDS = {  # processor -> how it is linked, and which edits are tried
     "RISC-V 64": ("position-independent", FEW),
     "s390x": ("position-independent", FEW),
 }
-EXPECTED = {  # number of the edit -> what it is called
+EXPECTED = {  # number of the edit -> expected kind
     1: "constant changed",
     2: "call replaced",
     3: "comparison or branch turned",
@@ -92,7 +92,7 @@ def test_the_same_objects_are_identical(programs, model, copy):
     found = status_of(compare(*pair, model), pair)
     new = {("", name) for name in bench.NEW} if copy == "padded" else set()
     assert {names for names, status in found.items() if status != "identical"} == new
-    if copy != "stripped":  # there, names are made up
+    if copy != "stripped":  # names in stripped copies are made up
         assert all(old == name for old, name in found.keys() - new)
     assert len(found) > 20
 
@@ -142,7 +142,7 @@ def test_each_function_of_a_copy_finds_a_twin(code, uses):
 
 
 def test_twins_are_told_apart_by_who_calls_them():
-    """Functions 0 and 1 are the same code; in the other binary they changed places."""
+    """Functions 0 and 1 have the same code; in the other binary they are swapped."""
     first = outline("aaxy", {(2, 0), (3, 1)})
     second = outline("aaxy", {(2, 1), (3, 0)})
     pairs, _ = identical_pairs((first, second), np.zeros((0, 2), np.int64))

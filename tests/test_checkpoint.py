@@ -1,4 +1,4 @@
-"""checkpoint.py: .pt files are read safely, TensorFlow's rightly, and into the right model only."""
+"""checkpoint.py: .pt files are read safely, and TensorFlow's into the right weights."""
 
 import collections
 import dataclasses
@@ -85,7 +85,7 @@ def test_nothing_is_run(tmp_path, form):
     with pytest.raises(UserError, match=r"x\.pt is damaged, or holds more than tensors"):
         load_pt(path)
     assert not target.exists()
-    if form == "pickle":  # the bomb is live
+    if form == "pickle":  # check that the bomb works
         pickle.loads(path.read_bytes())
         assert target.exists()
 
@@ -197,7 +197,7 @@ def test_tensorflow_checkpoint(tensorflow_file, batch, capsys):
     assert capsys.readouterr().out.endswith(
         f"bert_model.ckpt: read {n} variables, ignored {n} adam_m, {n} adam_v, global_step\n"
     )
-    # Google: 0 is the true next sentence, 1 a random one. Here 1 is the true one.
+    # Google: 0 is the true next sentence, 1 a random one. In our models, 1 is the true one.
     assert_equals_twin(model, batch, next_rows=[1, 0])
     assert model.decoder.weight is model.transformer.embed.tok_embed.weight
 
@@ -224,7 +224,7 @@ def assert_encoder_equals_twin(model, batch):
 
 
 def test_fine_tuned_checkpoint(tmp_path, batch, capsys):
-    """What Google's run_classifier.py leaves: no pre-training heads, but a classifier."""
+    """A checkpoint of Google's run_classifier.py: a classifier instead of pre-training heads."""
     variables = {name: google_variables()[name] for name in ENCODER}
     for name, shape in (("output_weights", (3, D)), ("output_bias", (3,))):
         for end in ("", "/adam_m", "/adam_v"):
@@ -246,7 +246,7 @@ def test_fine_tuned_checkpoint(tmp_path, batch, capsys):
 
 @pytest.mark.parametrize("style", [FUNCTIONAL, ATTRIBUTES, OF_2019], ids=["func", "attr", "2019"])
 def test_object_graphs(tmp_path, batch, capsys, style):
-    """The encoder of TensorFlow 2's model garden, however its program was written."""
+    """The encoder of TensorFlow 2's model garden, as saved by each kind of program."""
     model = models.BertModel4Pretrain(CFG)
     load_model(model, write_object_graph(tmp_path / "bert_model.ckpt", garden_variables(style)))
     assert capsys.readouterr().out.endswith(
@@ -258,7 +258,7 @@ def test_object_graphs(tmp_path, batch, capsys, style):
 
 
 def test_object_graph_of_a_pretraining(tmp_path, batch, capsys):
-    """With heads and an optimizer; the encoder's own pooler is not the one that was trained."""
+    """With heads and an optimizer; the trained pooler is the head's, not the encoder's."""
     tf = pytest.importorskip("tensorflow")
     variables = garden_variables(ATTRIBUTES)
     for part in ("kernel", "bias"):
@@ -277,12 +277,12 @@ def test_object_graph_of_a_pretraining(tmp_path, batch, capsys):
 
 
 def test_object_graph_of_a_classifier(tmp_path, batch, capsys):
-    """Its last layer may be called as that of "is B next?"; it is neither read nor in the way."""
+    """A classifier may have the name of the next-sentence head; it is ignored."""
     variables = garden_variables(FUNCTIONAL)
     for part, shape in (("kernel", (D, 3)), ("bias", (3,))):
         value = np.ones(shape, np.float32)
         variables[f"model/classifier/{part}"] = f"predictions/transform/logits/{part}", value
-        # The newer kind of optimizer keeps its means as variables that are called like the model's.
+        # The newer optimizers keep their moments in variables with the same names as the model's.
         variables[f"optimizer/_variables/{part}"] = f"m/pooler_transform/{part}", value
     model = models.BertModel4Pretrain(CFG)
     load_model(model, write_object_graph(tmp_path / "ckpt", variables))
@@ -464,7 +464,7 @@ def test_a_folder_with_two_checkpoints(google_folder):
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 9), max_size=6), st.integers(1, 9))
 def test_filled_vocabularies_keep_all_ids(vocab, size):
-    """Whatever is accepted stands at its id, and comes back from its line in a file."""
+    """Every accepted token is at its id, and read back from its line in a file."""
     try:
         filled = fill_vocab(vocab, size, "x")
     except UserError:
@@ -533,13 +533,13 @@ def test_without_tensorflow(tmp_path, monkeypatch):
 
 
 def test_import_is_light():
-    """Neither TensorFlow nor transformers is imported before it is needed."""
+    """TensorFlow and transformers are imported only when needed."""
     code = "import sys, checkpoint; sys.exit(bool({'tensorflow', 'transformers'} & {*sys.modules}))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 
 
 def test_checkpoint_of_the_lineage(tmp_path, batch):
-    """Its keys, its order of saving, the old file format; class 1 is "next", as it is here."""
+    """Its keys, its order of saving, the old file format; class 1 is "next", as in our models."""
     v = {name: torch.from_numpy(value) for name, value in google_variables().items() if value.ndim}
     state = collections.OrderedDict()
     embed = "transformer.embed"

@@ -1,4 +1,4 @@
-"""classify.py: GLUE's files as they are, where training starts, what comes out of it."""
+"""classify.py: GLUE's files, starting points of a training, and its results."""
 
 import dataclasses
 import hashlib
@@ -104,7 +104,7 @@ def test_no_file(tmp_path):
 
 
 def cut_as_google_does(a, b, room):
-    """_truncate_seq_pair of Google's run_classifier.py, by its description: the longer loses."""
+    """_truncate_seq_pair of Google's run_classifier.py: cut the longer text."""
     a, b = list(a), list(b)
     while len(a) + len(b) > room:
         (a if len(a) > len(b) else b).pop()
@@ -141,7 +141,7 @@ def test_batches_are_padded_to_their_longest():
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=300), st.integers(1, 9))
 def test_shuffled_batches(lengths, batch_size):
-    """Each row once; batches are full but for one; the generator decides, and nothing else."""
+    """Each row once; all batches but one are full; only the generator decides the order."""
     lengths = np.array(lengths)
     batches = classify.shuffle(lengths, batch_size, np.random.default_rng(1))
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
@@ -209,7 +209,7 @@ def test_measures_by_hand():
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """What pretrain.py leaves, with random weights."""
+    """The files that pretrain.py writes, with random weights."""
     folder = tmp_path_factory.mktemp("out")
     torch.manual_seed(1)
     model = models.BertModel4Pretrain(CFG)
@@ -251,7 +251,7 @@ def test_the_three_starts(pretrained, tmp_path):
 
 @pytest.fixture
 def tensorflow_file(tmp_path):
-    """Google's checkpoint, with its vocabulary beside it, and its sizes in our terms."""
+    """Google's checkpoint, with its vocabulary beside it, and a file of its sizes."""
     prefix = write_tensorflow(tmp_path / "bert_model.ckpt", google_variables())
     words = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(google_bert.VOCAB - 5))]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
@@ -262,7 +262,7 @@ def tensorflow_file(tmp_path):
 
 @pytest.mark.parametrize("how", ["beside", "given"])
 def test_start_from_tensorflow(tensorflow_file, tmp_path, how):
-    """Google's checkpoint, its vocabulary and its way of reading."""
+    """Google's checkpoint, its vocabulary and its tokenizer."""
     given = None, None
     if how == "given":
         given = str(tmp_path / "sizes.json"), str(tmp_path / "vocab.txt")
@@ -294,7 +294,7 @@ def test_letters_are_read_as_told(tensorflow_file, tmp_path, pretrained):
 
 @pytest.mark.parametrize("cased", [True, False])
 def test_start_from_a_folder_of_others(tmp_path, cased):
-    """What transformers itself saves; an encoder without a pooler's pre-training, cased or not."""
+    """Folders saved by transformers, of encoders without a trained pooler, cased or not."""
     config = transformers.BertConfig(
         vocab_size=len(VOCAB), hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=8, max_position_embeddings=20,
@@ -337,7 +337,7 @@ def run(cwd, *arguments):
 
 @pytest.fixture(scope="module")
 def trained(pretrained, tmp_path_factory):
-    """A folder where a classifier was trained: same means that both texts hold a call, or none."""
+    """A folder with a trained classifier: "same" means that both texts contain a call, or none."""
     folder = tmp_path_factory.mktemp("classify")
     rng = random.Random(0)
     for name, n in (("train", 600), ("test", 200)):
@@ -361,7 +361,7 @@ def trained(pretrained, tmp_path_factory):
 
 
 def test_a_fine_tuned_model_is_a_start_too(trained):
-    """Of a comparison, BERT is taken, and nothing of how it weighed words."""
+    """Only BERT is taken from a comparer, not its weights for words."""
     folder, _, _ = trained
     file = folder / "out/model_steps_228.pt"
     start = classify.read_start(str(file), None, None, Mrpc)
@@ -481,7 +481,7 @@ def test_mistakes(trained, pretrained):
 
 
 def test_a_setting_is_changed_and_the_same_command_run_again(trained, monkeypatch, capsys):
-    """The earlier training moves aside with all that belongs to it, and nothing is asked."""
+    """The earlier training is moved aside with all its files, without a question."""
     folder, arguments, _ = trained
     monkeypatch.chdir(folder)
     cfg = json.loads((folder / "cfg.json").read_text())
@@ -502,7 +502,7 @@ def test_a_setting_is_changed_and_the_same_command_run_again(trained, monkeypatc
 
 
 class Called(SentenceTask):
-    """The test's own task: does a text hold a call?"""
+    """The test's own task: does a text contain a call?"""
 
     labels = ("no", "yes")
     label, text_a, text_b = "calls", "code", None
@@ -554,7 +554,7 @@ def test_mnli_rows_without_an_agreed_label_are_left_out_and_counted(tmp_path, ca
 
 
 def test_eval_refuses_settings_that_are_not_the_models(trained, monkeypatch):
-    """The lineage's commands give all of them with --mode eval, too: right ones are accepted."""
+    """Documented commands give all settings with --mode eval, too; matching ones are accepted."""
     folder, _, _ = trained
     monkeypatch.chdir(folder)
     sizes = {k: v for k, v in dataclasses.asdict(CFG).items() if k != "vocab_size"}

@@ -1,4 +1,4 @@
-"""gendata.py on a real Dask scheduler with two workers, of which one is killed on the way."""
+"""gendata.py on a real Dask scheduler with two workers, one of which is killed meanwhile."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from jobs.run import run_all
 from terminal.command_line import PARTLY
 from utils import UserError
 
-PATIENCE = 900  # seconds that anything here may take before the test fails
+PATIENCE = 900  # seconds until a test here fails
 
 
 def wait_for(condition, what):
@@ -48,7 +48,7 @@ def worker_of(nanny: subprocess.Popen) -> int | None:
 
 @contextmanager
 def cluster(folder: Path, workers: int, **environment: str):
-    """A scheduler and workers as processes of their own; yields the address and the nannies."""
+    """Start a scheduler and workers as processes; yield the address and the nannies."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     file = folder / "scheduler.json"
     started = []

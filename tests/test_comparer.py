@@ -1,4 +1,4 @@
-"""compare.py: windows of texts, vectors, features and the contrastive loss, against loops."""
+"""tasks/comparer.py: windows, vectors, features and the contrastive loss, against plain loops."""
 
 import math
 from collections import Counter
@@ -35,7 +35,7 @@ def tensors(data, rows):
 
 
 def vector(model, ids, room):
-    """A text's vector: window after window, the mean of all hidden states, at length 1."""
+    """A text's vector: the mean of the hidden states of all windows, scaled to length 1."""
     states = []
     for start in range(0, max(1, len(ids)), room):
         window = [2, *ids[start : start + room], 3]
@@ -116,7 +116,7 @@ def test_neither_the_other_examples_nor_the_order_of_texts_matter(pairs):
 
 
 def test_training_and_prediction_agree(model):
-    """Of short texts, training reads what prediction reads."""
+    """For short texts, training and prediction read the same."""
     data = ComparisonData([("t1 t2 t3", "t4"), ("t5 t6 " * 9, "")], None, TOKENIZER, 12)
     with torch.no_grad():
         logits, vectors = model(*tensors(data, [0, 1]))
@@ -165,7 +165,7 @@ def test_word_features_by_definition():
     alike, words = model.word_features(counts)
     assert alike[0].tolist() == pytest.approx(expected, abs=1e-5)
     assert words[0].tolist() == pytest.approx(differences + smaller, abs=1e-5)
-    # What is classified has mean 0 and variance 1, where it varies.
+    # The classifier's inputs have mean 0 and variance 1, unless they are constant.
     scaled = (alike - model.mean) / model.deviation
     assert torch.allclose(scaled.mean(0), torch.zeros(10), atol=1e-5)
     assert torch.allclose(scaled.std(0, correction=0), torch.ones(10), atol=1e-3)

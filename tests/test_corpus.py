@@ -1,4 +1,4 @@
-"""corpus.py: ids on disk, and what is held out."""
+"""corpus/: ids on disk, and which documents are held out."""
 
 import hashlib
 import itertools
@@ -69,7 +69,7 @@ def test_ids_sentences_documents(tmp_path, tokenizer):
 
 
 def test_tabs_are_borders_of_instructions(tmp_path, tokenizer):
-    """The ids are those of blanks; an instruction may be cut into pieces, or be empty."""
+    """Ids are the same as with blanks; an instruction may be cut into pieces, or be empty."""
     text = "mov reg8 imme\tcall\t\tmov __ctype_b_loc\n\tcall mov\n\nmov\n"
     corpus = read_corpus(write(tmp_path, text), tokenizer, "v")
     blanks = tmp_path / "blanks"
@@ -190,7 +190,7 @@ def documents_of(corpus, pair):
 
 
 def programs(tmp_path, tokenizer, split):
-    # Each program has 4 builds' pairs, so that the rule for builds would hold as well.
+    # Each program has pairs of 4 builds, so that the rule for builds could be used, too.
     pairs = [
         (name, pair, 2, where)
         for name, where in split.items()
@@ -219,7 +219,7 @@ def test_many_programs_are_not_all_named(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("builds", [4, 8])
 def test_programs_for_the_test_are_never_read(tmp_path, tokenizer, builds):
-    """Not even where the validation programs are too small, so that another rule is taken."""
+    """Not even if the validation programs are too small, so that another rule is used."""
     inside = all_pairs([f"b{n}" for n in range(builds)])
     pairs = [("p", pair, 3, "train") for pair in inside]
     pairs += [("t", pair, 3, "test") for pair in all_pairs([f"t{n}" for n in range(8)])]
@@ -294,7 +294,7 @@ def test_split_stays(tmp_path, tokenizer):
 
 
 def test_rule_that_leaves_nothing_gives_way(tmp_path, tokenizer):
-    # All pairs hold build0: held out, it leaves no training; trained on, it makes all others mixed.
+    # All pairs contain build0. Holding it out leaves no training; training on it mixes all others.
     pairs = [("chroot", ("build0", f"build{n}"), 5) for n in range(1, 9)]
     split = split_corpus(read_corpus(write(tmp_path, text_of(40), pairs), tokenizer, "v"))
     assert split.rule.startswith("by document")

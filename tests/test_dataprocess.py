@@ -30,9 +30,9 @@ WALK_LENGTH = 2
 
 
 def write_analysis(file, blocks):
-    """Write an analysed binary of which only the tokens matter here.
+    """Write an analysed binary; only its tokens matter here.
 
-    An instruction has two tokens, the last one of a block perhaps one.
+    Instructions have two tokens; the last one of a block may have one.
     """
     n = len(blocks)
     made = [[" ".join(block[i : i + 2]) for i in range(0, len(block), 2)] for block in blocks]
@@ -64,8 +64,8 @@ def write_analysis(file, blocks):
 def write_pair(folder, blocks, documents, **info):
     """Write a pair folder and, beside data/, its analyses.
 
-    ``blocks``: lists of tokens, the first half of them the first binary's; ``documents``: lists of
-    block ids, which become sentences of two blocks.
+    ``blocks`` are lists of tokens; the first half belongs to the first binary. ``documents`` are
+    lists of block ids, which become sentences of two blocks.
     """
     folder.mkdir(parents=True)
     half = len(blocks) // 2
@@ -106,7 +106,7 @@ def plain_block(block):
 
 
 def plain_documents(pairs):
-    """Render the documents of each of ``[(blocks, documents), ...]`` in the plainest way."""
+    """Render the documents of each of ``[(blocks, documents), ...]`` in the simplest way."""
     seen = set()
     for blocks, documents in pairs:
         texts = []
@@ -157,7 +157,7 @@ def outputs(inside):
 
 
 def test_corpus_is_the_plain_rendering_in_numeric_order(pairs, inside):
-    dataprocess.main()  # pair 10 stands after pair 9, not after pair 1
+    dataprocess.main()  # pair 10 comes after pair 9, not after pair 1
     assert (inside / "data/corpus.txt").read_bytes() == plain_corpus(pairs).encode()
 
 
@@ -171,7 +171,7 @@ def test_vocabulary_order(pairs, inside):
     ordered = sorted(counts, key=lambda word: [-counts[word], *map(ord, word)])
     assert lines[n : n + len(counts)] == ordered
     letters = set("".join(counts))
-    assert "a" in letters  # a letter that is a token, too, stands once
+    assert "a" in letters  # a letter that is also a token occurs once
     assert set(lines[n + len(counts) :]) == (letters - set(counts)) | {f"##{c}" for c in letters}
     assert len(set(lines)) == len(lines)
     assert load_vocab(inside / "vocab/vocab.txt", SPECIAL_TOKENS)["[MASK]"] == 4
@@ -258,7 +258,7 @@ def test_share_of_whole_and_unknown_tokens_is_the_tokenizers():
     assert dataprocess.count_pieces(vocab, counts) == (7 + 5, 7 + 3 * 2 + 5, 5)
 
 
-# Documents that stand twice
+# Repeated documents
 
 
 def test_copies_are_left_out_wherever_they_stand(inside):
@@ -281,7 +281,7 @@ def test_copies_are_left_out_wherever_they_stand(inside):
     about = json.loads((inside / "data/corpus.json").read_text())
     assert [pair["documents"] for pair in about["pairs"]] == [3, 1, 0]
     assert about["repeated_documents"] == 2 + 2 + 2
-    # counted as they stand, not as they were
+    # counted without the copies
     lines = load_vocab("vocab/vocab.txt")
     assert list(lines)[5:8] == ["call", "mov", "reg8"]
 
@@ -346,13 +346,13 @@ def test_counting_is_bounded_and_keeps_the_frequent(monkeypatch):
         assert len(vocabulary.counts) <= 100
     assert {w for w, _ in vocabulary.counts.most_common(20)} == {f"often{n}" for n in range(20)}
     assert all(vocabulary.counts[word] == 900 for word in (f"often{n}" for n in range(20)))
-    assert vocabulary.alphabet == set("".join(true))  # forgotten words can still be spelt
+    assert vocabulary.alphabet == set("".join(true))  # so forgotten words can still be spelt
 
 
 def test_second_run_makes_the_same_bytes(pairs, inside):
     dataprocess.main()
     first = outputs(inside)
-    (inside / "data/corpus.json").unlink()  # else nothing is done
+    (inside / "data/corpus.json").unlink()  # or nothing is done
     dataprocess.main()
     assert outputs(inside) == first
     assert None not in first
@@ -366,7 +366,7 @@ def test_second_run_makes_the_same_bytes(pairs, inside):
 def test_nothing_is_done_where_nothing_changed(pairs, inside, capsys):
     def ages():
         files = ("data/corpus.txt", "data/corpus.json", "vocab/vocab.txt")
-        return [(inside / file).stat().st_ino for file in files]  # a new file has another number
+        return [(inside / file).stat().st_ino for file in files]  # changes if a file is replaced
 
     dataprocess.main()
     right, first = outputs(inside), ages()
@@ -393,7 +393,7 @@ def test_nothing_is_done_where_nothing_changed(pairs, inside, capsys):
     assert outputs(inside)[0] == (plain_corpus(pairs[:10]) + "nop\n\n").encode()
 
 
-# Folders that are not as they should be
+# Damaged folders
 
 
 def test_incomplete_folders_are_skipped_and_reported(pairs, inside, capsys):
@@ -466,7 +466,7 @@ def change(file, **arrays):
         ("output/0-1.npz", "first_instruction", [1, 1, 2]),
         ("output/0-1.npz", "first_instruction", [0, 2, 1, 2]),
         ("output/0-1.npz", "first_instruction", []),
-        ("output/0-1.npz", "first_instruction", [0, 2]),  # a block less than the walks were made of
+        ("output/0-1.npz", "first_instruction", [0, 2]),  # one block less than in the walks
         ("data/0/walks.npz", "step", [0, 1, 2]),  # there are three blocks
         ("data/0/walks.npz", "step", [-1, 1, 1]),
         ("data/0/walks.npz", "step", np.array([0, 1, 1], np.uint64)),
@@ -481,10 +481,10 @@ def test_inconsistent_arrays_are_refused(inside, file, name, values):
     dataprocess.main()
     before = outputs(inside)
     change(file, **{name: np.array(values)})
-    (inside / "data/corpus.json").unlink()  # analyses do not change, so none asks for it
+    (inside / "data/corpus.json").unlink()  # a corpus is not made again for a changed analysis
     with pytest.raises(UserError, match=r"(0-1|walks)\.npz is .*delete (it|data/0) and run"):
         dataprocess.main()
-    assert outputs(inside) == [before[0], None, before[2]]  # the old corpus is still there, whole
+    assert outputs(inside) == [before[0], None, before[2]]  # the old corpus is still complete
 
 
 @pytest.mark.parametrize("file", ["output/0-0.npz", "output/0-1.npz", "data/0/walks.npz"])
@@ -554,7 +554,7 @@ def test_three_outputs_need_three_names(pairs):
 
 
 def run_limited(limit, *flags):
-    """Run the script where no file may grow past ``limit`` bytes."""
+    """Run the script with a limit of ``limit`` bytes per file."""
     return subprocess.run(
         [sys.executable, ROOT / "dataprocess.py", *flags],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
@@ -576,7 +576,7 @@ def test_failed_write_leaves_the_old_files(inside):
     assert result.stderr.startswith("error: cannot write data/corpus.txt: ")
     assert result.stderr.count("\n") == 1
     assert outputs(inside) == before
-    # Now each token stands in the corpus once, so the vocabulary is a little longer than it.
+    # Now each token occurs once in the corpus, so the vocabulary is a little longer.
     names = [f"function_{i}" for i in range(3000)]
     write_pair(inside / "data/2", [names], [[0]])
     (inside / "data/1/pair.json").unlink()
@@ -608,8 +608,8 @@ def test_memory_does_not_grow_with_the_number_of_pairs(inside):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert (inside / "corpus.txt").stat().st_size >= number * text / 2
-    assert peaks[1] > text  # the measure sees texts
-    assert peaks[2] - peaks[1] < 20 * text  # some are under way at a time, but not all 41
+    assert peaks[1] > text  # the measurement notices a text
+    assert peaks[2] - peaks[1] < 20 * text  # some are in memory at a time, but not all 41
 
 
 def test_seen_documents_take_disk_not_memory(tmp_path):
@@ -628,7 +628,7 @@ def test_a_worker_that_dies_is_no_traceback(pairs, inside, monkeypatch):
     assert outputs(inside) == [None, None, None]
 
 
-# The whole way
+# The whole pipeline
 
 words = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF), min_size=1, max_size=5)
 words = words.filter(str.isprintable)
@@ -675,7 +675,7 @@ def test_imports_neither_side():
 
 
 def test_the_next_command_fits_the_paths(tmp_path, monkeypatch):
-    """Run through a shell, the line that is named finds the files from where it was printed."""
+    """The printed command finds the files when it is pasted into a shell in the same folder."""
     monkeypatch.chdir(ROOT)
     assert dataprocess.train_command("data/corpus.txt", "vocab/vocab.txt") == "sh train.sh"
     assert (

@@ -97,7 +97,7 @@ def test_all_function_bytes_are_covered_and_instructions_start_where_objdump_say
 
 
 def test_bytes_and_references_are_those_that_objdump_shows(builds, analyses):
-    """An instruction's address is its block's, and the sizes of those before it."""
+    """An instruction's address is its block's plus the sizes of the instructions before it."""
     analysis, file = analyses["O1"], builds / "O1" / "shapes"
     run = subprocess.run(
         ["objdump", "-d", "-w", "--section=.text", file], check=True, capture_output=True, text=True
@@ -221,7 +221,7 @@ def test_edges_follow_the_last_instruction(analyses, build):
 
 @pytest.mark.parametrize("build", ALL)
 def test_addresses_are_taken_by_what_is_no_branch(analyses, builds, build):
-    """The C runtime takes main's, and some function of ours that of qsort's comparator."""
+    """The C runtime takes main's address, and one of our functions that of qsort's comparator."""
     analysis = analyses[build]
     file = builds / build.removesuffix("-stripped") / "shapes"
     with open(file, "rb") as stream:
@@ -236,7 +236,7 @@ def test_addresses_are_taken_by_what_is_no_branch(analyses, builds, build):
     assert taken.pop(place["main"]) == {start}
     (user,) = taken.pop(place["compare"])
     assert user in place.values()
-    assert not taken.keys() & set(place.values())  # all others are called, or nobody's
+    assert not taken.keys() & set(place.values())  # all others are called or unused
     pairs = zip(analysis.taker_block.tolist(), analysis.taken_block.tolist(), strict=True)
     assert not {*pairs} & {*map(tuple, analysis.edges.tolist())}  # branches take no address
 
@@ -404,7 +404,7 @@ def test_merging_follows_the_rules(first, second):
         if x == y
     }
     assert imports <= {tuple(p) for p in pairs} <= imports | allowed
-    # nothing that could still be merged is left apart
+    # nothing is left that could still be merged
     left, right = {a for a, _ in pairs}, {b for _, b in pairs}
     assert not [(a, b) for a, b in allowed if a not in left and b not in right]
 
@@ -458,7 +458,7 @@ def test_merging_real_builds(analyses):
 
 
 def test_windows_executable(tmp_path):
-    """ELF's object file becomes a PE one, which the linker of most Linux systems can link."""
+    """The ELF object file is converted to PE, which the linker of most Linux systems can link."""
     source = """
     __attribute__((noinline)) int twice(int x) { return x > 3 ? x * 2 : x - 1; }
     int start(void) { int s = 0; for (int i = 0; i < 9; i++) s += twice(i); return s; }
@@ -489,7 +489,7 @@ def test_windows_executable(tmp_path):
 
 
 def test_macos_executable_for_another_processor(tmp_path):
-    """The smallest Mach-O for AArch64: one function that calls another under a condition."""
+    """A minimal Mach-O for AArch64: one function that calls another under a condition."""
     code = [
         0xA9BF7BFD,  # 0x00 stp x29, x30, [sp, #-16]!
         0x71000C1F,  # 0x04 cmp w0, #3

@@ -1,4 +1,4 @@
-"""What is shown cannot act: terminals, spreadsheets, Markdown."""
+"""terminal/escape.py: output is harmless in terminals, spreadsheets and Markdown."""
 
 import csv
 import io
@@ -87,11 +87,11 @@ def test_no_spreadsheet_finds_a_formula_or_a_row(names):
     file = io.StringIO()
     writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
     writer.writerows([["changed", csv_cell(name), 1] for name in names])
-    assert len(file.getvalue().splitlines()) == len(names)  # at every character that ends lines
+    assert len(file.getvalue().splitlines()) == len(names)  # splits at any kind of line end
     for delimiter in ",;\t":
         for row in csv.reader(file.getvalue().splitlines(), delimiter=delimiter):
             for cell in row:
-                # What is left of quotes that stand inside of a cell does not hide a formula.
+                # Quotes that remain inside a cell do not hide a formula.
                 assert not re.match(r"[\s\"]*[=+@＝＋－＠-]", cell), (delimiter, row)  # noqa: RUF001
 
 
@@ -157,7 +157,7 @@ def test_whatever_is_printed_does_nothing(how, code, lines):
 
 
 def in_terminal(*command, **environment):
-    """Run a command whose output is a terminal; return what that receives."""
+    """Run a command in a terminal; return its output."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     process = subprocess.Popen(
@@ -168,7 +168,7 @@ def in_terminal(*command, **environment):
     try:
         while part := os.read(ours, 65536):
             received += part
-    except OSError:  # how Linux says that the other side is closed
+    except OSError:  # raised by Linux when the other side is closed
         pass
     os.close(ours)
     process.wait()
@@ -227,5 +227,5 @@ def test_progress_bars_do_nothing_else():
     received = in_terminal(sys.executable, "-c", SCRIPT, "bar")
     assert "3/3" in received
     assert received.count(r"e\x1b[2J\r\x08\u202e\u200bl") >= 4
-    left = re.sub("\r|\n|\x1b\\[K|\x1b\\[A", "", received)  # a bar goes back and is written anew
+    left = re.sub("\r|\n|\x1b\\[K|\x1b\\[A", "", received)  # a progress bar overwrites itself
     assert left.isprintable()

@@ -1,4 +1,4 @@
-"""What diff.py writes for other tools, and what it returns to Python."""
+"""diff.py's output for other tools, and its result in Python."""
 
 import ast
 import dataclasses
@@ -42,7 +42,7 @@ def found(codes):
 
 
 def renamed(code, names):
-    """Give each function a name of the list, in turn."""
+    """Give the functions the names in the list, in order."""
     count = len(code.analysis.function_name)
     names = (names * count)[:count]
     return dataclasses.replace(
@@ -173,7 +173,7 @@ def test_brief_names(name, short):
 
 
 def test_a_name_that_would_fill_the_memory_stays_as_it_is():
-    """Each level has the one below twice: 60 levels are 10 ** 18 characters."""
+    """Each level contains the one below twice, so 60 levels are 10 ** 18 characters."""
     bomb, last, digits = "_Z1f1AIiiE", "S0_", "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     for level in range(60):
         bomb += f"1{chr(66 + level % 24)}I{last}{last}E"
@@ -214,7 +214,7 @@ def test_scripts_carry_sure_matches_and_comments(tool, builds, codes):
 
 
 def test_a_script_for_ghidra_runs(tmp_path, builds, codes, found):
-    """With stand-ins for Ghidra's own functions, it labels and comments what it should."""
+    """With fake functions of Ghidra, the script sets the right labels and comments."""
     script = naming_script("ghidra", str(builds / "O1" / "shapes"), codes, found)
     stub = """
 import sys, types

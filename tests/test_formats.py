@@ -1,4 +1,4 @@
-"""Formats: object files, Windows, macOS, universal files, no section headers, what is refused."""
+"""Formats: object files, Windows, macOS, universal files, no section headers, refused files."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ from binary.formats import processors, slices
 from binary.starts import is_thumb
 from utils import UserError
 
-# Without imports: Windows and macOS need no libraries then.
+# Without imports, so that no libraries of Windows and macOS are needed.
 BARE = (
     SOURCE.replace(
         "extern int puts(const char *);", "static int puts(const char *s) { return *s; }"
@@ -185,13 +185,13 @@ __asm__(
 
 def test_gos_table_of_functions(tmp_path):
     (tmp_path / "go.c").write_text(GO)
-    # Without .eh_frame, which counts for more. For zig it takes this flag.
+    # Without .eh_frame, which takes precedence; zig needs this flag for that.
     flags = ["-O1", "-nostdlib", "-static", "-s", "-fno-unwind-tables"]
     zig("x86_64-linux-gnu", *flags, tmp_path / "go.c", "-o", tmp_path / "go")
     analysis = analyse(tmp_path / "go")
     assert {"main.first", "main.(*T).second"} <= set(analysis.function_name)
     assert analysis.start_sources()["Go's pclntab"] == 2
-    # Since Go 1.26 the header does not say where the text begins: the section does, if there is one
+    # Since Go 1.26 the address of the text is not in the header; it is that of the section, if any
     content = bytearray((tmp_path / "go").read_bytes())
     text = content.index(b"\xf1\xff\xff\xff\0\0\1\x08") + 8 + 2 * 8
     content[text : text + 8] = bytes(8)

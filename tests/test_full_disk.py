@@ -1,6 +1,6 @@
-"""A disk that fills up in the middle: a clear error, nothing lost, and the same bytes afterwards.
+"""A disk that becomes full: a clear error, nothing is lost, and afterwards the same bytes.
 
-Root gets a real one, a small file system in memory; others a limit on the size of files.
+As root, the disk is a small file system in memory; for other users, a limit on the size of files.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ TRAINING = dict(seed=1, batch_size=4, lr=0.01, n_epochs=9, warmup=0.1, save_step
 
 
 class Disk:
-    """A folder whose size can be changed: a tmpfs, or else a limit on the size of each file."""
+    """A folder whose size can be changed: a tmpfs, or a limit on the size of each file."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -49,7 +49,7 @@ class Disk:
 
     @contextlib.contextmanager
     def with_room(self, more):
-        """Within the block, only ``more`` bytes can still be written here."""
+        """Within the block, at most ``more`` bytes can be written here."""
         if self.mounted:
             stat = os.statvfs(self.folder)
             used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize
@@ -82,7 +82,7 @@ def disk(tmp_path, monkeypatch):
 
 
 def contents(folder):
-    """Bytes of all files but TensorBoard's, which hold times, and what resuming needs."""
+    """Return the bytes of all files except TensorBoard's, which contain times, and last.pt."""
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted(folder.rglob("*"))
@@ -91,10 +91,10 @@ def contents(folder):
 
 
 def fill_up(disk, main, reference, shares=(0.0, 0.3, 0.6, 0.9)):
-    """Run ``main`` with too little room, again and again, and then with enough.
+    """Run ``main`` several times with too little space, and then with enough.
 
-    What had its final name before stays; in the end all is as in the folder ``reference``, where
-    ``main`` ran undisturbed.
+    Files that already had their final name stay. In the end everything is as in the folder
+    ``reference``, where ``main`` ran undisturbed.
     """
     before = contents(disk.folder)
     final = contents(reference)
@@ -154,7 +154,7 @@ def test_cached_analysis(disk, analysed, tmp_path):
 
 
 def test_a_full_disk_is_no_binarys_fault(disk, analysed):
-    """Not one line for each binary, but one error that stops all."""
+    """One error stops everything, instead of a line for each binary."""
     jobs = ((i, (str(analysed / "binaries/O0/tiny"), Path("output", str(i)))) for i in range(3))
     with disk.with_room(0), pytest.raises(DiskError):
         list(in_processes(analyse_one, jobs, 3, 1, "tests"))
@@ -187,7 +187,7 @@ def make_training(folder):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_pretrain(disk, tmp_path):
     def main():
-        torch.manual_seed(99)  # nothing depends on it
+        torch.manual_seed(99)  # the global state must not matter
         pretrain.main("train.json", "model.json", vocab="vocab.txt", max_len=12, max_pred=3)
 
     make_training(tmp_path / "reference")

@@ -59,7 +59,7 @@ def test_programs_are_paired_with_themselves_only(builds, made, tmp_path):
     for name, program in (("O0", "b"), ("O1", "b"), ("O1", "a"), ("O2", "a"), ("O3-noplt", "a")):
         (tmp_path / "binaries" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "binaries" / name / program).symlink_to(builds / name / "shapes")
-    # the very content that is cached already
+    # the same content is already cached
     (tmp_path / "output").symlink_to(made[0] / "output")
     gendata_py(tmp_path, "--biname", "b,a", "--path", "binaries", "--workers", 2)
     written = [
@@ -151,7 +151,7 @@ def test_other_settings_make_other_walks_and_stale_pairs_go(made, tmp_path):
     for build in ("O0", "O2"):
         shutil.copytree(made[0] / "binaries" / build, cwd / "binaries" / build)
     run = gendata_py(cwd, "--biname", "shapes", "--path", "binaries")
-    assert "removed 10 pair folders" in run.stdout  # the one that stays was of seed 1
+    assert "removed 10 pair folders" in run.stdout  # the remaining one had seed 1
     assert [f.name for f in (cwd / "data").iterdir()] == ["0"]
 
 
@@ -182,7 +182,7 @@ def test_killed_run_leaves_whole_pairs_and_goes_on(made, tmp_path):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not list(tmp_path.glob("output/*.npz")):  # one analysis at least, others are under way
+    while not list(tmp_path.glob("output/*.npz")):  # at least one analysis; others are running
         assert process.poll() is None
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
@@ -209,7 +209,7 @@ def test_a_new_build_costs_one_analysis(made, tmp_path):
 
 
 def test_a_run_that_is_stopped_mixes_no_settings(made, tmp_path, monkeypatch):
-    """All pairs of the former settings are gone before the first new one is made."""
+    """All pairs of the earlier settings are removed before the first new one is made."""
     shutil.copytree(made[0], tmp_path, dirs_exist_ok=True, symlinks=True)
     (tmp_path / "data/99").symlink_to(made[0] / "data/0")  # a link is removed, not followed
     (tmp_path / "data/mine").mkdir()
@@ -302,7 +302,7 @@ def test_biname_is_no_path(made, name):
 
 
 def test_biname_with_the_slash_of_this_lineage(tmp_path):
-    """Its settings say ``biname="/chroot"``, which is put behind each build's folder."""
+    """Its settings say ``biname="/chroot"``, which it appends to each build's folder."""
     for build in ("a", "b"):
         for name in ("chroot", "ls"):
             file = tmp_path / build / name
@@ -430,12 +430,12 @@ def test_cached_analyses_are_keyed_by_content_and_version(monkeypatch):
 
 
 def folder_of(programs: dict[str, str], builds: Path, folder: Path) -> Path:
-    """Make <build>/<program> for each letter of a program's builds; all have different contents."""
+    """Make <build>/<program> for each letter in a program's builds, all with different content."""
     for program, letters in programs.items():
         for letter in letters:
             file = folder / "binaries" / letter / program
             file.parent.mkdir(parents=True, exist_ok=True)
-            # bytes behind the end of an ELF file belong to none of its parts
+            # bytes after the end of an ELF file do not matter
             file.write_bytes(
                 (builds / "O1" / "shapes").read_bytes() + f"{program}{letter}".encode()
             )
@@ -448,7 +448,7 @@ def read_pairs(cwd: Path) -> list[dict]:
 
 
 def fake_analyses(monkeypatch, cwd: Path, builds: Path) -> None:
-    """Let gendata.main find the same analysis for every content: analysing takes seconds."""
+    """Let gendata.main use one analysis for all files, because analysing takes seconds."""
     analysis = analyse(builds / "O1" / "shapes")
 
     def analyse_all(binaries, output_dir, *_):
@@ -568,7 +568,7 @@ def test_split_is_written_and_shares_are_checked(builds, tmp_path, monkeypatch):
 
 
 def test_pairs_are_never_all_in_memory(monkeypatch):
-    """Jobs are taken from their iterator no faster than they are done."""
+    """Jobs are taken from the iterator only as fast as others end."""
     monkeypatch.setattr("jobs.processes.AHEAD", 5)
     taken = 0
 
@@ -580,7 +580,7 @@ def test_pairs_are_never_all_in_memory(monkeypatch):
 
     ended = []
     for key_and_error in in_processes(misbehave, jobs(), 50, 2, "t"):
-        ended.append(key_and_error)  # as they end, in whatever order
+        ended.append(key_and_error)  # in the order in which they end
         assert taken <= len(ended) + 5
     assert sorted(ended) == [(number, None) for number in range(50)]
     assert taken == 50
@@ -604,7 +604,7 @@ def test_walks_as_text_are_what_the_corpus_holds(made, tmp_path):
     subprocess.run([sys.executable, ROOT / "dataprocess.py"], cwd=tmp_path, check=True)
     documents = "".join(texts).split("\n\n")[:-1]
     corpus = (tmp_path / "data/corpus.txt").read_text().split("\n\n")[:-1]
-    assert corpus == list(dict.fromkeys(documents))  # less the copies
+    assert corpus == list(dict.fromkeys(documents))  # without the copies
     info = json.loads((tmp_path / "data/3/pair.json").read_text())
     assert len(texts[3].split()) == info["counts"]["tokens"]
     assert set(texts[3].split()) <= set((tmp_path / "data/3/dictionary.txt").read_text().split())

@@ -1,4 +1,4 @@
-"""bench/gpu.sh: its trial without a GPU, on a machine that has little but torch and numpy."""
+"""bench/gpu.sh: a trial run without a GPU, on a machine with little more than torch and numpy."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent
-# What the GPU machine lacks; a package that is not there cannot be imported, whoever tries.
+# Packages that the GPU machine lacks, so nothing may import them.
 LACKING = "angr sklearn scipy matplotlib tensorflow tensorboard transformers numba psutil pebble"
 BARE = f"""
 import importlib.util, runpy, sys

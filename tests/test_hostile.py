@@ -1,4 +1,4 @@
-"""Files that are broken, odd or made to harm: each costs itself only, and nothing is let in."""
+"""Broken, odd and malicious files: only the file itself is skipped, and nothing harmful gets in."""
 
 import dataclasses
 import importlib.util
@@ -88,7 +88,7 @@ ODD_NAMES = {
 
 
 def snapshot(folder):
-    """Names and types of all that is in a folder."""
+    """Return the names and types of everything in a folder."""
     return {
         os.path.join(base, name): os.lstat(os.path.join(base, name)).st_mode
         for base, folders, files in os.walk(os.fsencode(folder))
@@ -110,7 +110,7 @@ def script(name, cwd, *arguments, timeout=1800):
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """A folder of odd builds, in which gendata.py ran; its exit code, output, and what was there"""
+    """A folder with odd builds where gendata.py ran; its exit code, output, and prior content."""
     cwd = tmp_path_factory.mktemp("odd")
     binaries = cwd / "binaries"
 
@@ -258,15 +258,15 @@ def test_mutants(odd, tmp_path):
         files[str(i)] = file
     before = snapshot(tmp_path / "binaries")
     jobs = ((key, (str(file), tmp_path / "output" / key)) for key, file in files.items())
-    limits = {"time_limit": 20, "memory_limit": 2}  # some run into it
+    limits = {"time_limit": 20, "memory_limit": 2}  # some jobs exceed them
     errors = dict(in_processes(analyse_one, jobs, len(files), 2, "mutants", **limits))
     assert errors.keys() == files.keys()
-    assert errors[str(N_MUTANTS)] is None  # the pool still works in the end
+    assert errors[str(N_MUTANTS)] is None  # the pool still works at the end
     assert snapshot(tmp_path / "binaries") == before
     good = {key for key, error in errors.items() if error is None}
-    utils.remove_leftovers(tmp_path / "output")  # of workers that were stopped
+    utils.remove_leftovers(tmp_path / "output")  # left by stopped workers
     assert {file.name for file in (tmp_path / "output").iterdir()} == good
-    assert 20 < len(good) < N_MUTANTS  # both ways out are taken
+    assert 20 < len(good) < N_MUTANTS  # both outcomes occur
     for key, error in errors.items():
         reasons = (str(files[key]), "the worker process died", "took longer", "took more than")
         assert error is None or any(reason in error for reason in reasons), error
@@ -275,7 +275,7 @@ def test_mutants(odd, tmp_path):
 
 
 def check(analysis):
-    """Whatever the file was, its tokens forge nothing; that its arrays fit was checked on load."""
+    """No token can be mistaken for anything else. (Loading has checked that the arrays fit.)"""
     assert analysis.code_blocks > 0
     tokens = tokenise(analysis)
     assert (np.diff(tokens.offsets) > 0).all()
@@ -290,7 +290,7 @@ ODD_VALUES = [None, True, -1, 10**30, 1.5, float("nan"), "x", [], {}]
 
 
 def places(value, path=()):
-    """Yield the path of every value in a JSON, the whole included."""
+    """Yield the path of every value in a JSON, including the whole."""
     yield path
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
@@ -298,7 +298,7 @@ def places(value, path=()):
 
 
 def changed(content, path, value):
-    """Return JSON text in which the value at ``path`` is another, or (...) is missing."""
+    """Return JSON text with another value at ``path``, or without it if the value is ``...``."""
     if not path:
         return json.dumps(value)
     content = json.loads(json.dumps(content))
@@ -319,7 +319,7 @@ def variants(content):
 
 
 def assert_checked(file, read):
-    """Every value of ``file`` is replaced by odd ones: ``read`` takes it, or says what is wrong."""
+    """Replace every value in ``file`` by odd ones: ``read`` accepts it, or says what is wrong."""
     content = file.read_text()
     messages = []
     for path, text in variants(json.loads(content)):
@@ -352,7 +352,7 @@ def test_sizes_of_a_model(tmp_path):
 
     def read():
         sizes = models.Config.from_json(file)
-        if sizes.vocab_size is not None:  # with None a vocabulary says it
+        if sizes.vocab_size is not None:  # None: as large as the vocabulary
             models.BertModel4Pretrain(sizes)
 
     assert_checked(file, read)
@@ -360,7 +360,7 @@ def test_sizes_of_a_model(tmp_path):
 
 @pytest.fixture
 def pretrained(tmp_path):
-    """A model of random weights, as pretrain.py leaves it."""
+    """A model with random weights, in the files that pretrain.py writes."""
     vocab = tmp_path / "vocab.txt"
     vocab.write_text("".join(f"{token}\n" for token in [*SPECIAL_TOKENS, "mov", "push", "call"]))
     sizes = models.Config(**SIZES, vocab_size=8)
@@ -381,7 +381,7 @@ def test_description_of_a_model(pretrained, capsys):
 
 
 def naming(name, function, *arguments):
-    """An error names the file at fault: this one, or one that it does not fit."""
+    """The error names the wrong file: this one, or one that it does not fit."""
     try:
         function(*arguments)
     except UserError as error:
@@ -449,7 +449,7 @@ def test_description_of_a_corpus(odd, tmp_path):
 
 
 def test_description_of_a_pair(odd, tmp_path, capsys):
-    """gendata.py makes a pair again whose description is broken; dataprocess.py and show refuse."""
+    """gendata.py makes a pair with a broken pair.json again; dataprocess.py and show refuse it."""
     shutil.copytree(odd[0] / "data/0", tmp_path / "data/0")
     file = tmp_path / "data/0/pair.json"
     content = json.loads(file.read_text())
@@ -465,7 +465,7 @@ def test_description_of_a_pair(odd, tmp_path, capsys):
             ]
         ):
             if number == 2 and not is_made(tmp_path / "data", wanted):
-                continue  # it is written anew
+                continue  # it is written again
             try:
                 read()
             except UserError as error:

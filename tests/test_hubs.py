@@ -1,4 +1,4 @@
-"""One function that calls all others, and is called by all: memory grows with the functions."""
+"""If one function calls all others and is called by all, memory is linear in the functions."""
 
 import numpy as np
 import psutil
@@ -61,7 +61,7 @@ def test_features_of_a_hub():
         features = extract_features(analysis)
     assert features.calls.nnz == 2 * MANY
     far = features.words["name far"]
-    assert far[0].nnz > MANY / 2  # the hub itself still has the words of what it calls
+    assert far[0].nnz > MANY / 2  # the hub itself still has the words of its callees
     assert far[1:].nnz < 10 * MANY
 
 
@@ -74,7 +74,7 @@ def test_where_no_function_is_a_hub_nothing_changes(n, random):
 
 
 def test_evidence_through_a_hub():
-    """All call function 0; the whole product has 400 million entries, and one for each is asked."""
+    """All call function 0: the full product has 400 million entries; one per function is needed."""
     ones = np.ones(MANY, np.float32)
     calls = scipy.sparse.csr_matrix((ones, (np.arange(MANY), np.zeros(MANY, int))), (MANY, MANY))
     share = np.linspace(0.1, 1, MANY, dtype=np.float32)
@@ -110,7 +110,7 @@ def test_evidence_is_the_product(monkeypatch, often, entries):
 
 
 def test_long_functions_are_matched_in_parts(monkeypatch):
-    """A function of 100 blocks against itself with 10 more in front: all find their partners."""
+    """All 100 blocks of a function find their partners in a copy with 10 more in front."""
     old, new = hub_program(100), hub_program(110)
     old.instructions = [b"add eax, 0x%x" % i for i in range(201)]
     new.instructions = [b"sub ebx, 0x%x" % i for i in range(10)] + [

@@ -1,4 +1,4 @@
-"""huggingface.py, and checkpoint.py's export and import: transformers itself is the judge."""
+"""Hugging Face's format, and checkpoint.py's export and import, against transformers itself."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ from tokenization import SPECIAL_TOKENS, CorpusTokenizer, FullTokenizer
 from utils import UserError
 
 ROOT = Path(__file__).parent.parent
-LONG = "_ZN" + "4name." * 20  # longer than the 100 characters that WordPiece reads
+LONG = "_ZN" + "4name." * 20  # longer than WordPiece's limit of 100 characters
 WORDS = ["mov", "push", "reg8", "imme", "call", "__ctype_b_loc", "operator@GLIBC", LONG]
 PIECES = [*"_abcdem.@8", *(f"##{c}" for c in "_abcdem.@8")]
 VOCAB = [*SPECIAL_TOKENS, *WORDS, *PIECES]
@@ -34,7 +34,7 @@ LINE = "push reg8 call __ctype_b_loc [MASK] reg8 imme"
 
 
 def shaken(model):
-    """Make every weight differ from every other one's start."""
+    """Make all weights differ."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
@@ -43,7 +43,7 @@ def shaken(model):
 
 
 def write_out(folder, model, cfg, vocab):
-    """What a training leaves: the model, model.json and vocab.txt."""
+    """Write the files of a training: the model, model.json and vocab.txt."""
     folder.mkdir()
     checkpoint.save_pt(model.state_dict(), folder / "model_steps_7.pt")
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocab))
@@ -75,7 +75,7 @@ def model_file(tmp_path_factory, model):
 
 @pytest.fixture(scope="module")
 def exported(model_file):
-    """The exported folder, made where transformers cannot be imported."""
+    """The exported folder, made in a process that cannot import transformers."""
     folder = model_file.parent.parent / "exported"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "transformers", None)
@@ -95,7 +95,7 @@ def logits(ours, input_ids, segments, mask):
 
 
 def assert_same_outputs(ours, theirs):
-    """Equal logits at every real token; class 1 here is class 0 there."""
+    """Assert equal logits at every real token; our class 1 is class 0 there."""
     generator = torch.Generator().manual_seed(2)
     lengths = torch.tensor([24, 13, 1])[:, None]
     at = torch.arange(24).expand(3, 24)
@@ -214,7 +214,7 @@ def make_theirs(cls, **changes):
 
 
 def english(folder):
-    """A tokenizer as Google's BERT has it."""
+    """A tokenizer like that of Google's BERT."""
     words = [*SPECIAL_TOKENS, "hello", "world", *"abc_", "##a", "##b"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     theirs = tokenizers.BertWordPieceTokenizer(str(folder / "vocab.txt"))
@@ -237,7 +237,7 @@ def test_import_of_a_foreign_model(tmp_path, capsys):
     checkpoint.load_model_file(ours, tmp_path / "ours/model.pt")
     assert_same_outputs(ours.eval(), theirs)
 
-    # and back, which needs to be told of the tokenizer
+    # and back, which needs --tokenizer
     checkpoint.export_model(
         str(tmp_path / "ours/model.pt"),
         str(tmp_path / "back"),
@@ -286,7 +286,7 @@ def test_what_has_no_place_is_reported(tmp_path, capsys):
 
 
 def test_old_names(exported, model_file, tmp_path):
-    """Files made from Google's say gamma and beta, and hold positions and the tied decoder."""
+    """Files converted from Google's say gamma and beta, and contain positions and the decoder."""
     weights = safetensors.torch.load_file(exported / "model.safetensors")
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
@@ -379,7 +379,7 @@ def test_more_tokens_than_embeddings(exported, tmp_path):
     ],
 )
 def test_tokens_that_would_shift_the_ids(exported, tmp_path, change, message):
-    """A line end in a token made one more line of vocab.txt, and every later id was one off."""
+    """A line end in a token would add a line to vocab.txt and shift all later ids."""
     folder = copy_with(exported, tmp_path / "bad")
     (folder / "vocab.txt").unlink()
     content = json.loads((folder / "tokenizer.json").read_text())
@@ -407,7 +407,7 @@ def test_two_vocabularies_in_a_folder(exported, tmp_path):
     [("hello", None, "bert"), ("Hello", None, "bert-cased"), ("Hello", True, "bert")],
 )
 def test_letters_of_an_old_folder(tmp_path, word, said, reading):
-    """Without tokenizer.json: tokenizer_config.json says how letters are read, or vocab.txt."""
+    """Without tokenizer.json, tokenizer_config.json or vocab.txt tells whether it is cased."""
     make_theirs(transformers.BertModel).save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, word]))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": said}))
@@ -435,12 +435,12 @@ def test_filled_folders_are_left_alone(exported, model_file, tmp_path, monkeypat
     busy = pytest.raises(UserError, match=r"another run writes into .*mine")
     with utils.one_writer(target), busy:
         checkpoint.export_model(str(model_file), str(target))
-    checkpoint.export_model(str(model_file), str(target))  # an empty one is taken
+    checkpoint.export_model(str(model_file), str(target))  # an empty one is fine
     assert (target / "config.json").exists()
 
 
 def test_export_of_a_model_by_itself(model_file, exported, tmp_path):
-    """Without model.json the sizes and the vocabulary are given."""
+    """Without model.json, sizes and vocabulary must be given."""
     (tmp_path / "lone.pt").write_bytes(model_file.read_bytes())
     (tmp_path / "sizes.json").write_text(
         json.dumps({**dataclasses.asdict(CFG), "vocab_size": None})
@@ -456,7 +456,7 @@ def test_export_of_a_model_by_itself(model_file, exported, tmp_path):
 
 
 def test_fill_mask(tmp_path):
-    """A model trained here to know three blocks by heart completes them in transformers."""
+    """A model that has memorised three blocks completes them in transformers, too."""
     blocks = [
         ["push", "reg8", "call", "__ctype_b_loc"],
         ["mov", "imme", "je", "ret"],
@@ -485,7 +485,7 @@ def test_fill_mask(tmp_path):
 
 
 def test_next_means_next_on_both_sides(tmp_path):
-    """A model that answers "B follows A" to everything does so in transformers, too."""
+    """A model that always answers "B follows A" does so in transformers, too."""
     model = models.BertModel4Pretrain(CFG).eval()
     with torch.no_grad():
         model.classifier.bias += torch.tensor([-9.0, 9.0])  # as pretrain.py's is_next: 1 is true

@@ -1,4 +1,4 @@
-"""Imports of the root's scripts and of all folders: one way, and each side without the other's."""
+"""Imports go one way, and neither angr's nor torch's side imports the other."""
 
 import ast
 from pathlib import Path
@@ -21,7 +21,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(file: Path, at_once: bool) -> set[str]:
-    """Return what a file imports: at once, or anywhere, in functions too."""
+    """Return the imports of a file: only at the top level (``at_once``), or also in functions."""
     tree = ast.parse(file.read_text())
     inside = {
         node
@@ -44,7 +44,7 @@ def imported(file: Path, at_once: bool) -> set[str]:
 
 @pytest.fixture(scope="module")
 def graphs():
-    """Import graphs of our modules, angr and torch: at once, and with imports in functions."""
+    """Import graphs of our modules, angr and torch, without and with imports in functions."""
     files = modules()
     known = {*files, "angr", "torch"}
     both = []
@@ -69,7 +69,7 @@ def test_nobody_imports_a_command(graphs):
 
 def test_each_side_does_without_the_other(graphs):
     graph = graphs[1].copy()
-    graph.remove_edge("utils", "torch")  # in functions that only trainings call
+    graph.remove_edge("utils", "torch")  # in functions called only by trainings
     of = {"angr": set(), "torch": set()}
     for side, users in of.items():
         users |= {name.split(".")[0] for name in networkx.ancestors(graph, side)}

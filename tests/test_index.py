@@ -1,4 +1,4 @@
-"""encoder/index.py: what is written is read back, nearest functions are those of a plain sort."""
+"""encoder/index.py: vectors are read back, and the nearest ones are those of a plain sort."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""What is too large or takes too long ends in one sentence, and nothing else goes on for it."""
+"""Exceeding a limit of memory or time ends in one sentence, and stops everything else."""
 
 import multiprocessing
 import time
@@ -17,7 +17,7 @@ from utils import UserError
 
 
 def grown(more):
-    """The memory that this process has now and ``more`` GiB."""
+    """Return the present memory of this process plus ``more`` GiB."""
     return psutil.Process().memory_info().rss / 2**30 + more
 
 

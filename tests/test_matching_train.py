@@ -123,7 +123,7 @@ def test_partners_stay_what_they_are_when_hopeless_candidates_go(codes, fitted):
 
 
 def test_a_pair_without_plausible_candidates(codes, fitted, cfg):
-    """Its functions count as not found; the structure network learns from the others."""
+    """Its functions count as not found; the neighbour network learns from the others."""
     pair = make_pair("shapes", codes["O0"], codes["O2"], fitted)
     cfg = dataclasses.replace(cfg, n_epochs=1, networks=1, hidden=4)
     likeness = train_similarity([pair], cfg)
@@ -140,7 +140,7 @@ def test_a_pair_without_plausible_candidates(codes, fitted, cfg):
 
 
 def test_encoder_finds_what_it_learned(codes, fitted):
-    """At levels that it did not see; random vectors for the words would find fewer."""
+    """At unseen optimisation levels; with random word vectors it would find fewer."""
     first, second = codes["O0"], codes["O3-noplt"]
     (x, known), (y, _) = fitted(first), fitted(second)
     assert np.allclose(np.linalg.norm(x[known > 0], axis=1), 1, atol=1e-5)

@@ -62,7 +62,7 @@ def hugging_face_name(key: str) -> str:
 
 
 def shake(model: torch.nn.Module) -> None:
-    """Make every weight matter: initial biases are 0, and initial attention is nearly uniform."""
+    """Change all weights, since initial biases are 0, and initial attention is nearly uniform."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
@@ -70,7 +70,7 @@ def shake(model: torch.nn.Module) -> None:
 
 
 def make_twins(dtype: torch.dtype, p_drop: float = 0.0):
-    """Our model and Hugging Face's with the same weights."""
+    """Return our model and Hugging Face's with the same weights."""
     theirs = transformers.BertForPreTraining(
         transformers.BertConfig(
             vocab_size=VOCAB_SIZE,
@@ -95,7 +95,7 @@ def make_twins(dtype: torch.dtype, p_drop: float = 0.0):
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
 def twins(request):
-    """The two models, and what both are given."""
+    """The two models and their input."""
     ours, theirs = (model.eval() for model in make_twins(request.param))
 
     generator = torch.Generator().manual_seed(2)
@@ -154,7 +154,7 @@ def test_every_gradient_equals_hugging_faces(twins):
 
 
 class Dropout(torch.nn.Module):
-    """Ours, to put where Hugging Face has PyTorch's."""
+    """Our dropout, to replace PyTorch's in Hugging Face's model."""
 
     def forward(self, x):
         return models.dropout(x, 0.5)
@@ -168,7 +168,7 @@ def test_hidden_dropout_is_where_hugging_faces_is():
     ids = torch.arange(24).reshape(2, 12)
     torch.manual_seed(4)
     mine = ours.train().transformer(ids, ids % 2)
-    torch.manual_seed(4)  # the same random numbers fall on the same places
+    torch.manual_seed(4)  # the same random numbers are used in the same places
     hf = theirs.train().bert(input_ids=ids, token_type_ids=ids % 2).last_hidden_state
     torch.testing.assert_close(mine, hf, rtol=0, atol=1e-12)
 
@@ -298,7 +298,7 @@ def test_initial_weights_are_normal_with_the_deviation_named(std, given):
             bound = 5 * std / math.sqrt(p.numel())  # five standard errors
             assert abs(p.mean()) < bound, name
             assert abs(p.std() - std) < bound, name
-            # 4.6 % of a normal lie beyond two deviations; none of a truncated or uniform one do.
+            # A normal distribution has 4.6 % beyond two deviations; a truncated one has none.
             assert (p.abs() > 2 * std).float().mean() > 0.02, name
 
 
@@ -395,7 +395,7 @@ def rotary(**changes):
 
 
 def test_rotation_is_that_of_the_paper():
-    """Each pair of elements, as a complex number, is turned by position times frequency."""
+    """Each pair of elements, as a complex number, is rotated by position times frequency."""
     x = torch.randn(2, 7, 3, 6, dtype=torch.float64)
     turned = models.rotate(x)
     frequency = 10000.0 ** (-2 * torch.arange(3) / 6)
@@ -404,7 +404,7 @@ def test_rotation_is_that_of_the_paper():
         pairs = pairs * torch.polar(torch.ones(3), position * frequency)
         expected = torch.cat([pairs.real, pairs.imag], -1)
         assert torch.allclose(turned[:, position], expected, atol=1e-6)
-    # A product depends on the distance alone.
+    # A product depends only on the distance.
     q, k = torch.randn(2, 1, 1, 1, 6, dtype=torch.float64).expand(2, 1, 9, 1, 6)
     products = (models.rotate(q)[0, :, 0] * models.rotate(k)[0].roll(-2, 0)[:, 0]).sum(-1)[:7]
     assert torch.allclose(products, products[:1].expand(7), atol=1e-6)
@@ -416,7 +416,7 @@ def test_rotary_positions_tell_orders_apart():
     zeros = torch.zeros_like(ids)
     model = rotary(max_len=10)
     h, other = model(ids, zeros), model(swapped, zeros)
-    assert (h[:, 0] - other[:, 1]).abs().max() > 1e-6  # equal, if order did not count
+    assert (h[:, 0] - other[:, 1]).abs().max() > 1e-6  # would be equal if the order did not matter
     assert "embed.pos_embed.weight" not in model.state_dict()
     assert (
         "embed.pos_embed.weight"
@@ -457,5 +457,5 @@ def test_the_last_block_at_some_positions_only(positions, masked, precision):
         found.append([h, *(p.grad for p in model.parameters())])
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.03}[precision]
     for whole, some in zip(*found, strict=True):
-        # Gradients of keys' biases are 0 but for rounding, which has no scale of its own.
+        # Gradients of keys' biases are 0 except for rounding.
         assert (whole - some).norm() <= tolerance * whole.norm().clamp(min=1)

@@ -15,7 +15,7 @@ SHAPES = [(5, 7), (7,), (3, 2, 4), (1,)]
 
 
 def factor(schedule: str, x: float, warmup: float) -> float:
-    """BERT's schedules, from their description."""
+    """BERT's schedules, written from their description."""
     if warmup > 0 and x < warmup:
         return x / warmup
     return {
@@ -27,7 +27,7 @@ def factor(schedule: str, x: float, warmup: float) -> float:
 
 
 def reference_step(p, g, m, v, lr, b1, b2, e, decay, max_norm):
-    """One step of BERT's Adam on one parameter; returns the new parameter and moments."""
+    """Take a step of BERT's Adam on one parameter; return the new parameter and moments."""
     if max_norm > 0:
         norm = g.pow(2).sum().sqrt()
         g = g * min(1.0, max_norm / (norm + 1e-6))  # the 1e-6 of torch's clip_grad_norm_
@@ -44,7 +44,7 @@ def parameters(dtype, seed=0):
 
 
 def set_gradients(params, step):
-    """Gradients on both sides of the norm 1; some are missing, always or at times."""
+    """Set gradients of norms below and above 1; some are always or sometimes missing."""
     generator = torch.Generator().manual_seed(1000 + step)
     for i, p in enumerate(params):
         length = 10.0 ** ((step + i) % 4 - 2)
@@ -57,7 +57,7 @@ def set_gradients(params, step):
 @pytest.mark.parametrize("max_norm", [1.0, 0.03, -1])
 @pytest.mark.parametrize("warmup", [-1, 0, 0.35])
 @pytest.mark.parametrize("schedule", list(optim.SCHEDULES))
-# The step clips float64 and float32 in different ways on a CPU.
+# On a CPU, the step clips float64 and float32 in different ways.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
 def test_steps_equal_the_formula(schedule, warmup, max_norm, dtype, tolerance):
     lr, total, decay, e = 0.02, 10, 0.3, 1e-3
@@ -154,7 +154,7 @@ def test_clipping_bounds_the_norm_keeps_the_direction_and_spares_the_short(
     st.sampled_from([-1, 0.5, 1.0]),
 )
 def test_any_steps_equal_the_formula(grads, value, lr, decay, max_norm):
-    """A gradient after the other, of any size and sign, zeros among them."""
+    """A sequence of gradients of any size and sign, including zeros."""
     p = torch.nn.Parameter(torch.tensor([value, -value], dtype=torch.float64))
     options = {"weight_decay_rate": decay, "max_grad_norm": max_norm}
     optimizer = optim.BertAdam([p], lr=lr, **options)

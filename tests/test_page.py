@@ -168,7 +168,7 @@ def test_only_the_differing_operand_is_marked(opened):
     press(opened, "g")
     marks = texts(opened, "mark")
     assert any("0x4d2" in mark for mark in marks), "the constant 1234"
-    # Of the loop, nothing has changed.
+    # Nothing has changed in the loop.
     assert not any("imul" in mark for mark in marks)
 
 
@@ -351,7 +351,7 @@ def test_nothing_is_cut_off_at_1280_by_800(opened):
 
 
 def test_themes_have_contrast(opened):
-    """WCAG's formula, 4.5 at least, of texts on what they stand on."""
+    """The contrast of texts on their background is at least 4.5 by WCAG's formula."""
     contrast = """
         const value = (name, theme) => {
             document.documentElement.style.colorScheme = theme;
@@ -497,6 +497,6 @@ def test_edges_go_around_boxes(n, random):
                 assert beside or max(y, v) <= top + 1 or min(y, v) >= bottom - 1
     graph = networkx.DiGraph(tree)
     graph.add_nodes_from(range(n))
-    if not more:  # of a tree, each layer lies below the one before
+    if not more:  # in a tree, each layer is below the previous one
         for source, target in tree:
             assert boxes[target][1] >= boxes[source][3]

@@ -1,4 +1,4 @@
-"""models.py and optim.py against the plain model that the benchmarks compare with."""
+"""models.py and optim.py against bench/plain.py."""
 
 import importlib.util
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_outputs_and_gradients(dtype, tolerance):
 
 
 def test_attention_without_pytorchs_kernel(monkeypatch):
-    """The CPU's own way, which bfloat16 and dropout take, inside the whole model."""
+    """The fast CPU code, used with bfloat16 and dropout, inside the whole model."""
     slow, fast = twins(torch.float64)
 
     monkeypatch.setattr(models, "attention", models._Attention.apply)

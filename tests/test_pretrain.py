@@ -1,4 +1,4 @@
-"""pretrain.py: sampling, masking, evaluating, and the whole way from a corpus to a model."""
+"""pretrain.py: sampling, masking, evaluating, and whole trainings from corpus to model."""
 
 import dataclasses
 import hashlib
@@ -42,7 +42,7 @@ ROOT = Path(pretrain.__file__).parent
 
 
 def make_corpus(documents_per_pair, sentence_lengths, tokens=None):
-    """A corpus in memory; every token is another number unless ``tokens`` are given."""
+    """Return a corpus in memory; all tokens differ unless ``tokens`` are given."""
     sentences = np.cumsum([0, *itertools.chain(*sentence_lengths)])
     return Corpus(
         tokens=np.arange(sentences[-1]) if tokens is None else tokens,
@@ -68,7 +68,7 @@ def everything(corpus):
 
 
 def place(corpus, token):
-    """Sentence, document and pair of a token's position."""
+    """Return sentence, document and pair of a token's position."""
     sentence = np.searchsorted(corpus.sentences, token, side="right") - 1
     document = np.searchsorted(corpus.documents, sentence, side="right") - 1
     return sentence, document, np.searchsorted(corpus.pairs, document, side="right") - 1
@@ -101,12 +101,12 @@ def test_every_pair_is_what_it_says(seed, n_pairs, n_documents, most_sentences, 
     # No segment crosses the end of a document.
     assert (place(corpus, pairs["a_start"])[1] == a_document).all()
     assert (place(corpus, b_end - 1)[1] == b_document).all()
-    # A ends where a sentence that continues its document starts; so does B start.
+    # A ends and B starts where a sentence starts that continues its document.
     assert np.isin(a_end, corpus.sentences).all()
     assert (place(corpus, a_end)[1] == a_document).all()
     assert np.isin(pairs["b_start"], corpus.sentences).all()
     assert (corpus.bounds[b_document] < pairs["b_start"]).all()
-    # True continuations go on, the others go to another document, the hard ones in the pair.
+    # True continuations follow A, negatives are from another document, hard ones of the same pair.
     is_next = pairs["is_next"] == 1
     assert (pairs["b_start"] == a_end)[is_next].all()
     assert (a_document != b_document)[~is_next].all()
@@ -154,7 +154,7 @@ def test_all_boundaries_are_drawn_evenly():
 
 
 def shape_features(corpus, pairs):
-    """What can be seen without reading: lengths, B's place, and whether B ends its document."""
+    """Return features that need no reading: lengths, B's place, whether B ends its document."""
     b_end = pairs["b_start"] + pairs["b_len"]
     document = place(corpus, pairs["b_start"])[1]
     left = corpus.bounds[document + 1] - b_end
@@ -171,7 +171,7 @@ def shape_features(corpus, pairs):
     )
 
 
-# Short documents; some long ones; long ones only, where not even all together says anything.
+# Short documents; some long ones; only long ones, where even all features together say nothing.
 @pytest.mark.parametrize(
     ("sentences", "views"),
     [
@@ -193,7 +193,7 @@ def test_shape_gives_nothing_away(sentences, views):
 
 
 def test_the_shape_test_would_notice():
-    # The classifier above does find B from the document's start, for one.
+    # Check the classifier: it does find a B that is always from the document's start.
     ensemble = pytest.importorskip("sklearn.ensemble")
     corpus = random_corpus(np.random.default_rng(0), 4, 300, (2, 12))
     sampler = SentPairSampler(corpus, everything(corpus), 60)
@@ -207,7 +207,7 @@ def test_the_shape_test_would_notice():
 
 
 def test_negatives_that_read_like_the_truth_are_rare():
-    # Half of all documents go on with the same text.
+    # Half of all documents continue with the same text.
     rng = np.random.default_rng(0)
     tokens = rng.integers(5, 100, size=400 * 20)
     for document in range(0, 400, 2):
@@ -279,17 +279,17 @@ def test_layout_and_masking(seed, max_len, max_pred, mask_prob):
         assert (batch["masked_ids"][row][~used] == 0).all()
         assert (batch["masked_pos"][row][~used] == 0).all()
         for at, token in enumerate(batch["input_ids"][row].tolist()):
-            # A masked place shows [MASK] or an ordinary token, any other its own.
+            # A masked position shows [MASK] or an ordinary token, any other its own token.
             assert token == 4 or token >= 5 if at in position else token == plain[at]
         total += len(position)
         planned += wanted
-    # Where the text holds too few ordinary tokens, less are masked than planned.
+    # If the text has too few ordinary tokens, fewer are masked than planned.
     assert np.isclose(batch["masked_weights"].sum(), total / planned, atol=1e-4)
     assert np.isclose(batch["is_next_weights"].sum(), 1)
 
 
 def text_of(ids, starts=None):
-    """Rows of ordinary text, without special tokens or padding, as objectives get them."""
+    """Return rows of ordinary text, without special tokens or padding, as objectives get them."""
     return Text(
         ids=ids,
         segment_ids=0 * ids,
@@ -380,14 +380,14 @@ def test_processes_read_their_share_of_the_batch(world):
     pairs = loader.sampler.draw(8, np.random.default_rng([3, 5]))
     seen = []
     for rank in range(world):
-        # Whatever else of the text a process reads would show as [UNK].
+        # Any other part of the text that a process reads would show as [UNK].
         mine = np.zeros(len(corpus.tokens), bool)
         for row in range(8)[train.share(8, rank, world)]:
             seen.append(row)
             for side in "ab":
                 mine[pairs[f"{side}_start"][row] :][: pairs[f"{side}_len"][row]] = True
         other = dataclasses.replace(corpus, tokens=np.where(mine, corpus.tokens, 1))
-        loader.sampler.draw = lambda *_: pairs  # what a negative is compared with is read by all
+        loader.sampler.draw = lambda *_: pairs  # all processes read what negatives are compared to
         loader.sampler.corpus = other
         for name, array in loader.batch(5, rank, world).items():
             assert (array == whole[name][train.share(8, rank, world)]).all()
@@ -420,7 +420,7 @@ def test_losses_are_means_over_what_is_masked():
 
 
 def test_losses_are_the_same_where_all_positions_are_computed():
-    class Everywhere(pretrain.Objective):  # without a key: nobody else sees it
+    class Everywhere(pretrain.Objective):  # without a key, so it is not registered
         name, everywhere = "everywhere", True
 
         @staticmethod
@@ -447,7 +447,7 @@ def test_losses_are_the_same_where_all_positions_are_computed():
 
 
 class Oracle(torch.nn.Module):
-    """Says the token 5 with probability e / (e + 14), and "next" always."""
+    """Predicts token 5 with probability e / (e + 14), and always "next"."""
 
     def transformer(self, input_ids, segment_ids, input_mask, at=None):
         return torch.zeros(*(input_ids if at is None else at).shape, 1)
@@ -510,7 +510,7 @@ def tiny_model():
 
 
 def test_a_new_objective_is_one_object():
-    """One that asks [CLS] for the first token of A: a column, a loss, and its name in settings."""
+    """An objective that predicts the first token of A from [CLS]."""
 
     class FirstToken(Objective):
         key, name = "first_token", "first"
@@ -576,7 +576,7 @@ def test_ramp_doubles_the_batch():
     loader.ramp = 9
     sizes = [len(loader.batch(k)["input_ids"]) for k in range(12)]
     assert sizes == [4] * 3 + [8] * 3 + [16] * 3 + [32] * 3
-    for k in (0, 4, 11):  # weights are those of the batch as it is
+    for k in (0, 4, 11):  # weights are those of the batch at that step
         batch = loader.batch(k)
         assert batch["is_next_weights"].sum() == pytest.approx(1)
         assert batch["masked_weights"].sum() == pytest.approx(1, abs=0.2)
@@ -597,7 +597,7 @@ MODEL = dict(
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A corpus where each document says one of ten tokens over and over."""
+    """A corpus where each document repeats one of ten tokens."""
     folder = tmp_path_factory.mktemp("workplace")
     rng = np.random.default_rng(0)
     documents = []
@@ -667,7 +667,7 @@ def test_eval_says_what_the_training_said(trained, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     pretrain.evaluate(MODEL_FILE, check=True)
     assert capsys.readouterr().out == out[out.index("held out ") :]
-    # On another corpus every document is used.
+    # For another corpus, all documents are used.
     Path("other.txt").write_text("mov ptr je\nptr call mov\n\n" * 4)
     pretrain.evaluate(MODEL_FILE, data_file="other.txt")
     assert "every document" in capsys.readouterr().out
@@ -757,7 +757,7 @@ def test_a_setting_is_changed_and_the_training_run_again(
 
 
 class Stop(Exception):
-    """Instead of a training that a test does not need."""
+    """Raised instead of a training that a test does not need."""
 
 
 def stop():
@@ -810,7 +810,7 @@ def test_start_from_a_trained_model(trained, monkeypatch, capsys):
     )
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
-    # The starting point is a setting of the training: another one is another training.
+    # With another starting point it is another training.
     pretrain.main(**arguments, save_dir="longer")
     assert "longer held a training with pretrain_sha256" in capsys.readouterr().out
     (folder / "wrong.json").write_text(json.dumps(MODEL | {"n_layers": 3}))

@@ -1,6 +1,6 @@
-"""Every processor: functions, imports, strings of stripped files; a diff of each with itself.
+"""All processors: functions, imports and strings of stripped files; a diff of each with itself.
 
-The compiler is zig's, from PyPI, which brings clang and linkers for all of them.
+The compiler is zig, from PyPI, which includes clang and linkers for all of them.
 """
 
 import subprocess
@@ -20,8 +20,8 @@ from matching.model import DEFAULT, read_model
 from pairs.merge import merge
 from pairs.walks import control_flow_walks, walk_graph
 
-# No header, so no C library has to be built. Floating point, a switch, a table of functions,
-# recursion, strings, imports, calls of functions that the file exports.
+# Without headers, so that no C library has to be built. With floating point, a switch, a table of
+# functions, recursion, strings, imports, calls of exported functions.
 SOURCE = r"""
 typedef __SIZE_TYPE__ size;
 extern int puts(const char *);
@@ -116,7 +116,7 @@ def built(request, folder):
 
 
 def symbols(file) -> dict[str, int]:
-    """Return the functions of a file by pyelftools, linkers' stubs aside."""
+    """Return the functions of a file by pyelftools, without stubs of the linker."""
     with file.open("rb") as stream:
         table = ELFFile(stream).get_section_by_name(".symtab")
         return {
@@ -130,7 +130,7 @@ def symbols(file) -> dict[str, int]:
 
 
 def base(analysis, truth) -> int:
-    """Return where angr maps what is linked at 0."""
+    """Return the address where angr maps a file that is linked at 0."""
     return int(analysis.function_address[0]) - min(truth.values())
 
 
@@ -142,7 +142,7 @@ def test_processor_and_every_function_of_a_stripped_file(built):
     starts = {int(a) for a in analysis.function_address[: analysis.code_functions]}
     linked = {start - base(analysis, truth) for start in starts}
     assert set(truth.values()) <= linked
-    # Nothing else but what begins where a linker puts its own code, behind all functions.
+    # All others begin in the linker's own code, behind all functions.
     assert all(start > max(truth.values()) for start in linked - set(truth.values()))
     assert set(analysis.start_source.tolist()) <= {
         SOURCES.index(name) for name in (".eh_frame", ".ARM.exidx", "exported symbols")

@@ -17,7 +17,7 @@ from binary.tokens import tokenise
 from samefunc import Function
 from utils import UserError
 
-# Programs with functions of their own besides those of SOURCE, which all of them share.
+# Programs with own functions besides those of SOURCE, which all of them share.
 OWN = """
 __attribute__((noinline)) int {name}_{i}(int *x, int n) {{
     int s = {i};
@@ -38,7 +38,7 @@ def run(cwd, arguments, **changed):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with three programs in four builds each, and the data made from them."""
+    """A folder with three programs in four builds each, and the data of samefunc.py."""
     cwd = tmp_path_factory.mktemp("samefunc")
     for number, name in enumerate(("alpha", "beta", "gamma")):
         own = "".join(OWN.format(name=name, i=i + 7 * number, op="+-^|&*"[i % 6]) for i in range(6))

@@ -1,4 +1,4 @@
-"""samefunc.py twins: twins are true, held-out programs are not read, no symbol is needed."""
+"""samefunc.py twins: twins are right, held-out programs are not read, no symbols are needed."""
 
 import csv
 import shutil
@@ -14,7 +14,7 @@ from binary.analysis import save_analysis
 from binary.disassemble import analyse
 
 BUILDS = ("O0", "O1", "O2")
-# Functions that no name tells from each other, beside those of SOURCE.
+# Functions that no name distinguishes, beside those of SOURCE.
 OWN = """
 __attribute__((noinline)) int plain_{i}(int *x, int n) {{
     int s = {i};
@@ -59,7 +59,7 @@ def rows_of(cwd, file="data/twins.tsv"):
 
 
 def symbols(file):
-    """Address -> name by nm, an independent reader; angr maps such binaries 0x400000 higher."""
+    """Return address -> name by nm; angr maps such binaries 0x400000 higher."""
     lines = subprocess.run(["nm", file], capture_output=True, text=True, check=True).stdout
     parts = [line.split() for line in lines.splitlines()]
     found = {int(p[0], 16): p[2] for p in parts if len(p) == 3 and p[1] in "tT"}
@@ -83,7 +83,7 @@ def test_twins_have_one_name(made):
         one, other = names[build_a].get(int(a, 16)), names[build_b].get(int(b, 16))
         assert (one == other) == (label == "same")
         seen.add(one)
-    assert {"usage", "copy"} <= seen  # which have strings of their own
+    assert {"usage", "copy"} <= seen  # they have their own strings
     assert not any(name and name.startswith("plain") for name in seen)
 
 
@@ -140,7 +140,7 @@ def function(*names):
 def test_most_votes_win():
     first = [function("a", "b", "c"), function("d"), function("often"), function("e")]
     second = [function("c", "d", "often"), function("a", "b"), function("e"), function("often")]
-    # a and b outvote c. But c and d disagree about the second's first; "often" says nothing.
+    # a and b outvote c. But c and d disagree about function 0 of the second; "often" does not vote.
     assert samefunc.find_twins(first, second) == [(0, 1), (3, 2)]
 
 
@@ -156,7 +156,7 @@ def test_twins_are_one_to_one_and_symmetric(first, second):
     for i, j in found:
         assert first[i] & second[j]
     turned = {(j, i) for i, j in samefunc.find_twins(other, one)}
-    # Where votes are even, the lower number decides; else it is the same from both sides.
+    # With equal votes the lower number wins; otherwise the result is the same from both sides.
     tied = {pair for pair in turned ^ set(found)}
     assert all(_is_tied(first, second, *pair) for pair in tied)
 

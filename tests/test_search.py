@@ -1,4 +1,4 @@
-"""search.py: an index that grows, and the same functions found in it without symbols."""
+"""search.py: an index that grows; without symbols, the same functions are found in it."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def search_py(cwd, *arguments):
 
 @pytest.fixture(scope="module")
 def made(builds, tmp_path_factory):
-    """An index of two builds, made in two runs; the second finds one file that is no binary."""
+    """An index of two builds, made in two runs; the second also gets a file that is no binary."""
     cwd = tmp_path_factory.mktemp("search")
     first = search_py(cwd, "index", builds / "O1")
     before = {file: file.read_bytes() for file in (cwd / "index").iterdir()}

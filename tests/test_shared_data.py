@@ -53,8 +53,8 @@ FLAGS = {
     "O2-noplt": ["-O2", "-fno-plt"],
 }
 
-# Functions of one code each, which only their places in the table tell apart; and in what order
-# they lie in the code.
+# Functions with the same code, which only their positions in the table distinguish; and their
+# order in the code.
 TWINS = r"""
 #include <stdlib.h>
 #include <string.h>
@@ -190,7 +190,7 @@ def test_no_data_is_a_case():
 
 
 def slots(n: int):
-    """Tables as (function, table, place), places of one table apart by words."""
+    """Return tables as (function, table, place); places in a table are a word apart."""
     slot = st.tuples(st.integers(0, n - 1), st.integers(0, 1), st.integers(0, 5))
     return st.lists(slot, max_size=8, unique_by=lambda slot: slot[1:]).map(sorted_tables)
 

@@ -1,4 +1,4 @@
-"""Command lines as people type them: what is typed is what a function receives."""
+"""Command lines: a function receives exactly what was typed."""
 
 import importlib
 import inspect
@@ -117,8 +117,8 @@ def test_flags_arrive_as_typed(to, old):
         (["a"], "missing argument: new"),
         (["a", "b", "3"], "one value too many: 3"),  # a parameter with a default is a flag only
         (["--old", "a", "b", "c"], "one value too many: c"),
-        (["a", "b", "--cuont", "1"], "no flag --cuont here; did you mean --count"),
-        (["a", "b", "-c", "1"], "no flag -c here"),
+        (["a", "b", "--cuont", "1"], "unknown flag --cuont; did you mean --count"),
+        (["a", "b", "-c", "1"], "unknown flag -c"),
         (["a", "b", "--count"], "--count needs a value"),
         (["a", "b", "--count", "--share", "1"], "--count needs a value"),
         (["a", "b", "--count", "1", "--count=2"], "--count is given twice"),
@@ -248,7 +248,7 @@ def test_help_imports_nothing_slow(script, tmp_path):
         if argument == "--version":
             assert done.stdout.split()[-1] == VERSION
         elif argument == "--wrong":
-            assert re.search("^error: there is no flag --wrong here", done.stderr, re.M)
+            assert re.search("^error: unknown flag --wrong", done.stderr, re.M)
         else:
             assert done.stdout.startswith("usage: python ")
 
@@ -343,7 +343,7 @@ command_line(main)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_stopped_from_outside(number, stubborn):
-    """Ctrl-C and SIGTERM let a program clean up; a second one does not wait for that."""
+    """Ctrl-C and SIGTERM let a program clean up; a second one ends it at once."""
     process = subprocess.Popen(
         [sys.executable, "-c", WAITING, *["--stubborn"] * stubborn],
         cwd=ROOT,

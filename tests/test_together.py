@@ -1,4 +1,4 @@
-"""Several processes at once: nobody's file vanishes, and one run at a time writes into a folder."""
+"""Several processes at once: no file is lost, and only one run at a time writes to a folder."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Writes a file and a folder again and again, while others remove what they take for leftovers.
+# Repeatedly writes a file and a folder, while other processes remove leftovers.
 RACER = """
 import sys, time
 from pathlib import Path
@@ -68,7 +68,7 @@ with utils.one_writer(sys.argv[1]):
 
 @contextlib.contextmanager
 def held(folder):
-    """Let another process write into a folder."""
+    """Let another process write to a folder."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder)], cwd=ROOT, stdout=subprocess.PIPE
     )
@@ -94,13 +94,13 @@ def test_a_folder_has_one_writer(tmp_path, monkeypatch):
             pass
         holder.kill()
         holder.wait()
-        with utils.one_writer(folder, folder):  # a killed run keeps nobody out
+        with utils.one_writer(folder, folder):  # a killed run has no lock
             pass
     assert folder.exists()
     folder.rmdir()
     with utils.one_writer(folder):
         assert folder.exists()
-    assert not folder.exists()  # for nothing was written
+    assert not folder.exists()  # because nothing was written
 
 
 def test_one_writer_waits_for_one_that_ends(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_one_writer_waits_for_one_that_ends(tmp_path, monkeypatch):
 
 
 def test_one_writer_of_a_folder_that_is_replaced(tmp_path):
-    """Who waited for a folder gets the one that stands there now."""
+    """A process that waited for a folder locks the one that is there now."""
     folder = tmp_path / "folder"
     for text in ("one", "two"):
         with utils.one_writer(folder), utils.atomic_folder(folder) as new:
@@ -122,7 +122,7 @@ def test_one_writer_of_a_folder_that_is_replaced(tmp_path):
 
 
 def test_two_gendata_on_one_folder(tmp_path, builds, monkeypatch):
-    """The second is refused by the folder's name, and leaves the first one's pairs alone."""
+    """The second run is refused with the folder's name, and leaves the first one's pairs alone."""
     monkeypatch.chdir(tmp_path)
     gendata.main("shapes", str(builds), num_walks=1, workers=1)
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.npz")}

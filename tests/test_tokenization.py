@@ -1,4 +1,4 @@
-"""Google BERT's tokenizer against the Rust library and a plain reading; the corpus's tokenizer."""
+"""Google BERT's tokenizer against the Rust library and a plain version; the corpus's tokenizer."""
 
 import itertools
 import random
@@ -36,14 +36,14 @@ ROOT = Path(__file__).parent.parent
 
 # Where the Rust library and Google's Python code differ, we follow Google. All the differences:
 #
-# 1. Rust drops private-use code points, Google keeps them (it drops only Cc and Cf); we leave them
-#    out of the comparison, they are 137,468.
-# 2. Rust forgets U+2B820 to U+2B91F in its list of Chinese characters.
-# 3. Rust's categories are those of Unicode 8, its lower case is newer than Python's. What Unicode
-#    3.2 had has changed since in four characters only, listed here; later ones may differ.
-# 4. Rust lower-cases each letter alone, Python knows the final sigma.
-# 5. Rust's ready-made tokenizers find [MASK] and the like in the input before anything else;
-#    Google splits it like other text, into "[", "mask", "]".
+# 1. Rust drops private-use code points; Google keeps them (it drops only Cc and Cf). All 137,468 of
+#    them are left out of the comparison.
+# 2. Rust's list of Chinese characters lacks U+2B820 to U+2B91F.
+# 3. Rust's categories are those of Unicode 8, and its lower case is newer than Python's. Only four
+#    characters of Unicode 3.2 have changed since; they are listed here. Later ones may differ.
+# 4. Rust lower-cases each letter by itself; Python handles the final sigma.
+# 5. Rust's ready-made tokenizers look for special tokens such as [MASK] in the input first; Google
+#    splits them like other text, into "[", "mask", "]".
 RUST_CHINESE_GAP = range(0x2B820, 0x2B920)
 CHANGED_SINCE_UNICODE_3 = {0x166D, 0x1734, 0x1885, 0x1886}
 
@@ -58,7 +58,7 @@ def rust_basic(text, lower):
 
 
 def plain_basic(text, lower):
-    """Google's algorithm character by character, from its description."""
+    """Google's algorithm character by character, written from its description."""
     kept = []
     for char in text:
         kind = unicodedata.category(char)
@@ -92,11 +92,11 @@ def plain_basic(text, lower):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
 def rust_differences(request):
-    """Code points that Rust reads unlike us when they stand between two letters."""
+    """Code points that Rust reads differently between two letters."""
     lower, ours = request.param, BasicTokenizer(request.param)
     differ = []
     todo = [CODE_POINTS[i : i + 128] for i in range(0, len(CODE_POINTS), 128)]
-    while todo:  # look for the culprits by halving
+    while todo:  # find them by bisection
         codes = todo.pop()
         text = " ".join(f"a{chr(c)}b" for c in codes)
         if ours.tokenize(text) != rust_basic(text, lower):
@@ -124,7 +124,7 @@ def random_text(rng, alphabets):
 
 
 def alphabets_without(forbidden):
-    """Lists of characters to draw from: each category, and what breaks tokenizers."""
+    """Return lists of characters to draw from: each category, and troublesome ones."""
     forbidden = set(forbidden) | {ord("Σ")}
     by_category = {}
     for code in CODE_POINTS:
@@ -220,7 +220,7 @@ def test_wordpiece_as_in_rust():
             unknown += pieces == ["[UNK]"]
             cut += len(pieces) > 1
     assert unknown > 1000
-    assert cut > 1000  # both ends were tried
+    assert cut > 1000  # both outcomes occur
 
 
 def test_wordpiece_limits():
@@ -329,7 +329,7 @@ def test_convert():
         convert_tokens_to_ids(vocab, ["c"])
 
 
-# The corpus's own reading
+# The tokenizer of the corpus
 
 CORPUS_VOCAB = [*SPECIAL_TOKENS, "mov", "reg8", "__ctype_b_loc", "x" * 200, "Σ", "m", "##o", "##v"]
 
@@ -406,7 +406,7 @@ def test_get_tokenizer(english):
 
 @given(st.text(max_size=20))
 def test_no_lower_case_text_has_a_token_of_a_cased_vocabulary(text):
-    """What `reading_of` rests on: a token that an uncased tokenizer can give does not say cased."""
+    """No token that an uncased tokenizer can produce makes `reading_of` say "cased"."""
     tokens = BasicTokenizer(do_lower_case=True).tokenize(text)
     assert reading_of([*SPECIAL_TOKENS, *tokens, *(f"##{token}" for token in tokens)]) == "bert"
     assert reading_of([*SPECIAL_TOKENS, "[unused1]", "##ed", "Ed"]) == "bert-cased"

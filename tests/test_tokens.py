@@ -1,4 +1,4 @@
-"""Tokens are made from what an analysis keeps, instruction by instruction."""
+"""binary/tokens.py: tokens are made from an analysis, instruction by instruction."""
 
 import itertools
 

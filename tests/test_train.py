@@ -63,7 +63,7 @@ def test_config_in_the_repository():
 
 
 class Line(nn.Module):
-    """A small model with dropout, so that random states matter."""
+    """A small model; its dropout makes the random state matter."""
 
     def __init__(self, p_drop=0.5):
         super().__init__()
@@ -126,7 +126,7 @@ def test_exact_end(tmp_path, n_epochs, total_steps, steps_per_epoch, end):
     trainer.optimizer.step = lambda: (rates.append(trainer.optimizer.get_lr()[0]), step())
     trainer.train()
     assert asked == list(range(end))
-    # The schedule is that of the real length: warm-up over a tenth, then down to 0 at the end.
+    # The schedule uses the real length: warm-up over a tenth, then down to 0 at the end.
     expected = [k / end / 0.1 if k / end < 0.1 else 1 - k / end for k in range(end)]
     assert rates == pytest.approx([0.01 * factor for factor in expected])
     saved = {int(path.stem.split("_")[-1]) for path in tmp_path.glob("model_steps_*.pt")}
@@ -162,7 +162,7 @@ def test_resumed_run_is_the_same_run(tmp_path, step):
     with pytest.raises(Crash):
         broken.train()
     again = make_trainer(tmp_path / "broken")
-    torch.manual_seed(99)  # nothing depends on it
+    torch.manual_seed(99)  # the global state must not matter
     assert again.start() is None
     assert again.step == step // 4 * 4
     measures = again.train()
@@ -184,12 +184,12 @@ def test_dropout_differs_from_step_to_step(tmp_path):
 
 
 def files(folder):
-    """Every file under a folder, by its path there: its bytes."""
+    """Return relative path -> bytes of every file in a folder."""
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def aside(save_dir):
-    """The folders that earlier trainings were moved to, in the order of their names."""
+    """Return the folders that earlier trainings were moved to, sorted by name."""
     return sorted(save_dir.parent.glob(f"{save_dir.name}-before-*"))
 
 
@@ -212,7 +212,7 @@ def test_another_training_moves_aside_and_nothing_is_lost(tmp_path, capsys, chan
     alone = make_trainer(tmp_path / "alone", **changes)
     alone.train()
     assert torch.equal(weights(other), weights(alone))
-    # What lies there now makes room as well, and both are kept.
+    # The present training is moved aside, too, and both are kept.
     make_trainer(save_dir, lr=0.03).start()
     assert len(aside(save_dir)) == 2
 
@@ -226,7 +226,7 @@ def test_files_of_the_user_stay_where_they_are(tmp_path):
 
 
 def test_models_of_unknown_origin_move_aside(tmp_path):
-    """A run that was killed between its first model and last.pt, or models copied there."""
+    """A run killed between its first model and last.pt, or models that were copied there."""
     save_dir = tmp_path / "out"
     save_dir.mkdir()
     (save_dir / "model_steps_7.pt").write_bytes(b"who knows")
@@ -355,7 +355,7 @@ def test_keep(tmp_path, keep):
     with pytest.raises(Crash):
         broken.train()
     (tmp_path / "broken/model_steps_x.pt").write_text("not ours")
-    again = make_trainer(tmp_path / "broken", keep=keep, save_steps=2)  # may change on the way
+    again = make_trainer(tmp_path / "broken", keep=keep, save_steps=2)  # these may change
     assert again.start() is None
     again.train()
     found = {path.name for path in (tmp_path / "broken").glob("model_*")}
@@ -367,7 +367,7 @@ HALF = ("float16",)
 
 
 def overflow_at(*bad_steps):
-    """Losses whose gradients overflow at the given calls, as float16's do."""
+    """Return losses whose gradients overflow at the given calls, like those in float16."""
     calls = []
 
     def losses(model, batch):
@@ -380,7 +380,7 @@ def overflow_at(*bad_steps):
 
 
 def make_half_trainer(save_dir, *arguments, **changes):
-    """One whose scale is so small at first that nothing overflows by itself."""
+    """Return a trainer with an initial scale so small that nothing overflows by itself."""
     trainer = make_trainer(save_dir, *arguments, how=HALF, **changes)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2**8)
     return trainer
@@ -505,7 +505,7 @@ def test_a_second_signal_quits_at_once(tmp_path):
     assert error == "stopping after this step; once more stops at once\n"
     again = make_trainer(tmp_path)
     again.start()
-    assert again.step == 4  # what was saved before is whole
+    assert again.step == 4  # the earlier save is complete
 
 
 def equal(one, two):
@@ -551,13 +551,13 @@ trainer.train()
 @pytest.mark.parametrize(
     ("function", "before", "number"),
     [
-        ("fsync", True, 1),  # last.pt of step 4 is not whole
-        ("fsync", True, 2),  # last.pt is of step 4, whose model is not whole
+        ("fsync", True, 1),  # last.pt of step 4 is incomplete
+        ("fsync", True, 2),  # last.pt is of step 4, whose model is incomplete
         ("replace", False, 3),  # last.pt is of step 8, whose model is not saved
     ],
 )
 def test_killed_while_saving(tmp_path, function, before, number):
-    """At step 4 and 8: last.pt is saved, then the model; killed before or after each is whole."""
+    """At steps 4 and 8, last.pt is saved and then the model; kill it before or after each."""
     whole = make_trainer(tmp_path / "whole")
     whole.train()
     save_dir = tmp_path / "killed"
@@ -579,7 +579,7 @@ def test_killed_while_saving(tmp_path, function, before, number):
     utils.remove_leftovers(save_dir)
     saved = {path.name for path in save_dir.glob("*.pt")}
     assert saved == {path.name for path in (tmp_path / "whole").glob("*.pt")}
-    for name in saved - {"last.pt"}:  # its dicts' keys are other objects after loading
+    for name in saved - {"last.pt"}:  # its bytes may differ, because dict keys are other objects
         assert (save_dir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     equal(*(checkpoint.load_pt(folder / "last.pt") for folder in (save_dir, tmp_path / "whole")))
     assert not list(save_dir.glob(".*"))
@@ -686,10 +686,10 @@ def test_two_processes_do_the_training_of_one(tmp_path, port):
 
 
 def test_two_processes_that_are_stopped_go_on(tmp_path, port):
-    """torchrun passes on a signal that the processes have already had themselves."""
+    """torchrun passes on a signal that the processes have already received."""
     changes = "losses=stopped_at_five, p_drop=0.0, total_steps=30, save_steps=30"
     for error, code in start_ranks(tmp_path / "two", 2, port, changes):
-        assert code == -signal.SIGINT  # as Python ends by KeyboardInterrupt
+        assert code == -signal.SIGINT  # how Python ends after a KeyboardInterrupt
         assert "Error" not in error
     one = make_trainer(tmp_path / "one", p_drop=0.0, total_steps=30, save_steps=30)
     one.train()
@@ -777,7 +777,7 @@ def test_one_process_can_be_insisted_on(monkeypatch, capsys):
 
 
 def test_batches_are_drawn_ahead_and_never_beyond_the_end(tmp_path):
-    """While a step is computed, the next batches are drawn in another thread."""
+    """The next batches are drawn in another thread while a step is computed."""
     drawn, ahead, threads = [], [], set()
 
     def batches(k, *_):
@@ -797,7 +797,7 @@ def test_batches_are_drawn_ahead_and_never_beyond_the_end(tmp_path):
     assert drawn == list(range(10))
     assert ahead == [min(k + 1 + train.AHEAD, 10) for k in range(10)]
     assert threading.main_thread().name not in threads
-    assert not [t for t in threading.enumerate() if t.name in threads]  # it has ended
+    assert not [t for t in threading.enumerate() if t.name in threads]  # the thread has ended
 
 
 def test_gradient_norm_and_flops_are_logged(tmp_path):
@@ -824,7 +824,7 @@ def test_gradient_norm_and_flops_are_logged(tmp_path):
 
 
 def test_loss_weights(tmp_path):
-    """Half of the weight of one loss: the gradients of that sum, and the losses as they are."""
+    """With half the weight for one loss, only the gradients change: those of the weighted sum."""
     whole = make_trainer(tmp_path / "whole", p_drop=0.0)
     whole.loss_weights = {"absolute": 0.0}
     whole.train()

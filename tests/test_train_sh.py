@@ -1,4 +1,4 @@
-"""train.sh: settings of the environment become flags, and arguments count more."""
+"""train.sh: settings in the environment become flags, and arguments override them."""
 
 import subprocess
 
@@ -6,7 +6,7 @@ from conftest import ROOT
 
 
 def flags(tmp_path, *arguments, **settings):
-    """Return what train.sh would run, with a Python that prints its arguments."""
+    """Run train.sh with a fake Python that prints its arguments; return them."""
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\n[ "$1" = -c ] && echo 0 || printf "%s\\n" "$@"\n')
     python.chmod(0o755)

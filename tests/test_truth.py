@@ -1,4 +1,4 @@
-"""bench/truth.py against nm and addr2line; what bench/accuracy.py calls right."""
+"""bench/truth.py against nm and addr2line; and which pairs bench/accuracy.py counts as right."""
 
 import shutil
 import subprocess
@@ -85,13 +85,13 @@ def test_functions_of_stripped_copies_are_known_by_name(builds, tmp_path):
     assert "compare" not in build.functions, "it has one block"
     assert min(build.functions.values()) >= 0
     assert len(set(build.functions.values())) == len(build.functions)
-    # angr's BinDiff speaks of angr's functions; each lies in one of these.
+    # angr's BinDiff uses angr's functions; each is inside one of these.
     assert set(build.functions.values()) <= set(build.of_angr.values())
     assert max(build.of_angr.values()) < build.code.functions
 
 
 def build(*names):
-    """Make a Build whose functions have 3 blocks and these names."""
+    """Return a Build whose functions have 3 blocks and these names."""
     return SimpleNamespace(
         code=SimpleNamespace(
             functions=len(names),

@@ -1,4 +1,4 @@
-"""Safe writing and checked settings, as a user meets them."""
+"""utils.py: safe writing and checked settings."""
 
 import os
 import re
@@ -116,7 +116,7 @@ def test_what_cannot_be_written_is_one_sentence():
         utils.disk_errors(Path("/proc/x/file")),
     ):
         raise PermissionError(13, "Permission denied")
-    with pytest.raises(FileNotFoundError), utils.disk_errors(Path("x")):  # that is our mistake
+    with pytest.raises(FileNotFoundError), utils.disk_errors(Path("x")):  # a bug, not the disk
         raise FileNotFoundError(2, "No such file")
 
 
@@ -164,7 +164,7 @@ def test_leftovers_of_killed_runs_go_and_those_of_running_ones_stay(tmp_path):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder that holds a file, a folder, links to both, a pipe, and a folder to read only."""
+    """A folder with a file, a folder, links to both, a pipe, and a read-only folder."""
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("read")
     os.link("file", "hard")

@@ -20,11 +20,11 @@ from pairs.walks import (
 )
 from utils import UserError
 
-# ------------------------------------------------- what a walk may do, in slow and plain Python
+# --------------------------------------------------- the rules of a walk, in slow and plain Python
 
 
 class Rules:
-    """The rules for walks of the design, straight from the arrays of graph.npz and blocks.npz."""
+    """The rules of the path walk, written directly on the arrays of a merged graph."""
 
     def __init__(self, edges, kind, merged, function, returns):
         self.edges = [(*e, k) for e, k in zip(edges.tolist(), kind.tolist(), strict=True)]
@@ -54,7 +54,7 @@ class Rules:
         }
 
     def steps(self, block, stack):
-        """All (next block, stack) that one step may give; stack is a tuple of return sites."""
+        """Return all (next block, stack) after one step; a stack is a tuple of return sites."""
         node = self.node(block)
         edges = [(m, t, how) for m in node for t, how in self.leaving.get(m, [])]
         returning = [m for m in node if self.returns[m]]
@@ -73,13 +73,13 @@ class Rules:
                     yield site, stack
 
     def backward_steps(self, block, stack):
-        """Any edge: a path may grow backwards from code that never returns."""
+        """Return all steps backwards along any edge, also from code that never returns."""
         for member in self.node(block):
             for target, how in self.leaving.get(member, []):
                 yield target, stack + ((self.return_site.get(member, -1),) if how == CALL else ())
 
     def allows(self, path):
-        """Whether some backward part of at most 32 steps and a forward part make this path."""
+        """Whether the path consists of a backward part of at most 32 steps and a forward part."""
         states = {(path[0], (), False)}  # block, stack, whether the forward part has begun
         for i, block in enumerate(path[1:]):
             following = set()
@@ -110,7 +110,7 @@ def check(rules, walks, start, has_code, num_walks, max_blocks):
 
 @st.composite
 def graphs(draw):
-    """Two small binaries with functions, calls, returns, imports and merged nodes."""
+    """Draw two small binaries with functions, calls, returns, imports and merged nodes."""
     edges, kind, function, returns, has_code = [], [], [], [], []
     sizes = []
     for _ in range(2):
@@ -273,7 +273,7 @@ def test_hardly_more_paths_than_it_takes(analyses):
     merged = merge(analyses["O0"], analyses["O2"])
     graph = walk_graph(merged.edges, merged.kind, merged.merged, merged.function, merged.returns)
     walks, start = control_flow_walks(graph, merged.has_code, 2, 64, [0])
-    # every path was needed: at its start, some block of it lacked visits
+    # every path was necessary: when it began, one of its blocks lacked visits
     visits = Counter()
     for a, b in pairwise(start):
         path = walks[a:b].tolist()
@@ -301,7 +301,7 @@ def test_plain_deepwalk(seed):
         assert all(after in out[before] for before, after in pairwise(walk))
         assert len(walk) == 8 or not out[walk[-1]]
     taken = {step for walk in walks for step in pairwise(walk) if step[0] in (3, 4, 20, 21)}
-    assert {(b, t) for b in node for t in out[b]} == taken  # of both binaries, and none is left out
+    assert {(b, t) for b in node for t in out[b]} == taken  # all edges, of both binaries
 
 
 # ------------------------------------------------------------------------------------- files
