@@ -19,6 +19,8 @@ from features.tfidf import weigh
 CANDIDATES = 80  # of each function in the other binary; all others are never looked at
 ENCODED = 20  # and so many that the encoder finds near
 PLAUSIBLE = 1e-4  # candidates below this probability are dropped before the neighbour rounds
+PAIRS = 1 << 17  # whose products are computed at a time
+PAIR_COST = 4  # of a word of a pair, in multiplications of two sparse matrices
 COMMON = 0.25  # words that a larger share of functions has are not looked up for candidates
 SAME = [(group, group) for group in GROUPS]
 # One compiler inlined what the other calls.
@@ -128,13 +130,23 @@ def _unique_rows(
 def _products(a, b, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Products of rows of ``a`` and ``b``; ``rows`` is sorted.
 
-    All products of a few rows are quicker than those asked for by themselves.
+    In small binaries all products of a few rows are quicker than those asked for by themselves; in
+    large ones their number, of which most are not asked for, grows with its square.
     """
-    b = b.T.tocsr()
+    words = [np.bincount(m.indices, minlength=m.shape[1]).astype(float) for m in (a, b)]
+    length = [np.diff(m.indptr) for m in (a, b)]
+    alone = PAIR_COST * float(length[0][rows].sum() + length[1][columns].sum())
     found = np.empty(len(rows), np.float32)
-    for start in range(0, a.shape[0], 512):
-        part = slice(*np.searchsorted(rows, [start, start + 512]))
-        found[part] = (a[start : start + 512] @ b).toarray()[rows[part] - start, columns[part]]
+    if words[0] @ words[1] <= alone:
+        b = b.T.tocsr()
+        for start in range(0, a.shape[0], 512):
+            part = slice(*np.searchsorted(rows, [start, start + 512]))
+            products = (a[start : start + 512] @ b).toarray()
+            found[part] = products[rows[part] - start, columns[part]]
+    else:
+        for start in range(0, len(rows), PAIRS):
+            part = slice(start, start + PAIRS)
+            found[part] = a[rows[part]].multiply(b[columns[part]]).sum(1).ravel()
     return found
 
 
@@ -159,18 +171,44 @@ def _rare(a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix) -> list:
 
 
 def _nearest(a, b, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (rows, columns) of the k best products of each row of a and of each row of b."""
+    """Return (rows, columns) of the k best products of each row of a and of each row of b.
+
+    Of sparse rows only those above 0; of equal products the first columns. What is held at a time
+    are the products of some rows.
+    """
     rows, columns = [], []
     for x, y, out in ((a, b, (rows, columns)), (b, a, (columns, rows))):
-        y = y.T.tocsr() if scipy.sparse.issparse(y) else y.T
+        sparse = scipy.sparse.issparse(y)
+        y = y.T.tocsr() if sparse else y.T
         count = min(k, y.shape[1])
         for start in range(0, x.shape[0], 256):
             block = x[start : start + 256] @ y
-            block = block.toarray() if scipy.sparse.issparse(block) else block
-            best = np.argpartition(-block, count - 1, axis=1)[:, :count]
-            out[0].append(np.repeat(np.arange(start, start + len(block)), count))
-            out[1].append(best.ravel())
+            if sparse:
+                i, j = _best(block, count)
+            else:
+                best = np.argpartition(-block, count - 1, axis=1)[:, :count]
+                i, j = np.repeat(np.arange(len(block)), count), best.ravel()
+            out[0].append(start + i)
+            out[1].append(j)
     return np.concatenate(rows), np.concatenate(columns)
+
+
+def _best(products: scipy.sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (rows, columns) of the k largest values of each row."""
+    ends = products.indptr.tolist()
+    kept = []
+    for start, end in zip(ends, ends[1:], strict=False):
+        if end - start <= k:
+            kept.append(np.arange(start, end))
+        else:
+            values = products.data[start:end]
+            least = np.partition(values, -k)[-k]
+            above, equal = np.flatnonzero(values > least), np.flatnonzero(values == least)
+            first = np.argsort(products.indices[start + equal])[: k - len(above)]
+            kept.append(start + np.concatenate([above, equal[first]]))
+    counts = [len(places) for places in kept]
+    places = np.concatenate(kept) if kept else np.zeros(0, np.int64)
+    return np.repeat(np.arange(len(kept)), counts), products.indices[places]
 
 
 def softmax_both_ways(candidates: Candidates, logit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,36 @@
+"""Candidates are found and measured the same in small and in large binaries."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from matching import candidates
+
+
+def random_rows(seed: int, n: int, words: int = 60) -> scipy.sparse.csr_matrix:
+    random = np.random.default_rng(seed)
+    dense = random.integers(1, 4, (n, words)) * (random.random((n, words)) < 0.1)
+    return scipy.sparse.csr_matrix(dense.astype(np.float32))
+
+
+@pytest.mark.parametrize("cost", [0, float("inf")])  # by pairs, and all products of some rows
+def test_products_are_those_of_the_dense_rows(monkeypatch, cost):
+    monkeypatch.setattr(candidates, "PAIR_COST", cost)
+    monkeypatch.setattr(candidates, "PAIRS", 1000)
+    a, b = random_rows(0, 700), random_rows(1, 300)
+    rows, columns = np.divmod(np.sort(np.random.default_rng(2).choice(700 * 300, 2500)), 300)
+    expected = (a.toarray() @ b.toarray().T)[rows, columns]
+    assert np.array_equal(candidates._products(a, b, rows, columns), expected)
+
+
+@pytest.mark.parametrize("k", [1, 5, 1000])
+def test_nearest_is_a_plain_sort_of_all_products(k):
+    a, b = random_rows(3, 300), random_rows(4, 90)
+    products = a.toarray() @ b.toarray().T
+    found = set(zip(*(side.tolist() for side in candidates._nearest(a, b, k)), strict=True))
+    expected = set()
+    for matrix, swap in ((products, False), (products.T, True)):
+        for i, row in enumerate(matrix):
+            best = np.argsort(-row, kind="stable")[:k]
+            expected |= {(j, i) if swap else (i, j) for j in best[row[best] > 0].tolist()}
+    assert found == expected
