@@ -7,6 +7,7 @@ the encoder as far as it holds for others.
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -197,7 +198,7 @@ def _best(products: scipy.sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.nda
     """Return (rows, columns) of the k largest values of each row."""
     ends = products.indptr.tolist()
     kept = []
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in itertools.pairwise(ends):
         if end - start <= k:
             kept.append(np.arange(start, end))
         else:

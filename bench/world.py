@@ -1,0 +1,556 @@
+"""Real files that nobody here wrote: are their functions found in other builds of them?
+
+    python bench/world.py --work FOLDER
+
+Rows are pairs of builds of one library: for two processors, or of two versions. Their symbols are
+the truth; what is compared are copies from which symbols and debug information are removed. Files
+come from PyPI's wheels by `pip download` and from Debian by `apt-get download`, in the versions
+named below; bench/world.sha256 says what they have to be. For Debian, a list of sources for the
+releases below is made of the archive that apt already uses.
+
+A pair is right if its names are equal: foo and foo.part.0 are, and so are C++ names that differ
+in their parameters only. Cython numbers its functions anew in each version; the numbers are left
+out. Pairs of which neither name occurs in the other file may be renamed functions; they count as
+wrong, and how many they are is said. Intervals are of 95 %, by bootstrap over functions.
+
+FOLDER keeps downloads, analyses and finished rows, so a run that was stopped goes on; rows are
+measured anew when the code or the model changed. `--seconds` ends a run early.
+
+The peers get the same analyses: "words" are TF-IDF weighed tokens, strings and imports, matched one
+to one by the highest sum of cosines, with the threshold that is best for all rows of the group.
+qbindiff is run where it is installed (pip install qbindiff).
+"""
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+import itertools
+import json
+import multiprocessing
+import re
+import resource
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import numpy as np
+from accuracy import PEERS, peer_matrix, peer_words
+from elftools.elf.elffile import ELFFile
+
+import utils
+from binary.analysis import cache_file, load_analysis
+from binary.cache import analyse_one
+from binary.demangle import demangle
+from binary.symbols import STARTUP
+from features.extract import Features, extract_features
+from features.tfidf import weigh
+from matching.changes import STATUS, compare
+from matching.functions import Matches
+from matching.model import DEFAULT, Model, read_model
+from terminal.command_line import command_line
+
+SUMS = Path(__file__).resolve().with_suffix(".sha256")
+PYTHON = "310"  # the wheels' version
+PLATFORMS = [f"manylinux{tag}" for tag in ("1", "2010", "2014", "_2_5", "_2_12", "_2_17", "_2_31")]
+MACS = {"macos-arm64": "macosx_11_0_arm64", "macos-x86_64": "macosx_10_9_x86_64"}
+BOOTSTRAPS = 1000
+THRESHOLDS = np.arange(0, 0.9, 0.1)  # of a peer's cosine
+PART = re.compile(r"\.(part|isra|constprop|lto_priv|localalias|llvm)(\.\d+)*")
+LARGE = 100  # functions of a row that an aim of its own is for
+
+
+class File(NamedTuple):
+    """A file in a package; ``member`` is how its name begins."""
+
+    package: str
+    version: str
+    processor: str
+    member: str
+
+
+class Row(NamedTuple):
+    """A pair of files, and the group that it is pooled in."""
+
+    group: str
+    first: File
+    second: File
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        one, other = self.first, self.second
+        versions = "-".join(dict.fromkeys((one.version, other.version)))
+        processors = " to ".join(dict.fromkeys((one.processor, other.processor)))
+        return f"{one.package} {versions}, {one.member}, {processors}"
+
+
+# package, version, module: in C, with symbols for most processors.
+C_WHEELS = [
+    ("bitarray", "2.9.2", "_bitarray"),
+    ("bitarray", "2.9.2", "_util"),
+    ("brotli", "1.1.0", "_brotli"),
+    ("lz4", "4.3.3", "_frame"),
+    ("msgpack", "1.0.8", "_cmsgpack"),
+    ("regex", "2024.5.15", "_regex"),
+    ("wrapt", "1.16.0", "_wrappers"),
+    ("xxhash", "3.4.1", "_xxhash"),
+    ("zstandard", "0.22.0", "backend_c"),
+]
+CPP_WHEELS = [
+    ("greenlet", "3.0.3", "_greenlet"),
+    ("kiwisolver", "1.4.5", "_cext"),
+    ("levenshtein", "0.25.1", "levenshtein_cpp"),
+    ("rapidfuzz", "3.9.0", "utils_cpp"),
+]
+NONE_FOR = {  # packages without wheels, or without symbols in them
+    "i686": {"greenlet"},
+    "ppc64le": {"msgpack", "zstandard", "lz4", "wrapt"},
+    "s390x": {"msgpack", "zstandard", "lz4", "brotli", "wrapt"},
+}
+VERSIONS = [  # package, versions, module
+    ("bitarray", "2.7.3", "2.9.2", "_bitarray"),
+    ("brotli", "1.0.9", "1.1.0", "_brotli"),
+    ("lz4", "4.0.2", "4.3.3", "_frame"),
+    ("msgpack", "1.0.5", "1.0.8", "_cmsgpack"),
+    ("regex", "2022.10.31", "2024.5.15", "_regex"),
+    ("xxhash", "3.0.0", "3.4.1", "_xxhash"),
+    ("zstandard", "0.21.0", "0.22.0", "backend_c"),
+]
+CPP_VERSIONS = [
+    ("greenlet", "2.0.2", "3.0.3", "_greenlet"),
+    ("kiwisolver", "1.4.4", "1.4.5", "_cext"),
+    ("levenshtein", "0.21.0", "0.25.1", "levenshtein_cpp"),
+    ("rapidfuzz", "3.6.0", "3.9.0", "process_cpp_impl"),
+    ("google-re2", "1.0", "1.1", "_re2"),
+    ("plyvel", "1.4.0", "1.5.0", "libsnappy"),
+]
+AIMS = {
+    "x86_64 to aarch64": 0.95,
+    "x86_64 to i686": 0.90,
+    "x86_64 to s390x": 0.85,
+    "versions": 0.97,
+    "C++ versions": 0.90,
+}
+
+
+def rows() -> list[Row]:
+    """Return the table's rows, without results."""
+    found = []
+    for wheels, what in ((C_WHEELS, ""), (CPP_WHEELS, "C++, ")):
+        for processor in ("aarch64", "i686", "s390x", "ppc64le"):
+            for package, version, module in wheels:
+                if package not in NONE_FOR.get(processor, ()):
+                    files = [File(package, version, p, module) for p in ("x86_64", processor)]
+                    found.append(Row(f"{what}x86_64 to {processor}", *files))
+    xxhash = [File("xxhash", "4.1.0", p, "_xxhash") for p in ("x86_64", "armv7l")]
+    found.append(Row("x86_64 to armv7l", *xxhash))
+    for versions, group in ((VERSIONS, "versions"), (CPP_VERSIONS, "C++ versions")):
+        for package, old, new, module in versions:
+            files = [File(package, version, "x86_64", module) for version in (old, new)]
+            found.append(Row(group, *files))
+    return found
+
+
+def main(work: str, groups: str = "", match: str = "", seconds: int = 0) -> None:
+    """Print the table.
+
+    Parameters
+    ----------
+    work : str
+        Folder of what is downloaded, analysed and measured.
+    groups : str
+        Only these groups, separated by semicolons. Default: all.
+    match : str
+        Only rows in whose names this occurs.
+    seconds : int
+        Measure no further row after so many; 0: measure all.
+    """
+    chosen = [row for row in rows() if match in row.name]
+    if groups:
+        if unknown := set(groups.split(";")) - {row.group for row in rows()}:
+            raise utils.UserError(f"no group is called {sorted(unknown)[0]!r}")
+        chosen = [row for row in chosen if row.group in groups.split(";")]
+    bench = World(Path(work))
+    began = time.monotonic()
+    results = []
+    for row in chosen:
+        if seconds and time.monotonic() - began > seconds and not bench.known(row):
+            print(f"stopped after {seconds} s; the same command goes on")
+            break
+        results.append((row, bench.result(row)))
+        print(f"measured: {row.name}", file=sys.stderr, flush=True)
+    for text in table(results):
+        print(text)
+
+
+# ----------------------------------------------------------------------------------- downloads
+
+
+class World:
+    """Downloads, analyses and measures, and keeps all that in a folder."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        for name in ("packages", "files", "output", "rows"):
+            (work / name).mkdir(parents=True, exist_ok=True)
+        self.sums = dict(line.split()[::-1] for line in SUMS.read_text().splitlines())
+        self.model: Model = read_model()
+        self.code = functools.lru_cache(8)(self._code)
+
+    def known(self, row: Row) -> bool:
+        """Whether a row is measured already."""
+        return self._cell(row).exists()
+
+    def result(self, row: Row) -> dict:
+        """Measure a row, unless that was done before."""
+        file = self._cell(row)
+        if not file.exists():
+            utils.write_json(file, self.measure(row))
+        return json.loads(file.read_text())
+
+    def _cell(self, row: Row) -> Path:
+        key = hashlib.sha256(f"{state()} {row}".encode()).hexdigest()[:16]
+        return self.work / "rows" / f"{key}.json"
+
+    def download(self, file: File) -> Path:
+        """Return the package's file, which has to be what bench/world.sha256 says."""
+        folder = self.work / "packages" / f"{file.package}-{file.version}-{file.processor}"
+        if not list(folder.glob("*")):
+            folder.mkdir(exist_ok=True)
+            run(pip_download(file), folder)
+        [package] = folder.iterdir()
+        found = utils.sha256_of(package)
+        if self.sums.get(package.name, found) != found:
+            raise utils.UserError(
+                f"{package} has sha256 {found}, {SUMS.name} says {self.sums[package.name]}; "
+                "delete it and run again"
+            )
+        if package.name not in self.sums:
+            print(f"not in {SUMS.name}: {found}  {package.name}", file=sys.stderr)
+        return package
+
+    def original(self, file: File) -> Path:
+        """Return the file as the package has it."""
+        place = self.work / "files" / "-".join(file)
+        if not place.exists():
+            package = self.download(file)
+            with zipfile.ZipFile(package) as wheel:
+                names = [n for n in wheel.namelist() if Path(n).name.startswith(f"{file.member}")]
+                names = [n for n in names if ".so" in n]
+                if not names:
+                    raise utils.UserError(f"{package} holds no {file.member}*.so*")
+                with utils.atomic_file(place, "wb") as out:
+                    out.write(wheel.read(names[0]))
+        return place
+
+    def stripped(self, file: File) -> Path:
+        """Return a copy without symbols and debug information."""
+        copy = self.work / "files" / f"{'-'.join(file)}.stripped"
+        if not copy.exists():
+            with utils.atomic_file(copy, "wb") as out:
+                out.write(strip(self.original(file).read_bytes()))
+        return copy
+
+    # ------------------------------------------------------------------------------- analyses
+
+    def _code(self, file: File) -> tuple[Features, dict]:
+        """Return features, and what the analysis cost."""
+        copy = self.stripped(file)
+        analysis = cache_file(self.work / "output", utils.sha256_of(copy))
+        cost = analysis.with_suffix(".cost")
+        if not cost.exists():
+            context = multiprocessing.get_context("fork")
+            worker = context.Process(target=analyse_and_measure, args=(str(copy), analysis, cost))
+            worker.start()
+            worker.join()
+            if worker.exitcode:
+                raise utils.UserError(f"{copy} cannot be analysed")
+        return extract_features(load_analysis(analysis)), json.loads(cost.read_text())
+
+    def measure(self, row: Row) -> dict:
+        """Match a pair; return the outcome of each function, and what it cost."""
+        (first, cost), (second, other) = self.code(row.first), self.code(row.second)
+        before = time.process_time()
+        diff = compare(first, second, self.model)
+        matching = time.process_time() - before
+        pairs = [r["sides"] for r in diff.functions if min(r["sides"]) >= 0]
+        names = [
+            named(code, symbols(self.original(file)))
+            for code, file in ((first, row.first), (second, row.second))
+        ]
+        peers = {"words": words_pairs(first, second)}
+        if found := qbindiff_pairs(first, second):
+            peers["qbindiff"] = {"0": found}
+        itself = compare(first, first, self.model).functions
+        same = sum(STATUS[r["status"]] == "identical" for r in itself)
+        return {
+            "functions": [len(n.of) for n in names],
+            "ours": outcomes(pairs, *names),
+            "peers": {
+                peer: {at: outcomes(found, *names) for at, found in by_threshold.items()}
+                for peer, by_threshold in peers.items()
+            },
+            "itself": [same, len(itself)],
+            "seconds": cost["seconds"] + other["seconds"] + matching,
+            "matching": matching,
+            "megabytes": max(cost["megabytes"], other["megabytes"]),
+        }
+
+
+@functools.cache
+def state() -> str:
+    """Return what results depend on: the code that matches, the model, the bench."""
+    folders = ("binary", "features", "encoder", "matching", "files")
+    files = [f for folder in folders for f in sorted((ROOT / folder).rglob("*.py"))]
+    files += [Path(__file__), Path(DEFAULT)]
+    return hashlib.sha256("".join(map(utils.sha256_of, files)).encode()).hexdigest()
+
+
+def run(command: list[str], folder: Path) -> None:
+    """Run a command in a folder; raise a UserError with what it says if it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise utils.UserError(f"{' '.join(command)}: {done.stderr.strip()[-300:]}")
+
+
+def pip_download(file: File) -> list[str]:
+    """Return the command that downloads a wheel."""
+    tags = [MACS[file.processor]] if file.processor in MACS else PLATFORMS
+    tags = tags if file.processor in MACS else [f"{tag}_{file.processor}" for tag in tags]
+    command = [*(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")]
+    command += ["--only-binary=:all:", "--implementation=cp"]
+    command += [f"--python-version={PYTHON}", f"--abi=cp{PYTHON}"]
+    return [*command, *(f"--platform={t}" for t in tags), f"{file.package}=={file.version}"]
+
+
+def analyse_and_measure(file: str, analysis: Path, cost: Path) -> None:
+    """Analyse a file in a process of its own and write down CPU seconds and memory."""
+    import angr  # noqa: F401 - its import is no part of the analysis
+
+    before = time.process_time()
+    analyse_one(file, analysis)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    utils.write_json(cost, {"seconds": time.process_time() - before, "megabytes": peak})
+
+
+# --------------------------------------------------------------------------------------- truth
+
+
+def strip(content: bytes) -> bytes:
+    """Remove symbol table and debug information from an ELF file, as strip does."""
+    import io
+
+    elf = ELFFile(io.BytesIO(content))
+    stripped = bytearray(content)
+    entry = elf["e_shentsize"]
+    for number, section in enumerate(elf.iter_sections()):
+        if section.name in (".symtab", ".strtab") or section.name.startswith((".debug", ".zdebug")):
+            begin, size = section["sh_offset"], section["sh_size"]
+            stripped[begin : begin + size] = bytes(size)
+            at = elf["e_shoff"] + number * entry
+            stripped[at + 4 : at + 8] = bytes(4)  # SHT_NULL
+    return bytes(stripped)
+
+
+def symbols(file: Path) -> dict[int, set[str]]:
+    """Return address in the file -> all names of the function there, as the source spells them."""
+    found: dict[int, set[str]] = defaultdict(set)
+    with file.open("rb") as stream:
+        elf = ELFFile(stream)
+        for table in (elf.get_section_by_name(".symtab"), elf.get_section_by_name(".dynsym")):
+            for symbol in table.iter_symbols() if table else ():
+                address, kind = symbol["st_value"], symbol["st_info"]["type"]
+                if kind != "STT_FUNC" or symbol["st_shndx"] == "SHN_UNDEF":
+                    continue
+                if ".cold" not in symbol.name and symbol.name not in STARTUP:
+                    found[address].add(symbol.name)
+    return spelled(found)
+
+
+def spelled(found: dict[int, set[str]]) -> dict[int, set[str]]:
+    """Return names of each address as the source has them, without parameters."""
+    flat = sorted(set().union(*found.values())) if found else []
+    readable = dict(
+        zip(flat, map(source_name, demangle([PART.sub("", n) for n in flat])), strict=True)
+    )
+    return {address: {readable[n] for n in inside} for address, inside in found.items()}
+
+
+def source_name(name: str) -> str:
+    """Return a name without its parameters, and without what Cython counts.
+
+    >>> source_name("std::vector<int, A<char> >::at(unsigned long) const")
+    'std::vector<int, A<char> >::at'
+    """
+    name = name.replace("(anonymous namespace)", "{anonymous}").replace("long long", "long")
+    if name.startswith("__pyx"):
+        return re.sub(r"\d+", "", name)
+    name = re.sub(r"^non-virtual thunk to |^virtual thunk to ", "thunk ", name)
+    if name.endswith(")") or re.search(r"\) (const|&|&&)?( \[.*\])?$", name):
+        depth = 0
+        for at in range(name.rindex(")"), -1, -1):
+            depth += (name[at] == ")") - (name[at] == "(")
+            if not depth:
+                name = name[:at]
+                break
+    return name
+
+
+class Names(NamedTuple):
+    """A binary's functions by number, and all names of the file with how often they occur."""
+
+    of: dict[int, set[str]]
+    times: Counter
+
+
+def named(code: Features, found: dict[int, set[str]]) -> Names:
+    """Return which function of the analysis has which names."""
+    analysis = code.analysis
+    number = {a & ~1: f for f, a in enumerate(analysis.function_address[: code.functions].tolist())}
+    lowest = min(number, default=0)
+    shift = 0 if any(a & ~1 in number for a in found) else 0x400000  # where angr maps it
+    del lowest
+    best = max((0, 0x400000), key=lambda s: sum((a & ~1) + s in number for a in found))
+    shift = best
+    of = {}
+    for address, inside in found.items():
+        f = number.get((address & ~1) + shift)
+        if f is not None:
+            of[f] = inside
+    return Names(of, Counter(name for inside in found.values() for name in inside))
+
+
+def outcomes(pairs: list, old: Names, new: Names) -> dict[str, list]:
+    """Return for each function whether its pair is right, there is one, and there should be one.
+
+    Returns
+    -------
+    dict
+        ``units``: list of [right, said, true], one for each name and each pair beyond these;
+        ``unclear``: of how many wrong pairs neither name occurs in the other file.
+    """
+    units: list[list[int]] = []
+    unclear = 0
+    right_of: Counter[str] = Counter()
+    for a, b in pairs:
+        one, other = old.of.get(a), new.of.get(b)
+        if one is None and other is None:
+            continue  # neither file says what it is
+        if one and other and (common := sorted(one & other)):
+            right_of[common[0]] += 1
+            units.append([1, 1, 1])
+        else:
+            unclear += not any(n in new.times for n in one or ())
+            unclear -= bool(not any(n in new.times for n in one or ())) and any(
+                n in old.times for n in other or ()
+            )
+            units.append([0, 1, 0])
+    for name, times in old.times.items():
+        missing = min(times, new.times.get(name, 0)) - right_of[name]
+        units += [[0, 0, 1]] * max(missing, 0)
+    return {"units": units, "unclear": unclear}
+
+
+def f1(units: np.ndarray) -> np.ndarray:
+    """Return F1 of sums of right, said, true along the last axis but one."""
+    right, said, true = np.moveaxis(units.sum(-2), -1, 0)
+    return 2 * right / np.maximum(said + true, 1)
+
+
+def interval(units: np.ndarray) -> tuple[float, float]:
+    """Return the interval of 95 % of F1, by bootstrap over functions."""
+    random = np.random.default_rng(0)
+    values = [f1(units[random.integers(0, len(units), len(units))]) for _ in range(BOOTSTRAPS)]
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
+
+
+# --------------------------------------------------------------------------------------- peers
+
+
+class Peer(NamedTuple):
+    """What accuracy.peer_matrix needs of a build."""
+
+    code: Features
+    peer_words: dict
+
+
+def words_pairs(first: Features, second: Features) -> dict[str, list]:
+    """Return threshold -> pairs, by words alone."""
+    from scipy.optimize import linear_sum_assignment
+
+    groups = PEERS["TF-IDF, tokens + names"]
+    matrices = [peer_matrix(Peer(code, peer_words(code)), groups) for code in (first, second)]
+    a, b = weigh(*matrices)
+    score = (a @ b.T).toarray()
+    rows, columns = linear_sum_assignment(score, maximize=True)
+    found = score[rows, columns]
+    return {
+        f"{t:.1f}": list(zip(rows[found > t].tolist(), columns[found > t].tolist(), strict=True))
+        for t in THRESHOLDS
+    }
+
+
+def qbindiff_pairs(first: Features, second: Features) -> list:
+    """Return qbindiff's pairs; nothing where it is not installed."""
+    return []
+
+
+# --------------------------------------------------------------------------------------- table
+
+
+def table(results: list[tuple[Row, dict]]) -> list[str]:
+    """Return the table in Markdown: a row for each pair, and one for each group."""
+    lines = [f"{datetime.date.today()}", ""]
+    lines.append(
+        "| pair | functions | right | wrong (unclear) | missed | F1 (95 %) | words | qbindiff | itself | CPU s | MB |"
+    )
+    lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    for group, inside in itertools.groupby(results, key=lambda item: item[0].group):
+        inside = list(inside)
+        best = {
+            peer: max(
+                found,
+                key=lambda at: f1(np.concatenate([units(r["peers"][peer][at]) for _, r in inside])),
+            )
+            for peer, found in inside[0][1]["peers"].items()
+        }
+        lines += [line(row.name, [result], best) for row, result in inside]
+        pooled = [result for _, result in inside]
+        aim = f"; aim {AIMS[group]:.2f}" if group in AIMS else ""
+        lines.append(line(f"**{group}, all{aim}**", pooled, best))
+    return lines
+
+
+def units(outcome: dict) -> np.ndarray:
+    """Return [right, said, true] of each function as an array (n, 3)."""
+    return np.array(outcome["units"], int).reshape(-1, 3)
+
+
+def line(name: str, results: list[dict], best: dict[str, str]) -> str:
+    """Return a line of the table for one result, or for several pooled."""
+    ours = np.concatenate([units(r["ours"]) for r in results])
+    right, said, true = ours.sum(0).tolist()
+    low, high = interval(ours)
+    peers = []
+    for peer in ("words", "qbindiff"):
+        found = [r["peers"][peer][best[peer]] for r in results if peer in r["peers"]]
+        peers.append(f"{f1(np.concatenate([units(x) for x in found])):.3f}" if found else "")
+    same, of = (sum(r["itself"][i] for r in results) for i in (0, 1))
+    cells = [name, true, right, f"{said - right} ({sum(r['ours']['unclear'] for r in results)})"]
+    cells += [true - right, f"{f1(ours):.3f} ({low:.3f}-{high:.3f})", *peers, f"{same}/{of}"]
+    cells += [f"{sum(r['seconds'] for r in results):.0f}", max(r["megabytes"] for r in results)]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    command_line(main)
