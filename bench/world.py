@@ -18,13 +18,13 @@ measured anew when the code or the model changed. `--seconds` ends a run early.
 
 The peers get the same analyses: "words" are TF-IDF weighed tokens, strings and imports, matched one
 to one by the highest sum of cosines, with the threshold that is best for all rows of the group.
-qbindiff is run where it is installed (pip install qbindiff).
+qbindiff (pip install qbindiff), where it is installed, aligns the call graphs, given these cosines.
 """
 
-import dataclasses
 import datetime
 import functools
 import hashlib
+import io
 import itertools
 import json
 import multiprocessing
@@ -35,7 +35,6 @@ import sys
 import time
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +44,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import numpy as np
 from accuracy import PEERS, peer_matrix, peer_words
 from elftools.elf.elffile import ELFFile
+from scipy.optimize import linear_sum_assignment
 
 import utils
 from binary.analysis import cache_file, load_analysis
@@ -54,7 +54,6 @@ from binary.symbols import STARTUP
 from features.extract import Features, extract_features
 from features.tfidf import weigh
 from matching.changes import STATUS, compare
-from matching.functions import Matches
 from matching.model import DEFAULT, Model, read_model
 from terminal.command_line import command_line
 
@@ -205,6 +204,7 @@ class World:
         self.sums = dict(line.split()[::-1] for line in SUMS.read_text().splitlines())
         self.model: Model = read_model()
         self.code = functools.lru_cache(8)(self._code)
+        self.itself = functools.cache(self._itself)
 
     def known(self, row: Row) -> bool:
         """Whether a row is measured already."""
@@ -276,6 +276,12 @@ class World:
                 raise utils.UserError(f"{copy} cannot be analysed")
         return extract_features(load_analysis(analysis)), json.loads(cost.read_text())
 
+    def _itself(self, file: File) -> tuple[int, int]:
+        """Return how many functions are identical in a diff of a file with itself, of how many."""
+        code, _ = self.code(file)
+        status = [STATUS[row["status"]] for row in compare(code, code, self.model).functions]
+        return status.count("identical"), len(status)
+
     def measure(self, row: Row) -> dict:
         """Match a pair; return the outcome of each function, and what it cost."""
         (first, cost), (second, other) = self.code(row.first), self.code(row.second)
@@ -287,11 +293,11 @@ class World:
             named(code, symbols(self.original(file)))
             for code, file in ((first, row.first), (second, row.second))
         ]
-        peers = {"words": words_pairs(first, second)}
-        if found := qbindiff_pairs(first, second):
+        score = words_score(first, second)
+        peers = {"words": words_pairs(score)}
+        if found := qbindiff_pairs(first, second, score):
             peers["qbindiff"] = {"0": found}
-        itself = compare(first, first, self.model).functions
-        same = sum(STATUS[r["status"]] == "identical" for r in itself)
+        same, of = self.itself(row.first)
         return {
             "functions": [len(n.of) for n in names],
             "ours": outcomes(pairs, *names),
@@ -299,7 +305,7 @@ class World:
                 peer: {at: outcomes(found, *names) for at, found in by_threshold.items()}
                 for peer, by_threshold in peers.items()
             },
-            "itself": [same, len(itself)],
+            "itself": [same, of],
             "seconds": cost["seconds"] + other["seconds"] + matching,
             "matching": matching,
             "megabytes": max(cost["megabytes"], other["megabytes"]),
@@ -347,8 +353,6 @@ def analyse_and_measure(file: str, analysis: Path, cost: Path) -> None:
 
 def strip(content: bytes) -> bytes:
     """Remove symbol table and debug information from an ELF file, as strip does."""
-    import io
-
     elf = ELFFile(io.BytesIO(content))
     stripped = bytearray(content)
     entry = elf["e_shentsize"]
@@ -416,11 +420,8 @@ def named(code: Features, found: dict[int, set[str]]) -> Names:
     """Return which function of the analysis has which names."""
     analysis = code.analysis
     number = {a & ~1: f for f, a in enumerate(analysis.function_address[: code.functions].tolist())}
-    lowest = min(number, default=0)
-    shift = 0 if any(a & ~1 in number for a in found) else 0x400000  # where angr maps it
-    del lowest
-    best = max((0, 0x400000), key=lambda s: sum((a & ~1) + s in number for a in found))
-    shift = best
+    # Where angr maps position-independent files.
+    shift = max((0, 0x400000), key=lambda base: sum((a & ~1) + base in number for a in found))
     of = {}
     for address, inside in found.items():
         f = number.get((address & ~1) + shift)
@@ -449,10 +450,8 @@ def outcomes(pairs: list, old: Names, new: Names) -> dict[str, list]:
             right_of[common[0]] += 1
             units.append([1, 1, 1])
         else:
-            unclear += not any(n in new.times for n in one or ())
-            unclear -= bool(not any(n in new.times for n in one or ())) and any(
-                n in old.times for n in other or ()
-            )
+            known = any(n in new.times for n in one or ()), any(n in old.times for n in other or ())
+            unclear += not any(known)
             units.append([0, 1, 0])
     for name, times in old.times.items():
         missing = min(times, new.times.get(name, 0)) - right_of[name]
@@ -484,14 +483,16 @@ class Peer(NamedTuple):
     peer_words: dict
 
 
-def words_pairs(first: Features, second: Features) -> dict[str, list]:
-    """Return threshold -> pairs, by words alone."""
-    from scipy.optimize import linear_sum_assignment
-
+def words_score(first: Features, second: Features) -> np.ndarray:
+    """Return the cosines of all pairs of functions by their words."""
     groups = PEERS["TF-IDF, tokens + names"]
     matrices = [peer_matrix(Peer(code, peer_words(code)), groups) for code in (first, second)]
     a, b = weigh(*matrices)
-    score = (a @ b.T).toarray()
+    return (a @ b.T).toarray()
+
+
+def words_pairs(score: np.ndarray) -> dict[str, list]:
+    """Return threshold -> pairs, by words alone."""
     rows, columns = linear_sum_assignment(score, maximize=True)
     found = score[rows, columns]
     return {
@@ -500,9 +501,28 @@ def words_pairs(first: Features, second: Features) -> dict[str, list]:
     }
 
 
-def qbindiff_pairs(first: Features, second: Features) -> list:
-    """Return qbindiff's pairs; nothing where it is not installed."""
-    return []
+def qbindiff_pairs(first: Features, second: Features, score: np.ndarray) -> list:
+    """Return qbindiff's pairs, given the words' cosines and the call graphs; [] without it."""
+    try:
+        import networkx
+        import qbindiff
+    except ImportError:
+        return []
+    graphs = []
+    for code in (first, second):
+        graph = networkx.DiGraph()
+        graph.add_nodes_from(range(code.functions))
+        calls = code.calls.tocoo()
+        graph.add_edges_from(zip(calls.row.tolist(), calls.col.tolist(), strict=True))
+        graphs.append(graph)
+
+    class Differ(qbindiff.DiGraphDiffer):
+        def gen_sim_matrix(self, sim_matrix, *args, **kwargs) -> None:
+            sim_matrix[:] = score
+
+    differ = Differ(*graphs, sparsity_ratio=0.75, tradeoff=0.75, epsilon=0.5)
+    found = differ.compute_matching()
+    return sorted((int(m.primary), int(m.secondary)) for m in found)
 
 
 # --------------------------------------------------------------------------------------- table
@@ -511,9 +531,8 @@ def qbindiff_pairs(first: Features, second: Features) -> list:
 def table(results: list[tuple[Row, dict]]) -> list[str]:
     """Return the table in Markdown: a row for each pair, and one for each group."""
     lines = [f"{datetime.date.today()}", ""]
-    lines.append(
-        "| pair | functions | right | wrong (unclear) | missed | F1 (95 %) | words | qbindiff | itself | CPU s | MB |"
-    )
+    columns = "pair|functions|right|wrong (unclear)|missed|F1 (95 %)|words|qbindiff|itself|CPU s|MB"
+    lines.append(f"| {' | '.join(columns.split('|'))} |")
     lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
     for group, inside in itertools.groupby(results, key=lambda item: item[0].group):
         inside = list(inside)

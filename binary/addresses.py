@@ -18,8 +18,8 @@ import numpy as np
 from binary.analysis import CALL, STEP_OVER
 
 # An address; a part of one; a number from a pool of constants; where the offset table holds an
-# address, which counts then.
-PLACE, PART, NUMBER, SLOT = range(4)
+# address, which counts then; an offset from an address to a variable, which counts as both.
+PLACE, PART, NUMBER, SLOT, OFFSET = range(5)
 IN_MEMORY = 255  # a memory operand that does not show its offset, as it is 0
 # A number as capstone writes it, without those in names (x8, st(0)) and scales (rax*8).
 DIGITS = re.compile(r"(?<![\w*$%.])-?(?:0x[0-9a-f]+|\d+)(?![\w.])")
@@ -118,6 +118,11 @@ def _parentheses(operand: str, first: int) -> Memory | None:
     return Memory(found[3], found[2], offset, first if shown else IN_MEMORY, False)
 
 
+def is_constant(region) -> bool:
+    """Whether what a section or segment holds stays as it is once the file is loaded."""
+    return not region.is_writable or getattr(region, "name", "").startswith(".data.rel.ro")
+
+
 class Finder:
     """Finds the addresses in one binary's code.
 
@@ -141,6 +146,7 @@ class Finder:
         mapped = [r for r in mapped if getattr(r, "type", "") != "SHT_NOTE"]
         self.bounds = sorted((r.vaddr, r.vaddr + r.memsize) for r in mapped if r.vaddr)
         self.starts = [start for start, _ in self.bounds]
+        self.constant = [(r.vaddr, r.vaddr + r.memsize) for r in mapped if is_constant(r)]
         self.offset_table = [
             (r.vaddr, r.vaddr + r.memsize)
             for r in image.sections
@@ -628,10 +634,12 @@ class Finder:
                 if emit:
                     self._note(at, PART, 0, base)
                 result = Value(number, base.base)
-            elif base.base and shift:
+            elif shift:
                 result = Value(number, True, (*base.made_by, at))
             elif base.base:
                 result = self._add(*at, base, offset, emit)
+            else:
+                result = self._offset(at, number, emit)
         elif mnemonic == "add":
             result = self._indexed(operands[1:], state)
         elif mnemonic == "mr" and operands[1] in state:
@@ -644,15 +652,48 @@ class Finder:
                 state["lr"] = Value(after, 2)
                 if emit:
                     self._note(at, PART, 0)
-        elif memory and memory.base in state:
+        elif memory and memory.base == "r1":
+            if mnemonic in ("lwz", "ld"):
+                result = state.get(operands[1])
+        elif memory and memory.base in state and state[memory.base].base:
             loaded = self._load(block, line, memory, state[memory.base], emit)
             if mnemonic in ("lwz", "ld"):
                 result = loaded
+        elif memory and memory.base in state and not memory.index:
+            address = (state[memory.base].number + memory.offset) & self.mask
+            self._offset((block, line, memory.position), address, emit)
+        self._spill(mnemonic, operands, memory, state)
         self._kill(state, instruction, parsed)
         if self.word == 8:
             state["r2"] = Value(self.got, True)
         if result is not None and not READS_FIRST.match(mnemonic):
             state[target] = result
+
+    def _offset(self, at: tuple[int, int, int], address: int, emit: bool) -> Value | None:
+        """Note an offset from a known address; clang merges variables and texts into one object.
+
+        Of constants only what lies there counts, so that texts may move. The offset of a variable
+        counts, too: it may be that of a field.
+        """
+        if not self.is_mapped(address):
+            return None
+        if emit:
+            constant = any(start <= address < end for start, end in self.constant)
+            self._note(at, PLACE if constant else OFFSET, address)
+        return Value(address, False)
+
+    @staticmethod
+    def _spill(mnemonic: str, operands, memory: Memory | None, state: dict[str, Value]) -> None:
+        """Follow what PowerPC code keeps on the stack, and forget what changes a base."""
+        if memory and mnemonic.endswith(("u", "ux")):
+            state.pop(memory.base, None)
+        if operands[0] == "r1" or (memory and memory.base == "r1" and mnemonic.endswith("u")):
+            for slot in [r for r in state if r.endswith("(r1)")]:
+                del state[slot]
+        elif memory and memory.base == "r1" and mnemonic.startswith("st"):
+            state.pop(operands[1], None)
+            if mnemonic in ("stw", "std") and operands[0] in state:
+                state[operands[1]] = state[operands[0]]
 
     def _riscv(self, block, line, instruction, parsed, state, emit) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory

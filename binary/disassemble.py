@@ -16,13 +16,13 @@ from sortedcontainers import SortedKeyList
 
 import utils
 from binary.addresses import PLACE, SLOT, Finder
-from binary.analysis import CALL, JUMP, PART, STEP_OVER, Analysis
+from binary.analysis import CALL, JUMP, PART, Analysis
 from binary.angr_gaps import fill_gaps
 from binary.architectures import ARCHITECTURES, architecture_of, processor_of
 from binary.binexport import SUFFIX, read_binexport
 from binary.boundaries import mend_boundaries
 from binary.formats import processors, refuse
-from binary.imports import calls_through_slots, is_stub, name_imports, slots
+from binary.imports import KINDS, calls_through_slots, is_stub, name_imports, slots
 from binary.instructions import (
     Operand,
     block_bytes,
@@ -395,12 +395,11 @@ def _through(code, called: dict[int, int], architecture) -> set[tuple[int, int, 
 
 def _edges(graph, number, joined) -> set[tuple[int, int, int]]:
     """Return (source, target, kind); nodes in ``joined`` are stepped through."""
-    kinds = {"Ijk_Call": CALL, "Ijk_FakeRet": STEP_OVER}
     edges = set()
     for node, successor, data in graph.edges(data=True):
         if node not in number:
             continue
-        source, kind = number[node], kinds.get(data.get("jumpkind"), JUMP)
+        source, kind = number[node], KINDS.get(data.get("jumpkind"), JUMP)
         seen, ahead = set(), [successor]
         while ahead:
             target = ahead.pop()

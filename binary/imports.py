@@ -3,10 +3,12 @@
 import re
 
 from binary.addresses import PLACE, SLOT, Finder
+from binary.analysis import CALL, JUMP, STEP_OVER
 from binary.architectures import architecture_of
 from binary.instructions import read_instructions
 from binary.starts import STUBS
 
+KINDS = {"Ijk_Call": CALL, "Ijk_FakeRet": STEP_OVER}  # of angr's edges; all others are JUMP
 LONGEST_STUB = 8  # instructions
 POWERPC_SLOT = re.compile(
     r"(?:addis r11, r30, (-?\w+)\n)?lwz r11, (-?\w+)\(r(?:30|11)\)\nmtctr r11\nbctr"
@@ -43,7 +45,7 @@ def name_imports(project, graph, own: set[int]) -> dict:
             names[node] = name
         elif _may_be_stub(project, node, own):
             unnamed[node] = read_instructions(project, node)
-    return names | _name_stubs(project, unnamed)
+    return names | _name_stubs(project, graph, unnamed)
 
 
 def _simulated(project, graph, node) -> str | None:
@@ -73,14 +75,25 @@ def _may_be_stub(project, node, own: set[int]) -> bool:
     return anywhere and len(node.instruction_addrs) <= LONGEST_STUB
 
 
-def _name_stubs(project, nodes: dict) -> dict:
+def _name_stubs(project, graph, nodes: dict) -> dict:
     """Return the names of stubs that load an import's address from where the linker puts it."""
     imported = slots(project)
     architecture = architecture_of(project.arch)
     found = {}
-    listed = list(nodes)
-    for block, _, _, kind, value in Finder(project, nodes, []).references():
-        if kind in (PLACE, SLOT) and value in imported:
+    code, edges = nodes, []
+    if project.arch.name == "PPC32" and nodes:  # its stubs go by a register of their callers
+        inside = [n for n in graph if not n.is_simprocedure and not n.is_syscall and n.size]
+        inside.sort(key=lambda node: node.addr)
+        code = {node: read_instructions(project, node) for node in inside}
+        number = {node: i for i, node in enumerate(inside)}
+        edges = [
+            (number[a], number[b], KINDS.get(data.get("jumpkind"), JUMP))
+            for a, b, data in graph.edges(data=True)
+            if a in number and b in number
+        ]
+    listed = list(code)
+    for block, _, _, kind, value in Finder(project, code, sorted(edges)).references():
+        if kind in (PLACE, SLOT) and value in imported and listed[block] in nodes:
             found[listed[block]] = imported[value]
     if project.arch.name == "PPC32":
         sections = project.loader.main_object.sections_map
@@ -92,7 +105,7 @@ def _name_stubs(project, nodes: dict) -> dict:
                 offset = (int(slot[1] or "0", 0) << 16) + int(slot[2], 0)
                 places = [base + offset for base in bases if base + offset in imported]
                 if places:
-                    found[node] = imported[places[0]]
+                    found.setdefault(node, imported[places[0]])
     jump = architecture.indirect
     return {node: name for node, name in found.items() if jump.match(nodes[node][-1].line)}
 

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from binary.addresses import is_constant
 from binary.architectures import architecture_of
 from binary.instructions import CS_OP_MEM, CS_OP_REG, in_detail
 
@@ -145,7 +146,7 @@ def data_sections(
     for region in sorted(regions, key=lambda region: region.vaddr):
         if not region.memsize or not region.vaddr or not _holds_data(region):
             continue
-        constant = not region.is_writable
+        constant = is_constant(region)
         content = b""
         if not getattr(region, "only_contains_uninitialized_data", False):  # segments lack it
             try:

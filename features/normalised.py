@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from binary.addresses import DIGITS, IN_MEMORY, NUMBER, PART, PLACE, SLOT
+from binary.addresses import DIGITS, IN_MEMORY, NUMBER, OFFSET, PART, PLACE, SLOT
 from binary.analysis import STEP_OVER, Analysis
 from features.places import DATA, IMPORT, Places
 
@@ -26,8 +26,9 @@ def normal_forms(analysis: Analysis, places: Places) -> list[tuple]:
     where = analysis.operand_block, analysis.operand_line, analysis.operand_number
     columns = [*where, analysis.operand_kind, analysis.operand_value]
     for block, line, number, kind, value in zip(*(c.tolist() for c in columns), strict=True):
-        mark = {PLACE: "@", SLOT: "@", PART: "~", NUMBER: f"={value:#x}"}[kind]
-        marks[block, line].append((number, mark))
+        if kind != OFFSET:  # which is compared as it is written
+            mark = {PLACE: "@", SLOT: "@", PART: "~", NUMBER: f"={value:#x}"}[kind]
+            marks[block, line].append((number, mark))
     labels = defaultdict(list)
     for block, kind, target in zip(
         places.block.tolist(), places.kind.tolist(), places.target.tolist(), strict=True

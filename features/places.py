@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from binary.addresses import PLACE, SLOT
+from binary.addresses import OFFSET, PLACE, SLOT
 from binary.analysis import Analysis
 
 IMPORT, CODE, DATA, INSIDE, UNKNOWN = range(5)  # what an operand refers to
@@ -46,7 +46,7 @@ class Places:
         self.blocks = analysis.address[:n].astype(np.int64)
         sizes = np.array([len(code) for code in analysis.code[:n]], np.int64)
         self.block_end = (self.blocks & ~1) + sizes if len(sizes) == n else self.blocks + 1
-        places = np.isin(analysis.operand_kind, (PLACE, SLOT))
+        places = np.isin(analysis.operand_kind, (PLACE, SLOT, OFFSET))
         self.block, self.line = analysis.operand_block[places], analysis.operand_line[places]
         self.address = analysis.operand_value[places].astype(np.int64)
         self.kind, self.target = self.resolve(self.address)

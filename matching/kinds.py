@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from binary.addresses import BRANCH, CALLS, IN_MEMORY, NUMBER, PART, parse
+from binary.addresses import BRANCH, CALLS, IN_MEMORY, NUMBER, OFFSET, PART, parse
 from binary.analysis import JUMP, STEP_OVER
 from features.extract import Features
 from features.normalised import IDLE
@@ -95,7 +95,7 @@ def marks_of(code: Features) -> dict[int, dict[int, dict[int, tuple[int, int]]]]
     columns = analysis.operand_block, analysis.operand_line, analysis.operand_number
     columns += analysis.operand_kind, analysis.operand_value
     for block, line, number, kind, value in zip(*(c.tolist() for c in columns), strict=True):
-        if number != IN_MEMORY or kind != PART:
+        if kind != OFFSET and (number != IN_MEMORY or kind != PART):
             found.setdefault(block, {}).setdefault(line, {})[number] = kind, value
     return found
 

@@ -26,7 +26,8 @@ BUILDS = {  # processor -> how it is linked, and which edits are tried
     "i386": ("position-independent", FEW),
     "AArch64": ("position-independent", FEW),
     "MIPS little": ("fixed", FEW),
-    "PowerPC64 little": ("position-independent", FEW),
+    "PowerPC": ("position-independent", (4,)),
+    "PowerPC64 little": ("position-independent", (*FEW, 5)),
     "RISC-V 64": ("position-independent", FEW),
     "s390x": ("position-independent", FEW),
 }
