@@ -138,13 +138,11 @@ def builds_of(packages: str, output_dir: str, wanted: Iterable[str]) -> tuple[li
     return found, missing
 
 
-def training_packages(number: int = 0) -> list[str]:
-    """Return the packages that may be trained on, or the first ones in an order by chance."""
+def training_packages() -> list[str]:
+    """Return the packages that may be trained on, in an order by chance."""
     names = [name for name in RECIPES if name not in {*TEST, *VALIDATION}]
-    names.sort(
-        key=lambda name: hashlib.sha256(name.encode()).digest()
-    )  # as encoder/train.py has it
-    return names[: number or None]
+    # In the order that encoder/train.py adds packages in.
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
 def features_of(build: Build, output_dir: str) -> Features:
@@ -407,7 +405,7 @@ def analyse(
 def train(
     *,
     rows: str = "tokens tfidf word2vec table",
-    number: int = 0,
+    numbers: str = "",
     steps: PositiveInt = 6000,
     seed: int = 0,
     packages: str = PACKAGES,
@@ -420,8 +418,8 @@ def train(
     ----------
     rows : str
         With blanks between: tokens tfidf word2vec table.
-    number : int
-        Train on so many packages only. Default: on all.
+    numbers : str
+        Train once on so many packages only, for each number. Default: on all.
     steps : int
         Of the word table.
     seed : int
@@ -438,22 +436,25 @@ def train(
             raise utils.UserError(f"--rows {row}: the rows are {' '.join(KINDS_OF_ROWS)}")
     builds, lacking = builds_of(packages, outputDir, training_packages())
     there = {build.package for build in builds}
-    wanted = [name for name in training_packages() if name in there][: number or None]
-    programs: Programs = defaultdict(list)
-    for build in progress.bar([b for b in builds if b.package in wanted], desc="features"):
-        programs[f"{build.package} {build.file.name}"].append(features_of(build, outputDir))
-    functions = sum(code.functions for codes in programs.values() for code in codes)
-    print(f"{len(wanted)} packages, {len(programs)} programs and libraries, ", end="")
-    print(f"{functions:,} functions; {lacking} files are not analysed")
-    for row in rows.split():
-        start = time.perf_counter()
-        options = {"steps": steps, "seed": seed} if row == "table" else {}
-        options |= {"seed": seed} if row == "word2vec" else {}
-        made = KINDS_OF_ROWS[row].train(programs, **options)
-        name = row + (f"-{len(wanted)}" if number else "")
-        name += f"-seed{seed}" if "seed" in options else ""
-        write_row(Path(work) / "models" / f"{name}.npz", made)
-        print(f"{name}: {time.perf_counter() - start:.0f} s")
+    order = [name for name in training_packages() if name in there]
+    codes = {b: features_of(b, outputDir) for b in progress.bar(builds, desc="features")}
+    print(f"{len(builds)} files of {len(order)} packages; {lacking} files are not analysed")
+    for number in [int(number) for number in numbers.split()] or [0]:
+        wanted = order[: number or len(order)]
+        programs: Programs = defaultdict(list)
+        for build in builds:
+            if build.package in wanted:
+                programs[f"{build.package} {build.file.name}"].append(codes[build])
+        functions = sum(code.functions for some in programs.values() for code in some)
+        for row in rows.split():
+            start = time.perf_counter()
+            options = {"steps": steps, "seed": seed} if row == "table" else {}
+            options |= {"seed": seed} if row == "word2vec" else {}
+            made = KINDS_OF_ROWS[row].train(programs, **options)
+            name = row + (f"-{number}" if number else "") + (f"-seed{seed}" if options else "")
+            write_row(Path(work) / "models" / f"{name}.npz", made)
+            print(f"{name}: {len(wanted)} packages, {functions:,} functions, ", end="")
+            print(f"{time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
