@@ -133,7 +133,6 @@ LIBRARIES = {
     "cjson": cmake("-DENABLE_CJSON_TEST=OFF"),
     "cpio": Recipe(("src/cpio",)),
     "datamash": Recipe(("datamash",)),
-    "duktape": plain("-f", "Makefile.sharedlibrary"),
     "expat": cmake(
         *(f"-DEXPAT_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "TOOLS")), folder="expat"
     ),
@@ -153,7 +152,6 @@ LIBRARIES = {
     "jansson": cmake(
         "-DJANSSON_BUILD_SHARED_LIBS=ON", "-DJANSSON_BUILD_DOCS=OFF", "-DJANSSON_WITHOUT_TESTS=ON"
     ),
-    "jbig2dec": library(),
     "jq": library("--disable-docs", "--without-oniguruma"),
     "json-c": cmake(),
     "lame": library("--disable-frontend"),
