@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 import utils
+from binary.cache import take_slices
 from features.extract import Features, read_binaries
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from matching.anchors import read_anchors
@@ -45,6 +46,7 @@ from matching.packages.compare import FAILED, FILE_STATUS, PackageDiff, compare_
 from matching.packages.contents import UNPACK_LIMIT, is_package
 from matching.packages.page import write_pages
 from matching.page.make import make_page
+from matching.pseudo import pseudo_code
 from terminal import progress
 from terminal.command_line import FOUND, PARTLY, command_line
 from terminal.escape import printable
@@ -72,6 +74,7 @@ def main(
     min_score: Annotated[float, Field(ge=0, le=1)] = MIN_SCORE,
     fail_on: Literal["changed", "unmatched"] | None = None,
     top: Annotated[int, Field(ge=0)] = 10,
+    decompile: Annotated[int, Field(ge=0)] = 0,
     arch: str | None = None,
     outputDir: str = outputDir,
     workers: PositiveInt = workers,
@@ -122,6 +125,8 @@ def main(
         where one is in one binary alone (unmatched).
     top : int
         How many changed functions are printed.
+    decompile : int
+        Of how many changed functions --html and --markdown show pseudo-code, by angr's decompiler.
     arch : str
         Processor whose slice of a universal (macOS) file is compared, such as aarch64 or x86_64.
         Without it, the one that the other file is for.
@@ -137,16 +142,20 @@ def main(
         GiB that a package may hold, unpacked.
     """
     began = time.perf_counter()
+    limits = time_limit, memory_limit
     if is_package(old) or is_package(new):
         for path in (old, new):
             if not is_package(path) and os.path.exists(path):
                 raise utils.UsageError(f"{path} is no package, and the other one is")
         of_one = {"anchors": anchors, "ghidra": ghidra, "ida": ida, "bindiff": bindiff}
-        of_one |= {"binexport": binexport, "min_score": min_score != MIN_SCORE}
+        of_one |= {
+            "binexport": binexport,
+            "min_score": min_score != MIN_SCORE,
+            "decompile": decompile,
+        }
         utils.refuse_flags("is for two binaries, not for packages", **of_one)
         outputs = {"json": json, "csv": csv, "markdown": markdown}
         utils.check_outputs(outputs, (old, new, model_file), {"outputDir": outputDir, "html": html})
-        limits = time_limit, memory_limit
         found = compare_packages(
             (old, new), model_file, bool(html), outputDir, workers, limits, unpack_limit, arch
         )
@@ -159,6 +168,8 @@ def main(
         raise utils.UsageError("--unpack_limit is for packages; leave it out")
     if not (ghidra or ida) and min_score != MIN_SCORE:
         raise utils.UsageError("--min_score is for --ghidra and --ida; leave it out")
+    if decompile and not (html or markdown):
+        raise utils.UsageError("--decompile is for --html and --markdown; leave it out, or add one")
     outputs = {"html": html, "json": json, "csv": csv, "ghidra": ghidra, "ida": ida}
     outputs |= {"markdown": markdown, "bindiff": bindiff}
     inputs = (old, new, model_file, anchors)
@@ -166,20 +177,27 @@ def main(
     for name in export_names((old, new)) if binexport else []:
         utils.check_outputs({"binexport": Path(binexport, f"{name}.BinExport")}, inputs)
     model = read_model(model_file)
-    codes = read_binaries((old, new), outputDir, workers, (time_limit, memory_limit), arch)
+    files = take_slices((old, new), outputDir, arch)
+    codes = read_binaries(files, outputDir, workers, limits)
     with limited_memory(memory_limit, f"comparing {old} with {new}"):
         known = read_anchors(anchors, codes) if anchors else None
         progress.notice("comparing ...")
         diff = compare(*codes, model, known)
         progress.clear_notice()
+    pseudo = pseudo_code(files, codes, diff, decompile, outputDir, workers, limits)
+    for sides, both in pseudo.items():
+        for path, code, f, reason in zip((old, new), codes, sides, both.reasons, strict=True):
+            if reason:
+                print(f"{path}: no pseudo-code of {code.analysis.function_name[f]}: {reason}")
+    with limited_memory(memory_limit, f"comparing {old} with {new}"):
         if html:
-            _write(html, make_page((old, new), codes, diff))
+            _write(html, make_page((old, new), codes, diff, pseudo=pseudo))
         if json:
             utils.write_json(json, as_json((old, new), codes, diff))
         if csv:
             _write(csv, as_csv(codes, diff))
         if markdown:
-            _write(markdown, as_markdown((old, new), codes, diff))
+            _write(markdown, as_markdown((old, new), codes, diff, pseudo=pseudo))
         for tool, file in (("ghidra", ghidra), ("ida", ida)):
             if file:
                 _write(file, naming_script(tool, new, codes, diff, min_score))
@@ -277,7 +295,7 @@ def package_summary(found: PackageDiff, top: int, seconds: float) -> None:
     for file, match in functions[:top]:
         name = (match.new or match.old).name
         place = f"{fit(file.name.rpartition('/')[2], 24)}: {fit(name, 40)}"
-        said = ", ".join(match.kinds) or match.status
+        said = match.said or match.status
         print(cut(f"{match.rank:6.2f}  {match.score:.2f}  {place}: {said}", width))
     print(f"{seconds:.1f} seconds")
     unchanged = all(file.status == STATUS[IDENTICAL] for file in found.files)

@@ -1,6 +1,8 @@
 """How soon diff.py shows the functions that a patch changed, by real patches of Debian's.
 
     python bench/patches.py
+    python bench/patches.py --old_level O3               # OLD built at another level than NEW
+    python bench/patches.py --old_compiler clang         # or by another compiler
 
 Debian keeps what it changes in a program as a series of patches, most of them for security. Each
 one that changes code makes a pair, built before it and with it, by one compiler with the same
@@ -11,6 +13,7 @@ Sources come from the machine's own Debian or Ubuntu, as in experiment_data/. Wh
 is not built again; delete the folder to have all made anew.
 """
 
+import dataclasses
 import datetime
 import os
 import re
@@ -18,7 +21,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,9 +92,12 @@ HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", re.M)
 Lines = set[tuple[str, int]]  # file, line
 
 
-@dataclass
+@dataclasses.dataclass
 class Step:
-    """One patch: the programs without it and with it, and its lines of these two."""
+    """One patch: the programs without it and with it, and its lines of these two.
+
+    ``before`` is the one without it that was built as ``new`` is.
+    """
 
     package: str
     patch: str
@@ -100,12 +105,16 @@ class Step:
     new: Path
     removed: Lines
     added: Lines
+    before: Path = Path()
 
 
 def main(
     packages: str = " ".join(RECIPES),
     release: str = "",
     level: str = "O2",
+    compiler: str = "gcc",
+    old_level: str = "",
+    old_compiler: str = "",
     model_file: str = str(DEFAULT),
     work: str = "out-patches",
     workers: int = 2,
@@ -118,8 +127,10 @@ def main(
         Source packages, of those that this script has a recipe for.
     release : str
         The release of the distribution that has them. Default: this machine's.
-    level : str
-        Optimisation level.
+    level, compiler : str
+        Optimisation level, and compiler.
+    old_level, old_compiler : str
+        Of OLD, where these are others.
     model_file : str
         What matching/train.py wrote.
     work : str
@@ -127,7 +138,8 @@ def main(
     workers : int
         Processes that analyse.
     """
-    require_tools("gcc", "make", "patch", "diff", "objdump", "strip")
+    old_level, old_compiler = old_level or level, old_compiler or compiler
+    require_tools(compiler, old_compiler, "make", "patch", "diff", "objdump", "strip")
     model = read_model(model_file)
     release = release or distribution()[1]
     folder = Path(work)
@@ -136,16 +148,26 @@ def main(
         source = folder / "sources" / release / package
         if not source.is_dir():
             get_source(package, release, source)
-        steps += build_series(package, source, folder / f"{package}-{release}-{level}", level)
+        both = [
+            build_series(package, source, folder, release, *setting)
+            for setting in dict.fromkeys([(old_compiler, old_level), (compiler, level)])
+        ]
+        before = {step.patch: step for step in both[0]}
+        for step in both[-1]:
+            if step.patch in before:
+                old = before[step.patch]
+                steps.append(dataclasses.replace(step, old=old.old, before=step.old))
     copies = {
         file: truth.stripped_copy(file, folder / "stripped" / file.relative_to(folder))
         for step in steps
-        for file in (step.old, step.new)
+        for file in (step.old, step.before, step.new)
     }
-    binaries = [{"path": str(f), "sha256": utils.sha256_of(f)} for f in copies.values()]
+    compared = {copies[file] for step in steps for file in (step.old, step.new)}
+    binaries = [{"path": str(f), "sha256": utils.sha256_of(f)} for f in sorted(compared)]
     output = str(folder / "output")
     failed = analyse_all(binaries, output, workers)
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {release}, -{level}")
+    how = f"{old_compiler} -{old_level} to {compiler} -{level}"
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {release}, {how}")
     print("functions differ patched first")
     rows = []
     for step in progress.bar(steps, desc="compare"):
@@ -153,7 +175,7 @@ def main(
         if missing := [str(file) for file in pair if str(file) in failed]:
             print(f"{step.package}: {step.patch} left out: {failed[missing[0]]}")
             continue
-        if instructions(pair[0]) == instructions(pair[1]):
+        if instructions(copies[step.before]) == instructions(pair[1]):
             print(f"{step.package}: {step.patch} changes no instruction")
             continue
         codes = tuple(
@@ -183,15 +205,19 @@ def get_source(package: str, release: str, source: Path) -> None:
         (folder / "tree").rename(source)  # whole or not at all
 
 
-def build_series(package: str, source: Path, folder: Path, level: str) -> list[Step]:
+def build_series(
+    package: str, source: Path, work: Path, release: str, compiler: str, level: str
+) -> list[Step]:
     """Build a program before the first patch and after each one that changes C code."""
     recipe = RECIPES[package]
+    setting = level if compiler == "gcc" else f"{compiler}-{level}"
+    folder = work / f"{package}-{release}-{setting}"
     tree = folder / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     shutil.copytree(source, tree, symlinks=True)
     programs = folder / "programs"
     programs.mkdir(parents=True, exist_ok=True)
-    flags = f"CFLAGS=-g -{level} -w -fcommon"
+    flags = [f"CFLAGS=-g -{level} -w -fcommon", f"CC={compiler}"]
     configured = False
 
     def program(number: int) -> Path:
@@ -200,10 +226,10 @@ def build_series(package: str, source: Path, folder: Path, level: str) -> list[S
         file = programs / f"{number:03}"
         if not file.exists():
             if recipe.configure is not None and not configured:
-                run(tree, ["./configure", *recipe.configure, flags])
+                run(tree, ["./configure", *recipe.configure, *flags])
                 configured = True
             for arguments in recipe.make:
-                run(tree, ["make", *arguments, *([flags] if recipe.configure is None else [])])
+                run(tree, ["make", *arguments, *(flags if recipe.configure is None else [])])
             shutil.copy(tree / recipe.program, file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
         return file

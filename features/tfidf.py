@@ -37,15 +37,20 @@ def weigh(*counts: scipy.sparse.csr_matrix, lengths: bool = True) -> list[scipy.
     list of csr float32
         (1 + ln count) * idf, the smoothed idf of scikit-learn.
     """
-    n = sum(m.shape[0] for m in counts)
-    found = sum(np.bincount(m.indices, minlength=m.shape[1]) for m in counts)
-    idf = (np.log((1 + n) / (1 + found)) + 1).astype(np.float32)
+    idf = inverse_frequency(*counts)
     weighed = []
     for m in counts:
         m = m.copy()
         m.data = (1 + np.log(m.data)) * idf[m.indices]
         weighed.append(normalise(m) if lengths else m)
     return weighed
+
+
+def inverse_frequency(*counts: scipy.sparse.csr_matrix) -> np.ndarray:
+    """Return how rare each word is, float32 (words,): the smoothed idf of scikit-learn."""
+    n = sum(m.shape[0] for m in counts)
+    found = sum(np.bincount(m.indices, minlength=m.shape[1]) for m in counts)
+    return (np.log((1 + n) / (1 + found)) + 1).astype(np.float32)
 
 
 def normalise(m: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:

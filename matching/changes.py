@@ -10,6 +10,7 @@ from features.extract import Features
 from matching.blocks import match_blocks
 from matching.functions import Matches, match_functions
 from matching.identical import identical_pairs
+from matching.inlined import likely_inlined
 from matching.judge import Judge
 from matching.kinds import describe_kinds
 from matching.model import Model
@@ -29,8 +30,9 @@ class Diff:
     functions : list of dict
         ``status`` (index into STATUS), ``sides`` (function of OLD and of NEW, -1 for none),
         ``score`` 0..1, ``differing``: how many blocks of both have no identical partner,
-        ``change``: which share of them, ``kinds``: what changed (see `matching.kinds`), and
-        ``rank``: how likely a human changed it. Changed functions come first, by falling rank.
+        ``change``: which share of them, ``kinds``: what changed (see `matching.kinds`), ``rank``:
+        how likely a human changed it, and ``inlined``: of a function in one binary alone, those of
+        the other that likely hold its code. Changed functions come first, by falling rank.
     blocks : Matches
         Code blocks of OLD and NEW.
     same : bool (n,)
@@ -70,10 +72,14 @@ def compare(
         elif differing:
             row |= describe_kinds(judge, pair, inside)
         rows.append(row)
-    for f in sorted(set(range(first.functions)) - set(functions.a.tolist())):
-        rows.append(_row(ONLY_OLD, (f, -1), 0.0, len(first.blocks[f]), len(first.blocks[f])))
-    for f in sorted(set(range(second.functions)) - set(functions.b.tolist())):
-        rows.append(_row(ONLY_NEW, (-1, f), 0.0, len(second.blocks[f]), len(second.blocks[f])))
+    for side, (code, status, matched) in enumerate(
+        ((first, ONLY_OLD, functions.a), (second, ONLY_NEW, functions.b))
+    ):
+        inlined = likely_inlined((first, second), functions, blocks, side)
+        for f in sorted(set(range(code.functions)) - set(matched.tolist())):
+            size = len(code.blocks[f])
+            row = _row(status, (f, -1) if side == 0 else (-1, f), 0.0, size, size)
+            rows.append(row | {"inlined": inlined.get(f, [])})
     rows.sort(
         key=lambda row: (ORDER.index(row["status"]), -row["rank"], -row["differing"], row["sides"])
     )
@@ -89,6 +95,7 @@ def _row(status: int, sides: tuple[int, int], score: float, differing: int, tota
         "change": round(differing / total, 4),
         "kinds": [],
         "rank": 0.0,
+        "inlined": [],
     }
 
 

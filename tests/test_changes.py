@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
 import edits as bench
+from conftest import SOURCE, compile_c
 
 from binary.addresses import IN_MEMORY, parse
+from binary.disassemble import analyse
+from features.extract import extract_features
 from matching.changes import STATUS, compare
+from matching.exports.records import function_matches
 from matching.identical import identical_pairs
 from matching.kinds import KINDS, rank
 from matching.model import read_model
@@ -103,6 +107,36 @@ def test_what_the_linker_rewrites_is_no_change(programs, model):
     pair = codes[built.plain], codes[built.relaxed]
     found = status_of(compare(*pair, model), pair)
     assert set(found.values()) <= {"identical", "compiled differently"}
+
+
+COMPLAIN = """\
+static void complain(const char *name, int code) {
+    fprintf(stderr, "cannot open the file %s of shapes: code %d\\n", name, code * 37 + 5);
+}
+"""
+
+
+def test_what_is_inlined_is_said(tmp_path, model):
+    """A static function that -O2 inlines; beside it, a program that has none."""
+    called = SOURCE.replace(
+        "if (argc < 2)", "if (argc > 9)\n        complain(argv[1], argc);\n    if (argc < 2)"
+    )
+    with_it = called.replace("static int compare", COMPLAIN + "static int compare")
+    without = called.replace("complain(argv[1], argc)", "abort()")
+    codes = [
+        extract_features(analyse(compile_c(source, tmp_path / str(i), level)))
+        for i, (source, level) in enumerate([(with_it, "-O0"), (with_it, "-O2"), (without, "-O2")])
+    ]
+
+    def inlined(old, new):
+        rows = function_matches((old, new), compare(old, new, model))
+        (row,) = [m for m in rows if "complain" in (m.old and m.old.name, m.new and m.new.name)]
+        assert "only in" in row.status
+        return [function.name for function in row.inlined], row.said
+
+    assert inlined(codes[0], codes[1]) == (["main"], "likely inlined into main")
+    assert inlined(codes[1], codes[0]) == (["main"], "likely inlined in main")
+    assert inlined(codes[0], codes[2]) == ([], ""), "it is gone altogether"
 
 
 # ---------------------------------------------------------------------------------- the parts

@@ -22,6 +22,7 @@ from matching.changes import compare
 from matching.model import read_model
 from matching.page.layout import draw
 from matching.page.make import HERE, SCRIPTS, make_page
+from matching.pseudo import PseudoDiff
 
 PATCHED = SOURCE.replace("sum / 2;", "sum > 100000 ? 7 * sum : sum / 2 - 1234;").replace(
     "exit(status);", 'puts("One more line of help"); exit(status);'
@@ -227,6 +228,30 @@ def test_links_lead_to_a_function_and_a_block_and_back(opened, page):
     assert link.endswith(";old:" + re.search("0x[0-9a-f]+", texts(opened, ".lit")[0])[0])
 
 
+def test_pseudo_code_stands_beside_the_graphs(chrome, analyses, tmp_path):
+    codes = (extract_features(analyses["O1"]),) * 2
+    diff = compare(*codes, read_model())
+    lines = [("same", "f(v1);", "f(v2);"), ("changed", "a<b>;", "b;"), ("new", "", "c;")]
+    pseudo = {
+        diff.functions[0]["sides"]: PseudoDiff(lines, ("", "")),
+        diff.functions[1]["sides"]: PseudoDiff([], ("too long", "")),
+    }
+    page = tmp_path / "pseudo.html"
+    page.write_text(make_page(("a", "b"), codes, diff, pseudo=pseudo))
+    open_page(chrome, page)
+    assert chrome.find_element("id", "view-pseudo").is_displayed()
+    press(chrome, "c")
+    assert texts(chrome, "#code .line > *") == ["f(v1);", "f(v2);", "a<b>;", "b;", "", "c;"]
+    press(chrome, "n")
+    assert texts(chrome, ".lit .line.new") == ["c;"]
+    press(chrome, "j")
+    WebDriverWait(chrome, 10).until(lambda chrome: texts(chrome, ".reason"))
+    assert texts(chrome, ".reason") == ["No pseudo-code of old: too long"]
+    press(chrome, "j")  # of the third there is none: its graph is shown
+    WebDriverWait(chrome, 10).until(lambda chrome: texts(chrome, ".graph"))
+    assert not chrome.find_element("id", "view-pseudo").is_displayed()
+
+
 def test_notes_and_marks_are_kept_and_exported(opened, page):
     press(opened, "r")
     opened.find_element("id", "note").send_keys("looks <b>safe</b>")
@@ -250,6 +275,26 @@ def test_notes_and_marks_are_kept_and_exported(opened, page):
         """
     )
     assert json.loads(saved)["notes"] == [note]
+
+
+def test_notes_come_back_from_a_file(opened, page, tmp_path):
+    key = opened.execute_script("return [0, 1].map(side => rows[0].sides[side].address)")
+    note = {"old": {"address": key[0]}, "new": {"address": key[1]}, "reviewed": True}
+    notes = {"format": 1, "notes": [note | {"note": "<i>seen</i>"}, note | {"old": None}]}
+    (tmp_path / "notes.json").write_text(json.dumps(notes))
+    (tmp_path / "other.json").write_text('{"format": 2}')
+    opened.find_element("id", "note").send_keys("mine")
+    for name, said in [
+        ("notes.json", "1 of 2 notes are of functions here, and were added"),
+        ("notes.json", "1 of 2 notes are of functions here, and were added"),
+        ("other.json", "other.json could not be read: these are no notes of such a page"),
+    ]:
+        opened.execute_script("document.getElementById('found').textContent = ''")
+        opened.find_element("id", "notes-file").send_keys(str(tmp_path / name))
+        WebDriverWait(opened, 10).until(lambda chrome: chrome.find_element("id", "found").text)
+        assert opened.find_element("id", "found").text == said
+    assert opened.find_element("id", "note").get_attribute("value") == "mine / <i>seen</i>"
+    assert texts(opened, ".row > :nth-child(1)")[0] == "✓"
 
 
 def test_keys(opened):

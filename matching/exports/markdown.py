@@ -1,10 +1,13 @@
 """The result of a comparison as Markdown, for a pull request or a report."""
 
 import os
+import re
+from collections.abc import Mapping
 
 from features.extract import Features
-from matching.changes import CHANGED, IDENTICAL, ORDER, STATUS, Diff
+from matching.changes import CHANGED, IDENTICAL, ORDER, STATUS, Diff, describe
 from matching.exports.records import Function, FunctionMatch, function_matches
+from matching.pseudo import COME, GONE, SAME, PseudoDiff, Sides
 from terminal.escape import markdown_text
 
 TOP = 20  # functions that are listed
@@ -22,9 +25,16 @@ def verdict(diff: Diff) -> str:
 
 
 def as_markdown(
-    paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff, top: int = TOP
+    paths: tuple[str, str],
+    codes: tuple[Features, ...],
+    diff: Diff,
+    top: int = TOP,
+    pseudo: Mapping[Sides, PseudoDiff] | None = None,
 ) -> str:
-    """Return a verdict, a table of statuses, and the first ``top`` functions that differ."""
+    """Return a verdict, a table of statuses, and the first ``top`` functions that differ.
+
+    Behind them comes how their pseudo-code differs, as far as `pseudo_code` has made it.
+    """
     old, new = (markdown_text(os.path.basename(path)) for path in paths)
     lines = [f"# {old} → {new}", "", f"**{verdict(diff)}**", ""]
     lines += ["| functions | |", "|---|---:|"]
@@ -37,7 +47,32 @@ def as_markdown(
         lines += table(shown[:top])
         if len(shown) > top:
             lines += ["", f"{len(shown) - top:,} more are not listed."]
+    for sides, found in (pseudo or {}).items():
+        old, new = (describe(code, f) for code, f in zip(codes, sides, strict=True))
+        lines += ["", f"## {markdown_text(old['name'])} → {markdown_text(new['name'])}", ""]
+        lines += _pseudo_lines(found)
     return "\n".join(lines) + "\n"
+
+
+def _pseudo_lines(found: PseudoDiff) -> list[str]:
+    """Return a code block that shows two pseudo-codes as a unified diff does."""
+    if any(found.reasons):
+        sides = zip(("old", "new"), found.reasons, strict=True)
+        why = "; ".join(f"{which}: {reason}" for which, reason in sides if reason)
+        return [f"No pseudo-code: {markdown_text(why)}"]
+    lines: list[str] = []
+    before: list[str] = []
+    after: list[str] = []
+    for sign, old, new in [*found.lines, (SAME, "", "")]:
+        if sign == SAME:  # what was there stands before what came in its place
+            lines += [*before, *after, f"  {new}"]
+            before, after = [], []
+        else:
+            before += [f"- {old}"] * (sign != COME)
+            after += [f"+ {new}"] * (sign != GONE)
+    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}diff", *lines[:-1], fence]
 
 
 def table(matches: list[FunctionMatch], more: dict[str, list[str]] | None = None) -> list[str]:
@@ -52,8 +87,12 @@ def table(matches: list[FunctionMatch], more: dict[str, list[str]] | None = None
         score = f"{match.score:.2f}" if match.old and match.new else ""
         cells = [*(column[i] for column in more.values()), match.status]
         cells += [_function(match.old), _function(match.new), share, score]
-        lines.append(f"| {' | '.join([*cells, ', '.join(match.kinds)])} |")
+        lines.append(f"| {' | '.join([*cells, _said(match)])} |")
     return lines
+
+
+def _said(match: FunctionMatch) -> str:
+    return markdown_text(match.said) if match.inlined else match.said
 
 
 def _function(function: Function | None) -> str:

@@ -16,6 +16,7 @@ CSV_COLUMNS = ["status", "score", "differing", "change", "rank", "kinds"]
 CSV_COLUMNS += [
     f"{side} {what}" for side in ("old", "new") for what in ("address", "name", "blocks")
 ]
+CSV_COLUMNS += ["inlined"]
 SCHEMA = Path(__file__).resolve().parent / "diff.schema.json"
 
 
@@ -60,6 +61,8 @@ class FunctionMatch:
     kinds : tuple of str
         What kinds of change there are.
     old, new : Function or None
+    inlined : tuple of Function
+        Of a function that is in one binary alone, those of the other that likely hold its code.
     """
 
     status: str
@@ -70,6 +73,14 @@ class FunctionMatch:
     kinds: tuple[str, ...]
     old: Function | None
     new: Function | None
+    inlined: tuple[Function, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """What is known of the change: its kinds, or where the code likely went to."""
+        names = ", ".join(function.name for function in self.inlined)
+        inlined = f"likely inlined {'into' if self.old else 'in'} {names}" if names else ""
+        return ", ".join(self.kinds) or inlined
 
     def record(self) -> dict[str, Any]:
         """Return it as one flat record, as ``pandas.DataFrame`` reads a list of them."""
@@ -80,6 +91,7 @@ class FunctionMatch:
             "change": self.change,
             "rank": self.rank,
             "kinds": ", ".join(self.kinds),
+            "inlined": ", ".join(function.name for function in self.inlined),
         }
         for side, function in (("old", self.old), ("new", self.new)):
             about = dataclasses.asdict(function) if function else dict.fromkeys(FUNCTION)
@@ -120,6 +132,7 @@ def function_matches(codes: tuple[Features, ...], diff: Diff) -> list[FunctionMa
             row["rank"],
             tuple(row["kinds"]),
             *(function(side, f) for side, f in enumerate(row["sides"])),
+            tuple(function(int(row["sides"][1] < 0), f) for f in row["inlined"]),
         )
         for row in diff.functions
     ]
@@ -143,17 +156,19 @@ def as_record(match: FunctionMatch) -> dict[str, Any]:
             return None
         return dataclasses.asdict(function) | {"address": f"0x{function.address:x}"}
 
-    return dataclasses.asdict(match) | {"old": about(match.old), "new": about(match.new)}
+    sides = {"old": about(match.old), "new": about(match.new)}
+    return dataclasses.asdict(match) | sides | {"inlined": [about(f) for f in match.inlined]}
 
 
 def from_record(record: dict[str, Any]) -> FunctionMatch:
     """Return the row that `as_record` made a record of."""
-    sides = {
-        side: record[side]
-        and Function(**record[side] | {"address": int(record[side]["address"], 16)})
-        for side in ("old", "new")
-    }
-    return FunctionMatch(**record | sides | {"kinds": tuple(record["kinds"])})
+
+    def function(about: dict[str, Any] | None) -> Function | None:
+        return about and Function(**about | {"address": int(about["address"], 16)})
+
+    sides = {side: function(record[side]) for side in ("old", "new")}
+    tuples = {"kinds": tuple(record["kinds"]), "inlined": tuple(map(function, record["inlined"]))}
+    return FunctionMatch(**record | sides | tuples)
 
 
 def as_json(paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff) -> dict[str, Any]:
@@ -191,4 +206,4 @@ def csv_cells(match: FunctionMatch) -> list[Any]:
             cells += ["", "", ""]
         else:
             cells += [f"0x{function.address:x}", csv_cell(function.name), function.blocks]
-    return cells
+    return [*cells, csv_cell(", ".join(function.name for function in match.inlined))]

@@ -51,7 +51,7 @@ def make_package_page(diff: PackageDiff) -> str:
                 match.score,
                 match.differing,
                 match.change,
-                match.kinds,
+                match.said,
             ]
             for file, match in diff.functions()
         ],

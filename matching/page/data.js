@@ -35,18 +35,23 @@ const partnerOf = [new Map(), new Map()];  // function -> function of the other 
 
 async function readIndex() {
   index = await inflate("index");
-  rows = index.rows.map(([status, a, b, score, differing, change, rank, kinds, part, place, ...words], at) => {
+  rows = index.rows.map(([status, a, b, score, differing, change, rank, kinds, inlined, part, place, ...words], at) => {
     const sides = [a, b].map((f, side) => f < 0 ? null : functionOf(side, f));
     const [one, other] = sides;
     if (one && other) { partnerOf[OLD].set(a, b); partnerOf[NEW].set(b, a); }
     const texts = sides.filter(f => f).flatMap(f => [f.name, f.symbol, f.address]);
     return {
       at, sides, score, differing, change, rank, part, place, words, texts, matched: Boolean(one && other),
-      status: index.status[status], kinds: kinds.map(kind => index.kinds[kind]),
+      status: index.status[status], inlined: inlined.map(f => functionOf(a < 0 ? OLD : NEW, f)), kinds: kinds.map(kind => index.kinds[kind]),
       key: sides.map(f => f ? f.address : "-").join(","), name: (one || other).name,
     };
   });
 }
+
+// What is known of a change: its kinds, or where the code of a function without a partner likely is
+const inlinedText = row => row.inlined.length
+  ? `likely inlined ${row.sides[OLD] ? "into" : "in"} ${row.inlined.map(f => f.brief).join(", ")}` : "";
+const said = row => row.kinds.join(", ") || inlinedText(row);
 
 // Names that a disassembler makes up say nothing beside a symbol.
 const madeUp = name => /^sub_[0-9a-f]+$/.test(name);
@@ -78,5 +83,20 @@ const notes = {
       notes: rows.filter(row => row.key in this.all).map(row => (
         { old: about(row.sides[OLD]), new: about(row.sides[NEW]), ...this.of(row) })),
     };
+  },
+  // Add what another page has exported; of two notes on a function, both stay.
+  take(content) {
+    if (content?.format !== 1 || !Array.isArray(content.notes)) throw new Error("these are no notes of such a page");
+    const rowOf = new Map(rows.map(row => [row.key, row]));
+    let taken = 0;
+    for (const { old, new: other, reviewed, note } of content.notes) {
+      const row = rowOf.get([old, other].map(f => f ? f.address : "-").join(","));
+      if (!row) continue;
+      const mine = this.of(row), theirs = String(note || "").slice(0, 2000);
+      const both = !theirs || mine.note.includes(theirs) ? mine.note : mine.note ? `${mine.note} / ${theirs}` : theirs;
+      this.set(row, { reviewed: mine.reviewed || Boolean(reviewed), note: both });
+      taken++;
+    }
+    return [taken, content.notes.length];
   },
 };

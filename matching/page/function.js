@@ -12,7 +12,7 @@ function shownText(part, side) {
 let opened = null;  // set by readFunction
 
 function readFunction(row, content) {
-  const { blocks, pairs, away, graphs } = content;
+  const { blocks, pairs, away, graphs, pseudo } = content;
   const partner = [new Map(), new Map()];  // block's place -> [place on the other side, same]
   for (const [a, b, same] of pairs) { partner[OLD].set(a, [b, same]); partner[NEW].set(b, [a, same]); }
   const elsewhere = [new Map(), new Map()];
@@ -30,7 +30,7 @@ function readFunction(row, content) {
     },
   };
   const items = inOrder(blocks, partner);
-  opened = { row, blocks, partner, elsewhere, placeAt, graphs, items, context, at: -1 };
+  opened = { row, blocks, partner, elsewhere, placeAt, graphs, pseudo, items, context, at: -1 };
   opened.itemOf = [OLD, NEW].map(side => new Map(items.map(item => [item.places[side], item])));
   opened.differences = row.matched ? items.filter(item => !item.same && differs(item)) : [];
 }

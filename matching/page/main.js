@@ -35,12 +35,19 @@ function showTitle() {
   const about = f => { const name = make("b", "", f.name); name.title = [f.symbol, f.address].filter(t => t).join("\n"); return name; };
   $("title").replaceChildren(make("span", "tag " + STATUS_CLASS[row.status], row.status),
     ...(one && other && one.name !== other.name ? [about(one), " → ", about(other)] : [about(one || other)]),
-    ...row.kinds.map(kind => make("span", "tag changed", kind)));
+    ...row.kinds.map(kind => make("span", "tag changed", kind)), ...row.inlined.map(f => inlinedLink(row, f)));
   $("controls").hidden = false;
   $("reviewed").checked = notes.of(row).reviewed;
   $("note").value = notes.of(row).note;
   for (const id of ["previous", "next"]) $(id).disabled = !differences.length;
   showWhich();
+}
+
+function inlinedLink(row, f) {
+  const side = row.sides[OLD] ? NEW : OLD, link = make("a", "name", f.brief);
+  link.title = [f.name, f.symbol, f.address].filter(t => t).join("\n");
+  link.onclick = () => go(rows.find(row => row.sides[side]?.f === f.f));
+  return make("span", "inlined", `likely inlined ${side === NEW ? "into" : "in"} `, link);
 }
 
 function showWhich() {
@@ -50,23 +57,26 @@ function showWhich() {
 }
 
 function draw() {
-  const graph = hasGraph() && (view || "graph") === "graph";
-  $("view-linear").setAttribute("aria-pressed", !graph);
-  $("view-graph").setAttribute("aria-pressed", graph);
+  const pseudo = Boolean(opened.pseudo) && view === "pseudo";
+  const graph = !pseudo && hasGraph() && view !== "linear";
+  opened.drawn = pseudo ? "pseudo" : graph ? "graph" : "linear";
+  for (const name of ["linear", "graph", "pseudo"]) $("view-" + name).setAttribute("aria-pressed", opened.drawn === name);
   $("view-graph").disabled = !hasGraph();
+  $("view-pseudo").hidden = !opened.pseudo;
   $("zooming").hidden = !graph;
   for (const item of opened.items) item.element = null;
-  opened.drawn = graph ? "graph" : "linear";
-  if (graph) drawGraphs(); else drawLinear();
+  if (pseudo) drawPseudo(); else if (graph) drawGraphs(); else drawLinear();
 }
 
 function light(item) {
+  if (opened.drawn === "pseudo") choose("linear");  // which has blocks
   const at = opened.differences.indexOf(item);
   if (at >= 0) { opened.at = at; showWhich(); }
   if (opened.drawn === "graph") lightGraph(item); else lightLinear(item);
 }
 
 function nextDifference(by) {
+  if (opened?.drawn === "pseudo") { nextPseudo(by); return; }
   const count = opened ? opened.differences.length : 0;
   if (!count) return;
   opened.at = opened.at < 0 && by < 0 ? count - 1 : (opened.at + by + count) % count;
@@ -84,6 +94,17 @@ function save(name, content) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
+async function importNotes(file) {
+  let said;
+  try {
+    const [taken, all] = notes.take(JSON.parse(await file.text()));
+    said = `${taken} of ${all} notes are of functions here, and were added`;
+    if (opened) showTitle();
+    filter();
+  } catch (error) { said = `${file.name} could not be read: ${error.message}`; }
+  $("found").textContent = said;
+}
+
 function setTheme(theme) {
   const dark = theme === "dark";
   document.documentElement.style.colorScheme = theme;
@@ -98,6 +119,7 @@ function setTheme(theme) {
 function buildControls() {
   $("view-linear").onclick = () => choose("linear");
   $("view-graph").onclick = () => choose("graph");
+  $("view-pseudo").onclick = () => choose("pseudo");
   $("fold").onchange = () => opened && draw();
   $("previous").onclick = () => nextDifference(-1);
   $("next").onclick = () => nextDifference(1);
@@ -107,6 +129,10 @@ function buildControls() {
   $("reviewed").onchange = () => setReviewed($("reviewed").checked);
   $("note").oninput = () => { notes.set(opened.row, { note: $("note").value }); drawRows(); };
   $("export").onclick = () => save("notes.json", notes.exported());
+  $("import").onclick = () => $("notes-file").click();
+  $("notes-file").onchange = event => { for (const file of event.target.files) importNotes(file); event.target.value = ""; };
+  document.addEventListener("dragover", event => event.preventDefault());
+  document.addEventListener("drop", event => { event.preventDefault(); for (const file of event.dataTransfer.files) importNotes(file); });
   $("help-button").onclick = () => $("help").showModal();
   $("help-close").onclick = () => $("help").close();
   let theme = null;
@@ -126,6 +152,7 @@ const KEYS = {
   j: () => step(1), k: () => step(-1),
   n: () => nextDifference(1), p: () => nextDifference(-1),
   g: () => choose(opened?.drawn === "graph" ? "linear" : "graph"),
+  c: () => { if (opened?.pseudo) choose("pseudo"); },
   f: () => { $("fold").checked = !$("fold").checked; if (opened) draw(); },
   r: () => { if (opened) setReviewed(!notes.of(opened.row).reviewed); },
   e: () => $("note").focus(),

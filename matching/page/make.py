@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from matching.changes import ORDER, STATUS, Diff
 from matching.kinds import KINDS
 from matching.page.rows import Rows
 from matching.page.side import Side
+from matching.pseudo import PseudoDiff, Sides
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = (
@@ -27,6 +28,7 @@ SCRIPTS = (
     "table.js",
     "linear.js",
     "graph.js",
+    "pseudo.js",
     "main.js",
 )
 PART = 200_000  # characters of JSON in a part, which the browser reads in milliseconds
@@ -34,16 +36,20 @@ DRAWN = 12_000  # boxes in all graphs together, half a millisecond each
 
 
 def make_page(
-    paths: tuple[str, str], codes: tuple[Features, Features], diff: Diff, home: str = ""
+    paths: tuple[str, str],
+    codes: tuple[Features, Features],
+    diff: Diff,
+    home: str = "",
+    pseudo: Mapping[Sides, PseudoDiff] | None = None,
 ) -> str:
     """Return the HTML page that shows ``diff``, the comparison of the binaries at ``paths``.
 
-    ``home`` is the page beside it that it leads back to.
+    ``home`` is the page beside it that it leads back to; ``pseudo`` is what `pseudo_code` returns.
     """
     sides = [Side(code) for code in codes]
     found = {kind for row in diff.functions for kind in row["kinds"]}
     kinds = [kind for kind in KINDS if kind in found]
-    index_rows, parts = _rows(sides, diff, kinds)
+    index_rows, parts = _rows(sides, diff, kinds, pseudo or {})
     index = {
         "paths": paths,
         "status": STATUS,
@@ -59,7 +65,12 @@ def make_page(
     return fill_page("page.html", SCRIPTS, data)
 
 
-def _rows(sides: list[Side], diff: Diff, kinds: list[str]) -> tuple[list[list], list[str]]:
+def _rows(
+    sides: list[Side],
+    diff: Diff,
+    kinds: list[str],
+    pseudo: Mapping[Sides, PseudoDiff],
+) -> tuple[list[list], list[str]]:
     """Return what the index has of each row, and the parts: JSON of several rows each."""
     made, left = Rows(sides, diff), DRAWN
     rows: list[list[Any]] = []
@@ -73,7 +84,10 @@ def _rows(sides: list[Side], diff: Diff, kinds: list[str]) -> tuple[list[list], 
         numbers = row["score"], row["differing"], row["change"], row["rank"]
         place = len(parts) - 1, len(parts[-1])
         of = [kinds.index(kind) for kind in row["kinds"]]
-        rows.append([row["status"], *row["sides"], *numbers, of, *place, *words])
+        about = row["status"], *row["sides"], *numbers, of, row["inlined"]
+        rows.append([*about, *place, *words])
+        if found := pseudo.get(row["sides"]):
+            content["pseudo"] = {"lines": found.lines, "reasons": found.reasons}
         parts[-1].append(to_json(content))
     return rows, [f"[{','.join(part)}]" for part in parts]
 

@@ -38,7 +38,7 @@ const FUNCTIONS = [
   ["new", f => (f.sides[1] || "").padStart(20), f => cell(f.sides[1] || "", "", "address")],
   ["change", f => -f.differing, f => cell(f.differing ? `${f.differing} (${Math.max(1, Math.round(f.change * 100))} %)` : "", "", "number")],
   ["score", f => -f.score, f => cell(f.matched ? f.score.toFixed(2) : "", "", "number")],
-  ["what changed", f => f.kinds, f => cell(f.kinds)],
+  ["what changed", f => f.said, f => cell(f.said)],
 ];
 
 class Table {
@@ -92,11 +92,11 @@ function readPackages() {
     at, status: about.status[status], name: both(one, other), how, reason, counts, page,
     words: [one, other, reason].join("\n").toLowerCase(),
   }));
-  const functions = about.functions.map(([file, status, one, other, score, differing, change, kinds], at) => ({
-    at, file: files[file], status, score, differing, change, kinds: kinds.join(", "), matched: Boolean(one && other),
+  const functions = about.functions.map(([file, status, one, other, score, differing, change, said], at) => ({
+    at, file: files[file], status, score, differing, change, said, matched: Boolean(one && other),
     sides: [one && one[0], other && other[0]], name: both(one && one[1], other && other[1]),
     href: files[file].page && `${files[file].page}#${[one, other].map(side => side ? side[0] : "-").join(",")}`,
-    words: [one && one[1], other && other[1], files[file].name, ...kinds].join("\n").toLowerCase(),
+    words: [one && one[1], other && other[1], files[file].name, said].join("\n").toLowerCase(),
   }));
   return [files, functions];
 }

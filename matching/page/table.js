@@ -112,11 +112,11 @@ function drawRow(row, at) {
     cell.setAttribute("role", "gridcell");
     const inside = { status: "tag " + STATUS_CLASS[row.status], function: "called" }[name];
     cell.append(inside ? make("span", inside, show(row)) : show(row));
-    if (name === "function" && row.kinds.length) cell.append(make("span", "kinds", row.kinds.join(", ")));
+    if (name === "function" && said(row)) cell.append(make("span", "kinds", said(row)));
     element.append(cell);
   }
   element.title = row.sides.filter(f => f).map(f => [f.address, f.name, f.symbol].filter(t => t).join("  ")).join("\n")
-    + (row.kinds.length ? "\n" + row.kinds.join(", ") : "");
+    + (said(row) ? "\n" + said(row) : "");
   element.onclick = () => go(row);
   element.onkeydown = event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); go(row); } };
   return element;

@@ -1,0 +1,87 @@
+"""Pseudo-code of the functions that changed most, and what differs between its lines."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+
+from binary.decompile import decompile
+from features.extract import Features
+from matching.changes import CHANGED, Diff
+
+# What the decompiler numbers as it comes, and where variables lie: no difference.
+NUMBERED = re.compile(r"\b(v|a|idx|ptr|flag|choice|LABEL_)[0-9a-f]*\b|// .*")
+SAME, DIFFERENT, GONE, COME = "same", "changed", "gone", "new"
+
+Sides = tuple[int, int]
+Line = tuple[str, str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class PseudoDiff:
+    """The pseudo-code of two functions.
+
+    Attributes
+    ----------
+    lines : list of (str, str, str)
+        SAME, DIFFERENT, GONE or COME, a line of OLD and one of NEW.
+    reasons : (str, str)
+        Why there is none of OLD, and of NEW; "" where there is.
+    """
+
+    lines: list[Line]
+    reasons: tuple[str, str]
+
+
+def pseudo_code(
+    paths: tuple[str, str],
+    codes: tuple[Features, ...],
+    diff: Diff,
+    count: int,
+    output_dir: str,
+    workers: int,
+    limits: tuple[float, float],
+) -> dict[Sides, PseudoDiff]:
+    """Decompile the first ``count`` changed functions; a row's sides -> what was found."""
+    sides = [row["sides"] for row in diff.functions if row["status"] == CHANGED][:count]
+    wanted = [
+        (path, code.analysis, f)
+        for pair in sides
+        for path, code, f in zip(paths, codes, pair, strict=True)
+    ]
+    found = decompile(wanted, output_dir, workers, limits)
+    names = [code.analysis.function_name for code in codes]
+    partner = {
+        names[0][row["sides"][0]]: names[1][row["sides"][1]]
+        for row in diff.functions
+        if -1 not in row["sides"]
+    }
+    return {
+        pair: PseudoDiff(line_diff(old.lines, new.lines, partner), (old.reason, new.reason))
+        for pair, old, new in zip(sides, found[::2], found[1::2], strict=True)
+    }
+
+
+def line_diff(
+    old: tuple[str, ...], new: tuple[str, ...], partner: Mapping[str, str] | None = None
+) -> list[Line]:
+    """Align the lines of two pseudo-codes.
+
+    Other numbers of variables are no difference, nor is the name of a ``partner`` (name of a
+    function in OLD -> its name in NEW).
+
+    >>> line_diff(("f();", "v1 = 2;"), ("g();", "v3 = 2;", "b;"), {"f": "g"})
+    [('same', 'f();', 'g();'), ('same', 'v1 = 2;', 'v3 = 2;'), ('new', '', 'b;')]
+    """
+    names = partner or {}
+    keys = [[NUMBERED.sub(r"\1", line) for line in side] for side in (old, new)]
+    keys[0] = [re.sub(r"\w+", lambda name: names.get(name[0], name[0]), line) for line in keys[0]]
+    found: list[Line] = []
+    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
+    for what, a, b, c, d in matcher.get_opcodes():
+        both = min(b - a, d - c)
+        sign = SAME if what == "equal" else DIFFERENT
+        found += [(sign, old[a + i], new[c + i]) for i in range(both)]
+        found += [(GONE, line, "") for line in old[a + both : b]]
+        found += [(COME, "", line) for line in new[c + both : d]]
+    return found
