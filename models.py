@@ -223,15 +223,21 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """BERT's encoder.
 
+    Parameters
+    ----------
+    cfg : Config
+    embed : Module, optional
+        What makes hidden states of the input, instead of `Embeddings`.
+
     References
     ----------
     Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language
     Understanding", 2019, https://arxiv.org/abs/1810.04805
     """
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, embed: nn.Module | None = None) -> None:
         super().__init__()
-        self.embed = Embeddings(cfg)
+        self.embed = Embeddings(cfg) if embed is None else embed
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.apply(functools.partial(init_weights, std=cfg.init_std))
 

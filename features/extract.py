@@ -37,6 +37,28 @@ GROUPS = (*KINDS, "size", "name near", "name far", "name up", "number near", "nu
 
 
 @dataclasses.dataclass
+class Lines:
+    """The instructions of a binary's code blocks, n of them, L of which differ.
+
+    Attributes
+    ----------
+    number : int32 (n,)
+        Which of the L each is, block after block.
+    offsets : int64 (B + 1,)
+        Block b has the instructions offsets[b] up to offsets[b + 1].
+    texts : list of bytes
+        The L lines.
+    words : dict of str to csr float32 (L, DIMENSIONS)
+        "token", "number" and "field": how often each line has each.
+    """
+
+    number: np.ndarray
+    offsets: np.ndarray
+    texts: list[bytes]
+    words: dict[str, scipy.sparse.csr_matrix]
+
+
+@dataclasses.dataclass
 class Features:
     """The features of a binary with F functions that hold code, and B code blocks.
 
@@ -55,6 +77,8 @@ class Features:
         How many variables functions share, see `binary.shared_data.shared_variables`.
     tables : Tables
         Tables of pointers to functions in the data.
+    lines : Lines
+        The instructions.
     """
 
     analysis: Analysis
@@ -64,6 +88,7 @@ class Features:
     words: dict[str, scipy.sparse.csr_matrix]
     shared: scipy.sparse.csr_matrix
     tables: Tables
+    lines: Lines
 
     @property
     def functions(self) -> int:
@@ -98,7 +123,8 @@ def extract_features(analysis: Analysis) -> Features:
     order = np.argsort(function, kind="stable")
     blocks = np.split(order, np.searchsorted(function[order], np.arange(1, n_functions)))
     calls = _calls(analysis, n_functions)
-    block_words = _block_words(analysis)
+    lines, mnemonics = _read_lines(analysis)
+    block_words = _block_words(analysis, lines, mnemonics)
     inside = scipy.sparse.csr_matrix(
         (np.ones(len(function), np.float32), (function, np.arange(len(function)))),
         (n_functions, len(function)),
@@ -120,7 +146,7 @@ def extract_features(analysis: Analysis) -> Features:
     for matrix in words.values():  # sums of floats depend on the order
         matrix.sort_indices()
     shared, tables = shared_variables(analysis), read_tables(analysis)
-    return Features(analysis, blocks, calls, block_words, words, shared, tables)
+    return Features(analysis, blocks, calls, block_words, words, shared, tables, lines)
 
 
 def _without_hubs(near: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
@@ -155,30 +181,41 @@ def _calls(analysis: Analysis, n_functions: int) -> scipy.sparse.csr_matrix:
     return scipy.sparse.csr_matrix((ones, tuple(between.T)), (n_functions, n_functions))
 
 
-def _block_words(analysis: Analysis) -> dict[str, scipy.sparse.csr_matrix]:
+def _read_lines(analysis: Analysis) -> tuple[Lines, list[str]]:
+    """Return the instructions, and the mnemonic of each line.
+
+    Most instructions occur many times, so each distinct one is read once, and counted.
+    """
     n_code = analysis.code_blocks
     first = int(analysis.function_address[0])
     texts = [text.split(b"\n") for text in analysis.instructions[:n_code]]
-    # Most instructions occur many times, so each distinct one is read once, and counted.
     number: dict[bytes, int] = {}
     line = [number.setdefault(line, len(number)) for text in texts for line in text]
     offsets = np.cumsum([0] + [len(text) for text in texts])
-    has = scipy.sparse.csr_matrix(
-        (np.ones(len(line), np.float32), line, offsets), (n_code, len(number))
-    )
     read = functools.partial(_read_instruction, analysis.architecture)
     mnemonics, tokens, fields, numbers = zip(*map(read, number), strict=True)
+    plain = ([n & 0xFFFFFFFF for n in ns if not 0 <= n - first < IMAGE] for ns in numbers)
     words = {
-        "token": has @ hashed(zip(mnemonics, tokens, strict=True)),
-        "field": has @ hashed(fields),
-        "number": has
-        @ hashed([n & 0xFFFFFFFF for n in ns if not 0 <= n - first < IMAGE] for ns in numbers),
+        "token": hashed(zip(mnemonics, tokens, strict=True)),
+        "field": hashed(fields),
+        "number": hashed(plain),
     }
-    sequences = [[mnemonics[number[line]] for line in text] for text in texts]
+    return Lines(np.array(line, np.int32), offsets, list(number), words), list(mnemonics)
+
+
+def _block_words(
+    analysis: Analysis, lines: Lines, mnemonics: list[str]
+) -> dict[str, scipy.sparse.csr_matrix]:
+    n_code = analysis.code_blocks
+    ones = np.ones(len(lines.number), np.float32)
+    has = scipy.sparse.csr_matrix((ones, lines.number, lines.offsets), (n_code, len(lines.texts)))
+    words = {kind: has @ of_line for kind, of_line in lines.words.items()}
+    each = [mnemonics[number] for number in lines.number.tolist()]
+    sequences = [each[start:end] for start, end in itertools.pairwise(lines.offsets.tolist())]
     words["gram"] = hashed(
         [*itertools.pairwise(m), *zip(m, m[1:], m[2:], strict=False)] for m in sequences
     )
-    names: list[list] = [[] for _ in texts]
+    names: list[list] = [[] for _ in range(n_code)]
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
         names[block] += literal_words(literal)
     imports = analysis.import_calls()

@@ -1,0 +1,217 @@
+"""The functions of many builds, and which of them are the same: what the encoder learns from.
+
+Two functions of two builds of a program are the same where their symbols have one name. Without
+symbols, twins are: the imports and words of strings that only one function of each build has are
+votes for these two, and twins give each other most of their votes.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+
+import utils
+from binary.analysis import cache_file, load_analysis
+from binary.symbols import source_names
+from encoder.inputs import GROUPS, NAMES
+from features.extract import extract_features
+from features.positions import BAG, WORD_KINDS, Positions, read_positions
+from features.tfidf import DIMENSIONS
+from files.arrays import Numbers, Texts, read_arrays, write_arrays
+from terminal import progress
+
+VERSION = 1  # of what is kept of a binary; a change of it makes the kept files stale
+SPARSE = ("of_line", "names", "bags")
+SCHEMA = {
+    "line": Numbers("i4", "n", below="L"),
+    "offsets": Numbers("i8", "F + 1", rises_to="n"),
+    "blocks": Numbers("i8", "F"),
+    "name": Texts("F"),
+    "processor": Texts("one"),
+}
+for _name, _rows in zip(SPARSE, ("L", "n", "F"), strict=True):
+    SCHEMA[f"{_name} offsets"] = Numbers("i4", f"{_rows} + 1", rises_to=f"{_name} words")
+    SCHEMA[f"{_name} word"] = Numbers("i4", f"{_name} words")
+    SCHEMA[f"{_name} count"] = Numbers("f4", f"{_name} words")
+
+
+@dataclasses.dataclass
+class Build:
+    """One binary of the corpus.
+
+    Attributes
+    ----------
+    package, program, build : str
+        Where it comes from: <build>/<program>, a build of the package.
+    processor : str
+    first, last : int
+        Its functions in the corpus.
+    """
+
+    package: str
+    program: str
+    build: str
+    processor: str
+    first: int
+    last: int
+
+
+@dataclasses.dataclass
+class Corpus:
+    """The functions of all builds, one after the other.
+
+    Attributes
+    ----------
+    builds : list of Build
+    positions : Positions
+    name : list of str
+        Of each function's source; "" where no symbol says it for sure.
+    blocks : int64 (F,)
+        Number of blocks of each.
+    """
+
+    builds: list[Build]
+    positions: Positions
+    name: list[str]
+    blocks: np.ndarray
+
+    def __post_init__(self) -> None:
+        number = {"": -1}
+        for name in self.name:
+            number.setdefault(name, len(number) - 1)
+        self.label = np.array([number[name] for name in self.name], np.int64)
+        self.content = _digests(self.positions)
+        self._unique_names: dict[int, dict[int, int]] = {}
+
+    def same(self, a: Build, b: Build) -> np.ndarray:
+        """Return the pairs of functions that have one name, int64 (k, 2)."""
+        sides = []
+        for build in (a, b):
+            label = self.label[build.first : build.last]
+            inside = np.flatnonzero(label >= 0)
+            sides.append((label[inside], inside + build.first))
+        _, i, j = np.intersect1d(sides[0][0], sides[1][0], return_indices=True)
+        return np.stack([sides[0][1][i], sides[1][1][j]], 1)
+
+    def twins(self, a: Build, b: Build) -> np.ndarray:
+        """Return the pairs of functions that are twins, without any symbol, int64 (k, 2)."""
+        first, second = self._unique(a), self._unique(b)
+        votes: dict[tuple[int, int], int] = {}
+        for word in first.keys() & second.keys():
+            pair = first[word], second[word]
+            votes[pair] = votes.get(pair, 0) + 1
+        best: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        for i, j in sorted(votes, key=lambda pair: (-votes[pair], pair)):
+            best[0].setdefault(i, j)
+            best[1].setdefault(j, i)
+        found = sorted((i, j) for i, j in best[0].items() if best[1][j] == i)
+        return np.array(found, np.int64).reshape(-1, 2)
+
+    def _unique(self, build: Build) -> dict[int, int]:
+        """Return word -> function for the names that only one function of a build has."""
+        if build.first not in self._unique_names:
+            own = self.positions.bags[build.first : build.last].tocoo()
+            is_name = own.col // DIMENSIONS == GROUPS.index("name")
+            word, row = own.col[is_name], own.row[is_name]
+            found, first, times = np.unique(word, return_index=True, return_counts=True)
+            only = times == 1
+            functions = (row[first[only]] + build.first).tolist()
+            self._unique_names[build.first] = dict(
+                zip(found[only].tolist(), functions, strict=True)
+            )
+        return self._unique_names[build.first]
+
+
+def read_corpus(files: Iterable[tuple[str, str]], output_dir: str | os.PathLike[str]) -> Corpus:
+    """Read the functions of analysed binaries.
+
+    Parameters
+    ----------
+    files : iterable of (str, str)
+        Package and path, <build>/<program>.
+    output_dir : path-like
+        Where their analyses are, and what is kept of each for the next time.
+    """
+    builds, parts = [], []
+    first = 0
+    for package, path in progress.bar(list(files), desc="functions"):
+        part = read_part(cache_file(output_dir, utils.sha256_of(path)))
+        last = first + len(part["name"])
+        place = Path(path)
+        builds.append(
+            Build(package, place.name, place.parent.name, part["processor"][0], first, last)
+        )
+        parts.append(part)
+        first = last
+    line, offsets, lines, positions = [], [np.zeros(1, np.int64)], 0, 0
+    for part in parts:
+        line.append(part["line"] + lines)
+        offsets.append(part["offsets"][1:] + positions)
+        lines += len(part["of_line offsets"]) - 1
+        positions += len(part["line"])
+    columns = {"of_line": len(WORD_KINDS), "names": len(WORD_KINDS), "bags": len(BAG)}
+    joined = {
+        name: scipy.sparse.csr_matrix(
+            (
+                np.concatenate([part[f"{name} count"] for part in parts]),
+                np.concatenate([part[f"{name} word"] for part in parts]),
+                _joined([part[f"{name} offsets"] for part in parts]),
+            ),
+            (sum(len(part[f"{name} offsets"]) - 1 for part in parts), columns[name] * DIMENSIONS),
+        )
+        for name in SPARSE
+    }
+    return Corpus(
+        builds,
+        Positions(np.concatenate(line), np.concatenate(offsets), **joined),
+        [name for part in parts for name in part["name"]],
+        np.concatenate([part["blocks"] for part in parts]),
+    )
+
+
+def _joined(offsets: list[np.ndarray]) -> np.ndarray:
+    sizes = [np.diff(some) for some in offsets]
+    return np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
+
+
+def read_part(analysis_file: Path) -> dict:
+    """Return what the corpus has of one binary; it is kept, so that it is made once."""
+    kept = analysis_file.parent / "positions" / f"{analysis_file.stem}-{VERSION}.npz"
+    if not kept.exists():
+        analysis = load_analysis(analysis_file)
+        code = extract_features(analysis)
+        positions = read_positions(code)
+        part = {
+            "line": positions.line,
+            "offsets": positions.offsets.astype(np.int64),
+            "blocks": code.sizes,
+            "name": source_names(analysis),
+            "processor": [analysis.processor],
+        }
+        for name in SPARSE:
+            matrix = getattr(positions, name)
+            part[f"{name} offsets"] = matrix.indptr.astype(np.int32)
+            part[f"{name} word"] = matrix.indices.astype(np.int32)
+            part[f"{name} count"] = matrix.data
+        with utils.atomic_file(kept, "wb") as file:
+            write_arrays(file, part, SCHEMA)
+    return read_arrays(kept, SCHEMA, "kept positions", "delete the file and run again")
+
+
+def _digests(positions: Positions) -> np.ndarray:
+    """Return a number for what each function's own instructions say, int64 (F,)."""
+    own = np.array([" " not in group and group != "size" for group in GROUPS]) & ~NAMES
+    bags, found = positions.bags, []
+    for start, end in itertools.pairwise(bags.indptr.tolist()):
+        word, count = bags.indices[start:end], bags.data[start:end]
+        inside = own[word // DIMENSIONS]
+        text = word[inside].tobytes() + count[inside].tobytes()
+        found.append(
+            int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+        )
+    return np.array(found, np.int64)

@@ -1,0 +1,255 @@
+"""The encoder as search.py and diff.py use it: functions -> vectors of length 1, by numpy alone.
+
+It computes what `encoder.network.Network` does; torch would take longer to import than most
+comparisons take. The file is what `python -m encoder.train` wrote.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import scipy.special
+
+import utils
+from encoder.inputs import (
+    AROUND,
+    BUCKETS,
+    CONTEXT,
+    GROUPS,
+    NAMES,
+    NEAR,
+    UP,
+    Inputs,
+    Vocabulary,
+    look_up,
+    ranges,
+)
+from features.extract import Features
+from features.positions import read_positions
+from files.arrays import Damage, Numbers, check_arrays
+from terminal.escape import printable
+
+DEFAULT = Path(__file__).resolve().parent.parent / "model" / "encoder.safetensors"
+TOGETHER = 64  # functions of about the same length that are computed at a time
+LAYERS = 12  # at most
+MOST = 1e4  # weights that are further from 0 give numbers that are none
+PREFIX = "transformer.blocks."
+
+
+@dataclasses.dataclass
+class Encoder:
+    """What encoder/train.py trains.
+
+    Attributes
+    ----------
+    vocabulary : Vocabulary
+    heads : int
+        Of attention.
+    weights : dict of str to float32 array
+        Names and shapes as in the state dict of `encoder.network.Network`.
+    identity : str
+        A name that another encoder does not have: 16 hexadecimal digits of a hash.
+    """
+
+    vocabulary: Vocabulary
+    heads: int
+    weights: dict[str, np.ndarray]
+    identity: str = ""
+
+    def __call__(self, code: Features, names: bool = True, around: bool = True) -> np.ndarray:
+        """Encode the functions of a binary.
+
+        Parameters
+        ----------
+        code : Features
+        names : bool
+            Whether imports and strings are read.
+        around : bool
+            Whether words of callees and callers are read.
+
+        Returns
+        -------
+        float32 (F, D)
+            Of length 1.
+        """
+        return self.encode(look_up(read_positions(code), self.vocabulary), names, around)
+
+    def encode(self, inputs: Inputs, names: bool = True, around: bool = True) -> np.ndarray:
+        """As `__call__`, of what was read of the functions before."""
+        w = self.weights
+        table = w["transformer.embed.words.weight"]
+        functions, width = len(inputs.offsets) - 1, table.shape[1]
+        read = ((names | ~NAMES) & (around | ~AROUND)).astype(np.float32)[:, None]
+        vectors = np.empty((functions, width), np.float32)
+        context = np.empty((functions, 2, width), np.float32)
+        for start in range(0, functions, 1024):
+            some = slice(start * len(GROUPS), (start + 1024) * len(GROUPS))
+            bags = (inputs.bags[some] @ table).reshape(-1, len(GROUPS), width) * read
+            vectors[start : start + 1024] = (bags * w["gain"]).sum(1)
+            context[start : start + 1024] = np.stack(
+                [bags[:, groups].sum(1) for groups in (NEAR, UP)], 1
+            )
+        lines = inputs.of_line @ table
+        length = np.diff(inputs.offsets)
+        order = np.argsort(length, kind="stable")
+        for some in np.split(order, range(TOGETHER, len(order), TOGETHER)):
+            at = ranges(inputs.offsets[some], length[some])
+            x = np.zeros((len(some), CONTEXT + int(length[some].max()), width), np.float32)
+            row = np.repeat(np.arange(len(some)), length[some])
+            column = (
+                CONTEXT
+                + np.arange(len(at))
+                - np.repeat(np.cumsum(length[some]) - length[some], length[some])
+            )
+            x[:, :CONTEXT] = context[some]
+            x[row, column] = lines[inputs.line[at]]
+            if names:
+                x[row, column] += inputs.names[at] @ table
+            place = np.arange(x.shape[1])
+            mask = (place < length[some][:, None] + CONTEXT) & ((place >= CONTEXT) | around)
+            mask[:, 0] |= ~mask.any(1)
+            segment = np.where(place < CONTEXT, place + 1, 0)
+            h = self._states(x + w["transformer.embed.seg_embed.weight"][segment], mask)
+            pooled = np.einsum("nsd,ns->nd", h, mask.astype(np.float32)) / mask.sum(1)[:, None]
+            vectors[some] += pooled @ w["out.weight"].T
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def _states(self, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """float32 (n, S, D), bool (n, S) -> the hidden states of the last block, (n, S, D)"""
+        w = self.weights
+        h = _norm(x, w, "transformer.embed.norm")
+        for layer in range(self.layers):
+            name = f"{PREFIX}{layer}."
+            q, k, v = (
+                _linear(h, w, f"{name}attn.proj_{part}").reshape(*h.shape[:2], self.heads, -1)
+                for part in "qkv"
+            )
+            q, k, v = (part.swapaxes(1, 2) for part in (_rotate(q), _rotate(k), v))
+            scores = q @ k.swapaxes(2, 3) * np.float32(q.shape[-1] ** -0.5)
+            scores += np.where(mask, np.float32(0), np.float32(-1e9))[:, None, None]
+            scores -= scores.max(-1, keepdims=True)
+            np.exp(scores, out=scores)
+            scores /= scores.sum(-1, keepdims=True)
+            mixed = (scores @ v).swapaxes(1, 2).reshape(h.shape)
+            h = _norm(h + _linear(mixed, w, f"{name}proj"), w, f"{name}norm1")
+            inner = _linear(h, w, f"{name}pwff.fc1")
+            inner *= scipy.special.ndtr(inner)  # gelu
+            h = _norm(h + _linear(inner, w, f"{name}pwff.fc2"), w, f"{name}norm2")
+        return h
+
+    @functools.cached_property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return sum(key.endswith("pwff.fc1.bias") for key in self.weights)
+
+
+def _norm(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
+    x = x - x.mean(-1, keepdims=True)
+    variance = np.einsum("nsd,nsd->ns", x, x)[..., None] / x.shape[-1]
+    return x / np.sqrt(variance + 1e-12) * w[f"{name}.gamma"] + w[f"{name}.beta"]
+
+
+def _linear(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+
+def _rotate(x: np.ndarray) -> np.ndarray:
+    """As `models.rotate`: float32 (n, S, H, W)."""
+    half = x.shape[-1] // 2
+    angle = np.arange(x.shape[1])[:, None] * 10000 ** (np.arange(half) / -half)
+    cos, sin = (f(angle).astype(np.float32)[:, None] for f in (np.cos, np.sin))
+    a, b = x[..., :half], x[..., half:]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def schema(layers: int) -> dict[str, Numbers]:
+    """Return what the file of an encoder with so many blocks holds."""
+    found = {
+        "words": Numbers("i4", "V"),
+        "idf": Numbers("f4", "V + 1", most=MOST),
+        "heads": Numbers("i4", 1, above=0),
+        "transformer.embed.words.weight": Numbers("f2", f"V + {BUCKETS}", "D"),
+        "transformer.embed.seg_embed.weight": Numbers("f2", 3, "D"),
+        "gain": Numbers("f2", len(GROUPS), "D"),
+        "out.weight": Numbers("f2", "D", "D"),
+    }
+    norms = ["transformer.embed.norm"]
+    for layer in range(layers):
+        name = f"{PREFIX}{layer}."
+        linear = [f"attn.proj_{part}" for part in "qkv"] + ["proj", "pwff.fc1", "pwff.fc2"]
+        for part in linear:
+            after, before = ("FF" if part == f"pwff.fc{i}" else "D" for i in (1, 2))
+            found[f"{name}{part}.weight"] = Numbers("f2", after, before)
+            found[f"{name}{part}.bias"] = Numbers("f2", after)
+        norms += [f"{name}norm1", f"{name}norm2"]
+    for name in norms:
+        found |= {f"{name}.{part}": Numbers("f2", "D") for part in ("gamma", "beta")}
+    return found
+
+
+def read_encoder(path: str | os.PathLike[str] = DEFAULT) -> Encoder:
+    """Read what encoder/train.py wrote.
+
+    Raises
+    ------
+    utils.UserError
+        No such file, or none of encoder/train.py's.
+    """
+    try:
+        arrays = safetensors.numpy.load_file(path)
+        layers = sum(key.endswith("pwff.fc1.bias") for key in arrays)
+        if not 0 < layers <= LAYERS:
+            raise Damage(f"it has {layers} blocks")
+        expected = schema(layers)
+        check_arrays(arrays, expected)
+        words, heads = arrays["words"], int(arrays["heads"][0])
+        if (np.diff(words) <= 0).any() or (words < 0).any():
+            raise Damage("'words' is not sorted")
+        width = arrays["gain"].shape[1]
+        if width % heads or width // heads % 2:
+            raise Damage(f"{heads} heads of a width of {width}")
+        weights = {
+            name: arrays[name].astype(np.float32)
+            for name in expected.keys() - {"words", "idf", "heads"}
+        }
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            raise Damage("a number is not finite")
+    except OSError as error:
+        raise utils.UserError(
+            f"cannot read the encoder {path}: {error.strerror or error}"
+        ) from error
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise utils.UserError(
+            f"{path} is no encoder that encoder/train.py wrote ({printable(error)})"
+        ) from error
+    content = hashlib.sha256()
+    for name in sorted(expected):
+        content.update(np.ascontiguousarray(arrays[name]).tobytes())
+    identity = content.hexdigest()[:16]
+    return Encoder(Vocabulary(words, arrays["idf"]), heads, weights, identity)
+
+
+def write_encoder(
+    weights: dict[str, np.ndarray],
+    vocabulary: Vocabulary,
+    heads: int,
+    path: str | os.PathLike[str],
+    card: dict[str, Any],
+) -> None:
+    """Write an encoder as safetensors, weights in half precision, ``card`` as JSON beside them."""
+    layers = sum(key.endswith("pwff.fc1.bias") for key in weights)
+    own = {"words": vocabulary.words, "idf": vocabulary.idf, "heads": np.array([heads], np.int32)}
+    kept = {
+        name: np.ascontiguousarray(weights[name].astype(np.float16))
+        for name in schema(layers).keys() - own.keys()
+    }
+    with utils.atomic_file(path, "wb") as file:
+        metadata = {"card": json.dumps(card)}
+        file.write(safetensors.numpy.save(dict(sorted((own | kept).items())), metadata=metadata))

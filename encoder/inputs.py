@@ -1,0 +1,130 @@
+"""What the encoder reads of functions: rows of its table of words, where they stand and as bags."""
+
+import dataclasses
+
+import numpy as np
+import scipy.sparse
+
+from features.positions import BAG, WORD_KINDS, Positions
+from features.tfidf import DIMENSIONS
+
+BUCKETS = 4096  # rows of the table that words share that are not in the vocabulary
+GROUPS = list(BAG)
+OFFSET = np.array([WORD_KINDS.index(kind) * DIMENSIONS for kind in BAG.values()])
+# Groups of words by what they tell: names (of a function and of others), and what lies around it.
+NAMES = np.array([BAG[group] == "name" for group in GROUPS])
+AROUND = np.array([" " in group or group == "size" for group in GROUPS])
+CONTEXT = 2  # positions before the instructions: words of callees, and of callers
+NEAR = [GROUPS.index("name near"), GROUPS.index("number near")]  # words of the first
+UP = [GROUPS.index("name up"), GROUPS.index("number up")]  # of the second
+
+
+@dataclasses.dataclass
+class Vocabulary:
+    """The V words that have a row of their own.
+
+    Attributes
+    ----------
+    words : int32 (V,)
+        Numbers of words, see `features.positions`; sorted.
+    idf : float32 (V + 1,)
+        How rare each is in the programs of the training; the last: all other words.
+    """
+
+    words: np.ndarray
+    idf: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the table."""
+        return len(self.words) + BUCKETS
+
+    def row(self, word: np.ndarray) -> np.ndarray:
+        """Return each word's row of the table, int32."""
+        at = np.minimum(np.searchsorted(self.words, word), max(len(self.words) - 1, 0))
+        known = self.words[at] == word if len(self.words) else np.zeros(len(word), bool)
+        return np.where(known, at, len(self.words) + word % BUCKETS).astype(np.int32)
+
+
+@dataclasses.dataclass
+class Inputs:
+    """F functions as `Positions` has them, with weighed rows of the table for words.
+
+    Attributes
+    ----------
+    line, offsets
+        As in `Positions`.
+    of_line : csr float32 (L, R), names : csr float32 (n, R)
+        Rows of the table that each instruction, and the names at each position, are the sum of.
+    bags : csr float32 (F * len(GROUPS), R)
+        The words of each group of each function; of length 1.
+    """
+
+    line: np.ndarray
+    offsets: np.ndarray
+    of_line: scipy.sparse.csr_matrix
+    names: scipy.sparse.csr_matrix
+    bags: scipy.sparse.csr_matrix
+
+
+def look_up(positions: Positions, vocabulary: Vocabulary) -> Inputs:
+    """Return what the encoder reads of functions."""
+    rows = vocabulary.rows
+    of_line, names, bags = positions.of_line, positions.names, positions.bags
+    lines = scipy.sparse.csr_matrix(
+        (np.ones(of_line.nnz, np.float32), vocabulary.row(of_line.indices), of_line.indptr),
+        (of_line.shape[0], rows),
+    )
+    several = np.maximum(np.diff(names.indptr), 1)  # the words of a long text are not louder
+    data = np.repeat(several.astype(np.float32) ** -0.5, np.diff(names.indptr))
+    named = scipy.sparse.csr_matrix(
+        (data, vocabulary.row(names.indices), names.indptr), (names.shape[0], rows)
+    )
+    group, column = np.divmod(bags.indices, DIMENSIONS)
+    row = vocabulary.row(OFFSET[group] + column)
+    function = np.repeat(np.arange(bags.shape[0]), np.diff(bags.indptr))
+    segment = function * len(GROUPS) + group
+    known = np.minimum(row, len(vocabulary.words))  # the last one: all others
+    weight = (1 + np.log(bags.data)) * vocabulary.idf[known]
+    length = np.sqrt(np.bincount(segment, weight**2, bags.shape[0] * len(GROUPS)))
+    weight /= np.maximum(length, 1e-9)[segment].astype(np.float32)
+    offsets = np.searchsorted(segment, np.arange(bags.shape[0] * len(GROUPS) + 1))
+    bag = scipy.sparse.csr_matrix(
+        (weight.astype(np.float32), row, offsets), (len(offsets) - 1, rows)
+    )
+    return Inputs(positions.line, positions.offsets, lines, named, bag)
+
+
+def choose_words(packages: list[list[Positions]], size: int) -> Vocabulary:
+    """Choose the words that most packages have, two or more, and weigh them.
+
+    Parameters
+    ----------
+    packages : list of list of Positions
+        Builds of each package.
+    size : int
+        How many words at most.
+    """
+    total = len(WORD_KINDS) * DIMENSIONS
+    in_packages, in_functions = np.zeros(total, np.int32), np.zeros(total, np.int64)
+    n = 0
+    own = ~np.array([" " in group for group in GROUPS])
+    for builds in packages:
+        met = np.zeros(total, bool)
+        for positions in builds:
+            n += positions.bags.shape[0]
+            group, column = np.divmod(positions.bags.indices, DIMENSIONS)
+            columns = (OFFSET[group] + column)[own[group]]
+            met[columns] = True
+            in_functions += np.bincount(columns, minlength=total)
+        in_packages += met
+    often = np.lexsort((-in_functions, -in_packages))[:size]
+    words = np.sort(often[in_packages[often] >= min(2, len(packages))]).astype(np.int32)
+    count = np.append(in_functions[words], 0)
+    return Vocabulary(words, (np.log((1 + n) / (1 + count)) + 1).astype(np.float32))
+
+
+def ranges(start: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Return start[0], ..., start[0] + size[0] - 1, start[1], ..., int64."""
+    size = size.astype(np.int64)
+    return np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())

@@ -1,0 +1,174 @@
+"""The encoder as a torch module: BERT's blocks on instructions, beside a bag of words.
+
+A position is the sum of the vectors of its words; two positions more hold the words of the
+functions called and of the callers. The vector of a function is the mean of the hidden states plus
+the sum of the vectors of all its words. The first part begins at zero, so training starts with the
+bag alone.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import models
+from encoder.inputs import AROUND, CONTEXT, GROUPS, NAMES, NEAR, UP, Inputs, ranges
+
+TOGETHER = 64  # functions of about the same length that are computed at a time
+TRAINED = 64  # instructions of a function that training reads: long functions cost most
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What of functions is read: names (imports, strings), and what lies around a function."""
+
+    names: bool = True
+    around: bool = True
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Which groups of the bag are read, bool (len(GROUPS),)."""
+        return (self.names | ~NAMES) & (self.around | ~AROUND)
+
+
+class WordSums(nn.Module):
+    """The embeddings of a `models.Transformer` whose tokens are sums of words' vectors."""
+
+    def __init__(self, cfg: models.Config, rows: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(rows, cfg.dim)
+        self.seg_embed = nn.Embedding(3, cfg.dim)
+        self.mask = nn.Parameter(torch.zeros(cfg.dim))
+        self.norm = models.LayerNorm(cfg.dim)
+        self.p_drop = cfg.p_drop_hidden
+
+    def forward(self, x: Tensor, seg: Tensor) -> Tensor:
+        """float (B, S, D), (B, S) -> (B, S, D)"""
+        h = self.norm(x + self.seg_embed(seg))
+        return models.dropout(h, self.p_drop if self.training else 0.0)
+
+
+class Network(nn.Module):
+    """Functions -> vectors of length 1; see the top of this file."""
+
+    def __init__(self, cfg: models.Config, rows: int) -> None:
+        super().__init__()
+        self.transformer = models.Transformer(cfg, WordSums(cfg, rows))
+        nn.init.normal_(self.transformer.embed.words.weight, std=cfg.dim**-0.5)
+        self.gain = nn.Parameter(torch.sign(torch.randn(len(GROUPS), cfg.dim)))
+        self.out = nn.Linear(cfg.dim, cfg.dim, bias=False)
+        nn.init.zeros_(self.out.weight)
+        self.predict = nn.Linear(cfg.dim, cfg.dim)  # of masked words; for pre-training only
+
+    @property
+    def table(self) -> Tensor:
+        """The vectors of words, (R, D)."""
+        return self.transformer.embed.words.weight
+
+    def forward(
+        self,
+        inputs: Inputs,
+        functions: np.ndarray,
+        view: View,
+        left_out: float = 0.0,
+        transformer: bool = True,
+    ) -> Tensor:
+        """Return the vectors of some functions, float32 (N, D).
+
+        Parameters
+        ----------
+        inputs : Inputs
+        functions : int64 (N,)
+        view : View
+        left_out : float
+            Share of the words of bags that are left out at random.
+        transformer : bool
+            False leaves the transformer out.
+        """
+        bags = self.bags(inputs, functions, left_out)  # (N, G, D)
+        with torch.autocast(bags.device.type, enabled=False):
+            read = torch.from_numpy(view.groups).to(bags)
+            vectors = (bags * (self.gain * read[:, None])).sum(1)
+        if transformer:
+            pooled = torch.cat([h for _, h in self.pooled(inputs, functions, bags, view)])
+            order = np.concatenate([some for some, _ in self.chunks(inputs, functions)])
+            vectors = vectors + self.out(pooled[np.argsort(order)]).float()
+        return F.normalize(vectors, dim=1)
+
+    def bags(self, inputs: Inputs, functions: np.ndarray, left_out: float = 0.0) -> Tensor:
+        """Return the sums of the words of each group, float32 (N, len(GROUPS), D)."""
+        rows = inputs.bags
+        segment = (functions[:, None] * len(GROUPS) + np.arange(len(GROUPS))).ravel()
+        start, size = rows.indptr[segment], np.diff(rows.indptr)[segment]
+        place = ranges(start, size)
+        weights = torch.from_numpy(rows.data[place])
+        if left_out:
+            weights = weights * (torch.rand(len(weights)) > left_out)
+        return self.sum_words(rows.indices[place], size, weights).unflatten(0, (-1, len(GROUPS)))
+
+    def sum_words(self, row: np.ndarray, size: np.ndarray, weights: Tensor) -> Tensor:
+        """Sum weighed vectors of words; the first size[0] words are the first sum."""
+        offsets = torch.from_numpy(np.cumsum(size) - size)
+        return F.embedding_bag(
+            torch.from_numpy(row.astype(np.int64)),
+            self.table,
+            offsets,
+            mode="sum",
+            per_sample_weights=weights,
+        )
+
+    def chunks(self, inputs: Inputs, functions: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return which functions are computed together, and how many instructions are read."""
+        length = inputs.offsets[functions + 1] - inputs.offsets[functions]
+        if self.training:
+            length = np.minimum(length, TRAINED)
+        order = np.argsort(length, kind="stable")
+        return [
+            (some, length[some]) for some in np.split(order, range(TOGETHER, len(order), TOGETHER))
+        ]
+
+    def pooled(self, inputs: Inputs, functions: np.ndarray, bags: Tensor, view: View):
+        """Yield chunks of functions and the means of their hidden states."""
+        for some, length in self.chunks(inputs, functions):
+            x, _ = self.positions(inputs, functions[some], length, bags[some], view)
+            h, mask = self.states(x, length, view)
+            count = mask.sum(1, keepdim=True).clamp(min=1)
+            yield some, (h.float() * mask[..., None]).sum(1) / count
+
+    def positions(
+        self, inputs: Inputs, functions: np.ndarray, length: np.ndarray, bags: Tensor, view: View
+    ) -> tuple[Tensor, np.ndarray]:
+        """Return the sums of words at each position (n, S, D), and which instruction each is."""
+        width = CONTEXT + int(length.max(initial=0))
+        at = ranges(inputs.offsets[functions], length)
+        line, number = np.unique(inputs.line[at], return_inverse=True)
+        of_line = inputs.of_line
+        size = np.diff(of_line.indptr)[line]
+        place = ranges(of_line.indptr[line], size)
+        sums = self.sum_words(of_line.indices[place], size, torch.from_numpy(of_line.data[place]))
+        flat = sums[torch.from_numpy(number)]
+        if view.names:
+            size = np.diff(inputs.names.indptr)[at]
+            named = np.flatnonzero(size)
+            place = ranges(inputs.names.indptr[at[named]], size[named])
+            weights = torch.from_numpy(inputs.names.data[place])
+            names = self.sum_words(inputs.names.indices[place], size[named], weights)
+            flat = flat.index_add(0, torch.from_numpy(named), names)
+        row = np.repeat(np.arange(len(functions)), length)
+        column = CONTEXT + np.arange(len(at)) - np.repeat(np.cumsum(length) - length, length)
+        read = torch.from_numpy(view.groups).to(bags)[:, None]
+        context = [(bags * read)[:, groups].sum(1) for groups in (NEAR, UP)]
+        x = flat.new_zeros(len(functions), width, flat.shape[1])
+        x = x.index_put((torch.from_numpy(row), torch.from_numpy(column)), flat)
+        x[:, 0], x[:, 1] = context
+        return x, row * width + column
+
+    def states(self, x: Tensor, length: np.ndarray, view: View) -> tuple[Tensor, Tensor]:
+        """Return hidden states (n, S, D), and which positions are read, float (n, S)."""
+        at = torch.arange(x.shape[1])
+        mask = (at < torch.from_numpy(length)[:, None] + CONTEXT) & ((at >= CONTEXT) | view.around)
+        mask[:, 0] |= ~mask.any(1)  # a function of no instruction
+        seg = (torch.tensor([1, 2] + [0] * (x.shape[1] - CONTEXT))).expand(len(x), -1)
+        return self.transformer(x, seg, mask), mask.float()

@@ -1,0 +1,334 @@
+"""Train the encoder of functions, on builds of many packages: first without symbols, then by them.
+
+    python experiment_data/build_packages.py
+    python -m encoder.train                         # -> model/encoder.safetensors
+
+config/encoder.json lists the stages: each goes on with the weights of the one before. What a stage
+asks for are objectives (encoder/objectives.py). A training that was stopped goes on where it was.
+"""
+
+if __name__ == "__main__":
+    from terminal.early import answer
+
+    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+
+import dataclasses
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pydantic
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+import models
+import train
+import utils
+from binary.analysis import analysis_settings
+from binary.cache import analyse_files
+from encoder.corpus import Build, Corpus, read_corpus
+from encoder.encoder import write_encoder
+from encoder.inputs import Vocabulary, choose_words, look_up
+from encoder.network import Network, View
+from encoder.objectives import MIN_BLOCKS, OBJECTIVES, SHARES, VIEWS, Data, draw
+from experiment_data.recipes import RECIPES, TEST, VALIDATION
+from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
+from optim import OneCycleAdamW
+from terminal.arguments import names_of
+from terminal.command_line import PARTLY, command_line
+
+path = "experiment_data/packages/binaries/"  # builds: path/<build>/<program>
+train_cfg = "config/encoder.json"
+outputDir = "output/"  # analysed binaries, shared with gendata.py
+save_dir = "out-encoder"
+to = "model/encoder.safetensors"
+workers = os.cpu_count() or 1  # processes
+WORDS_LR = 5  # the words' vectors learn so many times as fast as the rest
+QUERIES = 1000  # functions that the training is judged by
+Names = str | list[str]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
+class Stage(train.Config):
+    """One part of the training: what `train.Config` has, and
+
+    Attributes
+    ----------
+    name : str
+    objectives : dict of str to float
+        Weights in the loss, of `encoder.objectives.OBJECTIVES`.
+    packages : int or None
+        From so many packages only (in the order of the hashes of their names); None: of all.
+    """
+
+    name: str
+    objectives: dict[str, pydantic.PositiveFloat]
+    packages: PositiveInt | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _objectives_exist(self) -> "Stage":
+        if not self.objectives or self.objectives.keys() - OBJECTIVES.keys():
+            raise ValueError(f"'objectives' must be some of {', '.join(OBJECTIVES)}")
+        return self
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
+class Config:
+    """How to train an encoder; all keys are needed.
+
+    Attributes
+    ----------
+    words : int
+        Size of the vocabulary, at most.
+    model : models.Config
+    stages : list of Stage
+    """
+
+    words: PositiveInt
+    model: models.Config
+    stages: Annotated[list[Stage], pydantic.Field(min_length=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What model.json says of the network that it lies beside."""
+
+    model: models.Config
+    rows: int
+    words_sha256: str
+    data_sha256: str
+    max_len: int
+
+
+def main(
+    path: Names = path,
+    train_cfg: str = train_cfg,
+    outputDir: str = outputDir,
+    save_dir: str = save_dir,
+    to: str = to,
+    workers: PositiveInt = workers,
+    time_limit: Limit = TIME_LIMIT,
+    memory_limit: Limit = MACHINE,
+) -> int:
+    """Train an encoder and write it as safetensors.
+
+    Ends with exit code 3 when binaries were skipped.
+
+    Parameters
+    ----------
+    path : str or list of str
+        Folders whose sub-folders each hold one build of some programs, with symbols: DIR1,DIR2.
+        The packages that experiment_data/recipes.py sets aside are not trained on; those for
+        validation are measured.
+    train_cfg : str
+        Settings of the training.
+    outputDir : str
+        Where analysed binaries are cached.
+    save_dir : str
+        Gets what each stage leaves, in a folder of its own.
+    to : str
+        The file to write.
+    workers : int
+        Processes that work at the same time.
+    time_limit : float
+        Seconds of processor time that the analysis of one file may take.
+    memory_limit : float
+        GiB of memory that it may take, and that all the rest may take.
+    """
+    folders = {"outputDir": outputDir, "save_dir": save_dir}
+    utils.check_outputs({"to": to}, [train_cfg], folders)
+    cfg = utils.read_config(Config, train_cfg)
+    files = find_files(names_of(path))
+    limits = time_limit, memory_limit
+    with limited_memory(memory_limit, "training the encoder"):
+        found, skipped = analyse_files([file for _, file in files], outputDir, workers, limits)
+        files = [(package, file) for package, file in files if file in found]
+        train_encoder(cfg, files, outputDir, save_dir, to)
+    for file, reason in skipped.items():
+        print(f"skipped {file}: {reason}")
+    return PARTLY if skipped else 0
+
+
+def find_files(paths: list[str]) -> list[tuple[str, str]]:
+    """Return package and file of all builds that may be trained on or chosen by, one a content."""
+    files, met = [], set()
+    for place in paths:
+        for file in sorted(Path(place).glob("*/*")):
+            package = package_of(file.parent.name)
+            if package in TEST or not file.is_file():
+                continue
+            key = package, file.name, utils.sha256_of(file)
+            if key not in met:
+                met.add(key)
+                files.append((package, str(file)))
+    if not files:
+        raise utils.UserError(
+            f"no builds under {', '.join(paths)}; `python experiment_data/build_packages.py` makes "
+            "some"
+        )
+    return files
+
+
+def package_of(build: str) -> str:
+    """Return the package of a build's folder: sed-bookworm-O2, coreutils-8.30-O2."""
+    known = [package for package in RECIPES if build.startswith(f"{package}-")]
+    return max(known, key=len) if known else re.split(r"-(?=\d)", build)[0]
+
+
+def train_encoder(
+    cfg: Config, files: list[tuple[str, str]], output_dir: str, save_dir: str, to: str
+) -> None:
+    """Train on analysed binaries (package, file), and write the encoder; see `main`."""
+    corpus = read_corpus([f for f in files if f[0] not in VALIDATION], output_dir)
+    held_out = [f for f in files if f[0] in VALIDATION]
+    vocabulary = choose_words(by_package(corpus), cfg.words)
+    data = Data(corpus, look_up(corpus.positions, vocabulary), programs_of(corpus))
+    if not data.programs:
+        raise utils.UserError("no program is there in two builds that may be trained on")
+    judge = Judge(read_corpus(held_out, output_dir), vocabulary) if held_out else None
+    utils.set_seed(cfg.stages[0].seed)
+    network = Network(cfg.model, vocabulary.rows)
+    words = "".join(f"{word}\n" for word in vocabulary.words.tolist()).encode()
+    manifest = "".join(f"{package} {file} {utils.sha256_of(file)}\n" for package, file in files)
+    info = Info(
+        cfg.model,
+        vocabulary.rows,
+        hashlib.sha256(words).hexdigest(),
+        hashlib.sha256(manifest.encode()).hexdigest(),
+        256,
+    )
+    measures: dict[str, float] = {}
+    for number, stage in enumerate(cfg.stages):
+        measures = run_stage(
+            stage, info, network, data, judge, f"{save_dir}/{number}-{stage.name}", words
+        )
+    card = {
+        "what": "functions -> vectors: search.py, diff.py",
+        "packages": " ".join(sorted({build.package for build in corpus.builds})),
+        "builds": str(len(corpus.builds)),
+        "functions": str(len(corpus.name)),
+        "settings": str(dataclasses.asdict(cfg)),
+        "validation": " ".join(f"{name} {value:.3f}" for name, value in measures.items()),
+        "analysis": analysis_settings(),
+    }
+    weights = {name: value.numpy() for name, value in network.state_dict().items()}
+    write_encoder(weights, vocabulary, cfg.model.n_heads, to, card)
+    print(f"{to}: {os.path.getsize(to) / 1e6:.1f} MB, trained on {card['functions']} functions")
+
+
+def by_package(corpus: Corpus) -> list[list]:
+    """Return the positions of each package's builds."""
+    found: dict[str, list] = {}
+    for build in corpus.builds:
+        part = dataclasses.replace(
+            corpus.positions, bags=corpus.positions.bags[build.first : build.last]
+        )
+        found.setdefault(build.package, []).append(part)
+    return list(found.values())
+
+
+def programs_of(corpus: Corpus, packages: int | None = None) -> list[list[Build]]:
+    """Return the builds of each program that has two or more."""
+    names = sorted(
+        {build.package for build in corpus.builds},
+        key=lambda name: hashlib.sha256(name.encode()).digest(),
+    )
+    used = set(names[:packages])
+    found: dict[tuple[str, str], list[Build]] = {}
+    for build in corpus.builds:
+        if build.package in used:
+            found.setdefault((build.package, build.program), []).append(build)
+    return [builds for builds in found.values() if len(builds) > 1]
+
+
+def run_stage(
+    stage: Stage,
+    info: Info,
+    network: Network,
+    data: Data,
+    judge: "Judge | None",
+    save_dir: str,
+    words: bytes,
+) -> dict[str, float]:
+    """Train one stage; ``network`` has its weights afterwards."""
+    device = torch.device("cpu")
+    data = data._replace(programs=programs_of(data.corpus, stage.packages))
+    objectives = {OBJECTIVES[key]: weight for key, weight in stage.objectives.items()}
+
+    def get_batch(step: int, rank: int, world: int) -> train.Batch:
+        rng = np.random.default_rng([stage.seed, step])
+        view = int(rng.choice(len(VIEWS), p=SHARES))
+        first = next(iter(objectives))
+        rows = draw(data, first, stage.batch_size, rng)
+        return {"input_ids": rows, "view": np.full(len(rows), view)}
+
+    def get_losses(network: Network, batch: dict[str, Tensor]) -> train.Losses:
+        view = VIEWS[int(batch["view"][0])]
+        pairs = batch["input_ids"].numpy()
+        return {
+            objective.key: weight * objective.loss(network, data, pairs, view)
+            for objective, weight in objectives.items()
+        }
+
+    table = [network.table]
+    rest = [p for n, p in network.named_parameters() if not n.endswith("embed.words.weight")]
+    groups = [
+        {"params": table, "lr": WORDS_LR * stage.lr, "weight_decay": 0.0},
+        {"params": rest, "lr": stage.lr},
+    ]
+    weights = hashlib.sha256()
+    for value in network.state_dict().values():
+        weights.update(value.numpy().tobytes())
+    precision = train.best_precision(device)
+    settings = train.settings_of(stage, info, precision) | {"weights_sha256": weights.hexdigest()}
+    settings["objectives"] = str(stage.objectives)
+    trainer = train.Trainer(
+        stage,
+        network,
+        OneCycleAdamW(groups, stage.lr, stage.warmup, stage.total_steps),
+        get_batch,
+        get_losses,
+        judge or (lambda network: {}),
+        save_dir,
+        device,
+        settings,
+        precision,
+    )
+    what = f"stage {stage.name}: {len(data.corpus.name):,} functions"
+    with utils.one_writer(save_dir):
+        return trainer.run(info, words, True, True, what)
+
+
+class Judge:
+    """Recall@1 among functions of libraries that are not trained on, by their other build."""
+
+    def __init__(self, corpus: Corpus, vocabulary: Vocabulary) -> None:
+        self.inputs = look_up(corpus.positions, vocabulary)
+        pairs = []
+        for builds in programs_of(corpus):
+            # The two builds of a program that differ most in level.
+            builds = sorted(builds, key=lambda build: build.build.rsplit("-", 1)[-1])
+            pairs.append(corpus.same(builds[0], builds[-1]))
+        found = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
+        found = found[corpus.blocks[found].min(1) >= MIN_BLOCKS]
+        for side in (0, 1):  # no two that are the same code
+            _, first = np.unique(corpus.content[found[:, side]], return_index=True)
+            found = found[np.sort(first)]
+        self.pairs = np.random.default_rng(0).permutation(found)[:QUERIES]
+
+    @torch.inference_mode()
+    def __call__(self, network: Network) -> dict[str, float]:
+        measures = {"queries": float(len(self.pairs))}
+        for name, view in (("all", View()), ("body", View(names=False, around=False))):
+            x, y = (network(self.inputs, self.pairs[:, side], view) for side in (0, 1))
+            right = (x @ y.T).argmax(1) == torch.arange(len(x))
+            measures[f"recall_{name}"] = right.float().mean().item()
+        return measures
+
+
+if __name__ == "__main__":
+    command_line(main)

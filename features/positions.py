@@ -1,0 +1,106 @@
+"""A function as the encoder reads it: a position for each instruction, each the sum of its words.
+
+The words are those of `extract`, kept where they stand: an instruction's mnemonic with the classes
+of its operands, its numbers and offsets of fields, and what it does in words that all processors
+share (`operations`). The last instruction of a block also has the block's names: imports and the
+words of string literals. No symbol is looked at: a stripped copy gives the same positions.
+
+Besides, a function has a bag of all its words, with those of its callees and callers.
+"""
+
+import dataclasses
+
+import numpy as np
+import scipy.sparse
+
+from features.extract import GROUPS, KINDS, Features
+from features.operations import operations
+from features.tfidf import DIMENSIONS, hashed
+
+LONGEST = 256  # instructions of a function that are read
+# A word's number is its column, plus DIMENSIONS times the place of its kind here.
+WORD_KINDS = (*KINDS, "size", "operation")
+# Of a bag: whose words, as in extract.GROUPS; and the kind that they are of.
+BAG = {group: group.split(" ")[0] for group in GROUPS} | {"operation": "operation"}
+IDLE = ("nothing",)  # an instruction that only fills room; it has no position
+
+
+@dataclasses.dataclass
+class Positions:
+    """F functions as n positions of L distinct instructions, and as bags of words.
+
+    Attributes
+    ----------
+    line : int32 (n,)
+        Which of the L instructions stands at each position.
+    offsets : int64 (F + 1,)
+        Function f has the positions offsets[f] up to offsets[f + 1].
+    of_line : csr float32 (L, W)
+        The words of each instruction, by their numbers.
+    names : csr float32 (n, W)
+        The names that stand at each position.
+    bags : csr float32 (F, len(BAG) * DIMENSIONS)
+        How often each function has each word, a group of BAG after the other.
+    """
+
+    line: np.ndarray
+    offsets: np.ndarray
+    of_line: scipy.sparse.csr_matrix
+    names: scipy.sparse.csr_matrix
+    bags: scipy.sparse.csr_matrix
+
+
+def read_positions(code: Features) -> Positions:
+    """Return what the encoder reads of a binary's functions."""
+    lines, n_blocks = code.lines, code.analysis.code_blocks
+    does = [operations(*_split(text)) for text in lines.texts]
+    kinds = {**lines.words, "operation": hashed(does)}
+    of_line = _stack([kinds.get(kind) for kind in WORD_KINDS], len(does))
+    idle = np.array([words == IDLE for words in does], bool)
+
+    order = np.concatenate([np.arange(0), *code.blocks]).astype(np.int64)  # blocks by function
+    start, size = lines.offsets[order], np.diff(lines.offsets)[order]
+    begin = np.cumsum(size) - size
+    place = np.repeat(start - begin, size) + np.arange(size.sum())  # of instructions
+    block = np.repeat(order, size)
+    function = code.analysis.function[block]
+    kept = np.flatnonzero(~idle[lines.number[place]])
+    rank = np.arange(len(kept)) - np.searchsorted(function[kept], function[kept])
+    kept = kept[rank < LONGEST]
+    line, block, function = lines.number[place[kept]], block[kept], function[kept]
+    last = np.append(block[1:] != block[:-1], True)[: len(block)]
+    at = np.flatnonzero(last)
+    holds = scipy.sparse.csr_matrix(
+        (np.ones(len(at), np.float32), (at, block[at])), (len(block), n_blocks)
+    )
+    named = holds @ code.block_words["name"]
+    names = _stack([named if kind == "name" else None for kind in WORD_KINDS], len(block))
+
+    inside = scipy.sparse.csr_matrix(
+        (
+            np.ones(len(lines.number), np.float32),
+            (np.repeat(code.analysis.function[:n_blocks], np.diff(lines.offsets)), lines.number),
+        ),
+        (code.functions, len(does)),
+    )
+    bags = {**code.words, "operation": inside @ kinds["operation"]}
+    return Positions(
+        line=line,
+        offsets=np.searchsorted(function, np.arange(code.functions + 1)),
+        of_line=of_line,
+        names=names,
+        bags=_stack([bags[group] for group in BAG], code.functions),
+    )
+
+
+def _split(line: bytes) -> tuple[str, str]:
+    mnemonic, _, operands = line.decode("ascii", "replace").partition(" ")
+    return mnemonic, operands
+
+
+def _stack(parts: list, rows: int) -> scipy.sparse.csr_matrix:
+    """Put matrices of DIMENSIONS columns side by side; None is one without words."""
+    empty = scipy.sparse.csr_matrix((rows, DIMENSIONS), dtype=np.float32)
+    stacked = scipy.sparse.hstack([empty if m is None else m for m in parts], "csr", np.float32)
+    stacked.sort_indices()
+    return stacked

@@ -1,0 +1,305 @@
+"""The encoder: what it reads, that numpy computes what torch does, that training teaches it."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import utils
+from encoder import corpus as corpora
+from encoder.encoder import read_encoder, write_encoder
+from encoder.inputs import GROUPS, OFFSET, Vocabulary, choose_words, look_up
+from encoder.network import Network, View
+from encoder.objectives import OBJECTIVES, Data, Same, draw
+from encoder.train import Config, Stage, find_files, package_of, programs_of
+from experiment_data.recipes import TEST
+from features.extract import extract_features
+from features.operations import operations
+from features.positions import LONGEST, WORD_KINDS, read_positions
+from features.tfidf import DIMENSIONS
+
+SPARSE = ("of_line", "names", "bags")
+
+
+@pytest.fixture(scope="module")
+def codes(analyses):
+    return {build: extract_features(analysis) for build, analysis in analyses.items()}
+
+
+@pytest.fixture(scope="module")
+def positions(codes):
+    return {build: read_positions(code) for build, code in codes.items()}
+
+
+@pytest.fixture(scope="module")
+def corpus(builds, analyses, tmp_path_factory):
+    """All builds with symbols as builds of one package."""
+    from binary.analysis import cache_file, save_analysis
+
+    output = tmp_path_factory.mktemp("output")
+    files = []
+    for build, analysis in analyses.items():
+        if "stripped" not in build:
+            path = builds / build / "shapes"
+            save_analysis(analysis, cache_file(output, utils.sha256_of(path)))
+            files.append(("shapes", str(path)))
+    made = corpora.read_corpus(files, output)
+    again = corpora.read_corpus(files, output)  # now from what was kept
+    assert made.name == again.name
+    assert (made.positions.bags != again.positions.bags).nnz == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def small():
+    cfg = utils.read_config(Config, ROOT / "config/encoder.json")
+    return dataclasses.replace(cfg.model, dim=32, n_heads=2, dim_ff=48)
+
+
+@pytest.fixture(scope="module")
+def data(corpus):
+    vocabulary = choose_words([[corpus.positions]], 4000)
+    return Data(corpus, look_up(corpus.positions, vocabulary), programs_of(corpus))
+
+
+def test_a_stripped_copy_gives_the_same_input(positions):
+    whole, stripped = positions["O1"], positions["O1-stripped"]
+    assert whole.line.tobytes() == stripped.line.tobytes()
+    assert whole.offsets.tobytes() == stripped.offsets.tobytes()
+    for name in SPARSE:
+        a, b = getattr(whole, name), getattr(stripped, name)
+        for part in ("indptr", "indices", "data"):
+            assert getattr(a, part).tobytes() == getattr(b, part).tobytes()
+
+
+def test_positions_are_the_instructions_that_do_something(codes, positions):
+    code, found = codes["O2"], positions["O2"]
+    names = code.analysis.function_name
+    for function in ("area", "usage", "main"):
+        f = names.index(function)
+        lines = [
+            line
+            for block in code.blocks[f]
+            for line in code.analysis.instructions[block].split(b"\n")
+            if not line.startswith((b"nop", b"endbr", b"cs nop", b"data16"))
+        ][:LONGEST]
+        at = range(found.offsets[f], found.offsets[f + 1])
+        assert [code.lines.texts[found.line[i]] for i in at] == lines
+    # What usage says stands where it says it.
+    f = names.index("usage")
+    own = found.names[found.offsets[f] : found.offsets[f + 1]]
+    kind = WORD_KINDS.index("name") * DIMENSIONS
+    words = code.words["name"][f].indices + kind
+    assert set(own.indices) == set(words)
+    assert 0 < (np.diff(own.indptr) > 0).sum() < own.shape[0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["movzx eax, byte ptr [rdi]", "ldrb w0, [x0]", "lbu a0, 0(a0)"], ("load 1",)),
+        (["mov qword ptr [rax], rdx", "str x0, [x1]", "sw $a0, 4($sp)"], ("store 4",)),
+        (["jne 0x40", "b.eq #0x40", "cbz x0, #0x40", "bnez a0, 8"], ("branch if equal",)),
+        (["jg 0x40", "b.le #0x40", "jle 0x40", "bgt #4"], ("branch if less or equal",)),
+        (["call 0x40", "bl #0x40", "bleq #0x40", "jalr $t9", "blr x3"], ("call",)),
+        (["jmp 0x40", "b #0x40", "jmp rax"], ("jump",)),
+        (["add rax, rdx", "add x0, x1, #4", "addiu $a0, $a0, 1"], ("add",)),
+        (["add rax, qword ptr [rdi]"], ("load 4", "add")),
+        (["addsd xmm0, xmm1", "fadd d0, d0, d1", "add.d $f0, $f2, $f4"], ("float add",)),
+        (["setne al", "cset w0, ne", "cmovg eax, edx", "csel x0, x1, x2, eq"], ("select",)),
+    ],
+)
+def test_processors_share_words(lines, words):
+    for line in lines:
+        mnemonic, _, rest = line.partition(" ")
+        assert operations(mnemonic, rest) == words, line
+
+
+def test_words_of_one_package_alone_are_not_learned(positions):
+    found = choose_words([[positions["O0"]], [positions["O2"]]], 10**6)
+    in_both = [set(found.words.tolist()) for _ in "12"]
+    for package, words in zip(("O0", "O2"), in_both, strict=True):
+        bags = positions[package].bags
+        words.intersection_update(_numbers(bags.indices).tolist())
+    assert in_both[0] == in_both[1] == set(found.words.tolist())
+    assert len(choose_words([[positions["O0"]], [positions["O2"]]], 50).words) == 50
+
+
+def _numbers(indices):
+    group, column = np.divmod(indices, DIMENSIONS)
+    return OFFSET[group] + column
+
+
+def test_bags_are_weighed_by_tfidf(positions):
+    found = positions["O0"]
+    vocabulary = choose_words([[found]], 10**6)
+    inputs = look_up(found, vocabulary)
+    g = GROUPS.index("name")
+    rows = inputs.bags[g :: len(GROUPS)]
+    counts = found.bags[:, g * DIMENSIONS : (g + 1) * DIMENSIONS]
+    for f in range(counts.shape[0]):
+        row = vocabulary.row(counts[f].indices + WORD_KINDS.index("name") * DIMENSIONS)
+        weight = (1 + np.log(counts[f].data)) * vocabulary.idf[
+            np.minimum(row, len(vocabulary.words))
+        ]
+        expected = np.zeros(vocabulary.rows)
+        np.add.at(expected, row, weight / max(np.linalg.norm(weight), 1e-9))
+        assert np.allclose(rows[f].toarray()[0], expected, atol=1e-6)
+
+
+def test_numpy_computes_what_torch_does(data, small, corpus, codes, tmp_path):
+    torch.manual_seed(1)
+    words = np.sort(np.unique(_numbers(corpus.positions.bags.indices)))[::2].astype(np.int32)
+    vocabulary = Vocabulary(words, np.ones(len(words) + 1, np.float32))
+    network = Network(small, vocabulary.rows).eval()
+    for name, value in network.named_parameters():
+        if not name.startswith("transformer.embed.words"):
+            value.data += 0.2 * torch.randn_like(value)
+        value.data = value.data.half().float()
+    state = {name: value.numpy() for name, value in network.state_dict().items()}
+    write_encoder(state, vocabulary, small.n_heads, tmp_path / "e", {})
+    encoder = read_encoder(tmp_path / "e")
+    positions = read_positions(codes["O3-noplt"])
+    inputs = look_up(positions, vocabulary)
+    functions = np.arange(len(positions.offsets) - 1)
+    found = {}
+    for names in (True, False):
+        for around in (True, False):
+            with torch.inference_mode():
+                expected = network(inputs, functions, View(names, around)).numpy()
+            vectors = encoder(codes["O3-noplt"], names, around)
+            assert np.allclose(vectors, expected, atol=1e-4)
+            assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+            found[names, around] = vectors
+    assert not np.allclose(found[True, True], found[False, True], atol=1e-2)
+    assert not np.allclose(found[True, True], found[True, False], atol=1e-2)
+
+
+def test_without_names_no_name_is_read(codes, small, tmp_path):
+    """Other imports and strings give the same vectors then."""
+    torch.manual_seed(2)
+    words = np.arange(0, len(WORD_KINDS) * DIMENSIONS, 97, dtype=np.int32)
+    vocabulary = Vocabulary(words, np.ones(len(words) + 1, np.float32))
+    network = Network(small, vocabulary.rows)
+    torch.nn.init.normal_(network.out.weight)
+    state = {name: value.numpy() for name, value in network.state_dict().items()}
+    write_encoder(state, vocabulary, small.n_heads, tmp_path / "e", {})
+    encoder = read_encoder(tmp_path / "e")
+    code = codes["O1"]
+    others = {name: m[:, ::-1] if name.startswith("name") else m for name, m in code.words.items()}
+    blocks = {**code.block_words, "name": code.block_words["name"][:, ::-1].tocsr()}
+    other = dataclasses.replace(code, words=others, block_words=blocks)
+    assert np.array_equal(encoder(code, names=False), encoder(other, names=False))
+    assert not np.allclose(encoder(code), encoder(other), atol=1e-2)
+
+
+def test_twins_are_the_same_by_symbols_and_need_none(corpus):
+    a, b = corpus.builds[0], corpus.builds[2]
+    twins = {tuple(pair) for pair in corpus.twins(a, b).tolist()}
+    assert len(twins) >= 3
+    same = {tuple(pair) for pair in corpus.same(a, b).tolist()}
+    named = {pair for pair in twins if corpus.name[pair[0]] and corpus.name[pair[1]]}
+    assert named <= same
+    nameless = dataclasses.replace(corpus, name=[""] * len(corpus.name))
+    assert {tuple(pair) for pair in nameless.twins(a, b).tolist()} == twins
+    assert not len(nameless.same(a, b))
+
+
+def test_rows_without_a_partner_are_of_the_same_builds(data):
+    for step in range(5):
+        rows = draw(data, Same, 24, np.random.default_rng(step))
+        both = rows[(rows >= 0).all(1)]
+        assert len(both)
+        label = data.corpus.label[both]
+        assert (label[:, 0] == label[:, 1]).all()
+        for side in (0, 1):
+            assert len(np.unique(rows[rows[:, side] >= 0, side])) == (rows[:, side] >= 0).sum()
+        assert (rows >= -1).all()
+        assert (rows >= 0).any(1).all()
+
+
+@pytest.mark.parametrize("key", sorted(OBJECTIVES))
+def test_objectives_are_learned(data, small, key):
+    """A few steps on one batch lower its loss, and every trained part has a gradient."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    small = dataclasses.replace(small, p_drop_hidden=0.0)
+    network = Network(small, choose_words([[data.corpus.positions]], 4000).rows)
+    objective = OBJECTIVES[key]
+    rows = draw(data, objective, 24, np.random.default_rng(0))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    losses = []
+    for _ in range(8):
+        loss = objective.loss(network, data, rows, View())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-2:]) < 0.95 * np.mean(losses[:2])
+    assert network.table.grad is not None
+    blocks = [p.grad for p in network.transformer.blocks.parameters()]
+    assert all(g is None for g in blocks) if key == "bags" else all(g.any() for g in blocks)
+
+
+def test_names_of_builds_say_the_package():
+    assert package_of("libtasn1-6-bookworm-O2") == "libtasn1-6"
+    assert package_of("libpng1.6-bookworm-clang-O0") == "libpng1.6"
+    assert package_of("coreutils-8.30-O2") == "coreutils"
+
+
+def test_what_is_set_aside_for_the_test_is_never_read(tmp_path):
+    for folder in (f"{TEST[0]}-bookworm-O0", "sed-bookworm-O0", "sed-bookworm-O2"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "program").write_text(folder)
+    files = find_files([str(tmp_path)])
+    assert [package for package, _ in files] == ["sed", "sed"]
+    with pytest.raises(utils.UserError, match="no builds under"):
+        find_files([str(tmp_path / "none")])
+
+
+def test_unknown_objectives_are_refused():
+    with pytest.raises(ValueError, match="'objectives' must be some of"):
+        Stage(
+            name="x",
+            objectives={"guess": 1.0},
+            seed=0,
+            batch_size=1,
+            lr=1.0,
+            n_epochs=1,
+            warmup=0.0,
+            save_steps=1,
+            total_steps=1,
+        )
+
+
+@pytest.mark.parametrize("damage", ["none", "noise", "nan", "order", "shape", "missing"])
+def test_a_damaged_file_is_named(small, tmp_path, damage):
+    vocabulary = Vocabulary(np.array([3, 5, 9], np.int32), np.ones(4, np.float32))
+    network = Network(small, vocabulary.rows)
+    state = {name: value.numpy().copy() for name, value in network.state_dict().items()}
+    if damage == "nan":
+        state["gain"][0, 0] = np.nan
+    if damage == "order":
+        vocabulary.words[:] = [5, 3, 9]
+    if damage == "shape":
+        state["out.weight"] = state["out.weight"][:-1]
+    file = tmp_path / "e"
+    if damage != "missing":
+        write_encoder(state, vocabulary, small.n_heads, file, {"what": "a test"})
+    if damage == "noise":
+        file.write_bytes(b"\x10" + bytes(50))
+    if damage == "none":
+        assert read_encoder(file).identity == read_encoder(file).identity
+        assert len(read_encoder(file).identity) == 16
+    else:
+        with pytest.raises(utils.UserError, match=str(file)):
+            read_encoder(file)
+
+
+def test_numpy_alone_is_imported():
+    code = "import sys, encoder.encoder; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
