@@ -17,19 +17,19 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 import utils
 from binary.analysis import load_analysis
 from binary.cache import analyse_files, reason_of
+from encoder.encoder import Encoder, read_encoder
 from encoder.index import Binary, Index, add, index_file, nearest, read
 from encoder.map import PICTURES, draw_map
-from encoder.table import Encoder
 from features.extract import Features, extract_features, read_binaries
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
-from matching.model import read_model
 from terminal.command_line import PARTLY, command_line
 from terminal.escape import printable
 
@@ -86,7 +86,7 @@ def index(
     if not files:
         raise utils.UserError(f"{', '.join(paths)}: no ELF, PE or Mach-O file is there")
     utils.check_outputs({"plot": plot}, files, {"outputDir": outputDir, "index_dir": index_dir})
-    encoder = read_model().encoder
+    encoder = read_encoder()
     new, skipped = {}, {}
     for file in files:
         try:
@@ -129,7 +129,10 @@ def query(
     time_limit: Limit = TIME_LIMIT,
     memory_limit: Limit = MEMORY_LIMIT,
 ) -> None:
-    """Print the functions of the index that are most like one: cosine, address, name, file.
+    """Print the functions of the index that are most like one: chance, address, name, file.
+
+    The chance is how likely it is that the name is right, if every second function that is asked
+    about is in the index.
 
     Parameters
     ----------
@@ -155,16 +158,12 @@ def query(
     (code,) = read_binaries((binary,), outputDir, 1, (time_limit, memory_limit))
     asked = find_function(code, binary, function)
     with limited_memory(memory_limit, f"searching {index_dir}"):
-        encoder = read_model().encoder
+        encoder = read_encoder()
         table = read(index_dir, encoder.identity)
-        vector = encoder(code)[0][asked : asked + 1]
-        if not vector.any():
-            raise utils.UserError(
-                f"{binary}: the encoder knows no word of {function}, so it is like nothing"
-            )
+        vector = encoder(code)[asked : asked + 1]
         allowed = searched(table, binary, code, same_processor, own)
-        found, cosine = nearest(table, vector, top, allowed)
-    for match, score in zip(found[0].tolist(), cosine[0].tolist(), strict=True):
+        found, _, chance = nearest(table, vector, top, encoder.calibration, allowed)
+    for match, score in zip(found[0].tolist(), chance[0].tolist(), strict=True):
         print(line(table, match, score, int(table.address[match])))
 
 
@@ -172,7 +171,7 @@ def scan(
     binary: str,
     *,
     index_dir: str = index_dir,
-    least: float = 0.8,
+    least: Annotated[float, Field(ge=0, le=1)] = 0.5,
     same_processor: bool = False,
     own: bool = False,
     outputDir: str = outputDir,
@@ -181,8 +180,8 @@ def scan(
 ) -> None:
     """Name the functions of a binary by the most similar ones of the index.
 
-    Prints cosine, address in the binary, the known function's name and its file. Functions of
-    fewer than three basic blocks are left out: they look like too many others.
+    Prints the chance that it is right, address in the binary, the known function's name and its
+    file. Functions of fewer than three basic blocks are left out: they look like too many others.
 
     Parameters
     ----------
@@ -191,7 +190,7 @@ def scan(
     index_dir : str
         The folder that holds the index.
     least : float
-        Matches of a lower cosine are not printed.
+        Names that are less likely than this to be right are not printed.
     same_processor : bool
         Search only binaries for the same processor.
     own : bool
@@ -205,13 +204,13 @@ def scan(
     """
     (code,) = read_binaries((binary,), outputDir, 1, (time_limit, memory_limit))
     with limited_memory(memory_limit, f"searching {index_dir}"):
-        encoder = read_model().encoder
+        encoder = read_encoder()
         table = read(index_dir, encoder.identity)
         allowed = searched(table, binary, code, same_processor, own)
         allowed &= table.blocks >= LEAST_BLOCKS
-        found, cosine = nearest(table, encoder(code)[0], 1, allowed)
+        found, _, chance = nearest(table, encoder(code), 1, encoder.calibration, allowed)
     named = 0
-    for f, (match, score) in enumerate(zip(found, cosine, strict=True)):
+    for f, (match, score) in enumerate(zip(found, chance, strict=True)):
         if len(match) and score[0] >= least and code.sizes[f] >= LEAST_BLOCKS:
             named += 1
             print(line(table, match[0], score[0], int(code.analysis.function_address[f])))
@@ -241,7 +240,7 @@ def add_binary(file: str, sha256: str, analysis: Path, index_dir: str, encoder: 
         code.analysis.function_address[: code.functions],
         code.analysis.function_name[: code.functions],
         np.asarray(code.sizes, np.int32),
-        encoder(code)[0],
+        encoder(code),
     )
 
 

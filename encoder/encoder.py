@@ -18,6 +18,7 @@ import safetensors.numpy
 import scipy.special
 
 import utils
+from encoder.calibration import Calibration
 from encoder.inputs import (
     AROUND,
     BUCKETS,
@@ -41,6 +42,7 @@ TOGETHER = 64  # functions of about the same length that are computed at a time
 LAYERS = 12  # at most
 MOST = 1e4  # weights that are further from 0 give numbers that are none
 PREFIX = "transformer.blocks."
+OWN = {"words", "idf", "heads", "calibration"}  # arrays that are no weights
 
 
 @dataclasses.dataclass
@@ -54,6 +56,8 @@ class Encoder:
         Of attention.
     weights : dict of str to float32 array
         Names and shapes as in the state dict of `encoder.network.Network`.
+    calibration : Calibration
+        From cosines to chances of being right.
     identity : str
         A name that another encoder does not have: 16 hexadecimal digits of a hash.
     """
@@ -61,7 +65,8 @@ class Encoder:
     vocabulary: Vocabulary
     heads: int
     weights: dict[str, np.ndarray]
-    identity: str = ""
+    calibration: Calibration
+    identity: str
 
     def __call__(self, code: Features, names: bool = True, around: bool = True) -> np.ndarray:
         """Encode the functions of a binary.
@@ -175,6 +180,7 @@ def schema(layers: int) -> dict[str, Numbers]:
         "words": Numbers("i4", "V"),
         "idf": Numbers("f4", "V + 1", most=MOST),
         "heads": Numbers("i4", 1, above=0),
+        "calibration": Numbers("f4", 2, most=MOST),
         "transformer.embed.words.weight": Numbers("f2", f"V + {BUCKETS}", "D"),
         "transformer.embed.seg_embed.weight": Numbers("f2", 3, "D"),
         "gain": Numbers("f2", len(GROUPS), "D"),
@@ -215,10 +221,7 @@ def read_encoder(path: str | os.PathLike[str] = DEFAULT) -> Encoder:
         width = arrays["gain"].shape[1]
         if width % heads or width // heads % 2:
             raise Damage(f"{heads} heads of a width of {width}")
-        weights = {
-            name: arrays[name].astype(np.float32)
-            for name in expected.keys() - {"words", "idf", "heads"}
-        }
+        weights = {name: arrays[name].astype(np.float32) for name in expected.keys() - OWN}
         if not all(np.isfinite(array).all() for array in weights.values()):
             raise Damage("a number is not finite")
     except OSError as error:
@@ -233,22 +236,29 @@ def read_encoder(path: str | os.PathLike[str] = DEFAULT) -> Encoder:
     for name in sorted(expected):
         content.update(np.ascontiguousarray(arrays[name]).tobytes())
     identity = content.hexdigest()[:16]
-    return Encoder(Vocabulary(words, arrays["idf"]), heads, weights, identity)
+    calibration = Calibration(*arrays["calibration"].tolist())
+    return Encoder(Vocabulary(words, arrays["idf"]), heads, weights, calibration, identity)
 
 
 def write_encoder(
     weights: dict[str, np.ndarray],
     vocabulary: Vocabulary,
     heads: int,
+    calibration: Calibration,
     path: str | os.PathLike[str],
     card: dict[str, Any],
 ) -> None:
     """Write an encoder as safetensors, weights in half precision, ``card`` as JSON beside them."""
     layers = sum(key.endswith("pwff.fc1.bias") for key in weights)
-    own = {"words": vocabulary.words, "idf": vocabulary.idf, "heads": np.array([heads], np.int32)}
+    own = {
+        "words": vocabulary.words,
+        "idf": vocabulary.idf,
+        "heads": np.array([heads], np.int32),
+        "calibration": np.array([calibration.scale, calibration.none], np.float32),
+    }
     kept = {
         name: np.ascontiguousarray(weights[name].astype(np.float16))
-        for name in schema(layers).keys() - own.keys()
+        for name in schema(layers).keys() - OWN
     }
     with utils.atomic_file(path, "wb") as file:
         metadata = {"card": json.dumps(card)}

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet
 
 import utils
+from encoder.calibration import Calibration
 from terminal.escape import printable
 
 FORMAT = "1"
-CHUNK = 4096  # queries that are multiplied with the table at a time
+CHUNK = 256  # queries that are multiplied with the table at a time
 TYPES = {"address": pa.uint64(), "name": pa.string(), "blocks": pa.int32()}  # of columns
 ABOUT = ("format", "encoder", "path", "sha256", "processor")  # what a file's metadata says
 
@@ -150,8 +151,12 @@ def _read_file(file: Path) -> tuple[dict[str, str], dict]:
 
 
 def nearest(
-    index: Index, vector: np.ndarray, count: int, allowed: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    index: Index,
+    vector: np.ndarray,
+    count: int,
+    calibration: Calibration,
+    allowed: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the functions whose vectors are nearest, by exact products.
 
     Parameters
@@ -159,26 +164,35 @@ def nearest(
     vector : float32 (Q, D)
     count : int
         How many for each; fewer where fewer are allowed.
+    calibration : Calibration
+        Of the encoder.
     allowed : bool (N,), optional
         Which functions of the index may be found.
 
     Returns
     -------
-    int64 (Q, k), float32 (Q, k)
-        Functions of the index and their cosines, the nearest first; among equally near ones, the
-        first in the index.
+    int64 (Q, k), float32 (Q, k), float32 (Q, k)
+        Functions of the index, their cosines, and the chance that the name of each is right; the
+        nearest first; among equally near ones, the first in the index.
     """
     rows = np.arange(len(index.vector)) if allowed is None else np.flatnonzero(allowed)
     table = index.vector[rows]
     k = min(count, len(rows))
     found = np.empty((len(vector), k), np.int64)
-    cosine = np.empty((len(vector), k), np.float32)
+    cosine, chance = (np.empty((len(vector), k), np.float32) for _ in range(2))
+    if not k:
+        return found, cosine, chance
+    _, name = np.unique([index.name[row] for row in rows.tolist()], return_inverse=True)
+    order = np.argsort(name, kind="stable")
+    starts = np.flatnonzero(np.diff(name[order], prepend=-1))
     for start in range(0, len(vector), CHUNK):
         products = vector[start : start + CHUNK] @ table.T
         # A stable sort of the few best: equal cosines keep the order of the index.
-        bound = np.partition(products, len(rows) - k, axis=1)[:, len(rows) - k] if k else None
+        bound = np.partition(products, len(rows) - k, axis=1)[:, len(rows) - k]
+        of_name = calibration.chances(np.maximum.reduceat(products[:, order], starts, axis=1))
         for i, row in enumerate(products):
-            best = np.flatnonzero(row >= bound[i]) if k else np.empty(0, np.int64)
+            best = np.flatnonzero(row >= bound[i])
             best = best[np.argsort(-row[best], kind="stable")][:k]
             found[start + i], cosine[start + i] = rows[best], row[best]
-    return found, cosine
+            chance[start + i] = of_name[i, name[best]]
+    return found, cosine, chance

@@ -30,6 +30,7 @@ import train
 import utils
 from binary.analysis import analysis_settings
 from binary.cache import analyse_files
+from encoder.calibration import Calibration, fit
 from encoder.corpus import Build, Corpus, read_corpus
 from encoder.encoder import write_encoder
 from encoder.inputs import Vocabulary, choose_words, look_up
@@ -47,7 +48,6 @@ outputDir = "output/"  # analysed binaries, shared with gendata.py
 save_dir = "out-encoder"
 to = "model/encoder.safetensors"
 workers = os.cpu_count() or 1  # processes
-WORDS_LR = 5  # the words' vectors learn so many times as fast as the rest
 QUERIES = 1000  # functions that the training is judged by
 Names = str | list[str]
 
@@ -59,6 +59,8 @@ class Stage(train.Config):
     Attributes
     ----------
     name : str
+    words_lr : float
+        Highest learning rate of the words' vectors; ``lr`` is that of the rest.
     objectives : dict of str to float
         Weights in the loss, of `encoder.objectives.OBJECTIVES`.
     packages : int or None
@@ -66,6 +68,7 @@ class Stage(train.Config):
     """
 
     name: str
+    words_lr: pydantic.PositiveFloat
     objectives: dict[str, pydantic.PositiveFloat]
     packages: PositiveInt | None = None
 
@@ -216,7 +219,8 @@ def train_encoder(
         "analysis": analysis_settings(),
     }
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
-    write_encoder(weights, vocabulary, cfg.model.n_heads, to, card)
+    calibration = judge.calibrate(network) if judge else Calibration(scale=20.0, none=0.8)
+    write_encoder(weights, vocabulary, cfg.model.n_heads, calibration, to, card)
     print(f"{to}: {os.path.getsize(to) / 1e6:.1f} MB, trained on {card['functions']} functions")
 
 
@@ -277,7 +281,7 @@ def run_stage(
     table = [network.table]
     rest = [p for n, p in network.named_parameters() if not n.endswith("embed.words.weight")]
     groups = [
-        {"params": table, "lr": WORDS_LR * stage.lr, "weight_decay": 0.0},
+        {"params": table, "lr": stage.words_lr, "weight_decay": 0.0},
         {"params": rest, "lr": stage.lr},
     ]
     weights = hashlib.sha256()
@@ -320,11 +324,20 @@ class Judge:
             found = found[np.sort(first)]
         self.pairs = np.random.default_rng(0).permutation(found)[:QUERIES]
 
+    def calibrate(self, network: Network) -> Calibration:
+        """Fit the chances of being right."""
+        return fit(*(vectors.numpy() for vectors in self.encode(network, View())))
+
     @torch.inference_mode()
+    def encode(self, network: Network, view: View) -> tuple[Tensor, Tensor]:
+        """Return the vectors of both builds' functions, float32 (N, D)."""
+        x, y = (network.eval()(self.inputs, self.pairs[:, side], view) for side in (0, 1))
+        return x, y
+
     def __call__(self, network: Network) -> dict[str, float]:
         measures = {"queries": float(len(self.pairs))}
         for name, view in (("all", View()), ("body", View(names=False, around=False))):
-            x, y = (network(self.inputs, self.pairs[:, side], view) for side in (0, 1))
+            x, y = self.encode(network, view)
             right = (x @ y.T).argmax(1) == torch.arange(len(x))
             measures[f"recall_{name}"] = right.float().mean().item()
         return measures

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoder import index
+from encoder.calibration import Calibration, fit
 from utils import UserError
 
 
@@ -82,10 +83,37 @@ def test_nearest_is_a_plain_sort(n, queries, count, seed):
     vector = rng.integers(-2, 3, size=(n, 3)).astype(np.float32)  # many equal products
     asked = rng.integers(-2, 3, size=(queries, 3)).astype(np.float32)
     allowed = rng.random(n) < 0.7
-    table = index.Index([], np.zeros(n, np.int32), np.zeros(n), [""] * n, np.zeros(n), vector)
-    found, cosine = index.nearest(table, asked, count, allowed)
-    for row, functions, scores in zip(asked, found, cosine, strict=True):
+    names = rng.choice(["a", "b", "c", "d"], n).tolist()
+    table = index.Index([], np.zeros(n, np.int32), np.zeros(n), names, np.zeros(n), vector)
+    how = Calibration(scale=0.5, none=1.0)
+    found, cosine, chance = index.nearest(table, asked, count, how, allowed)
+    for row, functions, scores, chances in zip(asked, found, cosine, chance, strict=True):
         products = vector @ row
         expected = sorted(np.flatnonzero(allowed), key=lambda i: (-products[i], i))[:count]
         assert functions.tolist() == expected
         assert np.allclose(scores, products[expected])
+        best: dict[str, float] = {}
+        for i in np.flatnonzero(allowed):
+            best[names[i]] = max(best.get(names[i], -np.inf), products[i])
+        total = sum(np.exp(0.5 * (x - 1)) for x in best.values()) + 1  # and none
+        assert np.allclose(chances, [np.exp(0.5 * (best[names[i]] - 1)) / total for i in functions])
+
+
+def test_chances_are_those_that_are_right():
+    """Of names that are given a chance of 70 to 90 %, about as many are right; of others, too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(900, 24))
+    y = x + rng.normal(size=x.shape) * rng.choice([0.3, 1.2, 3.0], (900, 1))
+    x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y))
+    how = fit(x[:600], y[:600])
+    here = np.arange(600, 750)  # the last 150 are strangers
+    chance = how.chances(x[600:] @ y[here].T)
+    assert (chance.sum(1) < 1).all()
+    best, said = chance.argmax(1), chance.max(1)
+    right = best == np.arange(300)
+    for low, high in ((0, 0.3), (0.3, 0.7), (0.7, 1)):
+        some = (said >= low) & (said < high)
+        assert some.sum() > 15
+        assert abs(right[some].mean() - said[some].mean()) < 0.15
+    few, many = how.chances(np.full((1, 3), 0.5)), how.chances(np.full((1, 300), 0.5))
+    assert few.max() > many.max()
