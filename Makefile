@@ -1,4 +1,5 @@
 # make train   from nothing to a pre-trained BERT: sample binaries, pairs, corpus, training
+# make encoder search.py's encoder, from builds of other packages: experiment_data/build_packages.py
 # make test    all tests
 # make lint    ruff, the contracts for imports, types
 # make audit   known vulnerabilities of the installed packages
@@ -40,7 +41,7 @@ programs = chroot comm join nice paste tee
 comma := ,
 space := $(subst ,, )
 
-.PHONY: train test lint audit locks
+.PHONY: train encoder test lint audit locks
 
 train: $(VENV)/installed
 	$(run) experiment_data/build_coreutils.py --programs "$(programs)" --levels "O0 O2"
@@ -55,6 +56,9 @@ train: $(VENV)/installed
 	@echo "      --line 'push reg8 mov reg8 [MASK] sub reg8 imme'"
 	@echo "  tensorboard --logdir out/runs               how the losses fell"
 	@echo "  python gendata.py --path DIR --biname NAME  your own builds, as DIR/<build>/NAME"
+
+encoder: $(VENV)/installed
+	$(run) -m encoder.train
 
 test: $(VENV)/installed-dev
 	$(run) -m pytest

@@ -60,6 +60,7 @@ class Network(nn.Module):
         self.gain = nn.Parameter(torch.sign(torch.randn(len(GROUPS), cfg.dim)))
         self.out = nn.Linear(cfg.dim, cfg.dim, bias=False)
         nn.init.zeros_(self.out.weight)
+        self.reads_order = True  # False: the bag alone, many times as quick
         self.predict = nn.Linear(cfg.dim, cfg.dim)  # of masked words; for pre-training only
 
     @property
@@ -73,7 +74,6 @@ class Network(nn.Module):
         functions: np.ndarray,
         view: View,
         left_out: float = 0.0,
-        transformer: bool = True,
     ) -> Tensor:
         """Return the vectors of some functions, float32 (N, D).
 
@@ -84,14 +84,12 @@ class Network(nn.Module):
         view : View
         left_out : float
             Share of the words of bags that are left out at random.
-        transformer : bool
-            False leaves the transformer out.
         """
         bags = self.bags(inputs, functions, left_out)  # (N, G, D)
         with torch.autocast(bags.device.type, enabled=False):
             read = torch.from_numpy(view.groups).to(bags)
             vectors = (bags * (self.gain * read[:, None])).sum(1)
-        if transformer:
+        if self.reads_order:
             pooled = torch.cat([h for _, h in self.pooled(inputs, functions, bags, view)])
             order = np.concatenate([some for some, _ in self.chunks(inputs, functions)])
             vectors = vectors + self.out(pooled[np.argsort(order)]).float()

@@ -66,14 +66,12 @@ class Same(Objective):
 
     key = "same"
     pairs = staticmethod(Corpus.same)
-    transformer = True
 
-    @classmethod
-    def loss(cls, network: Network, data: Data, pairs: np.ndarray, view: View) -> Tensor:
+    @staticmethod
+    def loss(network: Network, data: Data, pairs: np.ndarray, view: View) -> Tensor:
         there = pairs >= 0
         vectors = [
-            network(data.inputs, pairs[there[:, i], i], view, WORDS_LEFT_OUT, cls.transformer)
-            for i in (0, 1)
+            network(data.inputs, pairs[there[:, i], i], view, WORDS_LEFT_OUT) for i in (0, 1)
         ]
         both = there.all(1)
         row = [np.cumsum(there[:, i])[both] - 1 for i in (0, 1)]
@@ -94,13 +92,6 @@ class Twins(Same):
 
     key = "twins"
     pairs = staticmethod(Corpus.twins)
-
-
-class Bags(Same):
-    """The contrast of the bags alone, many times as quick: for the words' vectors at first."""
-
-    key = "bags"
-    transformer = False
 
 
 class Masked(Objective):

@@ -63,6 +63,8 @@ class Stage(train.Config):
         Highest learning rate of the words' vectors; ``lr`` is that of the rest.
     objectives : dict of str to float
         Weights in the loss, of `encoder.objectives.OBJECTIVES`.
+    transformer : bool
+        False: the bag alone is trained, many times as quick.
     packages : int or None
         From so many packages only (in the order of the hashes of their names); None: of all.
     """
@@ -70,6 +72,7 @@ class Stage(train.Config):
     name: str
     words_lr: pydantic.PositiveFloat
     objectives: dict[str, pydantic.PositiveFloat]
+    transformer: bool = True
     packages: PositiveInt | None = None
 
     @pydantic.model_validator(mode="after")
@@ -261,6 +264,7 @@ def run_stage(
     """Train one stage; ``network`` has its weights afterwards."""
     device = torch.device("cpu")
     data = data._replace(programs=programs_of(data.corpus, stage.packages))
+    network.reads_order = stage.transformer
     objectives = {OBJECTIVES[key]: weight for key, weight in stage.objectives.items()}
 
     def get_batch(step: int, rank: int, world: int) -> train.Batch:
