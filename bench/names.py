@@ -30,14 +30,14 @@ from binary.analysis import load_analysis
 from binary.cache import analyse_files
 from terminal.command_line import command_line
 
-LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # scores below which no name is given
+LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.95)  # chances below which no name is given
 LEAST_BLOCKS = 3  # of functions that `search.py scan` names
 ROOT = Path(__file__).resolve().parent.parent
 LINE = re.compile(r" *(-?[\d.]+)  0x([0-9a-f]+)  (\S+)  ")
 
 
 def main(*, program: str, index_dir: str = "index", outputDir: str = "output/") -> None:
-    """Print precision and recall at several least scores.
+    """Print precision and recall at several least chances.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def main(*, program: str, index_dir: str = "index", outputDir: str = "output/") 
         found, _ = analyse_files([stripped], outputDir, 1, all_or_none=True)
         sizes = block_counts(found[stripped])
         scan = [sys.executable, ROOT / "search.py", "scan", stripped, "--index_dir", index_dir]
-        scan += ["--outputDir", outputDir, "--least", "-1"]
+        scan += ["--outputDir", outputDir, "--least", "0"]
         said = subprocess.run(scan, capture_output=True, text=True, check=True).stdout
     given = [(float(m[1]), int(m[2], 16), m[3]) for m in map(LINE.match, said.splitlines()) if m]
     counted = {at for at, size in sizes.items() if size >= LEAST_BLOCKS and at in symbols}
@@ -67,7 +67,7 @@ def main(*, program: str, index_dir: str = "index", outputDir: str = "output/") 
     print(f"{program}: {len(counted):,} functions of {LEAST_BLOCKS} blocks or more with a symbol; ")
     print(f"of {len(holds):,} of these the index of {len(known):,} names holds the name")
     print()
-    print("| least score | named | right | precision | recall |")
+    print("| least chance | named | right | precision | recall |")
     print("| --- | --- | --- | --- | --- |")
     for least in LEVELS:
         named, right = judge([g for g in given if g[0] >= least], symbols, counted)

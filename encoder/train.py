@@ -199,7 +199,9 @@ def train_encoder(
     utils.set_seed(cfg.stages[0].seed)
     network = Network(cfg.model, vocabulary.rows)
     words = "".join(f"{word}\n" for word in vocabulary.words.tolist()).encode()
-    manifest = "".join(f"{package} {file} {utils.sha256_of(file)}\n" for package, file in files)
+    manifest = "".join(
+        f"{Path(file).parent.name}/{Path(file).name} {utils.sha256_of(file)}\n" for _, file in files
+    )
     info = Info(
         cfg.model,
         vocabulary.rows,
@@ -217,6 +219,7 @@ def train_encoder(
         "packages": " ".join(sorted({build.package for build in corpus.builds})),
         "builds": str(len(corpus.builds)),
         "functions": str(len(corpus.name)),
+        "files": info.data_sha256,
         "settings": str(dataclasses.asdict(cfg)),
         "validation": " ".join(f"{name} {value:.3f}" for name, value in measures.items()),
         "analysis": analysis_settings(),
