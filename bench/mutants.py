@@ -468,7 +468,7 @@ def make_anchors(folder: Path, analysis: Analysis) -> None:
 
 def use_anchors(folder: Path) -> None:
     analysis = load_analysis(folder / "a.npz")
-    features = Features(analysis, [[]] * analysis.code_functions, *[None] * 5)
+    features = Features(analysis, [[]] * analysis.code_functions, *[None] * 6)
     read_anchors(str(folder / "anchors.txt"), (features, features))
 
 
