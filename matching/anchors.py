@@ -1,6 +1,7 @@
-"""Pairs of functions that the user knows to correspond."""
+"""Pairs of functions that are known to correspond: the user says so, or their texts do."""
 
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -9,6 +10,9 @@ from features.extract import Features
 from matching.candidates import Candidates
 
 SHOWN = 60  # characters of a line that a message shows
+TEXT = 4  # characters of a text that hardly occurs by chance
+TEXTS = 2  # that make a pair certain; one alone may have moved with code that was inlined
+AGREE = 0.75  # of the texts that tell where either function's partner is
 
 
 def anchored_pairs(candidates: Candidates, anchors: np.ndarray | None) -> np.ndarray:
@@ -24,6 +28,44 @@ def with_anchors(logit: np.ndarray, candidates: Candidates, anchored: np.ndarray
     a, b = candidates.a[anchored], candidates.b[anchored]
     against = (np.isin(candidates.a, a) | np.isin(candidates.b, b)) & ~anchored
     return np.where(anchored, 30, np.where(against, -30, logit)).astype(np.float32)
+
+
+def pairs_by_texts(codes: tuple[Features, Features], anchors: np.ndarray) -> np.ndarray:
+    """Return the anchors, and the pairs that texts determine: int64 (k, 2), sorted.
+
+    A text that one function of either binary uses, and no other function, tells that these two
+    correspond. Several texts that agree are more than a network has to weigh: it learned on C, and
+    gave up such pairs in C++, where inlining changes a function's surroundings.
+
+    Parameters
+    ----------
+    anchors : int (k, 2)
+        Pairs of functions that are known otherwise, and win.
+    """
+    old, new = (_used_once(code) for code in codes)
+    votes = Counter((old[text], new[text]) for text in old.keys() & new.keys())
+    total = [Counter(), Counter()]
+    for pair, count in votes.items():
+        for side in (0, 1):
+            total[side][pair[side]] += count
+    known = [set(column) for column in anchors.T.tolist()]
+    found = [tuple(pair) for pair in anchors.tolist()]
+    for (a, b), count in votes.items():
+        agree = count >= max(TEXTS, AGREE * max(total[0][a], total[1][b]))
+        if agree and a not in known[0] and b not in known[1]:
+            found.append((a, b))
+    return np.array(sorted(found), np.int64).reshape(-1, 2)
+
+
+def _used_once(code: Features) -> dict[str, int]:
+    """Return text -> the function that alone uses it."""
+    analysis = code.analysis
+    users: dict[str, int] = {}
+    functions = analysis.function[analysis.string_block].tolist()
+    for text, f in zip(analysis.string, functions, strict=True):
+        if len(text) >= TEXT:
+            users[text] = f if users.get(text, f) == f else -1
+    return {text: f for text, f in users.items() if f >= 0}
 
 
 def read_anchors(path: str, codes: tuple[Features, ...]) -> np.ndarray:

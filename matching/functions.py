@@ -7,7 +7,7 @@ import scipy.sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from features.extract import Features
-from matching.anchors import anchored_pairs, with_anchors
+from matching.anchors import anchored_pairs, pairs_by_texts, with_anchors
 from matching.candidates import Candidates, find_candidates, plausible, softmax_both_ways
 from matching.evidence import ROUNDS, Evidence
 from matching.identical import identical_pairs
@@ -45,7 +45,8 @@ def match_functions(
     """
     outlines = first.outline, second.outline
     none = np.zeros((0, 2), np.int64)
-    known, _ = identical_pairs(outlines, none if anchors is None else anchors)
+    certain = pairs_by_texts((first, second), none if anchors is None else anchors)
+    known, _ = identical_pairs(outlines, certain)
     candidates = find_candidates(first, second, model.encoder, known)
     anchored = anchored_pairs(candidates, known)
     evidence = Evidence(first, second)

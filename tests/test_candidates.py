@@ -1,10 +1,13 @@
-"""Candidates are found and measured the same in small and in large binaries."""
+"""Candidates are found and measured the same in small and in large binaries; certain pairs."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.sparse
 
 from matching import candidates
+from matching.anchors import pairs_by_texts
 
 
 def random_rows(seed: int, n: int, words: int = 60) -> scipy.sparse.csr_matrix:
@@ -34,3 +37,30 @@ def test_nearest_is_a_plain_sort_of_all_products(k):
             best = np.argsort(-row, kind="stable")[:k]
             expected |= {(j, i) if swap else (i, j) for j in best[row[best] > 0].tolist()}
     assert found == expected
+
+
+def with_texts(*texts: tuple[int, str]) -> SimpleNamespace:
+    """A binary of six functions of a block each: (function, text that it uses)."""
+    blocks, strings = zip(*texts, strict=True)
+    analysis = SimpleNamespace(
+        function=np.arange(6), string_block=np.array(blocks), string=list(strings)
+    )
+    return SimpleNamespace(analysis=analysis)
+
+
+def test_texts_that_agree_determine_a_pair():
+    old = with_texts(
+        *((0, "cannot open"), (0, "cannot close")),  # both in function 3 of the other
+        *((1, "usage: ninja"), (1, "shared"), (2, "shared")),  # one text only
+        *((3, "depfile"), (3, "restat"), (3, "rspfile"), (3, "dyndep")),  # they disagree
+        *((4, "a"), (4, "b"), (4, "c")),  # too short
+    )
+    new = with_texts(
+        *((3, "cannot open"), (3, "cannot close"), (1, "usage: ninja"), (4, "shared")),
+        *((0, "depfile"), (0, "restat"), (2, "rspfile"), (2, "dyndep")),
+        *((4, "a"), (4, "b"), (4, "c")),
+    )
+    none = np.zeros((0, 2), np.int64)
+    assert pairs_by_texts((old, new), none).tolist() == [[0, 3]]
+    known = np.array([[2, 3]])  # what the user says wins
+    assert pairs_by_texts((old, new), known).tolist() == [[2, 3]]
