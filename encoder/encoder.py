@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
-import scipy.special
 
 import utils
 from encoder.calibration import Calibration
@@ -38,7 +37,7 @@ from files.arrays import Damage, Numbers, check_arrays
 from terminal.escape import printable
 
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "encoder.safetensors"
-TOGETHER = 64  # functions of about the same length that are computed at a time
+SCORES = 1 << 17  # attention scores of a head that are computed at a time
 LAYERS = 12  # at most
 MOST = 1e4  # weights that are further from 0 give numbers that are none
 PREFIX = "transformer.blocks."
@@ -103,8 +102,7 @@ class Encoder:
             )
         lines = inputs.of_line @ table
         length = np.diff(inputs.offsets)
-        order = np.argsort(length, kind="stable")
-        for some in np.split(order, range(TOGETHER, len(order), TOGETHER)):
+        for some in _chunks(length):
             at = ranges(inputs.offsets[some], length[some])
             x = np.zeros((len(some), CONTEXT + int(length[some].max()), width), np.float32)
             row = np.repeat(np.arange(len(some)), length[some])
@@ -128,26 +126,49 @@ class Encoder:
 
     def _states(self, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """float32 (n, S, D), bool (n, S) -> the hidden states of the last block, (n, S, D)"""
-        w = self.weights
-        h = _norm(x, w, "transformer.embed.norm")
+        n, length, width = x.shape
+        unread = np.where(mask, np.float32(0), np.float32(-1e9))[:, None, None]
+        angles = _angles(length, width // self.heads)
+        h = _norm(x.reshape(-1, width), self.weights, "transformer.embed.norm")
         for layer in range(self.layers):
             name = f"{PREFIX}{layer}."
-            q, k, v = (
-                _linear(h, w, f"{name}attn.proj_{part}").reshape(*h.shape[:2], self.heads, -1)
-                for part in "qkv"
-            )
-            q, k, v = (part.swapaxes(1, 2) for part in (_rotate(q), _rotate(k), v))
-            scores = q @ k.swapaxes(2, 3) * np.float32(q.shape[-1] ** -0.5)
-            scores += np.where(mask, np.float32(0), np.float32(-1e9))[:, None, None]
+            matrix, bias = self._projections[layer]
+            qkv = (h @ matrix + bias).reshape(n, length, 3, self.heads, -1)
+            qk = _rotate(qkv[:, :, :2], *angles)
+            q, k, v = (part.swapaxes(1, 2) for part in (qk[:, :, 0], qk[:, :, 1], qkv[:, :, 2]))
+            scores = q @ k.swapaxes(2, 3)
+            scores += unread
             scores -= scores.max(-1, keepdims=True)
             np.exp(scores, out=scores)
             scores /= scores.sum(-1, keepdims=True)
-            mixed = (scores @ v).swapaxes(1, 2).reshape(h.shape)
-            h = _norm(h + _linear(mixed, w, f"{name}proj"), w, f"{name}norm1")
-            inner = _linear(h, w, f"{name}pwff.fc1")
-            inner *= scipy.special.ndtr(inner)  # gelu
-            h = _norm(h + _linear(inner, w, f"{name}pwff.fc2"), w, f"{name}norm2")
-        return h
+            mixed = (scores @ v).swapaxes(1, 2).reshape(-1, width)
+            h = self._add(h, self._linear(mixed, f"{name}proj"), f"{name}norm1")
+            inner = _gelu(self._linear(h, f"{name}pwff.fc1"))
+            h = self._add(h, self._linear(inner, f"{name}pwff.fc2"), f"{name}norm2")
+        return h.reshape(x.shape)
+
+    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        y = x @ self.weights[f"{name}.weight"].T
+        y += self.weights[f"{name}.bias"]
+        return y
+
+    def _add(self, x: np.ndarray, y: np.ndarray, name: str) -> np.ndarray:
+        y += x
+        return _norm(y, self.weights, name)
+
+    @functools.cached_property
+    def _projections(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each block, what makes queries, which are scaled already, keys and values."""
+        found = []
+        for layer in range(self.layers):
+            parts = [f"{PREFIX}{layer}.attn.proj_{part}" for part in "qkv"]
+            matrix = np.concatenate([self.weights[f"{part}.weight"] for part in parts]).T.copy()
+            bias = np.concatenate([self.weights[f"{part}.bias"] for part in parts])
+            width = len(matrix)
+            for array in (matrix, bias):
+                array[..., :width] *= np.float32((width // self.heads) ** -0.5)
+            found.append((matrix, bias))
+        return found
 
     @functools.cached_property
     def layers(self) -> int:
@@ -156,22 +177,58 @@ class Encoder:
 
 
 def _norm(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Layer normalisation of float32 (m, D)."""
     x = x - x.mean(-1, keepdims=True)
-    variance = np.einsum("nsd,nsd->ns", x, x)[..., None] / x.shape[-1]
-    return x / np.sqrt(variance + 1e-12) * w[f"{name}.gamma"] + w[f"{name}.beta"]
+    variance = np.einsum("md,md->m", x, x)[:, None] / x.shape[-1]
+    x *= 1 / np.sqrt(variance + 1e-12)
+    x *= w[f"{name}.gamma"]
+    x += w[f"{name}.beta"]
+    return x
 
 
-def _linear(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
-    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+def _gelu(x: np.ndarray) -> np.ndarray:
+    """BERT's gelu by tanh, off by 0.0005 at most (Hendrycks and Gimpel, 2016)."""
+    inner = x * x
+    inner *= np.float32(0.044715)
+    inner += 1
+    inner *= x
+    inner *= np.float32((2 / np.pi) ** 0.5)
+    np.tanh(inner, out=inner)
+    inner += 1
+    inner *= x
+    inner *= np.float32(0.5)
+    return inner
 
 
-def _rotate(x: np.ndarray) -> np.ndarray:
-    """As `models.rotate`: float32 (n, S, H, W)."""
+@functools.lru_cache(512)
+def _angles(length: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines for `_rotate`, as `models.rotate` has them, (S, 1, 1, W / 2)."""
+    half = width // 2
+    angle = np.arange(length)[:, None] * 10000 ** (np.arange(half) / -half)
+    return tuple(f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+
+
+def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Turn float32 (n, S, 2, H, W) by the angles of the positions."""
     half = x.shape[-1] // 2
-    angle = np.arange(x.shape[1])[:, None] * 10000 ** (np.arange(half) / -half)
-    cos, sin = (f(angle).astype(np.float32)[:, None] for f in (np.cos, np.sin))
     a, b = x[..., :half], x[..., half:]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def _chunks(length: np.ndarray) -> list[np.ndarray]:
+    """Return which functions are computed together: of about one length, to fit in the cache."""
+    order = np.argsort(length, kind="stable")
+    chunks, start = [], 0
+    while start < len(order):
+        end = start + 1
+        while (
+            end < len(order)
+            and (end - start + 1) * int(length[order[end]] + CONTEXT) ** 2 <= SCORES
+        ):
+            end += 1
+        chunks.append(order[start:end])
+        start = end
+    return chunks
 
 
 def schema(layers: int) -> dict[str, Numbers]:

@@ -17,7 +17,7 @@ import models
 from encoder.inputs import AROUND, CONTEXT, GROUPS, NAMES, NEAR, UP, Inputs, ranges
 
 TOGETHER = 64  # functions of about the same length that are computed at a time
-TRAINED = 128  # instructions of a function that training reads: long functions cost most
+TRAINED = 64  # instructions of a function that training reads: long functions cost most
 
 
 @dataclasses.dataclass(frozen=True)
