@@ -1,19 +1,17 @@
 """Does pre-training learn? BERT beside simple models of the same text, on held-out programs.
 
-    python bench/learning.py --path DIR     # DIR/<build>/<program>; three seeds, 15 minutes each
+    python bench/learning.py --path DIR     # DIR/<build>/<program>; three seeds, 5 minutes each
 
-Runs the main line in a folder of its own (a second time, only what changed), then measures all on
-the very same examples of the programs that gendata.py holds out. Masked LM: always the commonest
-token; a 5-gram model with backoff, which sees the four true tokens to the left. Next sentence:
-logistic regression on the lengths and bags of tokens of both segments and on what the bags share,
-at the best of three strengths of regularisation, chosen on the held-out examples themselves.
+Runs the main line in a folder of its own (a second time, only what changed), with both of BERT's
+objectives, then measures all on the very same examples of the programs that gendata.py holds out.
+Masked LM: always the commonest token; a 5-gram model with backoff, which sees the four true tokens
+to the left. Next sentence: logistic regression on the lengths and bags of tokens of both segments
+and on what the bags share, at the best of three strengths of regularisation, chosen on the held-out
+examples themselves. To see what the model goes by, it answers again with parts of the text hidden
+from it, and with each segment's tokens in random order.
 """
 
 import datetime
-import json
-import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,29 +20,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import scipy.sparse
 import torch
+from recipe import MODEL, REFERENCE, make_text, place_of, trained
 from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
+from speed_training import processor
 
-import checkpoint
 import pretrain
 import utils
 from corpus.ids import read_corpus
 from corpus.split import split_corpus
 from terminal.command_line import command_line
+from tokenization import CorpusTokenizer
 
-TRAINING_BATCHES = 3000  # of 64 pairs, for the logistic regression
+TRAINING_BATCHES = 1500  # of 64 pairs, for the logistic regression
 REGULARISATION = (1e-6, 1e-5, 1e-4)
-POINTS = 12  # of a curve
-ROOT = Path(__file__).resolve().parent.parent
+BORDER = 8  # tokens on either side of the border between two segments
+BATCHES = 64  # of held-out examples
 
 
 def main(
     path: str = "experiment_data/coreutils/binaries/",
     biname: str = "*",
-    pairs: int = 20,
-    model_cfg: str = "config/bert_tiny.json",
-    steps: int = 12000,
+    steps: int = 3000,
     seeds: int = 3,
     work: str = "out-learning",
     plot: str = "out-learning/learning.svg",
@@ -57,12 +55,8 @@ def main(
         Builds, as for gendata.py.
     biname : str
         The programs' names; of three or more, some are held out.
-    pairs : int
-        Pairs of builds of each program at most.
-    model_cfg : str
-        The model's sizes.
     steps : int
-        The training's total_steps; its other settings are those of config/pretrain.json.
+        Of each training; its other settings are those of config/pretrain.json.
     seeds : int
         Trainings, of which mean, least and most are printed.
     work : str
@@ -71,33 +65,41 @@ def main(
         The picture to draw, .svg.
     """
     utils.check_outputs({"plot": plot}, (), {"work": work})
-    made = ["--data", f"{work}/data", "--outputDir", f"{work}/output"]
-    text = ["--vocab_file", f"{work}/vocab.txt", "--corpus_file", f"{work}/corpus.txt"]
-    script("gendata.py", "--path", path, "--biname", biname, "--pairs", pairs, *made)
-    script("dataprocess.py", *made, *text)
-    model_files = [pretrained(seed, model_cfg, steps, work) for seed in range(seeds)]
+    vocab, data_file = make_text(path, biname, work)
+    models, files = [], []
+    for seed in range(seeds):
+        place = place_of(REFERENCE, seed, steps, work)
+        model, info, file = trained(REFERENCE, seed, steps, vocab, data_file, place)
+        models.append(model)
+        files.append(file)
 
-    _, info, tokenizer = checkpoint.load_pretrained(model_files[0])
-    corpus = read_corpus(Path(info.data_file), tokenizer, info.vocab_sha256)
+    tokenizer = CorpusTokenizer(vocab)
+    corpus = read_corpus(data_file, tokenizer, info.vocab_sha256)
     split = split_corpus(corpus)
     preprocess = pretrain.Preprocess4Pretrain(
         tokenizer.vocab, info.max_len, info.max_pred, info.mask_prob
     )
+    pretrain.EVAL_BATCHES = BATCHES
     evaluation = pretrain.Evaluation(corpus, split.heldout, preprocess, torch.device("cpu"))
     batches = [evaluation.loader.batch(k) for k in range(evaluation.batches)]
-    found = [evaluation(checkpoint.load_pretrained(file)[0]) for file in model_files]
+    found = [evaluation(model) for model in models]
     five_gram = evaluation.five_gram(split.training)
     sampler = pretrain.SentPairSampler(corpus, split.training, info.max_len)
     loader = pretrain.SentPairDataLoader(sampler, preprocess, 0, pretrain.EVAL_EXAMPLES, seed=1)
     by_bags, by_bags_hard = bag_accuracy(loader, batches, len(tokenizer.vocab))
 
-    def ours(name: str, form: str = ".1%") -> str:
-        values = [measures[name] for measures in found]
+    def of_seeds(values: list[float], form: str = ".1%") -> str:
         return f"{np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
+    def ours(name: str, form: str = ".1%") -> str:
+        return of_seeds([measures[name] for measures in found], form)
+
+    def seeing(view: str) -> str:
+        return of_seeds([next_accuracy(model, batches, view) for model in models])
+
     print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch "
-        f"{torch.__version__}; {model_cfg}, {steps} steps, {seeds} seeds: mean (least to most)"
+        f"{datetime.date.today()}, {processor()}, torch {torch.__version__}; {MODEL}, {steps} "
+        f"steps, {seeds} seeds: mean (least to most)"
     )
     print(f"held out {split.rule}; {len(batches) * pretrain.EVAL_EXAMPLES:,} pairs of segments")
     for title, rows in (
@@ -123,65 +125,97 @@ def main(
                 "this model": f"{ours('next_accuracy')}; {ours('next_accuracy_hard')}",
             },
         ),
+        (
+            "next sentence, accuracy of this model when it sees",
+            {view: seeing(view) for view in VIEWS},
+        ),
     ):
         print(title)
         for name, value in rows.items():
             print(f"  {name:28}{value}")
-    curves = [curve(file.parent) for file in model_files]
-    lines = {"5-gram with backoff": five_gram, "commonest token": evaluation.commonest}
-    draw(curves, lines, Path(plot))
+    curves = [curve(file.parent) for file in files]
+    draw(
+        curves,
+        {"unigram entropy": evaluation.unigram_entropy},
+        {"5-gram with backoff": five_gram, "commonest token": evaluation.commonest},
+        Path(plot),
+    )
     print(plot)
 
 
-def script(*arguments: object) -> None:
-    """Run one of our scripts."""
-    subprocess.run(
-        [sys.executable, *map(str, [ROOT / str(arguments[0]), *arguments[1:]])], check=True
-    )
-
-
-def pretrained(seed: int, model_cfg: str, steps: int, work: str) -> Path:
-    """Pre-train with one seed, as far as that is not done; return the model's file."""
-    cfg = json.loads((ROOT / "config/pretrain.json").read_text())
-    cfg |= {"total_steps": steps, "n_epochs": steps, "seed": seed}
-    settings = Path(work, f"pretrain-{seed}.json")
-    utils.write_json(settings, cfg | {"save_steps": max(1, steps // POINTS)})
-    save_dir = Path(work, f"out-{seed}")
-    script(
-        *("pretrain.py", "--train_cfg", settings, "--model_cfg", model_cfg),
-        *("--data_file", f"{work}/corpus.txt", "--vocab", f"{work}/vocab.txt"),
-        *("--save_dir", save_dir),
-    )
-    return save_dir / f"model_steps_{steps}.pt"
-
-
-def curve(save_dir: Path) -> tuple[list[int], list[float]]:
-    """Return steps, and the accuracy on held-out masked tokens at each, from a training's log."""
+def curve(save_dir: Path) -> dict[str, list[float]]:
+    """Return steps, and held-out loss and accuracy of masked tokens at each, of a training."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(save_dir / "runs")).Reload().Scalars("eval/masked_lm_accuracy")
-    return [event.step for event in events], [event.value for event in events]
+    log = EventAccumulator(str(save_dir / "runs")).Reload()
+    found = {n: log.Scalars(f"eval/masked_lm_{n}") for n in ("loss", "accuracy")}
+    values = {name: [event.value for event in events] for name, events in found.items()}
+    return values | {"steps": [event.step for event in found["loss"]]}
 
 
-def draw(curves: list[tuple[list[int], list[float]]], lines: dict[str, float], file: Path) -> None:
-    """Draw the seeds' curves, and lines to compare with, as SVG; the same bytes each time."""
+def draw(
+    curves: list[dict[str, list[float]]],
+    of_loss: dict[str, float],
+    of_accuracy: dict[str, float],
+    file: Path,
+) -> None:
+    """Draw each seed's curves beside lines to compare with, as SVG; the same bytes each time."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with matplotlib.rc_context({"svg.hashsalt": "learning"}):
-        figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
-        for number, (steps, accuracies) in enumerate(curves):
-            label = "this model, each seed" if number == 0 else None
-            axes.plot([0, *steps], [0, *accuracies], color="tab:blue", label=label)
-        for (name, value), style in zip(lines.items(), ("--", ":"), strict=True):
-            axes.axhline(value, color="black", linestyle=style, linewidth=1, label=name)
-        axes.set(xlabel="steps", ylabel="held-out masked tokens guessed", ylim=(0, 1))
-        axes.legend(loc="lower right")
+    # On white, whatever the page is that shows it.
+    with matplotlib.rc_context({"svg.hashsalt": "learning", "savefig.facecolor": "white"}):
+        figure, both = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+        for axes, name, label, lines in (
+            (both[0], "loss", "loss on held-out masked tokens (nats)", of_loss),
+            (both[1], "accuracy", "held-out masked tokens guessed", of_accuracy),
+        ):
+            for number, values in enumerate(curves):
+                axes.plot(
+                    *(values["steps"], values[name]),
+                    color="tab:blue",
+                    label="BERT, each seed" if number == 0 else None,
+                )
+            for (peer, value), style in zip(lines.items(), ("--", ":"), strict=False):
+                axes.axhline(value, color="black", linestyle=style, linewidth=1, label=peer)
+            axes.set(xlabel="steps", ylabel=label, xlim=(0, None), ylim=(0, None))
+            axes.legend(loc="lower right" if name == "accuracy" else "best")
+        both[1].set_ylim(0, 1)
+        both[1].yaxis.set_major_formatter("{x:.0%}")
         with utils.atomic_file(file, "wb") as out:
-            figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+            figure.savefig(out, format="svg", metadata={"Date": None})
         pyplot.close(figure)
+
+
+VIEWS = ("all", f"{BORDER} tokens on each side of the border", "all but these", "no order")
+
+
+@torch.inference_mode()
+def next_accuracy(model: torch.nn.Module, batches: list[dict], view: str) -> float:
+    """Return the share of right answers when the model sees a part of the text, a `VIEWS`."""
+    rng = np.random.default_rng(0)
+    right = []
+    for batch in batches:
+        ids, segment = batch["input_ids"].copy(), batch["segment_ids"]
+        mask = batch.get("input_mask", np.ones_like(ids))
+        ordinary = ids >= 5
+        distance = np.arange(ids.shape[1]) - segment.argmax(1)[:, None]  # from B's first token
+        near = (distance >= -1 - BORDER) & (distance < BORDER)
+        if view == VIEWS[1]:
+            mask = mask & (near | ~ordinary)
+        elif view == VIEWS[2]:
+            mask = mask & (~near | ~ordinary)
+        elif view == VIEWS[3]:
+            for row, of_row in zip(ids, segment, strict=True):
+                for side in (0, 1):
+                    inside = np.flatnonzero((row >= 5) & (of_row == side))
+                    row[inside] = row[rng.permutation(inside)]
+        tensors = [torch.from_numpy(x) for x in (ids, segment, mask, batch["masked_pos"])]
+        answers = model(*tensors)[1].argmax(1).numpy()
+        right.append(answers == batch["is_next"])
+    return float(np.concatenate(right).mean())
 
 
 def bag_accuracy(loader, batches: list[dict], vocab_size: int) -> tuple[float, float]:
