@@ -68,8 +68,8 @@ SETTINGS: dict[str, tuple[dict, dict]] = {
     "whole instructions": ({"objectives": {"masked_instructions": 1, "next_sentence": 1}}, {}),
     "last tenth at full length": ({"long_share": 0.1}, {}),
     "rotary positions": ({}, {"positions": "rotary"}),
-    "rotary, last tenth at full length": ({"long_share": 0.1}, {"positions": "rotary"}),
-    "warm-up, stable, decay": ({"schedule": "warmup_stable_decay"}, {}),
+    "rotary and last tenth at full length": ({"long_share": 0.1}, {"positions": "rotary"}),
+    "warm-up-stable-decay": ({"schedule": "warmup_stable_decay"}, {}),
     "growing batches": ({"ramp": 0.2}, {}),
 }
 COLUMNS = ("masked tokens of 64", "of 512", "functions found")
