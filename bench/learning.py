@@ -1,6 +1,8 @@
 """Does pre-training learn? BERT beside simple models of the same text, on held-out programs.
 
-    python bench/learning.py --path DIR     # DIR/<build>/<program>; three seeds, 5 minutes each
+    python bench/learning.py --path DIR     # DIR/<build>/<program>; three seeds, 3 minutes each
+    python bench/learning.py picture        # the curves of the training in out/, as SVG
+    python bench/learning.py next --model_file out/model_steps_3000.pt    # next sentence alone
 
 Runs the main line in a folder of its own (a second time, only what changed), with both of BERT's
 objectives, then measures all on the very same examples of the programs that gendata.py holds out.
@@ -12,6 +14,7 @@ from it, and with each segment's tokens in random order.
 """
 
 import datetime
+import json
 import sys
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 from speed_training import processor
 
+import checkpoint
 import pretrain
 import utils
 from corpus.ids import read_corpus
@@ -73,20 +77,11 @@ def main(
         models.append(model)
         files.append(file)
 
-    tokenizer = CorpusTokenizer(vocab)
-    corpus = read_corpus(data_file, tokenizer, info.vocab_sha256)
-    split = split_corpus(corpus)
-    preprocess = pretrain.Preprocess4Pretrain(
-        tokenizer.vocab, info.max_len, info.max_pred, info.mask_prob
-    )
-    pretrain.EVAL_BATCHES = BATCHES
-    evaluation = pretrain.Evaluation(corpus, split.heldout, preprocess, torch.device("cpu"))
-    batches = [evaluation.loader.batch(k) for k in range(evaluation.batches)]
+    text = HeldOut(info, CorpusTokenizer(vocab))
+    evaluation = text.evaluation
     found = [evaluation(model) for model in models]
-    five_gram = evaluation.five_gram(split.training)
-    sampler = pretrain.SentPairSampler(corpus, split.training, info.max_len)
-    loader = pretrain.SentPairDataLoader(sampler, preprocess, 0, pretrain.EVAL_EXAMPLES, seed=1)
-    by_bags, by_bags_hard = bag_accuracy(loader, batches, len(tokenizer.vocab))
+    five_gram = evaluation.five_gram(text.split.training)
+    by_bags, by_bags_hard = bag_accuracy(text)
 
     def of_seeds(values: list[float], form: str = ".1%") -> str:
         return f"{np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
@@ -95,13 +90,14 @@ def main(
         return of_seeds([measures[name] for measures in found], form)
 
     def seeing(view: str) -> str:
-        return of_seeds([next_accuracy(model, batches, view) for model in models])
+        return of_seeds([next_accuracy(model, text.batches, view) for model in models])
 
     print(
         f"{datetime.date.today()}, {processor()}, torch {torch.__version__}; {MODEL}, {steps} "
         f"steps, {seeds} seeds: mean (least to most)"
     )
-    print(f"held out {split.rule}; {len(batches) * pretrain.EVAL_EXAMPLES:,} pairs of segments")
+    pairs = len(text.batches) * pretrain.EVAL_EXAMPLES
+    print(f"held out {text.split.rule}; {pairs:,} pairs of segments")
     for title, rows in (
         (
             "masked LM, accuracy",
@@ -132,34 +128,82 @@ def main(
     ):
         print(title)
         for name, value in rows.items():
-            print(f"  {name:28}{value}")
-    curves = [curve(file.parent) for file in files]
-    draw(
-        curves,
-        {"unigram entropy": evaluation.unigram_entropy},
-        {"5-gram with backoff": five_gram, "commonest token": evaluation.commonest},
-        Path(plot),
-    )
+            print(f"  {name:45}{value}")
+    measures = found[0] | {"five_gram_accuracy": five_gram}
+    draw([curve(file.parent) for file in files], measures, Path(plot))
     print(plot)
 
 
-def curve(save_dir: Path) -> dict[str, list[float]]:
-    """Return steps, and held-out loss and accuracy of masked tokens at each, of a training."""
+def next_sentence(model_file: str) -> None:
+    """Print what a trained model goes by when it says which segment follows.
+
+    Parameters
+    ----------
+    model_file : str
+        Of a training with next sentence; its corpus has to be where it was.
+    """
+    model, info, tokenizer = checkpoint.load_pretrained(model_file)
+    text = HeldOut(info, tokenizer)
+    print(f"held out {text.split.rule}; next sentence, accuracy")
+    for view in VIEWS:
+        print(f"  sees {view:40}{next_accuracy(model, text.batches, view):.1%}")
+    print(f"  {'lengths and bags of tokens':45}{bag_accuracy(text)[0]:.1%}")
+
+
+class HeldOut:
+    """A model's corpus: held-out batches, and what is trained on.
+
+    Parameters
+    ----------
+    info : checkpoint.ModelInfo
+    tokenizer : CorpusTokenizer
+    """
+
+    def __init__(self, info: checkpoint.ModelInfo, tokenizer: CorpusTokenizer) -> None:
+        corpus = read_corpus(Path(info.data_file), tokenizer, info.vocab_sha256)
+        self.split = split_corpus(corpus)
+        self.n_words = len(tokenizer.vocab)
+        preprocess = pretrain.Preprocess4Pretrain(
+            tokenizer.vocab, info.max_len, info.max_pred, info.mask_prob
+        )
+        pretrain.EVAL_BATCHES = BATCHES
+        self.evaluation = pretrain.Evaluation(
+            corpus, self.split.heldout, preprocess, torch.device("cpu")
+        )
+        self.batches = [self.evaluation.loader.batch(k) for k in range(self.evaluation.batches)]
+        sampler = pretrain.SentPairSampler(corpus, self.split.training, info.max_len)
+        self.training = pretrain.SentPairDataLoader(
+            sampler, preprocess, 0, pretrain.EVAL_EXAMPLES, seed=1
+        )
+
+
+def picture(save_dir: str = "out", plot: str = "out-learning/learning.svg") -> None:
+    """Draw the curves of one training that was done with --check, as `make train` does it.
+
+    Parameters
+    ----------
+    save_dir : str
+        Of the training.
+    plot : str
+        The picture to draw, .svg.
+    """
+    utils.check_outputs({"plot": plot})
+    measures = json.loads(Path(save_dir, "metrics.json").read_text())
+    draw([curve(Path(save_dir))], measures, Path(plot))
+
+
+def curve(save_dir: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Return a training's log: steps and values of its losses, and of held-out measures."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = EventAccumulator(str(save_dir / "runs")).Reload()
-    found = {n: log.Scalars(f"eval/masked_lm_{n}") for n in ("loss", "accuracy")}
-    values = {name: [event.value for event in events] for name, events in found.items()}
-    return values | {"steps": [event.step for event in found["loss"]]}
+    names = ("train/masked_lm_loss", "eval/masked_lm_loss", "eval/masked_lm_accuracy")
+    found = {name: log.Scalars(name) for name in names}
+    return {n: ([e.step for e in events], [e.value for e in events]) for n, events in found.items()}
 
 
-def draw(
-    curves: list[dict[str, list[float]]],
-    of_loss: dict[str, float],
-    of_accuracy: dict[str, float],
-    file: Path,
-) -> None:
-    """Draw each seed's curves beside lines to compare with, as SVG; the same bytes each time."""
+def draw(curves: list[dict], measures: dict[str, float], file: Path) -> None:
+    """Draw each seed's curves beside what ``measures`` has of peers; the same bytes each time."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -167,23 +211,27 @@ def draw(
 
     # On white, whatever the page is that shows it.
     with matplotlib.rc_context({"svg.hashsalt": "learning", "savefig.facecolor": "white"}):
-        figure, both = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-        for axes, name, label, lines in (
-            (both[0], "loss", "loss on held-out masked tokens (nats)", of_loss),
-            (both[1], "accuracy", "held-out masked tokens guessed", of_accuracy),
+        figure, (loss, accuracy) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+        for number, values in enumerate(curves):
+            once = {} if number else {"label": "training text"}
+            loss.plot(*values["train/masked_lm_loss"], color="tab:blue", alpha=0.4, **once)
+            once = {} if number else {"label": "held-out programs"}
+            style = {"color": "tab:blue", "marker": "o", "markersize": 4}
+            loss.plot(*values["eval/masked_lm_loss"], **style, **once)
+            accuracy.plot(*values["eval/masked_lm_accuracy"], **style, **once)
+        lines = {"color": "black", "linewidth": 1}
+        loss.axhline(measures["unigram_entropy"], linestyle="--", label="unigram entropy", **lines)
+        for name, label, line in (
+            ("five_gram_accuracy", "5-gram with backoff", "--"),
+            ("commonest_token", "commonest token", ":"),
         ):
-            for number, values in enumerate(curves):
-                axes.plot(
-                    *(values["steps"], values[name]),
-                    color="tab:blue",
-                    label="BERT, each seed" if number == 0 else None,
-                )
-            for (peer, value), style in zip(lines.items(), ("--", ":"), strict=False):
-                axes.axhline(value, color="black", linestyle=style, linewidth=1, label=peer)
-            axes.set(xlabel="steps", ylabel=label, xlim=(0, None), ylim=(0, None))
-            axes.legend(loc="lower right" if name == "accuracy" else "best")
-        both[1].set_ylim(0, 1)
-        both[1].yaxis.set_major_formatter("{x:.0%}")
+            accuracy.axhline(measures[name], linestyle=line, label=label, **lines)
+        loss.set(xlabel="steps", ylabel="loss per masked token (nats)", xlim=(0, None))
+        accuracy.set(xlabel="steps", ylabel="masked tokens guessed", xlim=(0, None), ylim=(0, 1))
+        loss.set_ylim(0, 1.5 * measures["unigram_entropy"])
+        accuracy.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        loss.legend(loc="upper right")
+        accuracy.legend(loc="lower right")
         with utils.atomic_file(file, "wb") as out:
             figure.savefig(out, format="svg", metadata={"Date": None})
         pyplot.close(figure)
@@ -218,14 +266,14 @@ def next_accuracy(model: torch.nn.Module, batches: list[dict], view: str) -> flo
     return float(np.concatenate(right).mean())
 
 
-def bag_accuracy(loader, batches: list[dict], vocab_size: int) -> tuple[float, float]:
+def bag_accuracy(text: HeldOut) -> tuple[float, float]:
     """Return next-sentence accuracies, all and against hard negatives, of logistic regression."""
-    training = [loader.batch(k) for k in range(TRAINING_BATCHES)]
-    known = scipy.sparse.vstack([bags(batch, vocab_size) for batch in training])
+    training = [text.training.batch(k) for k in range(TRAINING_BATCHES)]
+    known = scipy.sparse.vstack([bags(batch, text.n_words) for batch in training])
     answers = np.concatenate([batch["is_next"] for batch in training])
-    asked = scipy.sparse.vstack([bags(batch, vocab_size) for batch in batches])
-    is_next = np.concatenate([batch["is_next"] for batch in batches])
-    is_hard = np.concatenate([batch["is_hard"] for batch in batches])
+    asked = scipy.sparse.vstack([bags(batch, text.n_words) for batch in text.batches])
+    is_next = np.concatenate([batch["is_next"] for batch in text.batches])
+    is_hard = np.concatenate([batch["is_hard"] for batch in text.batches])
     results = []
     for alpha in REGULARISATION:
         classifier = SGDClassifier("log_loss", alpha=alpha, average=True, random_state=0)
@@ -253,4 +301,4 @@ def bags(batch: dict, vocab_size: int) -> scipy.sparse.csr_matrix:
 
 
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, next=next_sentence, picture=picture)

@@ -530,59 +530,63 @@ KILL = """
 import os, signal, sys
 sys.path[:0] = {paths!r}
 import test_train
-calls, real = 0, os.{function}
 
-def killing(*arguments):
-    global calls
-    calls += 1
-    if calls == {number} and {before}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(*arguments)
-    if calls == {number}:
-        os.kill(os.getpid(), signal.SIGKILL)
+def run(function, before, number, save_dir):
+    calls, real = 0, getattr(os, function)
 
-os.{function} = killing
-trainer = test_train.make_trainer({save_dir!r})
-trainer.start()
-trainer.train()
+    def killing(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == number and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*arguments)
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(os, function, killing)
+    trainer = test_train.make_trainer(save_dir)
+    trainer.start()
+    trainer.train()
+
+for arguments in {runs!r}:  # each in a process of its own, which has nothing to import
+    child = os.fork()
+    if child == 0:
+        run(*arguments)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+KILLS = {
+    ("fsync", True, 1): 0,  # last.pt of step 4 is incomplete
+    ("fsync", True, 2): 4,  # last.pt is of step 4, whose model is incomplete
+    ("replace", False, 3): 8,  # last.pt is of step 8, whose model is not saved
+}
 
 
-@pytest.mark.parametrize(
-    ("function", "before", "number"),
-    [
-        ("fsync", True, 1),  # last.pt of step 4 is incomplete
-        ("fsync", True, 2),  # last.pt is of step 4, whose model is incomplete
-        ("replace", False, 3),  # last.pt is of step 8, whose model is not saved
-    ],
-)
-def test_killed_while_saving(tmp_path, function, before, number):
+def test_killed_while_saving(tmp_path):
     """At steps 4 and 8, last.pt is saved and then the model; kill it before or after each."""
     whole = make_trainer(tmp_path / "whole")
     whole.train()
-    save_dir = tmp_path / "killed"
-    code = KILL.format(
-        paths=[str(Path(__file__).parent), str(Path(train.__file__).parent)],
-        save_dir=str(save_dir),
-        function=function,
-        before=before,
-        number=number,
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert bool(list(save_dir.glob(".*.tmp"))) == (function == "fsync")
-    again = make_trainer(save_dir)
-    again.start()
-    assert again.step == 4 * ((number - (function == "fsync") + 1) // 2)
-    again.train()
-    assert torch.equal(weights(again), weights(whole))
-    utils.remove_leftovers(save_dir)
-    saved = {path.name for path in save_dir.glob("*.pt")}
-    assert saved == {path.name for path in (tmp_path / "whole").glob("*.pt")}
-    for name in saved - {"last.pt"}:  # its bytes may differ, because dict keys are other objects
-        assert (save_dir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    equal(*(checkpoint.load_pt(folder / "last.pt") for folder in (save_dir, tmp_path / "whole")))
-    assert not list(save_dir.glob(".*"))
+    runs = [(*kill, str(tmp_path / str(number))) for number, kill in enumerate(KILLS)]
+    paths = [str(Path(__file__).parent), str(Path(train.__file__).parent)]
+    code = KILL.format(paths=paths, runs=runs)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ends = [line for line in done.stdout.splitlines() if not line.startswith("step ")]
+    assert ends == [str(-signal.SIGKILL)] * 3
+    for (function, *_, folder), reached in zip(runs, KILLS.values(), strict=True):
+        save_dir = Path(folder)
+        assert bool(list(save_dir.glob(".*.tmp"))) == (function == "fsync")
+        again = make_trainer(save_dir)
+        again.start()
+        assert again.step == reached
+        again.train()
+        assert torch.equal(weights(again), weights(whole))
+        utils.remove_leftovers(save_dir)
+        saved = {path.name for path in save_dir.glob("*.pt")}
+        assert saved == {path.name for path in (tmp_path / "whole").glob("*.pt")}
+        for name in saved - {"last.pt"}:  # its bytes may differ
+            assert (save_dir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        equal(*(checkpoint.load_pt(place / "last.pt") for place in (save_dir, tmp_path / "whole")))
+        assert not list(save_dir.glob(".*"))
 
 
 def test_logs(tmp_path, capsys):
@@ -708,20 +712,15 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, parts):
     assert torch.allclose(weights(in_parts), weights(whole), rtol=1e-5, atol=1e-6)
 
 
-def test_two_processes_that_accumulate(tmp_path, port):
+def test_two_processes_that_accumulate_synchronise_once_a_step(tmp_path, port):
     one = make_trainer(tmp_path / "one", p_drop=0.0)
     one.train()
-    for error, code in start_ranks(tmp_path / "two", 2, port, "p_drop=0.0, accumulate=3"):
-        assert code == 0, error
-    state = torch.load(tmp_path / "two/model_steps_10.pt", weights_only=True)
-    assert torch.allclose(state["fc.weight"], one.model.fc.weight, rtol=1e-5, atol=1e-6)
-
-
-def test_processes_synchronise_once_a_step(tmp_path, port):
     ended = start_ranks(tmp_path / "two", 2, port, "p_drop=0.0, accumulate=3", COUNTING)
     for error, code in ended:  # 10 steps of 3 parts; all gradients fit one bucket
         assert code == 0, error
         assert "synchronised 10 times" in error
+    state = torch.load(tmp_path / "two/model_steps_10.pt", weights_only=True)
+    assert torch.allclose(state["fc.weight"], one.model.fc.weight, rtol=1e-5, atol=1e-6)
 
 
 def test_compiled_training_is_the_plain_one(tmp_path):
