@@ -1,23 +1,28 @@
 """The encoder: what it reads, that numpy computes what torch does, that training teaches it."""
 
 import dataclasses
+import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from safetensors import safe_open
 
 import utils
 from encoder import corpus as corpora
+from encoder import train as encoder_train
 from encoder.calibration import Calibration
 from encoder.encoder import read_encoder, write_encoder
 from encoder.inputs import GROUPS, OFFSET, Vocabulary, choose_words, look_up
 from encoder.network import Network, View
 from encoder.objectives import OBJECTIVES, Data, Same, draw
 from encoder.train import Config, Stage, find_files, package_of, programs_of
-from experiment_data.recipes import TEST
+from experiment_data.recipes import TEST, VALIDATION
 from features.extract import extract_features
 from features.operations import operations
 from features.positions import LONGEST, WORD_KINDS, read_positions
@@ -50,6 +55,7 @@ def corpus(builds, analyses, tmp_path_factory):
             save_analysis(analysis, cache_file(output, utils.sha256_of(path)))
             files.append(("shapes", str(path)))
     made = corpora.read_corpus(files, output)
+    made.output = output
     again = corpora.read_corpus(files, output)  # now from what was kept
     assert made.name == again.name
     assert (made.positions.bags != again.positions.bags).nnz == 0
@@ -260,6 +266,39 @@ def test_what_is_set_aside_for_the_test_is_never_read(tmp_path):
     assert [package for package, _ in files] == ["sed", "sed"]
     with pytest.raises(utils.UserError, match="no builds under"):
         find_files([str(tmp_path / "none")])
+
+
+def test_the_command_trains_and_goes_on(builds, corpus, small, tmp_path, monkeypatch, capfd):
+    """All stages, from cached analyses; the same again gives the same bytes."""
+    monkeypatch.chdir(tmp_path)
+    for build in ("O0", "O1", "O2"):
+        (tmp_path / f"b/shapes-1.0-{build}").mkdir(parents=True)
+        shutil.copy(builds / build / "shapes", tmp_path / f"b/shapes-1.0-{build}")
+    (tmp_path / f"b/{VALIDATION[0]}-bookworm-O0").mkdir()
+    (tmp_path / f"b/{VALIDATION[0]}-bookworm-O3").mkdir()
+    for level, build in (("O0", "O0"), ("O3", "O3-noplt")):
+        shutil.copy(builds / build / "shapes", tmp_path / f"b/{VALIDATION[0]}-bookworm-{level}")
+    stage = dict(seed=0, batch_size=16, lr=1e-3, words_lr=1e-3, n_epochs=99, warmup=0.5)
+    stage |= dict(save_steps=4, total_steps=4)
+    stages = [
+        stage | dict(name="bag", objectives={"same": 1.0}, transformer=False),
+        stage | dict(name="before", objectives={"masked": 1.0, "twins": 1.0}),
+        stage | dict(name="same", objectives={"same": 1.0}),
+    ]
+    cfg = dict(words=500, model=dataclasses.asdict(small), stages=stages)
+    Path("cfg.json").write_text(json.dumps(cfg))
+    how = dict(path="b", train_cfg="cfg.json", outputDir=str(corpus.output), workers=1)
+    for save_dir, to in (("one", "a"), ("one", "b.again"), ("two", "c")):
+        assert encoder_train.main(**how, save_dir=save_dir, to=to) == 0
+    said = capfd.readouterr().out
+    assert said.count("holds this training, finished") == 3
+    assert Path("a").read_bytes() == Path("b.again").read_bytes() == Path("c").read_bytes()
+    with safe_open("a", "np") as file:
+        card = json.loads(file.metadata()["card"])
+    assert card["packages"] == "shapes"  # not what is set aside
+    assert card["builds"] == "3"
+    assert "recall_all" in card["validation"]
+    assert read_encoder("a").calibration.scale > 0
 
 
 def test_unknown_objectives_are_refused():
