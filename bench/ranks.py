@@ -6,6 +6,7 @@ nearer ones are in it has a hypergeometric distribution, so all figures are exac
 """
 
 import numpy as np
+import scipy.sparse
 from scipy.stats import hypergeom
 
 CHUNK = 512  # queries that are compared with the collection at a time
@@ -28,11 +29,11 @@ def count_nearer(queries, collection, target: np.ndarray) -> tuple[np.ndarray, n
     int64 (Q,), int64 (Q,)
     """
     nearer, ties = np.empty(len(target), np.int64), np.empty(len(target), np.int64)
-    transposed = collection.T
+    transposed = collection.T.tocsr() if scipy.sparse.issparse(collection) else collection.T
     for start in range(0, len(target), CHUNK):
         part = slice(start, start + CHUNK)
         cosine = queries[part] @ transposed
-        cosine = cosine.toarray() if hasattr(cosine, "toarray") else cosine
+        cosine = cosine.toarray() if scipy.sparse.issparse(cosine) else cosine
         right = cosine[np.arange(len(cosine)), target[part]][:, None]
         nearer[part] = (cosine > right + EQUAL).sum(1)
         ties[part] = (np.abs(cosine - right) <= EQUAL).sum(1) - 1  # but the target itself

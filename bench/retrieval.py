@@ -60,7 +60,7 @@ AARCH64 = "aarch64-linux-gnu-gcc"
 TASKS = {
     "optimisation, O0 to O3": (("bookworm", "gcc", "O0"), ("bookworm", "gcc", "O3")),
     "compiler, gcc to clang, O2": (("bookworm", "gcc", "O2"), ("bookworm", "clang", "O2")),
-    "version, Debian 11 to 13, O2": (("bullseye", "gcc", "O2"), ("trixie", "gcc", "O2")),
+    "version, Debian 11 to 12, O2": (("bullseye", "gcc", "O2"), ("bookworm", "gcc", "O2")),
     "processor, x86-64 to AArch64, O2": (("bookworm", "gcc", "O2"), ("bookworm", AARCH64, "O2")),
     "mixed": None,  # any two builds of the function
 }
