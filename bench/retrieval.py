@@ -47,6 +47,7 @@ from binary.symbols import source_names
 from features.extract import Features, extract_features
 from features.outline import body_digests, unseen_names
 from terminal import progress
+from terminal.arguments import names_of
 from terminal.command_line import PARTLY, command_line
 
 PACKAGES = "experiment_data/packages/"
@@ -219,9 +220,9 @@ class Vectors:
         name = re.sub(r"\W+", "-", f"{type(row).__name__} {row.identity} {cell}")
         return self.folder / name / f"{build.sha256}.npz"
 
-    def make(self, builds: list[Build]) -> None:
+    def make(self, builds: list[Build], cells: list[str]) -> None:
         """Make what is missing; each file's features are extracted once for all rows."""
-        every = [(row, cell) for seeds in self.rows.values() for row in seeds for cell in CELLS]
+        every = [(row, cell) for seeds in self.rows.values() for row in seeds for cell in cells]
         for build in progress.bar(builds, desc="vectors"):
             missing = [(r, c) for r, c in every if not self.file(r, c, build).exists()]
             if missing:
@@ -251,6 +252,8 @@ def main(
     outputDir: str = "output/",
     work: str = WORK,
     only: str = "",
+    tasks: str | list[str] = tuple(TASKS),
+    cells: str | list[str] = tuple(CELLS),
     to: str | None = None,
 ) -> int:
     """Measure all rows of the folder of models on the TEST libraries, and print the tables.
@@ -265,6 +268,10 @@ def main(
         The folder of models/ and of what is cached.
     only : str
         Rows, with blanks between. Default: all.
+    tasks : str or list of str
+        How the names of tasks begin: optimisation,mixed.
+    cells : str or list of str
+        What may be looked at. Default: each of the three.
     to : str
         A JSON file that gets every figure.
     """
@@ -292,16 +299,19 @@ def main(
     )
     print(f"functions {number - len(asked):,} occur in training and are left out")
     print()
+    cells = names_of(cells)
     vectors = Vectors(rows, outputDir, work)
-    vectors.make(held)
     figures = []
     for name, between in TASKS.items():
+        if not name.startswith(tuple(names_of(tasks))):
+            continue
         task = make_task(between, held, known, asked)
         if not task.queries:
             print(f"{name}: no library is there in both builds")
             print()
             continue
-        for cell in CELLS:
+        vectors.make([b for b in held if between is None or b.setting in between], cells)
+        for cell in cells:
             figures += measure(name, task, cell, rows, vectors)
     if to is not None:
         utils.write_json(to, {"figures": figures})
