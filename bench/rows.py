@@ -24,7 +24,7 @@ BODY = tuple(kind for kind in KINDS if kind != "name")
 # Cells of the tables: may names and context be looked at? The groups of words that are left then.
 CELLS = {
     "names and context": ((True, True), GROUPS),
-    "names, no context": ((True, False), KINDS),
+    "names alone": ((True, False), KINDS),
     "body only": ((False, False), BODY),
 }
 TABLE = {"words": 65536, "dimensions": 128, "encoder_batch": 128, "encoder_lr": 0.005}
