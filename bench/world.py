@@ -4,9 +4,7 @@
 
 Rows are pairs of builds of one library: for two processors, or of two versions. Their symbols are
 the truth; what is compared are copies from which symbols and debug information are removed. Files
-come from PyPI's wheels by `pip download` and from Debian by `apt-get download`, in the versions
-named below; bench/world.sha256 says what they have to be. For Debian, a list of sources for the
-releases below is made of the archive that apt already uses.
+come from PyPI's wheels by `pip download`; bench/world.sha256 says what they have to be.
 
 A pair is right if its names are equal: foo and foo.part.0 are, and so are C++ names that differ
 in their parameters only. Cython numbers its functions anew in each version; the numbers are left
@@ -185,8 +183,12 @@ def main(work: str, groups: str = "", match: str = "", seconds: int = 0) -> None
         if seconds and time.monotonic() - began > seconds and not bench.known(row):
             print(f"stopped after {seconds} s; the same command goes on")
             break
-        results.append((row, bench.result(row)))
-        print(f"measured: {row.name}", file=sys.stderr, flush=True)
+        try:
+            results.append((row, bench.result(row)))
+        except utils.UserError as error:
+            print(f"left out: {row.name}: {error}", flush=True)
+        else:
+            print(f"measured: {row.name}", file=sys.stderr, flush=True)
     for text in table(results):
         print(text)
 
@@ -361,7 +363,7 @@ def strip(content: bytes) -> bytes:
             begin, size = section["sh_offset"], section["sh_size"]
             stripped[begin : begin + size] = bytes(size)
             at = elf["e_shoff"] + number * entry
-            stripped[at + 4 : at + 8] = bytes(4)  # SHT_NULL
+            stripped[at : at + 8] = bytes(8)  # no name, SHT_NULL
     return bytes(stripped)
 
 
