@@ -38,6 +38,9 @@ SAVED = {  # registers that a call leaves as they are
 }
 
 
+AHEAD = 40  # instructions in which a loop's first access to memory is looked for
+
+
 class Value(NamedTuple):
     """What a register is known to hold.
 
@@ -639,7 +642,8 @@ class Finder:
             elif base.base:
                 result = self._add(*at, base, offset, emit)
             else:
-                result = self._offset(at, number, emit)
+                self._offset(at, number + self._bias(block, line, target), emit)
+                result = Value(number, False)
         elif mnemonic == "add":
             result = self._indexed(operands[1:], state)
         elif mnemonic == "mr" and operands[1] in state:
@@ -669,18 +673,26 @@ class Finder:
         if result is not None and not READS_FIRST.match(mnemonic):
             state[target] = result
 
-    def _offset(self, at: tuple[int, int, int], address: int, emit: bool) -> Value | None:
+    def _bias(self, block: int, line: int, register: str) -> int:
+        """Return the step of a loop that adds it before it loads: such begin a step too early."""
+        ahead = [i for lines in self.lines[block : block + 3] for i in lines][line + 1 :]
+        for instruction in ahead[:AHEAD]:
+            parsed = parse(instruction.operands)
+            if parsed.memory and parsed.memory.base == register:
+                return parsed.memory.offset if instruction.mnemonic.endswith("u") else 0
+            if parsed.operands and parsed.operands[0] == register:
+                return 0
+        return 0
+
+    def _offset(self, at: tuple[int, int, int], address: int, emit: bool) -> None:
         """Note an offset from a known address; clang merges variables and texts into one object.
 
         Of constants only what lies there counts, so that texts may move. The offset of a variable
         counts, too: it may be that of a field.
         """
-        if not self.is_mapped(address):
-            return None
-        if emit:
+        if emit and self.is_mapped(address):
             constant = any(start <= address < end for start, end in self.constant)
             self._note(at, PLACE if constant else OFFSET, address)
-        return Value(address, False)
 
     @staticmethod
     def _spill(mnemonic: str, operands, memory: Memory | None, state: dict[str, Value]) -> None:
