@@ -7,8 +7,6 @@ programs held, too.
 """
 
 import dataclasses
-import functools
-import hashlib
 
 import numpy as np
 import scipy.sparse
@@ -35,14 +33,6 @@ class Encoder:
     words: np.ndarray
     idf: np.ndarray
     table: np.ndarray
-
-    @functools.cached_property
-    def identity(self) -> str:
-        """A name that another encoder does not have: 16 hexadecimal digits of a hash."""
-        content = hashlib.sha256()
-        for array in (self.words, self.idf, self.table):
-            content.update(np.ascontiguousarray(array).tobytes())
-        return content.hexdigest()[:16]
 
     def __call__(self, code: Features) -> tuple[np.ndarray, np.ndarray]:
         """Encode the functions of a binary.
