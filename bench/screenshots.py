@@ -30,7 +30,14 @@ FLAGS = (
     *("--disable-dev-shm-usage", "--disable-extensions"),
 )
 COLOURS = 64
-VIEWS = {"graphs": "", "lines": "g", "whole": "gf0", "next": "fn", "help": "?"}  # keys to press
+VIEWS = {
+    "graphs": "",
+    "lines": "g",
+    "whole": "gf0",
+    "next": "fn",
+    "pseudo": "c",
+    "help": "?",
+}  # keys to press
 
 
 @contextmanager
@@ -87,6 +94,11 @@ def main(page: str, to: str, width: int = 1280, height: int = 800, fragment: str
             open_page(chrome, page, fragment)
             package = "package" in chrome.find_element(By.TAG_NAME, "body").get_attribute("class")
             for view, keys in {"package": ""}.items() if package else VIEWS.items():
+                if (
+                    view == "pseudo"
+                    and not chrome.find_element(By.ID, "view-pseudo").is_displayed()
+                ):
+                    continue
                 for key in keys:
                     chrome.find_element(By.TAG_NAME, "body").send_keys(key)
                 picture = Image.open(io.BytesIO(chrome.get_screenshot_as_png()))

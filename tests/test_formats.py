@@ -123,6 +123,11 @@ def test_of_a_universal_file_one_slice_is_compared(folder, tmp_path, capsys):
         take_slices((str(both), str(both)), str(tmp_path), None)
     for file in take_slices((str(both), str(both)), str(tmp_path), "x86-64"):
         assert Path(file).read_bytes() == (folder / "x86_64.dylib").read_bytes()
+    offset, size = slices(content)["aarch64"]
+    other = tmp_path / both.name  # has the same name, but is another file
+    other.write_bytes(content[: offset + size - 1] + b"\xff" + content[offset + size :])
+    old, new = take_slices((str(both), str(other)), str(tmp_path / "output"), "aarch64")
+    assert Path(old).read_bytes() == Path(pair[1]).read_bytes() != Path(new).read_bytes()
     with pytest.raises(UserError, match="has no slice for mips; it has x86_64, aarch64"):
         take_slices((str(both), str(both)), str(tmp_path), "mips")
     code, _, errors = run_script(tmp_path, "diff.py", both, both)
