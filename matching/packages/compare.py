@@ -100,11 +100,9 @@ class PackageDiff:
         found = [(file, match) for file in self.files for match in file.functions]
         return sorted(found, key=lambda item: (order[item[1].status], -item[1].rank))
 
-    def count(self, status: str, programs: bool | None = None) -> int:
-        """Return how many files have a status; of programs only, or of all others only."""
-        return sum(
-            file.status == status and programs in (None, file.is_program) for file in self.files
-        )
+    def count(self, status: str) -> int:
+        """Return how many files have a status."""
+        return sum(file.status == status for file in self.files)
 
 
 def compare_packages(
@@ -176,7 +174,9 @@ def _status_by_content(pair: FilePair) -> str:
         return STATUS[ONLY_OLD]
     if pair.old.sha256 == pair.new.sha256:
         return STATUS[IDENTICAL]
-    return "" if pair.old.path and pair.new.path else NO_PROGRAM
+    if pair.old.path and pair.new.path:
+        return ""
+    return STATUS[CHANGED] if pair.old.path or pair.new.path else NO_PROGRAM  # a script, say
 
 
 def _compare_programs(files, model_file, pages, output_dir, workers, limits, arch) -> None:

@@ -29,10 +29,13 @@ def verdict(diff: PackageDiff) -> str:
 
 def fails_on(diff: PackageDiff, fail_on: str) -> bool:
     """Whether --fail_on finds what it asks for; files that are no programs do not count."""
-    alone = {STATUS[ONLY_OLD], STATUS[ONLY_NEW]}
-    asked = alone | ({STATUS[CHANGED]} if fail_on == "changed" else set())
-    files = (file.status in alone and file.is_program for file in diff.files)
-    return any(files) or any(match.status in asked for _, match in diff.functions())
+    asked = {STATUS[ONLY_OLD], STATUS[ONLY_NEW]}
+    if fail_on == "changed":
+        asked.add(STATUS[CHANGED])
+    found = [file.status for file in diff.files if file.is_program]
+    if fail_on == "unmatched":
+        found += [match.status for _, match in diff.functions()]
+    return not asked.isdisjoint(found)
 
 
 def as_json(diff: PackageDiff) -> dict[str, Any]:
