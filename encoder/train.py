@@ -242,17 +242,17 @@ def by_package(corpus: Corpus) -> list[list]:
 
 
 def programs_of(corpus: Corpus, packages: int | None = None) -> list[list[Build]]:
-    """Return the builds of each program that has two or more."""
+    """Return the builds of each program that has two or more, of all or so many packages."""
+    found: dict[tuple[str, str], list[Build]] = {}
+    for build in corpus.builds:
+        found.setdefault((build.package, build.program), []).append(build)
+    several = {program: builds for program, builds in found.items() if len(builds) > 1}
     names = sorted(
-        {build.package for build in corpus.builds},
+        {package for package, _ in several},
         key=lambda name: hashlib.sha256(name.encode()).digest(),
     )
     used = set(names[:packages])
-    found: dict[tuple[str, str], list[Build]] = {}
-    for build in corpus.builds:
-        if build.package in used:
-            found.setdefault((build.package, build.program), []).append(build)
-    return [builds for builds in found.values() if len(builds) > 1]
+    return [builds for (package, _), builds in several.items() if package in used]
 
 
 def run_stage(

@@ -252,6 +252,21 @@ def test_objectives_are_learned(data, small, key):
     assert all(p.grad.any() for p in network.transformer.blocks.parameters())
 
 
+def test_a_stage_may_learn_from_few_packages(corpus):
+    builds = [
+        dataclasses.replace(build, package=package, build=f"{package}-{i}")
+        for i, build in enumerate(corpus.builds[:2])
+        for package in ("sed", "gzip", "zlib", "less")
+        if package != "less" or i == 0  # a package in one build only does not count
+    ]
+    several = dataclasses.replace(corpus, builds=builds)
+    all_of_them = programs_of(several)
+    assert len(all_of_them) == 3
+    few = programs_of(several, packages=2)
+    assert len(few) == 2
+    assert all(program in all_of_them for program in few)
+
+
 def test_names_of_builds_say_the_package():
     assert package_of("libtasn1-6-bookworm-O2") == "libtasn1-6"
     assert package_of("libpng1.6-bookworm-clang-O0") == "libpng1.6"
