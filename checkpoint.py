@@ -218,46 +218,11 @@ def load_pretrained(
     return model.eval(), info, tokenizer
 
 
-def load_model(
-    model: models.Transformer | BertModel4Pretrain, checkpoint_file: str | os.PathLike[str]
-) -> None:
-    """Load a TensorFlow checkpoint of Google's BERT, and print what of it was not used.
-
-    Parameters
-    ----------
-    model : Transformer or BertModel4Pretrain
-        The first takes the encoder only, the second the pre-training heads, too. Heads that the
-        checkpoint lacks stay as they are.
-    checkpoint_file : path-like
-        The checkpoint's prefix: ``bert_model.ckpt``, beside which lie ``bert_model.ckpt.index``
-        and ``bert_model.ckpt.data-00000-of-00001``.
-
-    Raises
-    ------
-    utils.UserError
-        No TensorFlow; no such checkpoint, or a damaged one; variables that are missing or of
-        another shape. The model is left as it was.
-    """
-    prefix = tensorflow.find_prefix(checkpoint_file)
-    if prefix is None:
-        raise UserError(
-            f"{checkpoint_file}.index is missing; give the common beginning of a TensorFlow "
-            "checkpoint's file names, like bert_model.ckpt"
-        )
-    scope = "transformer." if isinstance(model, models.Transformer) else ""
-    own = {scope + key: value for key, value in model.state_dict().items()}
-    wanted = {key: tuple(value.shape) for key, value in own.items() if key != TIED}
-    encoder = model if scope else model.transformer
-    state, ignored = tensorflow.read_variables(prefix, wanted, encoder.blocks[0].attn.n_heads)
-    model.load_state_dict({key.removeprefix(scope): value for key, value in (own | state).items()})
-    print(f"{checkpoint_file}: {account(state, ignored, encoder_only=bool(scope))}")
-
-
-def account(state: dict[str, Tensor], ignored: list[str], encoder_only: bool = False) -> str:
+def account(state: dict[str, Tensor], ignored: list[str]) -> str:
     """Say how many variables of a foreign model were read, which were not, which heads it lacks."""
     text = f"read {len(state.keys() - {TIED})} variables"
     text += f", ignored {first_few(ignored, named=12) or 'none'}"
-    lacking = [] if encoder_only else lacking_heads(state)
+    lacking = lacking_heads(state)
     return text + (f", it has no head for {', '.join(lacking)}" if lacking else "")
 
 
@@ -287,6 +252,11 @@ def read_foreign(
     prefix = tensorflow.find_prefix(source)
     if prefix is not None and not Path(source, "model.safetensors").is_file():
         return tensorflow.read_checkpoint(prefix, model_cfg, vocab, do_lower_case)
+    if not Path(source).is_dir():
+        raise UserError(
+            f"{source}.index is missing; give a folder, or the common beginning of a TensorFlow "
+            "checkpoint's file names, like bert_model.ckpt"
+        )
     if model_cfg is not None or vocab is not None:
         raise UserError(
             f"{source} contains its sizes and vocabulary; leave out --model_cfg and --vocab"
