@@ -102,6 +102,8 @@ int main(int argc, char **argv) {
 }
 """
 
+PATCHED = SOURCE.replace("sum / 2;", "sum > 100000 ? 7 * sum : sum / 2 - 1234;")  # in area
+
 # A program of a few blocks, with strings that try to be more than words.
 TINY = r"""
 extern int puts(const char *);
@@ -255,3 +257,34 @@ def analyses(builds):
     from binary.disassemble import analyse
 
     return {f.name: analyse(f / "shapes") for f in sorted(builds.iterdir())}
+
+
+@pytest.fixture(scope="session")
+def codes(analyses):
+    """Build name -> its Features."""
+    from features.extract import extract_features
+
+    return {build: extract_features(analysis) for build, analysis in analyses.items()}
+
+
+@pytest.fixture(scope="session")
+def patched_file(tmp_path_factory) -> Path:
+    """The program with the patch, built with -O1."""
+    return compile_c(PATCHED, tmp_path_factory.mktemp("patched") / "shapes", "-O1")
+
+
+@pytest.fixture(scope="session")
+def patched(patched_file):
+    """The Features of the program with the patch."""
+    from binary.disassemble import analyse
+    from features.extract import extract_features
+
+    return extract_features(analyse(patched_file))
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The matcher's model, as diff.py reads it."""
+    from matching.model import read_model
+
+    return read_model()

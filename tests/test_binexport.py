@@ -22,25 +22,24 @@ from matching.exports.binexport import as_binexport
 from matching.model import read_model
 from utils import UserError
 
-PATCHED = SOURCE.replace("sum / 2;", "sum > 100000 ? 7 * sum : sum / 2 - 1234;")
 PATHS = "a/shapes", "b/shapes"
 NAMES = export_names(PATHS)
 KERNEL = "int g; int first(int x) { return g += x; } void _start(void) { for (;;) first(g); }"
 
 
 @pytest.fixture(scope="module")
-def codes(analyses, tmp_path_factory):
-    patched = compile_c(PATCHED, tmp_path_factory.mktemp("patched") / "shapes", "-O1")
-    return extract_features(analyses["O1"]), extract_features(analyse(patched))
+def codes(codes, patched):
+    """The program before and after the patch."""
+    return codes["O1"], patched
 
 
 @pytest.fixture(scope="module")
-def exported(codes, tmp_path_factory):
+def exported(codes, model, tmp_path_factory):
     """A folder with both BinExport files and the database."""
     folder = tmp_path_factory.mktemp("exports")
     for name, path, code in zip(NAMES, PATHS, codes, strict=True):
         (folder / f"{name}.BinExport").write_bytes(as_binexport(path, "12" * 32, code))
-    found = compare(*codes, read_model())
+    found = compare(*codes, model)
     write_bindiff(str(folder / "x.BinDiff"), PATHS, ("12" * 32, "34" * 32), codes, found)
     return folder, found
 

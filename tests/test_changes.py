@@ -21,7 +21,6 @@ from matching.changes import STATUS, compare
 from matching.exports.records import function_matches
 from matching.identical import identical_pairs
 from matching.kinds import KINDS, rank
-from matching.model import read_model
 
 ALL = tuple(edit.number for edit in bench.edits())
 FEW = (2, 4, 8)  # a callee, a table, another table: edits that only change addresses
@@ -57,11 +56,6 @@ def programs(request, tmp_path_factory):
     kind, numbers = BUILDS[request.param]
     built = bench.build(folder / "programs", request.param, kind, numbers=numbers)
     return request.param, built, bench.analysed(built, folder / "output", workers=1)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return read_model()
 
 
 def status_of(diff, codes) -> dict[tuple[str, str], str]:

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from conftest import SOURCE, compile_c, run_script
+from conftest import run_script
 
 import diff
 from binary.demangle import brief, demangle
-from binary.disassemble import analyse
-from features.extract import extract_features
 from matching.changes import STATUS, compare
 from matching.exports.markdown import as_markdown, verdict
 from matching.exports.records import SCHEMA, as_json, function_matches
@@ -23,22 +21,17 @@ from matching.exports.scripts import naming_script
 from matching.model import read_model
 
 ROOT = Path(__file__).resolve().parent.parent
-PATCHED = SOURCE.replace("sum / 2;", "sum > 100000 ? 7 * sum : sum / 2 - 1234;")
 
 
 @pytest.fixture(scope="module")
-def patched(tmp_path_factory):
-    return compile_c(PATCHED, tmp_path_factory.mktemp("patched") / "shapes", "-O1")
+def codes(codes, patched):
+    """The program before and after the patch."""
+    return codes["O1"], patched
 
 
 @pytest.fixture(scope="module")
-def codes(analyses, patched):
-    return extract_features(analyses["O1"]), extract_features(analyse(patched))
-
-
-@pytest.fixture(scope="module")
-def found(codes):
-    return compare(*codes, read_model())
+def found(codes, model):
+    return compare(*codes, model)
 
 
 def renamed(code, names):
@@ -85,9 +78,9 @@ def test_python_gets_what_json_has(codes, found):
     assert len({tuple(match.record()) for match in matches}) == 1, "all have the same columns"
 
 
-def test_binaries_are_compared_from_python(builds, patched, tmp_path):
+def test_binaries_are_compared_from_python(builds, patched_file, tmp_path):
     before = str(builds / "O1" / "shapes")
-    result = diff.compare_binaries(before, str(patched), outputDir=str(tmp_path))
+    result = diff.compare_binaries(before, str(patched_file), outputDir=str(tmp_path))
     (area,) = [match for match in result.functions if match.status == "changed"]
     assert (area.old.name, area.new.name) == ("area", "area")
     assert result.verdict.endswith("identical")
@@ -103,12 +96,12 @@ def test_binaries_are_compared_from_python(builds, patched, tmp_path):
         ("patched", None, 0),
     ],
 )
-def test_exit_code_and_last_line(builds, patched, tmp_path_factory, which, fail_on, code):
+def test_exit_code_and_last_line(builds, patched_file, tmp_path_factory, which, fail_on, code):
     old = builds / "O1" / "shapes"
     asked = ["--fail_on", fail_on] if fail_on else []
     folder = tmp_path_factory.getbasetemp() / "shared-output"
     done = run_script(
-        folder.parent, "diff.py", old, old if which == "same" else patched, *asked,
+        folder.parent, "diff.py", old, old if which == "same" else patched_file, *asked,
         "--outputDir", folder, "--markdown", folder.parent / "m.md",
     )  # fmt: skip
     assert done[0] == code, done

@@ -12,7 +12,7 @@ import pefile
 import pytest
 from conftest import run_script
 from elftools.elf.elffile import ELFFile
-from test_processors import SOURCE, STRINGS, zig
+from zig import SOURCE, STRINGS, zig
 
 from binary.analysis import SOURCES
 from binary.cache import take_slices

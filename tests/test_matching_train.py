@@ -16,7 +16,6 @@ import utils
 from binary.symbols import source_names
 from encoder.table import OFFSET, choose_words, known_words
 from encoder.train_table import train_encoder
-from features.extract import extract_features
 from matching.candidates import PLAUSIBLE, softmax_both_ways
 from matching.model import Model, read_model
 from matching.networks import (
@@ -37,11 +36,6 @@ from matching.training_pairs import NONE, UNKNOWN, make_pair
 def cfg():
     settings = utils.read_config(MatchingConfig, ROOT / "config/contrast.json")
     return dataclasses.replace(settings, words=4096, encoder_steps=60)
-
-
-@pytest.fixture(scope="module")
-def codes(analyses):
-    return {build: extract_features(analysis) for build, analysis in analyses.items()}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import zstandard
-from conftest import SOURCE, bytes_of, compile_c, run_script
+from conftest import PATCHED, bytes_of, compile_c, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 from selenium.webdriver.common.by import By
@@ -32,7 +32,6 @@ from matching.packages.exports import SCHEMA
 from matching.packages.pairs import pair_files
 from utils import UsageError, UserError
 
-PATCHED = SOURCE.replace("sum / 2;", "sum > 100000 ? 7 * sum : sum / 2 - 1234;")
 ELF = b"\x7fELF\2\1\1" + bytes(11) + b"\x3e\0" + bytes(44)  # looks like a program, and is none
 FILES = {"usr/bin/tool": ELF + b"tool", "usr/share/doc/note": b"a note", "a": b""}
 

@@ -3,12 +3,10 @@
 The compiler is zig, from PyPI, which includes clang and linkers for all of them.
 """
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
+from zig import SOURCE, STRINGS, zig
 
 from binary.analysis import SOURCES, load_analysis, save_analysis
 from binary.architectures import ARCHITECTURES
@@ -20,51 +18,6 @@ from matching.model import DEFAULT, read_model
 from pairs.merge import merge
 from pairs.walks import control_flow_walks, walk_graph
 
-# Without headers, so that no C library has to be built. With floating point, a switch, a table of
-# functions, recursion, strings, imports, calls of exported functions.
-SOURCE = r"""
-typedef __SIZE_TYPE__ size;
-extern int puts(const char *);
-extern void abort(void) __attribute__((noreturn));
-extern void *malloc(size);
-extern int limit;
-double ratio = 1.0625;
-static int counters[8];
-#define EXPORT __attribute__((noinline, visibility("default")))
-EXPORT double scale(double x, int n) {
-    for (int i = 0; i < n; i++) x = x * 1.0625 + ratio;
-    return x * 0.5;
-}
-EXPORT int count(int which) { return counters[which & 7] += which; }
-EXPORT int kind(const char *s) {
-    switch (s[0]) {
-    case 'a': return 10;
-    case 'b': return 21;
-    case 'c': return count(35);
-    case 'd': return s[1];
-    case 'e': return count(51) + s[2];
-    case 'f': return 67;
-    default: return s[0] > 'x' ? 1 : -1;
-    }
-}
-EXPORT char *copy(const char *s, size n) {
-    char *t = malloc(n);
-    if (!t) { puts("virtual memory exhausted"); abort(); }
-    for (size i = 0; i < n; i++) t[i] = s[i];
-    return t;
-}
-EXPORT int recurse(int n) { return n < 2 ? n : recurse(n - 1) + recurse(n - 2); }
-static int first(int x) { return x + limit; }
-static int second(int x) { return x * counters[x & 3] + 0x12345; }
-static int third(int x) { puts("the third of the table"); return x / 10; }
-int (*const table[])(int) = {first, second, third};
-EXPORT int choose(int i) { return table[i % 3](i); }
-EXPORT void start(void) {
-    copy("the text of the beginning", 12);
-    for (int i = 0; i < choose(i); i++)
-        count(kind(&"abcdef"[i % 6]) + recurse(i) + (int) scale(i, i));
-}
-"""
 TARGETS = {  # the target's name for zig -> ours
     "x86_64-linux-gnu": "x86_64",
     "x86-linux-gnu": "i386",
@@ -81,21 +34,9 @@ TARGETS = {  # the target's name for zig -> ours
     "riscv64-linux-gnu": "riscv64",
     "s390x-linux-gnu": "s390x",
 }
-# What a compiler may put at a distance from another string's address, on processors whose
-# addresses take several instructions, is followed for one addition only.
+# On the other processors an address takes several instructions, and is followed only for one
+# addition; so a string whose address is computed from that of another one may be missed.
 ALL_STRINGS = {"x86_64", "i386", "aarch64", "arm", "riscv64", "s390x"}
-STRINGS = {
-    b"virtual memory exhausted",
-    b"the third of the table",
-    b"the text of the beginning",
-    b"abcdef",
-}
-
-
-def zig(target: str, *arguments) -> None:
-    """Compile with zig's clang."""
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", target, "-fno-sanitize=all"]
-    subprocess.run([*command, *map(str, arguments)], check=True)
 
 
 @pytest.fixture(scope="module")

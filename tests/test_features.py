@@ -1,0 +1,79 @@
+"""features/: words of functions and blocks, their weights, and normalised code."""
+
+import functools
+import itertools
+from collections import Counter
+
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.feature_extraction.text import TfidfTransformer
+
+from binary.addresses import IN_MEMORY
+from binary.architectures import ARCHITECTURES
+from features.extract import _read_instruction
+from features.normalised import normal_line
+from features.tfidf import hashed, weigh
+
+bags = st.lists(st.dictionaries(st.integers(0, 12), st.integers(1, 5)), min_size=1, max_size=6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(bags, bags)
+def test_weights_are_scikit_learns(one, other):
+    first, second = (
+        hashed(Counter(b).elements() for b in one),
+        hashed(Counter(b).elements() for b in other),
+    )
+    a, b = weigh(first, second)
+    expected = TfidfTransformer(sublinear_tf=True).fit_transform(
+        scipy.sparse.vstack([first, second])
+    )
+    assert abs(scipy.sparse.vstack([a, b]) - expected).max() < 1e-5
+
+
+def test_the_words_of_a_block_are_those_of_its_instructions(codes):
+    code = codes["O2"]
+    for block in range(0, code.analysis.code_blocks, 7):
+        lines = code.analysis.instructions[block].decode().split("\n")
+        mnemonics = [line.partition(" ")[0] for line in lines]
+        assert code.block_words["token"][block].sum() == 2 * len(lines)
+        for kind, words in (
+            ("token", mnemonics),
+            ("gram", [*itertools.pairwise(mnemonics)]),
+        ):
+            expected = hashed([words])
+            part = code.block_words[kind][block].multiply(expected > 0)
+            # Another word may have the same hash.
+            assert (part - expected).min() >= 0
+            assert part.sum() - expected.sum() <= 1
+
+
+def test_words_say_what_classes_drop():
+    line = functools.partial(_read_instruction, ARCHITECTURES["x86_64"])
+    assert line(b"cmp dword ptr [rbx + 0x38], 0x2f") == ("cmp", "cmp mn", ["+0x38"], [0x2F])
+    assert line(b"mov eax, dword ptr [rbp - 0x14]") == ("mov", "mov rm", [], [])
+    assert line(b"lea rax, [rdi + rcx*4 + 8]")[2] == ["+8"]
+    assert line(b"jmp 0x401000")[3] == []
+    assert line(b"ret") == ("ret", "ret ", [], [])
+
+
+def test_what_computes_nothing_is_no_difference():
+    for line in ("endbr64", "nop", "nop word ptr cs:[rax + rax]", "bti c"):
+        assert normal_line(line) == ""
+    assert normal_line("notrack jmp rax") == normal_line("jmp rax")
+    marks = ((0, "@"),)
+    assert normal_line("notrack jmp qword ptr [rip + 0x20]", marks) == "jmp qword ptr [rip@]"
+
+
+def test_addresses_are_no_difference():
+    marks = ((0, "@"),)
+    assert normal_line("jne 0x401234", marks) == "jne @"
+    assert normal_line("lea rdi, [rip + 0x2f31]", marks) == "lea rdi, [rip@]"
+    assert normal_line("ldr x1, [x0, #0x348]", marks) == "ldr x1, [x0@]"
+    assert normal_line("ldr x1, [x0]", ((IN_MEMORY, "@"),)) == "ldr x1, [x0@]"
+    assert normal_line("lw $v0, ($at)", ((IN_MEMORY, "@"),)) == "lw $v0, @($at)"
+    assert normal_line("lw $v0, -0x7fe8($gp)", marks) == "lw $v0, @($gp)"
+    assert normal_line("mov edi, 0x409010", marks) == "mov edi, @"
+    assert normal_line("mov edi, 0x10") == "mov edi, 0x10"
+    assert normal_line("mov dword ptr [rax*4 + 0x409010], 0x10", marks).endswith("[rax*4@], 0x10")

@@ -1,0 +1,87 @@
+"""matching/changes.py: which functions are identical, and which ones changed."""
+
+import platform
+
+import pytest
+from conftest import SOURCE, compile_c
+
+from binary.disassemble import analyse
+from features.extract import extract_features
+from matching.changes import CHANGED, IDENTICAL, ORDER, compare
+from matching.kinds import KINDS
+
+
+def names_of(code, functions):
+    return [code.analysis.function_name[f] for f in functions]
+
+
+def test_a_stripped_copy_is_identical(codes, model):
+    first, second = codes["O1"], codes["O1-stripped"]
+    found = compare(first, second, model)
+    # A function's own address may be that of the padding before it, where no symbol says better.
+    begin = [
+        {f: code.analysis.address[code.analysis.function == f].min() for f in range(code.functions)}
+        for code in (first, second)
+    ]
+    for row in found.functions:
+        if row["status"] == IDENTICAL:
+            assert begin[0][row["sides"][0]] == begin[1][row["sides"][1]]
+    names = {first.analysis.function_name[row["sides"][0]]: row for row in found.functions}
+    for name in ("area", "kind", "copy", "usage", "compare"):
+        assert names[name]["status"] == IDENTICAL
+    # Without symbols, angr takes what the linker puts behind main for a part of it.
+    assert begin[0][names["main"]["sides"][0]] == begin[1][names["main"]["sides"][1]]
+    assert names["main"]["change"] < 0.1
+    address = [code.analysis.address for code in (first, second)]
+    at = address[0][found.blocks.a] == address[1][found.blocks.b]
+    assert at.mean() > 0.95
+    assert found.same[at].all()
+
+
+def test_the_patched_function_is_the_changed_one(codes, patched, model):
+    found = compare(codes["O1"], patched, model)
+    rows = [row for row in found.functions if row["status"] == CHANGED]
+    assert names_of(codes["O1"], [row["sides"][0] for row in rows]) == ["area"]
+    assert names_of(patched, [row["sides"][1] for row in rows]) == ["area"]
+    assert found.functions[0] == rows[0], "changed ones come first"
+    assert 0 < rows[0]["change"] < 1
+
+
+def test_the_likeliest_edits_come_first(codes, model):
+    first, second = codes["O0"], codes["O2"]
+    found = compare(first, second, model)
+    function = first.analysis.function, second.analysis.function
+    same = list(zip(found.blocks.a[found.same], found.blocks.b[found.same], strict=True))
+    order = []
+    for row in found.functions:
+        a, b = row["sides"]
+        total = (len(first.blocks[a]) if a >= 0 else 0) + (len(second.blocks[b]) if b >= 0 else 0)
+        inside = sum(function[0][x] == a and function[1][y] == b for x, y in same)
+        assert row["differing"] == total - 2 * inside
+        assert row["change"] == pytest.approx(row["differing"] / total, abs=1e-4)
+        order.append((ORDER.index(row["status"]), -row["rank"]))
+        assert bool(row["kinds"]) == (row["status"] == CHANGED)
+        assert set(row["kinds"]) <= set(KINDS)
+    assert order == sorted(order)
+    assert len({row["status"] for row in found.functions}) > 1
+
+
+def test_landing_pads_leave_functions_identical(tmp_path, model):
+    if platform.machine() != "x86_64":
+        pytest.skip("-fcf-protection is of x86")
+    codes = []
+    for protection in ("none", "full"):
+        flags = "-O2", "-fno-jump-tables", f"-fcf-protection={protection}"
+        binary = compile_c(SOURCE, tmp_path / protection / "shapes", *flags)
+        codes.append(extract_features(analyse(binary)))
+    pads = [b"\n".join(code.analysis.instructions).count(b"endbr64") for code in codes]
+    assert pads[1] >= pads[0] + 6  # those of the C runtime are in both
+    found = compare(*codes, model)
+    names = [code.analysis.function_name for code in codes]
+    same = {
+        tuple(name[f] for name, f in zip(names, row["sides"], strict=True))
+        for row in found.functions
+        if row["status"] == IDENTICAL
+    }
+    ours = ("main", "area", "usage", "kind", "copy", "compare")
+    assert {(name, name) for name in ours} <= same

@@ -1,0 +1,23 @@
+"""matching/model.py: files that are not the model that diff.py needs."""
+
+import dataclasses
+
+import pytest
+
+from matching.model import read_model, write_model
+from utils import UserError
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_no_model(tmp_path, content):
+    (tmp_path / "m").write_bytes(content)
+    with pytest.raises(UserError, match=r"no model that matching/train\.py wrote"):
+        read_model(tmp_path / "m")
+
+
+def test_a_model_that_measures_other_things(tmp_path, model):
+    """Such as one that an earlier matching/train.py wrote."""
+    cut = dataclasses.replace(model.neighbours, w1=model.neighbours.w1[:, 1:])
+    write_model(dataclasses.replace(model, neighbours=cut), tmp_path / "m", {})
+    with pytest.raises(UserError, match=r"networks have \(32, 30\) inputs, not \(32, 31\)"):
+        read_model(tmp_path / "m")
