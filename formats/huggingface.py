@@ -176,10 +176,10 @@ def read_folder(folder: str | os.PathLike[str], do_lower_case: bool | None = Non
         "cls.predictions.decoder.bias": "decoder_bias",
     }
     for name, key in tied.items():
-        value = weights.pop(name, None)
-        if value is not None and not (key in state and torch.equal(value.float(), state[key])):
+        stored = weights.pop(name, None)
+        if stored is not None and not (key in state and torch.equal(stored.float(), state[key])):
             raise UserError(f"{file}: {name} must equal {hugging_face_name(key)}, as in BERT")
-    vocab, reading = read_vocab(folder, sizes.vocab_size, config.do_lower_case)
+    vocab, reading = read_vocab(folder, config.vocab_size, config.do_lower_case)
     if do_lower_case is not None and reading != CorpusTokenizer.name:
         reading = reading_of(vocab, do_lower_case)
     return Foreign(sizes, finish(state), vocab, reading, config.pretraining or {}, sorted(weights))

@@ -156,6 +156,7 @@ def read_checkpoint(
     else:
         raise UserError(f"{config_file} is missing; give the sizes as --model_cfg")
     if words:
+        assert sizes.vocab_size is not None  # set by with_vocab_size or bert_config.json
         words = fill_vocab(words, sizes.vocab_size, vocab or vocab_file)
     state, ignored = read_variables(
         prefix, wanted_weights(sizes), sizes.n_heads, model_cfg or config_file.name
@@ -167,7 +168,7 @@ def read_variables(
     prefix: str | os.PathLike[str],
     wanted: dict[str, Shape],
     n_heads: int,
-    said: str | os.PathLike[str] = "the model",
+    said: str | os.PathLike[str],
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Read the weights ``wanted`` from a checkpoint.
 
@@ -252,7 +253,7 @@ def google_name(key: str) -> str:
     return name
 
 
-def _garden_names(graph: bytes, prefix: Path) -> dict[str, str]:
+def _garden_names(graph: bytes, prefix: str | os.PathLike[str]) -> dict[str, str]:
     """Return Google's name -> the file's name, for each variable of BERT in an object graph."""
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph

@@ -176,8 +176,14 @@ class Comparer(nn.Module):
     Cheng et al., "Wide & Deep Learning", 2016, https://arxiv.org/abs/1606.07792
     """
 
+    idf: Tensor
+    largest: Tensor
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, cfg: models.Config, n_labels: int) -> None:
         super().__init__()
+        assert cfg.vocab_size is not None  # a network is made when the vocabulary is known
         self.transformer = models.Transformer(cfg)
         # Of the training's texts, by `calibrate`: rare words weigh more, none more than 1.
         self.register_buffer("idf", torch.ones(cfg.vocab_size))
@@ -294,6 +300,7 @@ class ComparisonTask(Task):
     def read(
         examples: Examples, tokenizer: CorpusTokenizer | FullTokenizer, max_len: int
     ) -> ComparisonData:
+        assert examples.text_b is not None  # a comparison has two columns of texts
         pairs = zip(examples.text_a, examples.text_b, strict=True)
         rows = progress.bar(pairs, desc="texts", total=len(examples.text_a), unit="row")
         return ComparisonData(rows, examples.label, tokenizer, max_len)

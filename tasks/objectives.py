@@ -135,8 +135,8 @@ class NextSentence(Objective):
         right = logits.argmax(1) == is_next
         loss = F.cross_entropy(logits, is_next, reduction="sum")
         true = is_next == 1
-        counts = [right.sum(), len(right), (right & true).sum(), true.sum()]
-        return [loss, *counts, (right & is_hard).sum(), is_hard.sum()]
+        next_true, hard = (right & true).sum(), (right & is_hard).sum()
+        return [loss, right.sum(), len(right), next_true, true.sum(), hard, is_hard.sum()]
 
     @classmethod
     def measures(cls, sums: list[float]) -> dict[str, float]:

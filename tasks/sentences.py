@@ -60,8 +60,10 @@ class ClassificationData:
                 known[text] = np.array(ids[:max_len], np.int32)
             return known[text]
 
-        self.rows = []
-        texts_b = examples.text_b or [None] * len(examples.text_a)
+        self.rows: list[tuple[np.ndarray, np.ndarray | None]] = []
+        texts_b: list[str | None] = [None] * len(examples.text_a)
+        if examples.text_b is not None:
+            texts_b = [*examples.text_b]
         texts = zip(examples.text_a, texts_b, strict=True)
         for text_a, text_b in progress.bar(texts, desc="texts", total=len(texts_b), unit="row"):
             a = encode(text_a)

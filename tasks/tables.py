@@ -41,7 +41,7 @@ def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Example
                 "columns are separated by tabs"
             )
     header, *rows = rows
-    numbers = range(2, len(lines) + 1)
+    numbers = list(range(2, len(lines) + 1))
     names = [task.text_a, task.text_b, task.label if labelled else None]
     missing = [name for name in names if name is not None and name not in header]
     if missing:
@@ -57,13 +57,19 @@ def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Example
         rows, numbers = [rows[i] for i in known], [numbers[i] for i in known]
         if not rows:
             raise UserError(f"{file} has no row with one of the labels {', '.join(task.labels)}")
-    a, b, label = (None if n is None else [row[header.index(n)] for row in rows] for n in names)
+
+    def column(name: str) -> list[str]:
+        return [row[header.index(name)] for row in rows]
+
+    text_b = None if task.text_b is None else column(task.text_b)
+    label = None
     if labelled:
-        for number, value in zip(numbers, label, strict=True):
+        values = column(task.label)
+        for number, value in zip(numbers, values, strict=True):
             if value not in task.labels:
                 raise UserError(
                     f"{file}:{number}: unknown label '{value[:SHOWN]}'; the labels are "
                     f"{', '.join(task.labels)}"
                 )
-        label = np.array([task.labels.index(value) for value in label])
-    return Examples(a, b, label)
+        label = np.array([task.labels.index(value) for value in values])
+    return Examples(column(task.text_a), text_b, label)

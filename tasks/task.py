@@ -72,15 +72,15 @@ class Task:
         raise NotImplementedError
 
     @staticmethod
-    def prepare(model: nn.Module, data: Any, seed: int) -> None:
+    def prepare(model: Any, data: Any, seed: int) -> None:
         """Set what of the model is taken from the training's data and not learned: here nothing."""
 
     @staticmethod
-    def get_losses(model: nn.Module, batch: dict[str, Tensor]) -> train.Losses:
+    def get_losses(model: Any, batch: dict[str, Tensor]) -> train.Losses:
         """Return named losses of a batch, as `train.Trainer` wants them."""
         raise NotImplementedError
 
     @staticmethod
-    def get_optimizer(cfg: train.Config, model: nn.Module) -> torch.optim.Optimizer:
+    def get_optimizer(cfg: train.Config, model: Any) -> torch.optim.Optimizer:
         """Return what trains the model."""
         raise NotImplementedError
