@@ -1,1 +1,1 @@
-"""The corpus as token ids, and what of it is held out."""
+"""The corpus as token ids, and its split into training and held-out data."""

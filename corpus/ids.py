@@ -1,4 +1,4 @@
-"""The corpus as token ids: tokenised once, mapped from files, split into training and held out."""
+"""The corpus as token ids: tokenised once, then mapped from files."""
 
 import dataclasses
 import itertools
@@ -22,35 +22,35 @@ from terminal import progress
 from tokenization import CorpusTokenizer
 from utils import UserError
 
-FORMAT = 2  # of the files in corpus.ids/
-BLOCK = 2**20  # bytes of text that are encoded at a time
-CHECKED = 2**24  # tokens that are checked at a time
-_tokenizer: CorpusTokenizer  # of this process, if it encodes for another
-PARALLEL = 2**25  # bytes of text from which on it is worth starting processes
+FORMAT = 2  # version of the files in corpus.ids/
+BLOCK = 2**20  # bytes of text to encode at a time
+CHECKED = 2**24  # tokens to check at a time
+_tokenizer: CorpusTokenizer  # in a worker process
+PARALLEL = 2**25  # for texts of at least so many bytes, starting processes pays off
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A corpus as token ids, mapped from files; nothing of it is held in memory.
+    """A corpus as token ids, mapped from files instead of read into memory.
 
     Attributes
     ----------
     tokens : uint16 or uint32 (tokens,)
     sentences : int64 (sentences + 1,)
-        Where each sentence starts in ``tokens``; last the end.
+        Start of each sentence in ``tokens``, and the end.
     documents : int64 (documents + 1,)
-        Where each document starts in ``sentences``; last the end.
+        Start of each document in ``sentences``, and the end.
     pairs : int64 (pairs + 1,)
-        Where each pair of binaries starts in ``documents``; last the end.
+        Start of each pair of binaries in ``documents``, and the end.
     programs : list of str, builds : list of (str, str)
-        Of each pair: the program's name, and the SHA-256 of both binaries. Empty for a corpus that
-        dataprocess.py did not make; that counts as one pair.
+        For each pair: the program's name, and the SHA-256 of both binaries. Empty for a corpus that
+        was not made by dataprocess.py, which counts as one pair.
     splits : list of str
-        Of each pair: train, validation or test, as gendata.py split the programs.
+        For each pair: train, validation or test, as gendata.py split the programs.
     sha256 : str
-        Of the text.
+        Hash of the text.
     starts : uint8 (tokens,), or None
-        1 where a token starts an instruction; None where no tabs stand between instructions.
+        1 where a token starts an instruction; None if the corpus has no tabs between instructions.
     """
 
     tokens: np.ndarray
@@ -65,11 +65,11 @@ class Corpus:
 
     @property
     def bounds(self) -> np.ndarray:
-        """Where each document starts in ``tokens``; last the end. int64 (documents + 1,)"""
+        """Start of each document in ``tokens``, and the end, int64 (documents + 1,)."""
         return self.sentences[self.documents]
 
     def count_tokens(self, chosen: np.ndarray, vocab_size: int) -> np.ndarray:
-        """Count how often each token stands in the ``chosen`` documents -> int64 (vocab_size,)."""
+        """Count how often each token occurs in the ``chosen`` documents, int64 (vocab_size,)."""
         counts = np.zeros(vocab_size, np.int64)
         ranges = np.stack([self.bounds[:-1], self.bounds[1:]], 1)[chosen]
         for some in np.array_split(ranges, len(ranges) // 1000 + 1):
@@ -86,7 +86,7 @@ def read_corpus(
     Raises
     ------
     UserError
-        No corpus, an empty one, or one that its .json beside it does not describe.
+        No corpus, an empty one, or one that does not match the .json beside it.
     """
     if not data_file.is_file():
         raise UserError(f"there is no corpus {data_file}; make it: python dataprocess.py")
@@ -100,7 +100,7 @@ def read_corpus(
             _tokenise(data_file, tokenizer, dtype, new)
             (new / "key.json").write_text(json.dumps(key))
     if not (folder / "tokens.bin").stat().st_size:
-        raise UserError(f"the corpus {data_file} holds no text; make it: python dataprocess.py")
+        raise UserError(f"the corpus {data_file} is empty; make it: python dataprocess.py")
     try:
         tokens = np.memmap(folder / "tokens.bin", dtype, "r")
         sentences = np.memmap(folder / "sentences.bin", np.int64, "r")
@@ -128,7 +128,7 @@ def read_corpus(
 def _check_ids(
     tokens: np.ndarray, sentences: np.ndarray, documents: np.ndarray, vocab_size: int
 ) -> None:
-    """Raise a ValueError unless the arrays of a :class:`Corpus` fit each other and a vocabulary."""
+    """Raise a ValueError unless the arrays of a :class:`Corpus` and the vocabulary fit together."""
     of_tokens = {"tokens": Numbers("u2 u4", "tokens", below=vocab_size)}
     for start in range(0, len(tokens), CHECKED):  # which are mapped, and may be many
         check_arrays({"tokens": tokens[start : start + CHECKED]}, of_tokens)
@@ -138,7 +138,7 @@ def _check_ids(
 
 
 def _starts(file: Path, n_tokens: int) -> np.ndarray | None:
-    """Map where instructions start; None where the file is empty, as the text has no tabs."""
+    """Map the starts of instructions; None if the file is empty, because the text has no tabs."""
     size = file.stat().st_size
     if size not in (0, n_tokens):
         raise ValueError(f"{file.name} has {size} bytes for {n_tokens} tokens")
@@ -161,7 +161,7 @@ def _tokenise(data_file: Path, tokenizer: CorpusTokenizer, dtype: type, folder: 
         borders = False
         for ids, offsets, marks, size in _encoded(text, tokenizer, bar.total):
             sentence, document = array("q"), array("q")
-            tokens.write(ids.astype(dtype).data)  # tofile does not say that a disk is full
+            tokens.write(ids.astype(dtype).data)  # unlike tofile, this reports a full disk
             starts.write(marks.data)
             borders |= int(marks.sum()) > int(np.count_nonzero(np.diff(offsets)))
             for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
@@ -188,8 +188,8 @@ def _encoded(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
     """Yield ids, offsets, starts (see `_encode_lines`) and bytes of some lines at a time.
 
-    Large texts are encoded by a process for each core; what they are given and what they return is
-    bounded, so that memory is, too.
+    Large texts are encoded by a process per core. Their inputs and results are bounded, and so is
+    memory.
     """
     blocks = iter(lambda: text.readlines(BLOCK), [])
     has_affinity = hasattr(os, "sched_getaffinity")
@@ -211,7 +211,7 @@ def _encoded(
 def _start_worker(tokenizer: CorpusTokenizer) -> None:
     global _tokenizer
     _tokenizer = tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
 
 
 def _encode(lines: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -221,7 +221,7 @@ def _encode(lines: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int
 def _encode_lines(
     tokenizer: CorpusTokenizer, lines: list[bytes]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return ids and offsets of lines, and uint8 (ids,), 1 for the first of each instruction."""
+    """Return ids and offsets of lines, and uint8 (ids,), 1 for the first id of an instruction."""
     parts = [line.split(b"\t") for line in lines]
     ids, at = tokenizer.encode_lines(itertools.chain.from_iterable(parts))
     offsets = at[np.cumsum([0, *map(len, parts)])]
@@ -245,7 +245,7 @@ class _Pair:
 
 @pydantic.dataclasses.dataclass
 class _About:
-    """What is needed of the .json beside a corpus."""
+    """The keys of the .json beside a corpus that are needed here."""
 
     corpus_sha256: str
     pairs: list[_Pair]
@@ -265,7 +265,7 @@ def _pairs(
     sizes = [pair.documents for pair in about.pairs]
     if about.corpus_sha256 != sha256 or sum(sizes) != n_documents:
         raise UserError(
-            f"{beside} does not describe {data_file}, which was changed since; run "
+            f"{beside} does not match {data_file}, which has changed since; run "
             "python dataprocess.py again (or delete the .json, if the corpus is your own)"
         )
     return programs, builds, splits, sizes

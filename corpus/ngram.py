@@ -1,4 +1,4 @@
-"""A 5-gram model with backoff: how well masked tokens are guessed from their left neighbours."""
+"""A 5-gram model with backoff, which predicts masked tokens from their left neighbours."""
 
 from collections.abc import Sequence
 
@@ -14,19 +14,19 @@ Batch = dict[str, np.ndarray]
 def five_gram_accuracy(
     corpus: Corpus, training: np.ndarray, batches: Sequence[Batch], is_special: np.ndarray
 ) -> float:
-    """Return how often a 5-gram model with backoff guesses the masked tokens of batches.
+    """Return the accuracy of a 5-gram model with backoff on the masked tokens of batches.
 
-    It says the token that most often followed the longest known context of at most four tokens, the
-    true ones to the left, in the ``training`` documents.
+    It predicts the token that most often followed the longest known context in the ``training``
+    documents. The context are up to four true tokens to the left.
 
     Parameters
     ----------
     corpus : Corpus
     training : bool (documents,)
     batches : sequence of dict
-        With the columns of `pretrain.Preprocess4Pretrain` and `pretrain.MaskedTokens`.
+        Each has the columns of `pretrain.Preprocess4Pretrain` and `pretrain.MaskedTokens`.
     is_special : bool (V,)
-        Tokens where a context ends, such as [CLS] and [SEP].
+        Tokens that end a context, such as [CLS] and [SEP].
     """
     bounds = corpus.bounds
     inside = np.repeat(training, np.diff(bounds))
@@ -63,7 +63,7 @@ def left_contexts(
     context, width, alive = [], np.zeros(len(row), np.int64), np.ones(len(row), bool)
     for i in range(1, N):
         left = np.maximum(column - i, 0)
-        # Not beyond the segment: [CLS] and [SEP] stand there.
+        # Contexts end at the segment's border, at [CLS] or [SEP].
         alive = alive & ~is_special[ids[row, left]] & (segment[row, left] == segment[row, column])
         context.append(ids[row, left])
         width += alive

@@ -1,4 +1,4 @@
-"""What part of the corpus is held out, for validation and for the test."""
+"""Split the corpus into training, validation and test."""
 
 import dataclasses
 import itertools
@@ -8,7 +8,7 @@ import numpy as np
 from corpus.ids import Corpus
 from utils import UserError
 
-SPLIT_SEED = 0  # what is held out does not depend on the training's seed
+SPLIT_SEED = 0  # fixed, so that the split does not depend on the training's seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Split:
     ----------
     training, heldout : bool (documents,)
     rule : str
-        One line for the report: by what the corpus was split, and what is held out.
+        One line for the report: how the corpus was split, and what is held out.
     """
 
     training: np.ndarray
@@ -28,11 +28,11 @@ class Split:
 
 
 def split_corpus(corpus: Corpus) -> Split:
-    """Hold out the programs for validation; or a quarter of at least 8 builds; or a tenth of all.
+    """Hold out the validation programs, or a quarter of at least 8 builds, or a tenth of all.
 
-    The first of these rules that leaves pairs of segments on both sides is taken: programs as
-    gendata.py split them, else builds, else documents. Programs for the test are on neither side,
-    whatever the rule. The choice is random, and the same for the same corpus.
+    The first of these rules is used that leaves pairs of segments on both sides: programs as split
+    by gendata.py, or else builds, or else documents. Test programs are never on either side. The
+    choice is random, but always the same for a corpus.
 
     Raises
     ------
@@ -87,19 +87,19 @@ def split_corpus(corpus: Corpus) -> Split:
 
 
 def split_test(corpus: Corpus) -> tuple[np.ndarray, str]:
-    """Return which documents are of programs for the test, bool (documents,), and a line on them.
+    """Return which documents are of test programs, bool (documents,), and a line for the report.
 
     Raises
     ------
     UserError
-        There are none.
+        There are no test programs.
     """
     of_test = np.array([split == "test" for split in corpus.splits], bool)
     names = sorted({p for p, test in zip(corpus.programs, of_test, strict=False) if test})
     if not names:
         raise UserError(
-            "the corpus has no programs for a test; gendata.py leaves some out of three programs "
-            "or more (--biname '*', --test)"
+            "the corpus has no test programs; gendata.py holds some out if there are at least three "
+            "programs (--biname '*', --test)"
         )
     documents = np.repeat(of_test, np.diff(corpus.pairs))
     return documents, f"for the test: {_few(names)}"

@@ -1,10 +1,10 @@
-"""Tasks that ask of two texts "the same?": the network, its data and its losses.
+"""Tasks that ask whether two texts are the same: the network, its data and its losses.
 
-[CLS] before both texts, as BERT has it for sentences, does not learn to compare code from some
-thousand pairs, and leaves each text half of the room. Here each text becomes one vector by itself,
-the mean of its hidden states in several windows. How alike two vectors are is judged beside how
-alike the texts' words are: which words is what tells functions apart best, and code that compilers
-wrote differently is what BERT is there for.
+BERT's usual way, one sequence [CLS] A [SEP] B, does not learn to compare code from a few thousand
+pairs, and leaves each text only half of the sequence. Here each text becomes a vector by itself:
+the mean of its hidden states in several windows. The similarity of two vectors is judged together
+with the similarity of the texts' words: shared words distinguish functions best, and BERT is needed
+for code that compilers wrote differently.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,17 +23,17 @@ from tasks.task import Examples, Task
 from terminal import progress
 from tokenization import CorpusTokenizer, FullTokenizer
 
-# Windows of max_len tokens each that BERT reads of a text. Words are counted in the whole text.
+# BERT reads so many windows of max_len tokens of each text. Words are counted in the whole text.
 WINDOWS = 6  # from the start
-TRAINED = 2  # in training: from anywhere, another stretch each time
-ENCODED = 64  # texts at a time
+TRAINED = 2  # in training: from a random place, a new one each time
+ENCODED = 64  # texts to encode at a time
 TEMPERATURE = 0.07  # of cosines in the contrastive loss
-CALIBRATION = 4096  # pairs that the weights of words are taken from
-HEAD_LR = 40  # learning rate of all but BERT, where cfg.lr is BERT's
+CALIBRATION = 4096  # pairs used to compute the weights of words
+HEAD_LR = 40  # learning rate of everything except BERT, as a multiple of BERT's cfg.lr
 
 
 class ComparisonData:
-    """Pairs of texts. A text is read once, however many pairs it is in.
+    """Pairs of texts. Each distinct text is encoded once.
 
     Parameters
     ----------
@@ -41,18 +41,18 @@ class ComparisonData:
     label : int (N,), or None
     tokenizer : CorpusTokenizer or FullTokenizer
     max_len : int
-        Most tokens of a window, special ones included.
+        Maximum number of tokens per window, including special ones.
 
     Attributes
     ----------
     texts : list of int64 (T,)
-        The distinct texts' token ids, without special tokens.
+        Token ids of the distinct texts, without special tokens.
     rows : int64 (N, 2)
-        Which texts each pair is of.
+        The two texts of each pair.
     group : int64 (texts,)
-        Texts that pairs of label 1 connect, directly or not, are one group.
+        Texts that are connected by pairs of label 1, directly or not, are in one group.
     lengths : int (N,)
-        Tokens of each pair's longer text.
+        Number of tokens of each pair's longer text.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class ComparisonData:
         return len(self.rows)
 
     def windows(self, texts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return texts, of N the longest with W windows, as windows, [CLS] tokens [SEP].
+        """Cut N texts into windows, [CLS] tokens [SEP]; the longest text has W windows.
 
         Returns
         -------
         ids, mask : int64 (N, W, S)
-            A window that a text has no tokens for is masked wholly.
+            If a text has no tokens for a window, the window is completely masked.
         """
         longest = max(1, *map(len, texts))
         shape = len(texts), -(-longest // self.room), min(longest, self.room) + 2
@@ -113,13 +113,13 @@ class ComparisonData:
         return np.array(found, np.float32).reshape(*some.shape, self.n_words)
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the pairs ``rows``, a stretch of each text, which the rows' numbers draw.
+        """Return the pairs ``rows``, with a random part of each text, seeded by ``rows``.
 
         Returns
         -------
         dict of arrays
             ``input_ids``, ``input_mask`` : int64 (B, 2, W, S). ``counts`` : float32 (B, 2, V).
-            ``group`` : int64 (B, 2). ``label`` : int64 (B,), 0 where there are none.
+            ``group`` : int64 (B, 2). ``label`` : int64 (B,), 0 if there are no labels.
             ``weight`` : float32 (B,), 1 / B.
         """
         texts = self.rows[rows]
@@ -143,7 +143,7 @@ class ComparisonData:
     def encode(self, model: "Comparer") -> Tensor:
         """Return each text's vector, float32 (texts, D); ``model`` is in evaluation mode."""
         device = next(model.parameters()).device
-        # Texts of about the same length together, so that little is padding.
+        # Batch texts of similar length, so that little is padding.
         order = np.argsort([len(text) for text in self.texts], kind="stable")
         found = []
         for some in np.split(order, range(ENCODED, len(order), ENCODED)):
@@ -164,11 +164,12 @@ class ComparisonData:
 
 
 class Comparer(nn.Module):
-    """Logistic regression on how alike two texts' words are, and their vectors by BERT.
+    """Logistic regression on the similarity of two texts' words and of their BERT vectors.
 
-    The words: those of logistic regression on TF-IDF, that is each word's part in both texts and
-    the cosine; and how large a share of each text the other one has, too. The vector of a text is
-    the mean of BERT's hidden states, and BERT is trained with the rest, by `contrast` above all.
+    The features of words are those of logistic regression on TF-IDF (each word's weights in both
+    texts, and the cosine), and the shares of each text that are also in the other one. The vector
+    of a text is the mean of BERT's hidden states. BERT is trained together with the rest, mainly by
+    `contrast`.
 
     References
     ----------
@@ -185,7 +186,7 @@ class Comparer(nn.Module):
         super().__init__()
         assert cfg.vocab_size is not None  # a network is made when the vocabulary is known
         self.transformer = models.Transformer(cfg)
-        # Of the training's texts, by `calibrate`: rare words weigh more, none more than 1.
+        # Set by `calibrate`. Rare words weigh more; features of words are at most 1.
         self.register_buffer("idf", torch.ones(cfg.vocab_size))
         self.register_buffer("largest", torch.ones(cfg.vocab_size))
         self.register_buffer("mean", torch.zeros(10))
@@ -221,7 +222,7 @@ class Comparer(nn.Module):
         h = self.transformer(ids, torch.zeros_like(ids), mask).float() * mask[..., None]
         text = used.nonzero()[:, 0]  # of each window
         sums = h.new_zeros(len(used), h.size(-1)).index_add(0, text, h.sum(1))
-        return F.normalize(sums, dim=-1)  # of the means, too
+        return F.normalize(sums, dim=-1)  # so sums are as good as means
 
     def compare(self, vectors: Tensor, counts: Tensor) -> Tensor:
         """float32 (B, 2, D), (B, 2, V) -> (B, labels)"""
@@ -252,7 +253,7 @@ class Comparer(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, counts: Tensor) -> None:
-        """Take words' weights, and the features' scales, from training pairs, float32 (N, 2, V)."""
+        """Compute weights of words, scales of features from training pairs, float32 (N, 2, V)."""
         texts = counts.flatten(0, 1)
         held = (texts > 0).sum(0)
         self.idf.copy_(((1 + len(texts)) / (1 + held)).log() + 1)
@@ -266,15 +267,15 @@ class Comparer(nn.Module):
 def contrast(vectors: Tensor, group: Tensor, label: Tensor, weight: Tensor) -> Tensor:
     """Return the loss of finding each text's partner among all texts of the batch (nats).
 
-    In every pair of label 1, each text is to be nearer to its partner than to all texts of other
-    groups: the batch's other pairs are its negatives. Where a batch is computed in parts, by
-    several processes or by ``accumulate``, only those of the part are.
+    In every pair of label 1, each text should be nearer to its partner than to all texts of other
+    groups, i.e. the other pairs of the batch are negatives. If a batch is computed in parts, by
+    several processes or with ``accumulate``, only pairs of the same part are.
 
     Parameters
     ----------
     vectors : float32 (B, 2, D)
     group, label, weight
-        As in `ComparisonData.batch`.
+        See `ComparisonData.batch`.
 
     References
     ----------
@@ -292,7 +293,7 @@ def contrast(vectors: Tensor, group: Tensor, label: Tensor, weight: Tensor) -> T
 
 
 class ComparisonTask(Task):
-    """A task for `Comparer`. All but its BERT starts from nothing, so it learns faster."""
+    """A task for `Comparer`. Its new layers get a higher learning rate than BERT."""
 
     network = Comparer
 

@@ -1,4 +1,4 @@
-"""What pre-training asks of the model: objectives, each with columns of a batch and a loss."""
+"""Objectives of pre-training: each adds columns to a batch and computes a loss."""
 
 import dataclasses
 from typing import Any
@@ -15,19 +15,19 @@ OBJECTIVES: dict[str, type["Objective"]] = {}  # by key; filled by the classes' 
 
 @dataclasses.dataclass
 class Text:
-    """N rows of a batch of B, before anything is masked; S tokens each.
+    """N of the B rows of a batch, with S tokens each, before anything is masked.
 
     Attributes
     ----------
     ids, segment_ids : int64 (N, S)
     inside : bool (N, S)
-        Tokens of A and B: no special tokens, no padding.
+        True for tokens of A and B, False for special tokens and padding.
     starts : bool (N, S), or None
-        Where an instruction starts; None where the corpus has no borders of instructions.
+        Where an instruction starts; None if the corpus does not separate instructions.
     pairs : dict of (N,) arrays
         From `SentPairSampler.draw`.
     lengths : int64 (B,)
-        Tokens of A and B together, of all rows of the batch.
+        Number of tokens of A and B together, for all rows of the batch.
     key : list of int
         Seed of the batch.
     rows : slice
@@ -44,27 +44,27 @@ class Text:
     rows: slice
 
     def draws(self, count: int) -> np.ndarray:
-        """Return random numbers in [0, 1), (N, count): of a row the same whatever ``rows`` are."""
+        """Return random numbers in [0, 1), (N, count); those of a row do not depend on ``rows``."""
         start, end, _ = self.rows.indices(len(self.lengths))
         generator = np.random.PCG64(self.key)
-        generator.advance(start * count)  # a number is one step of this generator
+        generator.advance(start * count)  # this generator takes one step per number
         return np.random.Generator(generator).random((end - start, count))
 
 
 class Objective:
-    """What pre-training asks of the model: columns that are added to a batch, and a loss.
+    """An objective of pre-training: columns that are added to a batch, and a loss.
 
-    A subclass with a ``key`` is one; "objectives" in the training's settings gives its weight. See
-    `NextSentence` below, and `pretrain.MaskedTokens`.
+    To add one, write a subclass with a ``key``, and give its weight in "objectives" in the
+    training's settings. See `NextSentence` below, and `pretrain.MaskedTokens`.
 
     Attributes
     ----------
     key : str
         Its name in the settings.
     name : str
-        What its measures' names begin with.
+        Prefix of the names of its measures.
     everywhere : bool
-        Whether it reads hidden states elsewhere than at [CLS] and at ``masked_pos``.
+        Whether it reads hidden states other than those at [CLS] and at ``masked_pos``.
     """
 
     key: str
@@ -78,7 +78,7 @@ class Objective:
 
     @staticmethod
     def columns(text: Text, how: Any) -> train.Batch:
-        """Return arrays to add to a batch, or to put in the place of others: here none.
+        """Return arrays to add to a batch or to replace; by default none.
 
         ``how`` is the `pretrain.Preprocess4Pretrain` that reads the text.
         """
@@ -86,14 +86,14 @@ class Objective:
 
     @staticmethod
     def loss(model: BertModel4Pretrain, h: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Return the loss of hidden states ``h`` (N, S, D): a share of the whole batch's mean."""
+        """Return the loss of hidden states ``h`` (N, S, D), as a share of the batch's mean."""
         raise NotImplementedError
 
     @classmethod
     def sums(
         cls, model: BertModel4Pretrain, h: Tensor, batch: dict[str, Tensor]
     ) -> list[Tensor | int]:
-        """Return numbers of a batch that `measures` takes the sums of."""
+        """Return numbers of a batch; `measures` gets their sums over batches."""
         return [cls.loss(model, h, batch), 1]
 
     @classmethod
@@ -142,8 +142,8 @@ class NextSentence(Objective):
     def measures(cls, sums: list[float]) -> dict[str, float]:
         """Return ``next_loss`` (nats per pair), ``next_accuracy`` and ``next_accuracy_hard``.
 
-        The last is the mean of the accuracies on true continuations and on hard negatives, so that
-        chance is 0.5.
+        The last is the mean of the accuracies on true continuations and on hard negatives, so
+        guessing gives 0.5.
         """
         loss, right, n, next_right, n_next, hard_right, n_hard = sums
         return {

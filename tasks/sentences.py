@@ -1,4 +1,4 @@
-"""Tasks for BERT's classifier of one text or two: the network, and the batches that it reads."""
+"""Tasks for BERT's classifier of one text or two: the network and its batches."""
 
 from collections.abc import Callable
 
@@ -37,14 +37,14 @@ class Classifier(nn.Module):
 class ClassificationData:
     """Examples as token ids; ``data.batch(rows)`` is [CLS] A [SEP] or [CLS] A [SEP] B [SEP].
 
-    Where a pair is too long, the longer text is cut first. ``lengths``: tokens of each example.
+    If a pair is too long, the longer text is cut first. ``lengths``: tokens of each example.
 
     Parameters
     ----------
     examples : Examples
     tokenizer : CorpusTokenizer or FullTokenizer
     max_len : int
-        Most tokens of an example, special ones included.
+        Maximum number of tokens per example, including special ones.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ClassificationData:
     ) -> None:
         self.pad, self.cls, self.sep = (tokenizer.vocab[t] for t in ("[PAD]", "[CLS]", "[SEP]"))
         self.label = examples.label
-        known: dict[str, np.ndarray] = {}  # a function is in many pairs
+        known: dict[str, np.ndarray] = {}  # texts occur in many pairs
 
         def encode(text: str) -> np.ndarray:
             if text not in known:
@@ -85,7 +85,7 @@ class ClassificationData:
         -------
         dict of arrays
             ``input_ids``, ``segment_ids``, ``input_mask`` : int64 (B, S). ``label`` : int64 (B,),
-            0 where there are none. ``weight`` : float32 (B,), 1 / B.
+            0 if there are no labels. ``weight`` : float32 (B,), 1 / B.
         """
         sequences = []
         for row in rows:
@@ -114,7 +114,7 @@ class ClassificationData:
 
 
 class SentenceTask(Task):
-    """A task for `Classifier`, trained as BERT's authors did."""
+    """A task for `Classifier`, trained like in the BERT paper."""
 
     network = Classifier
     read = ClassificationData

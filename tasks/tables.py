@@ -9,15 +9,15 @@ from utils import SHOWN, UserError
 
 
 def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Examples:
-    """Read a TSV file of GLUE's kind: a header, no quoting, every line as many columns.
+    """Read a TSV file in GLUE's format: a header, no quoting, the same columns in every line.
 
-    Rows whose label is ``task.no_label`` are left out, and a line says how many.
+    Rows whose label is ``task.no_label`` are left out; their number is printed.
 
     Raises
     ------
     UserError
         No such file, an empty one, a header without the task's columns, a line with another number
-        of columns, an unknown label, bytes that are no UTF-8: named with the line's number.
+        of columns, an unknown label, bytes that are not UTF-8. The message has the line's number.
     """
     try:
         lines = Path(file).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -26,7 +26,7 @@ def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Example
     if lines[-1] == b"":
         lines.pop()
     if len(lines) < 2:
-        raise UserError(f"{file} holds no examples; it needs a header and a line for each example")
+        raise UserError(f"{file} has no examples; it needs a header and a line for each example")
     rows = []
     for number, line in enumerate(lines, 1):
         try:

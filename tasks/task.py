@@ -1,4 +1,4 @@
-"""What a fine-tuning task is: a table, and how it is learned."""
+"""The base class of fine-tuning tasks."""
 
 import dataclasses
 from typing import Any, Literal
@@ -15,7 +15,7 @@ TASKS: dict[str, type["Task"]] = {}  # by name; filled by the classes' definitio
 
 @dataclasses.dataclass
 class Examples:
-    """The rows of a table; ``text_b`` and ``label`` (index into the task's) may be None."""
+    """The rows of a table; ``text_b`` and ``label`` (indices into the task's) may be None."""
 
     text_a: list[str]
     text_b: list[str] | None
@@ -23,11 +23,11 @@ class Examples:
 
 
 class Task:
-    """Columns and labels of a TSV file; network, data, losses and optimizer that learn them.
+    """A fine-tuning task: the columns of its TSV file, its network, data, losses and optimizer.
 
-    A subclass with ``labels`` is a task of `classify.py`, called like the class in lower case.
-    What `tasks.sentences.SentenceTask` and `tasks.comparer.ComparisonTask` bring suits most; then
-    only the table is left to say::
+    A subclass with ``labels`` is a task of `classify.py`; its name is that of the class in lower
+    case. Most tasks can inherit everything else from `tasks.sentences.SentenceTask` or
+    `tasks.comparer.ComparisonTask`, and only describe the table::
 
         class Sentiment(SentenceTask):
             labels = ("negative", "positive")
@@ -37,13 +37,13 @@ class Task:
     Attributes
     ----------
     labels : tuple of str
-        Of two labels the last one is the positive one.
+        If there are two, the last one is the positive one.
     label, text_a, text_b : str
         Names of columns in the header; ``text_b`` is None for single texts.
     no_label : str or None
-        What stands in the label's column of rows that have none; these are left out.
+        Marks rows without a label in the label's column; they are left out.
     tokenizer : {"corpus", "bert"}
-        How texts are read, where no pre-trained model says it.
+        How texts are read, unless a pre-trained model says it.
     network : callable
         (sizes, number of labels) -> the module to train, whose BERT is called ``transformer``.
     """
@@ -63,24 +63,24 @@ class Task:
 
     @staticmethod
     def read(examples: Examples, tokenizer: CorpusTokenizer | FullTokenizer, max_len: int) -> Any:
-        """Return the examples as what the network reads.
+        """Convert the examples to input for the network.
 
-        That has ``lengths`` (tokens of each example), ``batch(rows)`` -> arrays, among them
-        ``input_ids``, ``label``, and ``weight`` (1 / rows), and ``scorer(model, device)`` -> a
+        The result has ``lengths`` (tokens of each example), ``batch(rows)`` -> arrays including
+        ``input_ids``, ``label`` and ``weight`` (1 / rows), and ``scorer(model, device)`` -> a
         function from rows to logits, float (rows, labels).
         """
         raise NotImplementedError
 
     @staticmethod
     def prepare(model: Any, data: Any, seed: int) -> None:
-        """Set what of the model is taken from the training's data and not learned: here nothing."""
+        """Set parts of the model that are computed from the training's data; by default none."""
 
     @staticmethod
     def get_losses(model: Any, batch: dict[str, Tensor]) -> train.Losses:
-        """Return named losses of a batch, as `train.Trainer` wants them."""
+        """Return named losses of a batch for `train.Trainer`."""
         raise NotImplementedError
 
     @staticmethod
     def get_optimizer(cfg: train.Config, model: Any) -> torch.optim.Optimizer:
-        """Return what trains the model."""
+        """Return the optimizer for the model."""
         raise NotImplementedError

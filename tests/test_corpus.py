@@ -133,8 +133,8 @@ def test_no_corpus(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("text", "does not describe .*run python dataprocess"),
-        ("documents", "does not describe .*run python dataprocess"),
+        ("text", "does not match .*run python dataprocess"),
+        ("documents", "does not match .*run python dataprocess"),
         ("json", "is not JSON"),
         ("list", "must hold one JSON object"),
         ("split", r"'pairs\.0\.split' is \"training\""),
@@ -243,7 +243,7 @@ def test_no_programs_for_a_test(tmp_path, tokenizer):
     pairs = [("chroot", pair, 3, "train") for pair in all_pairs("abcd")]
     for described in (pairs, None):
         corpus = read_corpus(write(tmp_path, text_of(18), described), tokenizer, "v")
-        with pytest.raises(UserError, match="the corpus has no programs for a test"):
+        with pytest.raises(UserError, match="the corpus has no test programs"):
             split_test(corpus)
 
 

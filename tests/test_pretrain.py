@@ -685,7 +685,7 @@ def test_eval_on_the_programs_left_for_a_test(trained, monkeypatch, capsys):
     Path("programs.json").write_text(json.dumps(about))
     pretrain.evaluate(MODEL_FILE, data_file="programs.txt", test=True)
     assert capsys.readouterr().out.startswith("held out for the test: t\n  masked tokens: loss ")
-    with pytest.raises(UserError, match="has no programs for a test"):
+    with pytest.raises(UserError, match="has no test programs"):
         pretrain.evaluate(MODEL_FILE, test=True)
 
 
