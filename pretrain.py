@@ -1,7 +1,7 @@
 """Pre-train BERT: sample pairs of segments, mask tokens, train, evaluate, predict.
 
-Every batch is a function of (seed, step) alone: nothing has to be shuffled, stored or sent
-between processes, and any step can be drawn again.
+Every batch is a function only of (seed, step): nothing has to be shuffled, stored or sent between
+processes, and the batch of any step can be drawn again.
 """
 
 if __name__ == "__main__":
@@ -37,38 +37,38 @@ from terminal.command_line import command_line
 from tokenization import CorpusTokenizer
 from utils import UserError
 
-EVAL_SEED = 0  # of the batches, which are the same for every model
+EVAL_SEED = 0  # seed of evaluation batches, which are the same for every model
 EVAL_EXAMPLES = 64  # per batch
-EVAL_BATCHES = 64  # at most
-BUCKET = 64  # least number of places whose second segments can stand for each other
+EVAL_BATCHES = 64  # maximum number
+BUCKET = 64  # minimum number of boundaries in a bucket, see SentPairSampler
 CANDIDATES = 4  # drawn per negative, to find one that differs from the true continuation
-RAMP = 3  # times that a batch's size doubles
-COMPARED = 16  # tokens that tell a negative from the true continuation
+RAMP = 3  # how often the batch size doubles
+COMPARED = 16  # tokens compared to tell a negative from the true continuation
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Length = Annotated[int, Field(ge=5)]
 
 
 class SentPairSampler:
-    """Draw pairs of segments: A, and what follows it or what follows something else.
+    """Draw pairs of segments A and B, where B follows A in the text or is from another document.
 
-    A *boundary* is the start of a sentence that is not its document's first. A ends at a boundary
-    and B starts at one: at the same for a true continuation, else at one of another document.
-    Together they have ``max_len - 3`` tokens, split at random; where a document ends too early,
-    the other side takes the rest.
+    A *boundary* is the start of a sentence that is not the first of its document. A ends at a
+    boundary and B starts at one: at the same one for a true continuation, or at one of another
+    document. Together they have ``max_len - 3`` tokens, split at random; if a document ends too
+    early, the other side gets more.
 
-    Nothing but the text must tell a true continuation. So boundaries that have about the same
-    number of tokens after them form a bucket, in which all have the same number by cutting (all
-    that have enough are one bucket), and a negative's B comes from the bucket of the true one:
-    lengths, B's place in its document and what is cut off after it are distributed alike.
+    Only the text may tell whether B follows A. So boundaries with about the same number of tokens
+    after them form a bucket, and are cut to the same number (all that have enough tokens are one
+    bucket). The B of a negative comes from the bucket of the true one. So lengths, the place of B
+    in its document and the text cut off after it have the same distribution for both.
 
     Parameters
     ----------
     corpus : Corpus
     chosen : bool (documents,)
-        Where to draw from; at least two documents that have boundaries.
+        The documents to draw from; at least two of them must have boundaries.
     max_len : int
-        Of a pair with its three special tokens.
+        Maximum length of a pair, including its three special tokens.
     """
 
     def __init__(self, corpus: Corpus, chosen: np.ndarray, max_len: int) -> None:
@@ -93,8 +93,8 @@ class SentPairSampler:
         self.before = before[order]
         self.after = after[order]
         self.bucket = bucket[order]
-        # Sorted by bucket and document, so that a bucket's part of a document, or of a pair (whose
-        # documents follow each other), is one range.
+        # Sorted by bucket and document, so that the boundaries of a bucket in one document, or in
+        # one pair (whose documents are consecutive), are one range.
         self.n_documents = len(first)
         self.key = self.bucket * self.n_documents + self.document
         self.pair = np.searchsorted(corpus.pairs, self.document, side="right") - 1
@@ -105,14 +105,14 @@ class SentPairSampler:
     def draw(
         self, n: int, rng: np.random.Generator, true_share: float = 0.5
     ) -> dict[str, np.ndarray]:
-        """Draw ``n`` pairs, a share of them true continuations.
+        """Draw ``n`` pairs; ``true_share`` of them are true continuations.
 
         Returns
         -------
         dict of (n,) arrays
             ``a_start``, ``a_len``, ``b_start``, ``b_len`` : int64, ranges of ``corpus.tokens``.
             ``is_next`` : int64, 1 for a true continuation, else 0.
-            ``is_hard`` : bool, B is of another document of the same pair of binaries.
+            ``is_hard`` : bool, B is from another document of the same pair of binaries.
         """
         i = rng.integers(len(self), size=n)
         a, b = self._lengths(i, rng)
@@ -139,8 +139,8 @@ class SentPairSampler:
     ) -> np.ndarray:
         """Draw boundaries of other documents from the buckets of ``i``, of the same pair if hard.
 
-        Where the pair's part of a bucket has no other document, the whole bucket is taken. Of a few
-        candidates the first is taken that does not read like the true continuation.
+        If the pair has no other document in the bucket, any boundary of the bucket is possible. The
+        first of a few candidates is used that differs from the true continuation.
         """
         base = self.bucket[i] * self.n_documents
         own = np.searchsorted(self.key, [self.key[i], self.key[i] + 1])  # (2, n) from, to
@@ -149,7 +149,7 @@ class SentPairSampler:
         own_size = own[1] - own[0]
         alone = pair[1] - pair[0] == own_size
         low, high = np.where(hard & ~alone, pair, whole)
-        room = high - low - own_size  # a bucket has two documents or more, so there is room
+        room = high - low - own_size  # above 0, because a bucket has at least two documents
         found = low + (rng.random((CANDIDATES, len(i))) * room).astype(np.int64)  # (C, n)
         found += np.where(found >= own[0], own_size, 0)
         offset = np.arange(COMPARED)
@@ -162,10 +162,10 @@ class SentPairSampler:
 
 
 def _buckets(after: np.ndarray, document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the boundaries' buckets, and cut ``after`` to the least of each bucket.
+    """Assign boundaries to buckets, and cut ``after`` to the minimum of each bucket.
 
-    From the largest ``after`` down, a bucket is closed when it holds two documents and `BUCKET`
-    boundaries; what is left at the end joins the last one.
+    From the largest ``after`` down, a bucket is closed when it contains two documents and `BUCKET`
+    boundaries; the remaining ones at the end join the last bucket.
     """
     order = np.argsort(-after, kind="stable")
     _, first = np.unique(-after[order], return_index=True)
@@ -187,15 +187,15 @@ def _buckets(after: np.ndarray, document: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 class Preprocess4Pretrain:
-    """Turn pairs of segments into [CLS] A [SEP] B [SEP], with what the objectives add.
+    """Turn pairs of segments into [CLS] A [SEP] B [SEP], with the columns of the objectives.
 
     Parameters
     ----------
     vocab : dict of str to int
     max_len, max_pred : int
-        Length of every sequence, and most masked tokens in one.
+        Length of every sequence, and maximum number of masked tokens in one.
     mask_prob : float
-        Share of the tokens of A and B that are to be predicted, at least one.
+        Share of the tokens of A and B to predict; at least one token is.
     objectives : list of type of Objective
     """
 
@@ -217,7 +217,7 @@ class Preprocess4Pretrain:
 
     @property
     def width(self) -> int:
-        """Most masked tokens of an example."""
+        """Maximum number of masked tokens per example."""
         return min(self.max_pred, self.max_len)
 
     def __call__(
@@ -235,16 +235,16 @@ class Preprocess4Pretrain:
         pairs : dict of (B,) arrays
             From `SentPairSampler.draw`.
         key : list of int
-            Seed of the batch. What is drawn for a row depends on nothing but this and the row, so
-            that processes that share a batch need no other's rows.
+            Seed of the batch. Random choices for a row depend only on this and the row, so that
+            processes that share a batch read only their own rows.
         rows : slice
-            N of the B rows.
+            Selects N of the B rows.
 
         Returns
         -------
         dict of arrays
             ``input_ids``, ``segment_ids`` : int64 (N, S). ``input_mask`` : int64 (N, S), 1 for
-            tokens and 0 for padding; left out where nothing is padded. And the objectives' columns.
+            tokens and 0 for padding; left out if nothing is padded. And the objectives' columns.
         """
         some = {name: array[rows] for name, array in pairs.items()}
         a, b = some["a_len"][:, None], some["b_len"][:, None]
@@ -276,12 +276,12 @@ class Preprocess4Pretrain:
 
 
 class MaskedTokens(Objective):
-    """BERT's masked language model: say which tokens stood at random places.
+    """BERT's masked language model: predict the tokens at random positions.
 
-    Of the chosen tokens 80 % become [MASK], 10 % a random token, and 10 % stay. Special tokens are
-    never chosen, never drawn. Columns: ``masked_pos``, ``masked_ids`` : int64 (N, P), positions and
-    true tokens, 0 where there are less than P. ``masked_weights`` : float32 (N, P), 1 / (tokens to
-    mask in the whole batch), or 0.
+    80 % of the chosen tokens become [MASK], 10 % a random token, and 10 % stay. Special tokens are
+    never chosen and never drawn. Columns: ``masked_pos``, ``masked_ids`` : int64 (N, P), positions
+    and true tokens, 0 if there are fewer than P. ``masked_weights`` : float32 (N, P), 1 / (tokens
+    to mask in the whole batch), or 0.
     """
 
     key, name = "masked_lm", "masked_lm"
@@ -296,7 +296,7 @@ class MaskedTokens(Objective):
             text.draws(how.max_len + 2 * how.width), [how.max_len, how.max_len + how.width], axis=1
         )
         order = cls.order(text, order)
-        # Where less may be masked, less are.
+        # Mask fewer tokens if there are not enough.
         count = np.minimum(n_pred[text.rows], may.sum(1))[:, None]  # (N, 1)
         rank = np.argsort(np.where(may, order, 2.0), axis=1)[:, : how.width]
         chosen = np.arange(how.width) < count  # (N, P)
@@ -317,7 +317,7 @@ class MaskedTokens(Objective):
 
     @staticmethod
     def order(text: Text, draws: np.ndarray) -> np.ndarray:
-        """Return numbers in [0, 1), (N, S): the tokens of the lowest ones are masked."""
+        """Return numbers in [0, 1), (N, S); the tokens with the lowest numbers are masked."""
         return draws
 
     @staticmethod
@@ -345,9 +345,9 @@ class MaskedTokens(Objective):
 
 
 class MaskedInstructions(MaskedTokens):
-    """Mask whole instructions: the rest of one says much of a token that is masked alone.
+    """Mask whole instructions, because the rest of an instruction gives away a single token.
 
-    The last instruction that is chosen may be masked in part, so that as many tokens are masked.
+    The last chosen instruction may be masked in part, so that the number of tokens is the same.
     """
 
     key = "masked_instructions"
@@ -357,9 +357,9 @@ class MaskedInstructions(MaskedTokens):
         if text.starts is None:
             raise UserError(
                 "'masked_instructions' needs a corpus with tabs between instructions; make it "
-                "anew: python dataprocess.py"
+                "again: python dataprocess.py"
             )
-        # Of all tokens of an instruction, the number of its first one; then from left to right.
+        # All tokens of an instruction get the number of its first one, then go from left to right.
         starts = text.starts | ~text.inside
         first = np.maximum.accumulate(np.where(starts, np.arange(starts.shape[1]), 0), axis=1)
         place = np.arange(starts.shape[1]) - first
@@ -371,15 +371,15 @@ BERTS = (MaskedTokens, NextSentence)
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
 class Config(train.Config):
-    """How to pre-train: what `train.Config` has, and what may be left out.
+    """Settings of pre-training: those of `train.Config`, and optional ones.
 
     Attributes
     ----------
     objectives : dict of str to float
-        Weights in the loss, of `OBJECTIVES`; left out, BERT's two with 1 each. Without the next
+        Weights of `OBJECTIVES` in the loss. Default: BERT's two, with 1 each. Without next
         sentence, B always follows A in the training.
     schedule : str
-        Of the learning rate: see `optim.SCHEDULES`.
+        Schedule of the learning rate, see `optim.SCHEDULES`.
     long_share : float
         Share of the steps, at the end, whose examples have the model's max_len; their batches have
         as many tokens as the others.
@@ -406,7 +406,7 @@ class Config(train.Config):
         return self
 
     def used(self) -> list[type[Objective]]:
-        """Return the objectives that have a weight, in the order of the settings."""
+        """Return the objectives with a weight, in the order of the settings."""
         return [
             OBJECTIVES[k] for k, weight in self.objectives.items() if weight and k in OBJECTIVES
         ]
@@ -415,20 +415,20 @@ class Config(train.Config):
 class SentPairDataLoader:
     """Batches for pre-training; ``loader.batch(k)`` is a function of the seed and k.
 
-    An epoch is as many batches as hold the tokens of the chosen documents once; boundaries are
-    drawn evenly and with replacement.
+    An epoch has as many tokens as the chosen documents. Boundaries are drawn uniformly and with
+    replacement.
 
     Parameters
     ----------
     sampler : SentPairSampler
     preprocess : Preprocess4Pretrain
     n_tokens : int
-        Of an epoch.
+        Number of tokens per epoch.
     batch_size, seed : int
     true_share : float
         Share of the pairs whose B follows A.
     ramp : int
-        Batches over which their size grows, doubling `RAMP` times.
+        Number of batches over which the batch size grows, doubling `RAMP` times.
     """
 
     def __init__(
@@ -454,7 +454,7 @@ class SentPairDataLoader:
     def batch(self, k: int, rank: int = 0, world: int = 1) -> train.Batch:
         """Return the k-th batch, or one process's share of its rows; k may pass the epoch's end.
 
-        Arrays: see `Preprocess4Pretrain`. Of the text, only these rows are read.
+        For the arrays, see `Preprocess4Pretrain`. Only the text of these rows is read.
         """
         size = self.size(k)
         pairs = self.sampler.draw(size, np.random.default_rng([self.seed, k]), self.true_share)
@@ -473,7 +473,7 @@ def get_losses(
     batch: dict[str, Tensor],
     objectives: Sequence[type[Objective]] = BERTS,
 ) -> train.Losses:
-    """Return each objective's loss (nats), as `train.Trainer` wants them."""
+    """Return the loss of each objective (nats), for `train.Trainer`."""
     h, batch = encode(model, batch, objectives)
     return {f"{o.name}_loss": o.loss(model, h, batch) for o in objectives}
 
@@ -481,10 +481,10 @@ def get_losses(
 def encode(
     model: nn.Module, batch: dict[str, Tensor], objectives: Sequence[type[Objective]]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the hidden states that ``objectives`` read, and a batch that points into them.
+    """Return the hidden states that ``objectives`` read, and a batch with matching positions.
 
-    Where they read no other positions than [CLS] and those of masked tokens, the model's last
-    block leaves the others out: ``masked_pos`` are 1, 2, ... then.
+    If they read only the positions of [CLS] and of masked tokens, the last block of the model does
+    not compute the others, and ``masked_pos`` becomes 1, 2, ...
     """
     inputs = batch["input_ids"], batch["segment_ids"], batch.get("input_mask")
     if "masked_pos" not in batch or any(objective.everywhere for objective in objectives):
@@ -503,7 +503,7 @@ class Evaluation:
     heldout : bool (documents,)
     preprocess : Preprocess4Pretrain
     device : torch.device
-        Of the model.
+        The model's device.
     """
 
     def __init__(
@@ -529,9 +529,9 @@ class Evaluation:
         Returns
         -------
         dict of str to float
-            The objectives' measures. To compare with: ``unigram_entropy`` of the held-out text
-            (nats), and ``commonest_token``, the accuracy of always saying its commonest token.
-            ``max_len``: tokens of an example.
+            The objectives' measures; for comparison, ``unigram_entropy`` of the held-out text
+            (nats), and ``commonest_token``, the accuracy of always predicting its commonest token;
+            and ``max_len``, the tokens per example.
         """
         objectives = self.loader.preprocess.objectives
         rows: list[list[Tensor]] = [[] for _ in objectives]
@@ -553,21 +553,21 @@ class Evaluation:
 
     @property
     def batches(self) -> int:
-        """How many batches of held-out text are used."""
+        """Number of batches of held-out text to use."""
         return min(EVAL_BATCHES, len(self.loader))
 
     def five_gram(self, training: np.ndarray) -> float:
-        """Return the accuracy of a 5-gram of the ``training`` documents on the same batches."""
+        """Return the accuracy of a 5-gram model of the ``training`` documents on these batches."""
         batches = [self.loader.batch(k) for k in range(self.batches)]
         is_special = self.loader.preprocess.is_special
         return five_gram_accuracy(self.loader.sampler.corpus, training, batches, is_special)
 
 
 def report(measures: dict[str, float], rule: str, check: bool) -> None:
-    """Print an evaluation for people; if ``check``, raise UserError where too little was learned.
+    """Print an evaluation; if ``check``, raise a UserError if the model has learned too little.
 
-    Enough is to guess more of the masked tokens than a 5-gram of the training's text, where
-    ``measures`` has its accuracy; else a loss below the unigram entropy.
+    It must predict more masked tokens than a 5-gram model of the training's text if ``measures``
+    has its accuracy, or else have a loss below the unigram entropy.
     """
     percent = {name: f"{100 * value:.1f} %" for name, value in measures.items()}
     lines = [f"held out {rule}"]
@@ -599,8 +599,8 @@ def report(measures: dict[str, float], rule: str, check: bool) -> None:
         )
     if not measures["masked_lm_accuracy"] > measures.get("five_gram_accuracy", -1):
         raise UserError(
-            "the model has learned too little: it guesses "
-            f"{percent['masked_lm_accuracy']} of the held-out masked tokens, a 5-gram "
+            "the model has learned too little: it predicts "
+            f"{percent['masked_lm_accuracy']} of the held-out masked tokens, a 5-gram model "
             f"{percent['five_gram_accuracy']}; train longer, or on more text"
         )
 
@@ -637,32 +637,32 @@ def main(
     vocab : str
         The vocabulary: a token per line.
     save_dir : str
-        Gets model_steps_<k>.pt, model.json, vocab.txt, metrics.json, last.pt and runs/.
+        Folder for model_steps_<k>.pt, model.json, vocab.txt, metrics.json, last.pt and runs/.
     log_dir : str
-        Gets TensorBoard's files, instead of runs/ in save_dir.
+        Folder for TensorBoard's files. Default: runs/ in save_dir.
     max_len : int
-        Most tokens per example, special ones included.
+        Maximum number of tokens per example, including special ones.
     max_pred : int
-        Most masked tokens of an example of max_len; of a shorter one in proportion.
+        Maximum number of masked tokens per example of max_len; in proportion for shorter ones.
     mask_prob : float
         Share of the tokens to mask.
     pretrain_file : str
-        A model_steps_<k>.pt of the same sizes and vocabulary to start from.
+        Start from this model_steps_<k>.pt of the same sizes and vocabulary.
     model_file : str
         Another name of pretrain_file.
     data_parallel : bool
-        All GPUs are used under torchrun, as train.sh starts it; False makes sure that one is.
+        Use all GPUs when started by torchrun, as train.sh does; False: insist on one process.
     precision : {"float32", "bfloat16", "float16"}
-        float32, bfloat16, or float16 (for GPUs without bfloat16). Left out, bfloat16 where the
-        device is quick at it.
+        float32, bfloat16, or float16 (for GPUs without bfloat16). Default: bfloat16 if the device
+        supports it in hardware.
     compile : bool
-        Let torch.compile make kernels for the model. Left out, on GPUs only.
+        Compile the model with torch.compile. Default: only on GPUs.
     resume : bool
-        Go on with the training that save_dir holds, if it is this one; False starts anew.
+        Go on with the training in save_dir if it is the same one; False: start again.
     overwrite : bool
-        Delete another training that save_dir holds; left out, it moves to <save_dir>-before-<date>.
+        Delete another training in save_dir. Default: rename it to <save_dir>-before-<date>.
     check : bool
-        Fail unless more of the held-out masked tokens are guessed than by a 5-gram with backoff.
+        Fail unless the model predicts more held-out masked tokens than a 5-gram with backoff.
     """
     utils.check_outputs({}, (), {"save_dir": save_dir, "log_dir": log_dir})
     train.check_parallel(data_parallel)
@@ -686,7 +686,7 @@ def main(
         utils.remove_leftovers(save_dir, Path(data_file).parent)
         corpus = read_corpus(Path(data_file), tokenizer, vocab_sha256)
     if world > 1:
-        dist.barrier()  # the others wait for the ids
+        dist.barrier()  # wait for the ids
     if rank != 0:
         corpus = read_corpus(Path(data_file), tokenizer, vocab_sha256, may_write=False)
 
@@ -696,7 +696,7 @@ def main(
     if MaskedInstructions in objectives and corpus.starts is None:
         raise UserError(
             f"{data_file} has no tabs between instructions, which 'masked_instructions' needs; "
-            "make it anew: python dataprocess.py"
+            "make it again: python dataprocess.py"
         )
 
     def make_loader(length: int, batch_size: int, ramp: int = 0) -> SentPairDataLoader:
@@ -749,7 +749,7 @@ def main(
         settings["pretrain_sha256"] = utils.sha256_of(pretrain_file)
     if NextSentence not in objectives:
         for part in (model.fc, model.classifier):
-            part.requires_grad_(False)  # nothing trains them; they stay for the files' sake
+            part.requires_grad_(False)  # not trained, but part of the file's format
     evaluation = Evaluation(corpus, split.heldout, longest, device)
     trainer = train.Trainer(
         cfg,
@@ -771,7 +771,7 @@ def main(
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
         f"{split.training.sum():,} documents with {n_tokens:,} tokens"
     )
-    # Of several processes, the first one writes.
+    # Only the first of several processes writes.
     with utils.one_writer(*([save_dir] if rank == 0 else [])):
         measures = trainer.run(info, Path(vocab).read_bytes(), resume, overwrite, what)
         if rank == 0:
@@ -789,20 +789,19 @@ def main(
 def evaluate(
     model_file: str, data_file: str | None = None, test: bool = False, check: bool = False
 ) -> None:
-    """Print what a saved model makes of held-out text.
+    """Evaluate a saved model on held-out text.
 
     Parameters
     ----------
     model_file : str
         A model_steps_<k>.pt, with model.json and vocab.txt beside it.
     data_file : str
-        The corpus; left out, the one of the training. Of another corpus than that of the training,
-        every document is used.
+        The corpus. Default: that of the training. Of any other corpus, all documents are used.
     test : bool
-        Use the programs that gendata.py left for a last test, not those for validation.
+        Use the test programs of gendata.py instead of the validation programs.
     check : bool
-        Fail unless more masked tokens are guessed than by a 5-gram with backoff; of another corpus
-        than the training's, unless the loss is below the unigram entropy.
+        Fail unless the model predicts more masked tokens than a 5-gram with backoff; with another
+        corpus, unless the loss is below the unigram entropy.
     """
     device = utils.get_device()
     model, info, tokenizer = checkpoint.load_pretrained(model_file)
@@ -834,16 +833,16 @@ def evaluate(
 
 
 def predict(model_file: str, line: str, top: PositiveInt = 5) -> None:
-    """Print the likeliest tokens for each [MASK] of a line.
+    """Print the most likely tokens for each [MASK] of a line.
 
     Parameters
     ----------
     model_file : str
         A model_steps_<k>.pt, with model.json and vocab.txt beside it.
     line : str
-        Tokens as in the corpus, separated by blanks, some of them [MASK].
+        Tokens as in the corpus, separated by blanks; some of them [MASK].
     top : int
-        How many tokens to print for each.
+        Number of tokens to print for each.
     """
     model, info, tokenizer = checkpoint.load_pretrained(model_file)
     ids = tokenizer.convert_tokens_to_ids(["[CLS]", *tokenizer.tokenize(line), "[SEP]"])

@@ -31,31 +31,32 @@ from terminal import progress
 sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
-LOG_STEPS = 20  # losses are read from the device once per so many steps
+LOG_STEPS = 20  # losses are read from the device every so many steps
 MADE = ("last.pt", "model_steps_*.pt", "model.json", "vocab.txt", "metrics.json", "runs")
-MAY_CHANGE = ("save_steps", "keep", "accumulate", "n_epochs", "data_file")  # same result
+MAY_CHANGE = ("save_steps", "keep", "accumulate", "n_epochs", "data_file")  # not in the result
 
 Precision = Literal["float32", "bfloat16", "float16"]
-LEAST_SCALE = 1.0  # float16: below it, losses as they are overflow
-AHEAD = 2  # batches that are drawn while a step is computed
-LET_GO = 1.0  # seconds that gloo's threads have to drop what they sent last
+LEAST_SCALE = 1.0  # float16: with a lower scale, even unscaled losses overflow
+AHEAD = 2  # batches drawn in advance while a step is computed
+LET_GO = 1.0  # seconds for gloo's threads to release the tensors that they sent last
 Batch = dict[str, np.ndarray]
 Losses = dict[str, Tensor]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
 class Config:
-    """How to train; all keys but ``accumulate`` and ``keep`` are needed.
+    """Settings of a training; all keys except ``accumulate`` and ``keep`` are required.
 
     Attributes
     ----------
     seed : int
-        Of weights, batches and dropout.
+        Random seed of weights, batches and dropout.
     batch_size : int
         Examples per step, over all processes.
     accumulate : int
-        Parts that each process computes its share of a batch in, one after the other, for GPUs of
-        little memory. The result is the same, dropout and samefunc's contrastive loss aside.
+        Each process computes its share of a batch in so many parts, one after the other, for GPUs
+        with little memory. The result is the same, except for dropout and samefunc's contrastive
+        loss.
     lr : float
         Highest learning rate.
     n_epochs, total_steps : int
@@ -63,9 +64,9 @@ class Config:
     warmup : float
         Share of the training, 0 to 1, over which the learning rate rises from 0.
     save_steps : int
-        Evaluate and save once per so many steps, and at the end.
+        Evaluate and save every so many steps, and at the end.
     keep : int or None
-        How many ``model_steps_<k>.pt`` stay, the latest ones; None: all.
+        How many of the latest ``model_steps_<k>.pt`` to keep; None: all.
     """
 
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)]
@@ -80,17 +81,17 @@ class Config:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "Config":
-        """Read a JSON file; every fault is one `utils.UserError` naming the file and the keys."""
+        """Read a JSON file; raise a `utils.UserError` with the file and all wrong keys."""
         return utils.read_config(cls, path)
 
     def with_epochs(self, steps_per_epoch: int) -> "Config":
-        """Return this config with the number of steps that will really be done."""
+        """Return this config with the actual number of steps."""
         steps = min(self.total_steps, self.n_epochs * steps_per_epoch)
         return dataclasses.replace(self, total_steps=steps)
 
 
 def settings_of(cfg: Config, info: Any, precision: Precision) -> dict[str, Any]:
-    """Return all that decides a training's result, by name; ``info`` is what model.json gets."""
+    """Return everything that decides a training's result; ``info`` is the content of model.json."""
     settings = dataclasses.asdict(cfg) | dataclasses.asdict(info) | {"precision": precision}
     sizes = settings.pop("model")
     settings = {name: value for name, value in settings.items() if name not in MAY_CHANGE}
@@ -98,7 +99,7 @@ def settings_of(cfg: Config, info: Any, precision: Precision) -> dict[str, Any]:
 
 
 def start_processes(device: torch.device) -> tuple[int, int]:
-    """Join the processes that torchrun started; return this one's number and how many there are."""
+    """Join the processes started by torchrun; return the rank of this one and their number."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and not dist.is_initialized():
         if device.type == "cuda":
@@ -111,14 +112,14 @@ def end_processes() -> None:
     """Wait for the other processes, and leave the group that `start_processes` joined."""
     dist.barrier()
     if dist.get_backend() == "gloo":
-        # Its threads need the GIL to drop the tensors that they sent last; the group, when it is
-        # deleted, waits for its threads and holds the GIL. Without a pause, both may wait for ever.
+        # gloo's threads need the GIL to release the tensors that they sent last. Deleting the group
+        # holds the GIL and waits for the threads. Without a pause, both may wait for ever.
         time.sleep(LET_GO)
     dist.destroy_process_group()
 
 
 def check_parallel(data_parallel: bool) -> None:
-    """Say what ``data_parallel``, as the PyTorch BERTs of this lineage have it, cannot change.
+    """Check the documented flag ``data_parallel``; torchrun decides how many processes there are.
 
     Raises
     ------
@@ -138,12 +139,12 @@ def check_parallel(data_parallel: bool) -> None:
 
 
 def share(n: int, part: int, parts: int) -> slice:
-    """Return which of ``n`` rows are one of ``parts`` parts, as equal in size as can be."""
+    """Return the rows of one of ``parts`` parts of ``n`` rows, which are as equal as possible."""
     return slice(n * part // parts, n * (part + 1) // parts)
 
 
 def best_precision(device: torch.device) -> Precision:
-    """Return "bfloat16" where the device multiplies it in hardware, else "float32"."""
+    """Return "bfloat16" if the device multiplies it in hardware, else "float32"."""
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
@@ -158,15 +159,15 @@ def flops_per_token(cfg: models.Config, length: int, predicted: float) -> float:
     ----------
     cfg : models.Config
     length : int
-        Tokens of an example.
+        Tokens per example.
     predicted : float
-        Tokens of an example that the vocabulary is scored for. The last block computes these
-        and [CLS] only.
+        Tokens per example for which the vocabulary is scored. The last block computes only these
+        and [CLS].
 
     Returns
     -------
     float
-        Of products alone: two per weight and token, and twice that for the gradients.
+        Only those of matrix products: two per weight and token, and twice as many for gradients.
     """
     keys_and_values = 2 * cfg.dim**2
     others = 2 * cfg.dim**2 + 2 * cfg.dim * cfg.dim_ff + 2 * length * cfg.dim  # attention's: last
@@ -177,7 +178,7 @@ def flops_per_token(cfg: models.Config, length: int, predicted: float) -> float:
 
 
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOPs a second of a product of two large square matrices: the best of five."""
+    """Return the FLOP/s of a product of two large square matrices: the best of five."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = math.inf
@@ -191,40 +192,41 @@ def product_flops(device: torch.device, dtype: torch.dtype) -> float:
 class Trainer:
     """Train a model on batches that are a function of the step.
 
-    As step k's batch and dropout follow from the seed and k alone, a run that was interrupted
-    goes on as if it had not been, and any number of processes does the same training.
+    The batch and the dropout of step k depend only on the seed and k. So an interrupted run
+    continues as if it had not been interrupted, and the training is the same with any number of
+    processes.
 
     Parameters
     ----------
     cfg : Config
         ``total_steps`` is the exact end.
     model : Module
-        Moved to ``device``.
+        Is moved to ``device``.
     optimizer : Optimizer
-        Of the model's parameters, with a ``get_lr`` like `optim.BertAdam`'s.
+        For the model's parameters, with a ``get_lr`` like that of `optim.BertAdam`.
     get_batch : callable
-        (step, rank, world) -> arrays of this process's `share` of the batch's rows, among them
-        ``input_ids``; first dimension the examples.
+        (step, rank, world) -> arrays with this process's `share` of the batch's rows, including
+        ``input_ids``; the first dimension are the examples.
     get_losses : callable
         (model, batch of tensors) -> named losses, whose sum is minimised. Each must be a sum over
-        rows that is already divided by what the *whole* batch holds: processes add them up.
+        rows, divided by the number for the *whole* batch, because processes add them up.
     evaluate : callable
         Model -> named measures; called in evaluation mode at every save and at the end.
     save_dir : path-like
-        Gets ``model_steps_<k>.pt``, ``last.pt`` and TensorBoard's ``runs``.
+        Folder for ``model_steps_<k>.pt``, ``last.pt`` and TensorBoard's ``runs``.
     device : torch.device
     settings : dict of str to number or str
-        All that decides the result. A run is resumed only with the same settings.
+        Everything that decides the result. A run is resumed only with the same settings.
     precision : {"float32", "bfloat16", "float16"}
-        Of the products and of what is kept for the gradients; weights and their sums are float32.
-        In float16, whose range is small, losses are scaled up before and gradients down after; a
-        step whose gradients overflow is left out, and the scale is halved.
+        Type of products and activations; weights and their updates are float32. In float16, whose
+        range is small, losses are scaled up and gradients down again; a step whose gradients
+        overflow is skipped, and the scale is halved.
     compile : bool
-        Let torch.compile fuse what ``get_losses`` does. That takes a minute before the first step.
+        Let torch.compile fuse ``get_losses``. This takes a minute before the first step.
     log_dir : path-like, optional
-        TensorBoard's files, instead of ``<save_dir>/runs``.
+        Folder for TensorBoard's files. Default: ``<save_dir>/runs``.
     loss_weights : dict of str to float
-        Of named losses in the sum; 1 where there is none.
+        Weights of named losses in the sum; 1 for all others.
     get_flops : callable, optional
         Batch -> FLOPs of its training step, for the log.
     """
@@ -273,14 +275,14 @@ class Trainer:
             )
 
     def train(self) -> dict[str, float]:
-        """Train from ``self.step`` to the end; return the last evaluation's measures.
+        """Train from ``self.step`` to the end; return the measures of the last evaluation.
 
         Raises
         ------
         utils.UserError
             The GPU's memory is too small, or a loss is not finite.
         KeyboardInterrupt
-            Ctrl-C or SIGTERM came; what was reached is saved.
+            On Ctrl-C or SIGTERM, after saving.
         """
         if self.device.type == "cpu":
             utils.keep_freed_memory()
@@ -314,7 +316,7 @@ class Trainer:
                 self.scaler.update()
                 self.step = step
 
-                # Several processes stop at the same step, so at one where they meet anyway.
+                # All processes must stop at the same step: one at which they communicate anyway.
                 stopping = bool(received) and self.world == 1
                 if reading or stopping:
                     means, stopping = self._read(unread, bool(received))
@@ -327,7 +329,7 @@ class Trainer:
                     measures = self.evaluate(self.model.eval())
                     log.measures(measures)
                 if (saving or stopping) and log:
-                    # First what resuming needs: a run that ends between the two goes on from it.
+                    # First save what resuming needs, in case the run is killed between the two.
                     self._save_last(measures)
                 if saving and log:
                     self._save_model()
@@ -338,30 +340,30 @@ class Trainer:
                 end_processes()  # not before the first one has written all
         if self.step < self.cfg.total_steps:
             if log:
-                print(f"stopped and saved at step {self.step}; the same command goes on")
+                print(f"stopped and saved at step {self.step}; run the same command to continue")
             raise KeyboardInterrupt
         return measures
 
     def run(
         self, info: Any, vocab: bytes, resume: bool, overwrite: bool, what: str
     ) -> dict[str, float]:
-        """Do the training, or what ``save_dir`` lacks of it; return the last measures.
+        """Train, or continue the training in ``save_dir``; return the last measures.
 
         Parameters
         ----------
         info : dataclass with ``max_len``
-            Goes to model.json beside the models.
+            Written to model.json beside the models.
         vocab : bytes
-            Goes to vocab.txt there.
+            Written to vocab.txt there.
         resume, overwrite
             See `start`.
         what : str
-            Model and data, for the line that is printed first.
+            Model and data, for the first line of the output.
         """
         measures = self.start(resume, overwrite)
         if measures is not None:
             if self.rank == 0:
-                print(f"{self.save_dir} holds this training, finished; --resume False repeats it")
+                print(f"the training in {self.save_dir} is finished; --resume False repeats it")
             return measures
         if self.rank == 0:
             with utils.atomic_file(self.save_dir / "vocab.txt", "wb") as file:
@@ -374,26 +376,26 @@ class Trainer:
         return self.train()
 
     def start(self, resume: bool = True, overwrite: bool = False) -> dict[str, float] | None:
-        """Go to where the training in ``save_dir`` stands, if it is this one; else start anew.
+        """Load the state of the training in ``save_dir`` if it is the same one, or start again.
 
-        Another training there moves to ``<save_dir>-before-<date>``. One that differs by fewer
-        ``total_steps`` alone is gone on with, on the schedule of the new length.
+        Another training there is renamed to ``<save_dir>-before-<date>``. One that differs only by
+        fewer ``total_steps`` is continued with the learning rates of the new length.
 
         Parameters
         ----------
         resume : bool
-            False starts anew in any case.
+            False: always start again.
         overwrite : bool
-            Delete instead of moving aside.
+            Delete another training instead of renaming it.
 
         Returns
         -------
-        The last measures, when this training had reached its end; else None.
+        The last measures if this training had reached its end, else None.
 
         Raises
         ------
         utils.UserError
-            ``last.pt`` is damaged, or no training's.
+            ``last.pt`` is damaged, or was not written by a training.
         """
         path = self.save_dir / "last.pt"
         last = self._read_last(path) if resume and path.exists() else None
@@ -411,13 +413,13 @@ class Trainer:
         last = checkpoint.load_pt(path)
         if not isinstance(last, dict) or not isinstance(last.get("settings"), dict):
             raise utils.UserError(
-                f"{path} is not what a training left; choose another save_dir, or give "
-                "--resume False to start anew"
+                f"{path} was not written by a training; choose another save_dir, or give "
+                "--resume False to start again"
             )
         return last
 
     def _difference(self, last: dict[str, Any]) -> str | None:
-        """Say what makes this another training than ``last``; None where it goes on with it."""
+        """Say how this training differs from ``last``; None if it can be continued."""
         before, now = last["settings"], self.settings
         for name in {**before, **now}:
             longer = name == "total_steps" and before.get(name, math.inf) <= now[name]
@@ -440,12 +442,12 @@ class Trainer:
         if planned != self.cfg.total_steps and self.rank == 0:
             print(
                 f"{self.save_dir} holds step {self.step} of this training with {planned} steps; "
-                f"it goes on to {self.cfg.total_steps}, at the learning rates of that length"
+                f"it continues to {self.cfg.total_steps}, with the learning rates of that length"
             )
         return measures if self.step == self.cfg.total_steps else None
 
     def _clear(self, overwrite: bool, held: str) -> None:
-        """Move what an earlier training left aside, or delete it."""
+        """Move the files of an earlier training aside, or delete them."""
         earlier = [path for name in MADE for path in sorted(self.save_dir.glob(name))]
         if not any(path.suffix == ".pt" for path in earlier):
             return
@@ -456,7 +458,7 @@ class Trainer:
         place = self.save_dir.resolve()
         aside = place.with_name(f"{place.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
         with utils.disk_errors(aside):
-            while aside.exists():  # of the same second
+            while aside.exists():  # made in the same second
                 aside = aside.with_name(f"{aside.name}-2")
             aside.mkdir()
             for path in earlier:
@@ -470,8 +472,8 @@ class Trainer:
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         """Yield this process's share of each batch from this step on.
 
-        A thread draws the next ones meanwhile, and pins them for a GPU. Batches are functions of
-        the step, so that this changes no number.
+        A thread draws the next batches in advance, and pins them for a GPU. This does not change
+        the results, because batches are functions of the step.
         """
 
         def draw(step: int) -> dict[str, Tensor]:
@@ -498,21 +500,21 @@ class Trainer:
         sums: Losses = {}
         for part in range(parts):
             some = share(len(batch["input_ids"]), part, parts)
-            # A GPU goes on with what it has while these rows are copied.
+            # A GPU continues computing while these rows are copied.
             rows = {n: x[some].to(self.device, non_blocking=True) for n, x in batch.items()}
             last = part == parts - 1
             with parallel.no_sync() if parallel and not last else nullcontext():
                 with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
                     losses = losses_of(rows)
                 total = sum(loss * self.loss_weights.get(n, 1) for n, loss in losses.items())
-                # DistributedDataParallel averages over processes; ours are shares of one sum.
+                # DistributedDataParallel averages over processes, but our losses are to be summed.
                 self.scaler.scale(total * self.world).backward()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach()
         return sums
 
     def _gradient_norm(self) -> Tensor:
-        """Return the length of all gradients together, before any is clipped."""
+        """Return the norm of all gradients together, before clipping."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         return norm / self.scaler.get_scale() if self.scaler.is_enabled() else norm
@@ -520,8 +522,8 @@ class Trainer:
     def _read(self, unread: list[Losses], received: bool) -> tuple[dict[str, float], bool]:
         """Return each loss's mean over the steps since the last reading, and whether to stop.
 
-        All are checked to be finite, but those of steps that float16 leaves out. Several processes
-        stop if any has ``received`` a signal.
+        All losses must be finite, except those of steps skipped in float16. All processes stop if
+        one has ``received`` a signal.
         """
         table = torch.stack([torch.stack(list(losses.values())) for losses in unread])  # (N, L)
         if self.world > 1:
@@ -541,7 +543,7 @@ class Trainer:
         return dict(zip(unread[0], table.mean(0).tolist(), strict=True)), received
 
     def _check_weights(self) -> None:
-        """Nothing is saved that is not good: a step may break weights after its loss was finite."""
+        """Check weights before saving: a step may break them although its loss was finite."""
         norms = torch.stack(torch._foreach_norm(list(self.model.parameters())))
         if not norms.isfinite().all():
             raise self._not_finite("model", self.step)
@@ -555,7 +557,7 @@ class Trainer:
         )
 
     def _saved(self) -> list[Path]:
-        """Return the models in ``save_dir`` that are not later than this step, earliest first."""
+        """Return the models in ``save_dir`` up to this step, earliest first."""
         steps = {
             int(match[1]): path
             for path in self.save_dir.glob("model_steps_*.pt")
@@ -588,7 +590,7 @@ class Trainer:
 
 
 class _Losses(nn.Module):
-    """Model and losses as one module, so that DistributedDataParallel sees one call of it."""
+    """Model and losses as one module, called once, as DistributedDataParallel requires."""
 
     def __init__(
         self, model: nn.Module, get_losses: Callable[[nn.Module, dict[str, Tensor]], Losses]
@@ -601,12 +603,11 @@ class _Losses(nn.Module):
 
 
 class Log:
-    """What the user sees of a training: a progress bar, TensorBoard, a line per evaluation.
+    """The output of a training: a progress bar, TensorBoard, a line per evaluation.
 
-    TensorBoard gets each loss; the learning rate; tokens per second; the length of the gradients;
-    the share of the time that steps waited for their batches; and, where the FLOPs of a step are
-    known, how many were done per second, and which share that is of what products of two large
-    matrices reach on this device (mfu).
+    TensorBoard gets each loss; the learning rate; tokens per second; the norm of the gradients; the
+    share of the time that steps waited for their batches; and, if the FLOPs of a step are known,
+    the FLOP/s and their share of those of large matrix products on this device (mfu).
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -624,14 +625,14 @@ class Log:
         self.since = time.perf_counter()
 
     def batch(self, batch: dict[str, Tensor], waited: float) -> None:
-        """Note a batch of this process, and the seconds until it was there."""
+        """Count a batch of this process, and the seconds spent waiting for it."""
         self.waited += waited
         self.tokens += batch["input_ids"].numel()
         if self.trainer.get_flops:
             self.flops += self.trainer.get_flops(batch)
 
     def steps(self, losses: dict[str, float], norm: Tensor | None) -> None:
-        """Log the steps since the last call: means of losses, length of the last gradients."""
+        """Log the steps since the last call: means of losses, norm of the last gradients."""
         done = self.trainer.step - self.logged
         seconds = time.perf_counter() - self.since
         values = {f"train/{name}": value for name, value in losses.items()}

@@ -98,7 +98,7 @@ def split_test(corpus: Corpus) -> tuple[np.ndarray, str]:
     names = sorted({p for p, test in zip(corpus.programs, of_test, strict=False) if test})
     if not names:
         raise UserError(
-            "the corpus has no test programs; gendata.py holds some out if there are at least three "
+            "the corpus has no test programs; gendata.py holds some out of at least three "
             "programs (--biname '*', --test)"
         )
     documents = np.repeat(of_test, np.diff(corpus.pairs))

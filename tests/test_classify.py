@@ -382,7 +382,7 @@ def test_training_learns(trained):
     assert names == {*models_saved, "last.pt", "model.json", "runs", "vocab.txt"}
     code, out, _ = run(folder, *arguments)
     assert code == 0
-    assert out.startswith("out holds this training, finished; --resume False repeats it\n")
+    assert out.startswith("the training in out is finished; --resume False repeats it\n")
     assert "model out/model_steps_228.pt; measure it" in out
 
 

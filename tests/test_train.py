@@ -464,7 +464,7 @@ def test_interrupted_run_goes_on(tmp_path, number, capsys):
     with pytest.raises(KeyboardInterrupt):
         make_trainer(tmp_path / "stopped", losses=losses).train()
     assert signal.getsignal(number) == handler
-    assert "saved at step 6; the same command goes on" in capsys.readouterr().out
+    assert "saved at step 6; run the same command to continue" in capsys.readouterr().out
     again = make_trainer(tmp_path / "stopped")
     again.start()
     assert again.step == 6
