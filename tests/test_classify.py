@@ -493,7 +493,7 @@ def test_a_setting_is_changed_and_the_same_command_run_again(trained, monkeypatc
         classify.main(**given)
     said = capsys.readouterr().out
     assert "edited held a training with lr 0.003, not 0.002; that is now in edited-before-" in said
-    assert "edited holds step 19 of this training with 19 steps; it goes on to 38" in said
+    assert "edited holds step 19 of this training with 19 steps; it continues to 38" in said
     (moved,) = folder.glob("edited-before-*")
     expected = {"last.pt", "model.json", "model_steps_19.pt", "runs", "vocab.txt"}
     assert {path.name for path in moved.iterdir()} == expected

@@ -792,7 +792,7 @@ def test_raising_total_steps_goes_on(trained, tmp_path, monkeypatch, capsys):
     arguments = {"max_len": 32, "max_pred": 6, "save_dir": str(tmp_path / "out")}
     pretrain.main("longer.json", **arguments)
     said = capsys.readouterr().out
-    assert "holds step 150 of this training with 150 steps; it goes on to 160" in said
+    assert "holds step 150 of this training with 150 steps; it continues to 160" in said
     assert "steps 150 to 160" in said
     assert json.loads((tmp_path / "out/metrics.json").read_text())["masked_lm_accuracy"] > 0.9
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

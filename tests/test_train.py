@@ -255,7 +255,7 @@ def test_more_steps_are_a_continuation(tmp_path, capsys, reached):
     longer = make_trainer(save_dir, total_steps=20)
     assert longer.start() is None
     assert longer.step == reached
-    said = f"{save_dir} holds step {reached} of this training with 10 steps; it goes on to 20"
+    said = f"{save_dir} holds step {reached} of this training with 10 steps; it continues to 20"
     assert said in capsys.readouterr().out
     rates = []
     step = longer.optimizer.step
