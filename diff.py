@@ -1,4 +1,4 @@
-"""Which functions and basic blocks of two binaries, or packages of them, correspond; what changed.
+"""Compare two binaries or packages: which functions and blocks match, and what changed.
 
     python diff.py OLD NEW
     python diff.py OLD NEW --html report.html --json diff.json --csv diff.csv
@@ -11,7 +11,7 @@ Symbols are used to show names, never to match. Neither binary is executed.
 if __name__ == "__main__":
     from terminal.early import answer
 
-    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+    answer(__file__)  # --help and messages about wrong flags need not wait for the imports below
 
 import dataclasses
 import itertools
@@ -54,8 +54,8 @@ from terminal.style import columns, cut, fit, relative, say
 
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 workers = 2  # processes
-MIN_SCORE = 0.5  # of a match that the scripts for other tools carry
-KINDS = 24  # characters that a narrow terminal keeps free for what changed in a function
+MIN_SCORE = 0.5  # lowest score of a match in the scripts for other tools
+KINDS = 24  # minimum number of characters for the kinds of changes on a narrow terminal
 
 
 def main(
@@ -97,16 +97,16 @@ def main(
     model_file : str
         The model to compare with, written by matching/train.py.
     html : str
-        Write a page with both control-flow graphs of every function here. Of packages: a folder
+        Write a page with both control-flow graphs of every function here. For packages: a folder
         for index.html and a page for each file.
     json : str
-        Write all matches of functions and blocks here, as JSON. Of packages: all files, and the
+        Write all matches of functions and blocks here, as JSON. For packages: all files, and the
         functions that are not identical.
     csv : str
-        Write all matches of functions here, as CSV. Of packages: those that are not identical.
+        Write all matches of functions here, as CSV. For packages: those that are not identical.
     anchors : str
-        File of known pairs of functions, one a line: their addresses in old and new, such as
-        0x401000 0x401230. What follows a # is a comment.
+        File of known pairs of functions, one per line: their addresses in old and new, such as
+        0x401000 0x401230. Comments begin with #.
     ghidra : str
         Write a script for Ghidra here that gives the functions of new their names in old.
     ida : str
@@ -114,32 +114,33 @@ def main(
     markdown : str
         Write the verdict, a table and what changed most here, as Markdown.
     bindiff : str
-        Write BinDiff's database here (.BinDiff), which its UI and its plugins open.
+        Write BinDiff's database here (.BinDiff), for its UI and its plugins.
     binexport : str
-        Write both binaries into this folder as BinExport files: beside a .BinDiff, its UI finds
-        them.
+        Write both binaries to this folder as BinExport files. BinDiff's UI finds them beside the
+        .BinDiff.
     min_score : float
         Matches below this score are left out of the scripts for Ghidra and IDA.
     fail_on : str
-        End with exit code 4 where a function is changed, or only in one binary (changed), or only
-        where one is in one binary alone (unmatched).
+        End with exit code 4 if a function is changed or is only in one binary (changed), or only in
+        the latter case (unmatched).
     top : int
-        How many changed functions are printed.
+        Number of changed functions to print.
     decompile : int
-        Of how many changed functions --html and --markdown show pseudo-code, by angr's decompiler.
+        Number of changed functions for which --html and --markdown show pseudo-code, by angr's
+        decompiler.
     arch : str
-        Processor whose slice of a universal (macOS) file is compared, such as aarch64 or x86_64.
-        Without it, the one that the other file is for.
+        Processor whose slice of a universal (macOS) file to compare, such as aarch64 or x86_64.
+        Default: that of the other file.
     outputDir : str
-        Where analysed binaries are cached.
+        Folder where analysed binaries are cached.
     workers : int
-        Processes that work at the same time.
+        Number of parallel processes.
     time_limit : float
-        Seconds of processor time that the analysis of one file may take.
+        Seconds of processor time for the analysis of one file.
     memory_limit : float
-        GiB of memory that it may take, and that the comparison may take.
+        GiB of memory for the analysis of one file, and for the comparison.
     unpack_limit : float
-        GiB that a package may hold, unpacked.
+        Maximum size of an unpacked package in GiB.
     """
     began = time.perf_counter()
     limits = time_limit, memory_limit
@@ -252,7 +253,7 @@ def compare_binaries(
     Raises
     ------
     UserError
-        A file cannot be read, or is none that can be compared.
+        A file cannot be read or compared.
     """
     codes = read_binaries((old, new), outputDir, workers)
     known = read_anchors(anchors, codes) if anchors else None
@@ -313,7 +314,7 @@ def summary(
         print(f"{which}  {fit(relative(path), room)}: {counts}")
         sources = code.analysis.start_sources()
         said = ", ".join(f"{name} {n:,}" for name, n in sources.items())
-        print(f"     where they begin is said by: {said}")
+        print(f"     function starts found in: {said}")
     for status, name in enumerate(STATUS):
         print(f"{sum(row['status'] == status for row in diff.functions):6,} functions {name}")
     n = len(diff.blocks.a)

@@ -23,7 +23,7 @@ else they have in common, so about half of the rows leave these words out.
 if __name__ == "__main__":
     from terminal.early import answer
 
-    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+    answer(__file__)  # --help and messages about wrong flags need not wait for the imports below
 
 import dataclasses
 import itertools

@@ -11,7 +11,7 @@ once. Symbols are shown, and never used to search. No binary is executed.
 if __name__ == "__main__":
     from terminal.early import answer
 
-    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+    answer(__file__)  # --help and messages about wrong flags need not wait for the imports below
 
 import os
 import sys

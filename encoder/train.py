@@ -10,7 +10,7 @@ asks for are objectives (encoder/objectives.py). A training that was stopped goe
 if __name__ == "__main__":
     from terminal.early import answer
 
-    answer(__file__)  # --help and words on wrong flags need not wait for the imports below
+    answer(__file__)  # --help and messages about wrong flags need not wait for the imports below
 
 import dataclasses
 import hashlib

@@ -1,1 +1,1 @@
-"""Which functions and blocks of two binaries correspond, and what changed."""
+"""Match the functions and blocks of two binaries, and find what changed."""

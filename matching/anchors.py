@@ -24,7 +24,7 @@ def anchored_pairs(candidates: Candidates, anchors: np.ndarray | None) -> np.nda
 
 
 def with_anchors(logit: np.ndarray, candidates: Candidates, anchored: np.ndarray) -> np.ndarray:
-    """Make known pairs certain, and impossible what contradicts them."""
+    """Make known pairs certain, and pairs that contradict them impossible."""
     a, b = candidates.a[anchored], candidates.b[anchored]
     against = (np.isin(candidates.a, a) | np.isin(candidates.b, b)) & ~anchored
     return np.where(anchored, 30, np.where(against, -30, logit)).astype(np.float32)
@@ -74,7 +74,7 @@ def read_anchors(path: str, codes: tuple[Features, ...]) -> np.ndarray:
     Raises
     ------
     UserError
-        A line that is no pair, an address that is no function's start, a function named twice.
+        A line that is not a pair, an address where no function begins, a function in two pairs.
     """
     starts = [
         {a: f for f, a in enumerate(c.analysis.function_address[: c.functions].tolist())}
@@ -87,7 +87,7 @@ def read_anchors(path: str, codes: tuple[Features, ...]) -> np.ndarray:
             continue
         if len(words) != 2 or not all(re.fullmatch("0[xX][0-9a-fA-F]+", word) for word in words):
             raise utils.UserError(
-                f"{path}, line {number}: {line.strip()[:SHOWN]!r} is no pair of addresses like "
+                f"{path}, line {number}: {line.strip()[:SHOWN]!r} is not a pair of addresses like "
                 "0x401000 0x401230"
             )
         for word, known, which in zip(words, starts, ("old", "new"), strict=True):
@@ -99,5 +99,5 @@ def read_anchors(path: str, codes: tuple[Features, ...]) -> np.ndarray:
     found = np.array(pairs, np.int64).reshape(-1, 2)
     for column in found.T:
         if len(np.unique(column)) < len(column):
-            raise utils.UserError(f"{path}: a function stands in two pairs; each has one partner")
+            raise utils.UserError(f"{path}: a function is in two pairs; each has only one partner")
     return found

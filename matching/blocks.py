@@ -14,12 +14,12 @@ from matching.functions import Matches
 
 # How much each kind of word says about a block.
 BLOCK_WEIGHTS = {"token": 1.0, "gram": 0.5, "number": 1.0, "field": 1.0, "name": 2.0}
-CALL_WEIGHT = 2.0  # of a call of a matched function
-NEIGHBOURS = 2.0  # of the matches before and behind a block, against its own likeness
-PLACE = 0.05  # of where in the function it lies
-DEPTH = 0.1  # of how many blocks lie before it, and behind it
-SAME = 0.1  # of being the same code
-CELLS = 1 << 24  # pairs of blocks that are compared at a time: 128 MiB in each of some tables
+CALL_WEIGHT = 2.0  # weight of a call of a matched function
+NEIGHBOURS = 2.0  # weight of matched predecessors and successors, against a block's own similarity
+PLACE = 0.05  # weight of its position in the function
+DEPTH = 0.1  # weight of its distances from the entry and from the exits
+SAME = 0.1  # weight of being the same code
+CELLS = 1 << 24  # pairs of blocks to compare at a time: 128 MiB in each of some tables
 BLOCK_ROUNDS = 12
 SHARPNESS = 24.0
 BLOCK_THRESHOLD = 0.2
@@ -71,7 +71,7 @@ def match_blocks(first: Features, second: Features, functions: Matches) -> Match
 def _left_over(
     first: Features, second: Features, functions: Matches, found: list
 ) -> tuple[np.ndarray, ...]:
-    """Match identical blocks, each the only one in its binary, where a function has no partner."""
+    """In functions without a partner, match identical blocks that are unique in both binaries."""
     sides = []
     for side, code in enumerate((first, second)):
         forms = code.forms
@@ -95,7 +95,7 @@ def _left_over(
 def _weighed_blocks(
     first: Features, second: Features, functions: Matches
 ) -> list[scipy.sparse.csr_matrix]:
-    """Rows of length 1 for the blocks of both: their words, and the matched functions they call."""
+    """Return rows of length 1 for the blocks: their words, and the matched functions they call."""
     parts: list[list] = [[], []]
     calls = []
     for code, matched in ((first, functions.a), (second, functions.b)):
@@ -118,7 +118,7 @@ def _weighed_blocks(
         for side in (0, 1):
             parts[side].append(pair[side] * weight)
     rows = [normalise(scipy.sparse.hstack(part, "csr")) for part in parts]
-    # Of all columns that a hash can say, those that are there: products cost by their number.
+    # Keep only the columns that occur: the cost of a product grows with their number.
     used = np.unique(np.concatenate([m.indices for m in rows]))
     return [
         scipy.sparse.csr_matrix(
@@ -129,7 +129,7 @@ def _weighed_blocks(
 
 
 def _flow(analysis: Analysis) -> scipy.sparse.csr_matrix:
-    """Edges inside functions, csr float32 (B, B): jumps, fall-throughs, steps over calls."""
+    """Return edges inside functions, csr float32 (B, B): jumps, fall-throughs, over calls."""
     n = analysis.code_blocks
     source, target = analysis.edges[analysis.kind != CALL].T
     inside = (source < n) & (target < n)
@@ -140,7 +140,7 @@ def _flow(analysis: Analysis) -> scipy.sparse.csr_matrix:
 
 def _match(a, b, words, forms, edges, threshold) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Match the blocks a of the first binary with the blocks b of the second."""
-    from scipy.optimize import linear_sum_assignment  # half a second, which --help can do without
+    from scipy.optimize import linear_sum_assignment  # here, because the import takes half a second
 
     if not (len(a) and len(b)):
         return a[:0], b[:0], np.zeros(0, np.float32)
@@ -177,9 +177,9 @@ def _match(a, b, words, forms, edges, threshold) -> tuple[np.ndarray, np.ndarray
 
 
 def _cut(x: np.ndarray, y: np.ndarray) -> tuple[int, int]:
-    """Choose where to cut two long functions in two, given the forms of their blocks.
+    """Choose where to cut two long functions in half, given the normalised code of their blocks.
 
-    It is near the middle of both, if possible at a block that stands once in each.
+    It is near the middle of both, if possible at a block that is unique in each.
     """
     once = []
     for forms in (x, y):
@@ -196,9 +196,9 @@ def _cut(x: np.ndarray, y: np.ndarray) -> tuple[int, int]:
 
 
 def _depths(behind: scipy.sparse.csr_matrix, before: scipy.sparse.csr_matrix) -> list[np.ndarray]:
-    """How far each block is from the first one, and from those that nothing follows; 0..1."""
+    """Return the distances of each block from the first one and from the exits, 0..1."""
     last = np.flatnonzero(_degrees(behind) == 0)
-    if not len(last):  # it loops for ever
+    if not len(last):  # an endless loop
         last = [behind.shape[0] - 1]
     found = []
     for edges, start in ((behind, [0]), (before, last)):
@@ -214,7 +214,7 @@ def _degrees(edges: scipy.sparse.csr_matrix) -> np.ndarray:
 
 
 def _within(edges: scipy.sparse.csr_matrix, blocks: np.ndarray) -> scipy.sparse.csr_matrix:
-    """``edges[blocks][:, blocks]``, of which scipy takes ten times as long."""
+    """Return ``edges[blocks][:, blocks]``, ten times faster than SciPy."""
     n, count = len(blocks), np.diff(edges.indptr)[blocks]
     row = np.repeat(np.arange(n), count)
     nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)

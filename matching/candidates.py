@@ -17,12 +17,12 @@ from encoder.table import Encoder
 from features.extract import GROUPS, KINDS, Features
 from features.tfidf import weigh
 
-CANDIDATES = 80  # of each function in the other binary; all others are never looked at
-ENCODED = 20  # and so many that the encoder finds near
+CANDIDATES = 80  # per function, by words; all other pairs are ignored
+ENCODED = 20  # more candidates, the nearest by the encoder
 PLAUSIBLE = 1e-4  # candidates below this probability are dropped before the neighbour rounds
-PAIRS = 1 << 17  # whose products are computed at a time
-PAIR_COST = 4  # of a word of a pair, in multiplications of two sparse matrices
-COMMON = 0.25  # words that a larger share of functions has are not looked up for candidates
+PAIRS = 1 << 17  # pairs whose products are computed at a time
+PAIR_COST = 4  # cost of a word of a pair, compared to a step in a product of sparse matrices
+COMMON = 0.25  # words in a larger share of functions are not used to find candidates
 SAME = [(group, group) for group in GROUPS]
 # One compiler inlined what the other calls.
 INLINED = [("name near", "name"), ("name", "name near"), ("number near", "number")]
@@ -45,9 +45,9 @@ class Candidates:
     Attributes
     ----------
     a, b : int64 (n,)
-        Function of the first and of the second binary.
+        Functions of the first and of the second binary.
     shape : (int, int)
-        How many functions each binary has.
+        Number of functions of each binary.
     measures : float32 (n, len(MEASURES))
     """
 
@@ -57,7 +57,7 @@ class Candidates:
     measures: np.ndarray
 
     def only(self, kept: np.ndarray) -> "Candidates":
-        """Return those that a bool array (n,) keeps."""
+        """Return the candidates selected by a bool array (n,)."""
         return Candidates(self.a[kept], self.b[kept], self.shape, self.measures[kept])
 
 
@@ -69,7 +69,7 @@ def find_candidates(
     Parameters
     ----------
     anchors : int (k, 2), optional
-        Pairs of functions that are candidates in any case.
+        Pairs of functions that are always candidates.
     """
     weighed = {pair: weigh(first.words[pair[0]], second.words[pair[1]]) for pair in SAME + INLINED}
     groups = [weighed[pair] for pair in SAME]
@@ -107,7 +107,7 @@ def _of_encoder(encoded, rows: np.ndarray, columns: np.ndarray, shape: tuple[int
 def _unique_rows(
     first: scipy.sparse.csr_matrix, second: scipy.sparse.csr_matrix
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Number each row's content; -1 where it is empty or not the only one in its binary."""
+    """Number each row's content; -1 if it is empty or not unique in its binary."""
     numbers: dict[tuple, int] = {}
     found = []
     for m in (first, second):
@@ -129,10 +129,10 @@ def _unique_rows(
 
 
 def _products(a, b, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Products of rows of ``a`` and ``b``; ``rows`` is sorted.
+    """Return products of pairs of rows of ``a`` and ``b``; ``rows`` is sorted.
 
-    In small binaries all products of a few rows are quicker than those asked for by themselves; in
-    large ones their number, of which most are not asked for, grows with its square.
+    For small binaries it is faster to compute all products of a few rows than only the required
+    ones; for large ones it is not, because the number of all products is quadratic.
     """
     words = [np.bincount(m.indices, minlength=m.shape[1]).astype(float) for m in (a, b)]
     length = [np.diff(m.indptr) for m in (a, b)]
@@ -159,7 +159,7 @@ def _sizes(code: Features) -> np.ndarray:
 
 
 def _rare(a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix) -> list:
-    """Leave out the words that many rows have: so products cost near to linear."""
+    """Leave out words that occur in many rows, so that products take nearly linear time."""
     used, column = np.unique(np.concatenate([a.indices, b.indices]), return_inverse=True)
     rare = np.bincount(column) <= max(8, COMMON * min(a.shape[0] + b.shape[0], 2000))
     shortened = []
@@ -174,8 +174,8 @@ def _rare(a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix) -> list:
 def _nearest(a, b, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (rows, columns) of the k best products of each row of a and of each row of b.
 
-    Of sparse rows only those above 0; of equal products the first columns. What is held at a time
-    are the products of some rows.
+    For sparse rows, only products above 0; of equal products, the first columns. Only the products
+    of some rows are in memory at a time.
     """
     rows, columns = [], []
     for x, y, out in ((a, b, (rows, columns)), (b, a, (columns, rows))):
@@ -213,9 +213,9 @@ def _best(products: scipy.sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.nda
 
 
 def softmax_both_ways(candidates: Candidates, logit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each pair's share among the candidates of its first, and of its second function.
+    """Return each pair's probability among the candidates of its first and of its second function.
 
-    That there is no match is a candidate, too, with logit 0.
+    "No match" is also a candidate, with logit 0.
     """
     shares = []
     for index, n in zip((candidates.a, candidates.b), candidates.shape, strict=True):
@@ -228,5 +228,5 @@ def softmax_both_ways(candidates: Candidates, logit: np.ndarray) -> tuple[np.nda
 
 
 def plausible(candidates: Candidates, similarity: np.ndarray) -> np.ndarray:
-    """Return which candidates are not hopeless by themselves, bool (n,)."""
+    """Return which candidates are plausible by themselves, bool (n,)."""
     return np.maximum(*softmax_both_ways(candidates, similarity)) > PLAUSIBLE

@@ -18,21 +18,22 @@ from matching.recompiled import recompiled
 
 STATUS = ("changed", "only in old", "only in new", "identical", "compiled differently")
 CHANGED, ONLY_OLD, ONLY_NEW, IDENTICAL, RECOMPILED = range(5)
-ORDER = (CHANGED, RECOMPILED, ONLY_OLD, ONLY_NEW, IDENTICAL)  # in the list
+ORDER = (CHANGED, RECOMPILED, ONLY_OLD, ONLY_NEW, IDENTICAL)  # order of the list
 
 
 @dataclasses.dataclass
 class Diff:
-    """What corresponds in two binaries.
+    """The result of comparing two binaries.
 
     Attributes
     ----------
     functions : list of dict
         ``status`` (index into STATUS), ``sides`` (function of OLD and of NEW, -1 for none),
         ``score`` 0..1, ``differing``: how many blocks of both have no identical partner,
-        ``change``: which share of them, ``kinds``: what changed (see `matching.kinds`), ``rank``:
-        how likely a human changed it, and ``inlined``: of a function in one binary alone, those of
-        the other that likely hold its code. Changed functions come first, by falling rank.
+        ``change``: their share, ``kinds``: what changed (see `matching.kinds`), ``rank``: how
+        likely it is that a human changed it, and ``inlined``: for a function in only one binary,
+        the functions of the other that probably contain its code. Changed functions come first, by
+        falling rank.
     blocks : Matches
         Code blocks of OLD and NEW.
     same : bool (n,)

@@ -11,17 +11,17 @@ from features.normalised import IDENTICAL_SIZE, numbered
 from features.tfidf import normalise
 from matching.candidates import MEASURES, OWN, Candidates, softmax_both_ways
 
-FAINT = 1e-3  # share of a match that hardly speaks for the place of a table any more
+FAINT = 1e-3  # matches with a lower probability are no evidence for the position of a table
 
 
 def agreement(
     tables: tuple[Tables, Tables], pairs: tuple[np.ndarray, np.ndarray, tuple], share: np.ndarray
 ) -> list[np.ndarray]:
-    """Return what tables say for pairs of functions, if matches are right.
+    """Return the evidence of tables of pointers for pairs of functions, given uncertain matches.
 
-    A pair that two tables list lays one table upon the other; all pairs that then lie upon each
-    other speak for it. They do by the logarithm of their shares: of an order that is half right,
-    however sure, less is left than of one that is likely throughout.
+    A pair whose functions are in two tables aligns the tables; all pairs that are then at the same
+    positions support it. Their support is the sum of the logarithms of their probabilities: an
+    alignment that is half right, however certain, gets less than one that is likely throughout.
 
     Parameters
     ----------
@@ -29,14 +29,14 @@ def agreement(
     pairs : int64 (n,), int64 (n,), (F, G)
         As `matching.candidates.Candidates` has them.
     share : float32 (n,)
-        How sure each is.
+        Probability of each pair.
 
     Returns
     -------
     list of float (n,)
-        The part of the tables that agrees; how many pairs do, s / (1 + s); the same against the
-        best of each function of the first, and of the second; whether tables list both, or only
-        one of them.
+        The share of the tables that agrees; the number s of pairs that agree, as s / (1 + s); the
+        same compared to the best for each function of the first, and of the second; whether both
+        functions are in tables, or only one of them.
     """
     a, b, shape = pairs
     held = [np.bincount(t.function, minlength=n) for t, n in zip(tables, shape, strict=True)]
@@ -80,13 +80,13 @@ def _pointer_pairs(
     return of, s, t
 
 
-ROUNDS = 6  # in which matches speak for their neighbours
-OFTEN = 1000  # entries of a column that is multiplied by itself
-PRODUCT = 1 << 24  # entries of a product that is in memory at a time
-LIKELY = 0.02  # share from which on a pair speaks
-BESIDE = (1, 6)  # functions to each side that are a function's near and wide neighbours
+ROUNDS = 6  # rounds in which matches are evidence for their neighbours
+OFTEN = 1000  # columns with more entries are multiplied separately
+PRODUCT = 1 << 24  # maximum number of entries of a product in memory
+LIKELY = 0.02  # pairs with a lower probability are no evidence
+BESIDE = (1, 6)  # number of near, and of wide, neighbours on each side of a function
 RELATIONS = ("callees", "callers", "shared variables")
-# The columns of what speaks for a candidate.
+# The columns of the evidence for a candidate.
 EVIDENCE = ["similarity", "logit", "log share among the first's", "log share among the second's"]
 EVIDENCE += [f"{name}, less the typical" for name in OWN] + [f"typical {name}" for name in OWN]
 EVIDENCE += [
@@ -100,7 +100,7 @@ EVIDENCE += ["tables: against the second's", "tables: list both", "tables: list 
 
 
 class Evidence:
-    """What the matches so far say of candidates: by calls, variables, order of functions."""
+    """Evidence for candidates from the matches so far: calls, variables, order of functions."""
 
     def __init__(self, first: Features, second: Features) -> None:
         self.codes = first, second
@@ -119,7 +119,7 @@ class Evidence:
         network: Callable[[np.ndarray], np.ndarray],
         rounds: int = ROUNDS,
     ) -> np.ndarray:
-        """Return each candidate's logit after rounds, each on the evidence of the one before.
+        """Return each candidate's logit after several rounds; each uses the previous one's result.
 
         Parameters
         ----------
@@ -134,9 +134,9 @@ class Evidence:
         return logit
 
     def same_code(self, candidates: Candidates) -> np.ndarray:
-        """Return which candidates differ in addresses only, if not in everything; bool (n,).
+        """Return which candidates are the same code except for addresses, bool (n,).
 
-        Functions of hardly any code are left out.
+        Functions with hardly any code are left out.
         """
         whole = [
             [tuple(code.forms[b] for b in inside.tolist()) for inside in code.blocks]
@@ -150,7 +150,7 @@ class Evidence:
     def columns(
         self, candidates: Candidates, similarity: np.ndarray, logit: np.ndarray
     ) -> np.ndarray:
-        """Return what speaks for each candidate, float32 (n, len(EVIDENCE))."""
+        """Return the evidence for each candidate, float32 (n, len(EVIDENCE))."""
         a, b, shape = candidates.a, candidates.b, candidates.shape
         share_a, share_b = softmax_both_ways(candidates, logit)
         share = np.sqrt(share_a * share_b)
@@ -184,9 +184,9 @@ def _spread(
 ) -> np.ndarray:
     """Return ``(x @ pairs @ y.T)[a, b]``, float (n,); ``a`` is sorted.
 
-    Only these entries are asked for. The whole product can have the square of all functions of
-    them, as where all call one function; so it is made a few rows at a time, and the columns of
-    ``y`` with many entries are multiplied for the asked entries only.
+    Only these entries are needed. The whole product can be quadratic in the number of functions,
+    e.g. if all call one function. So it is computed a few rows at a time, and columns of ``y`` with
+    many entries are multiplied only for the needed entries.
     """
     if not len(a):
         return np.zeros(0, np.float32)
@@ -214,7 +214,7 @@ def _spread(
 
 
 def _rare_first(relation: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
-    """Weigh what few have more, each row to length 1: shared rare callees say more."""
+    """Weigh rare columns more, and give each row length 1: rare shared callees are more telling."""
     n = relation.shape[0]
     had = np.bincount(relation.indices, minlength=n)
     m = relation.copy()
@@ -226,7 +226,7 @@ def _rare_first(relation: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
 
 
 def _beside(n: int, reach: int) -> scipy.sparse.csr_matrix:
-    """Functions up to ``reach`` places away, in the order of their addresses."""
+    """Return pairs of functions at most ``reach`` places apart in the order of addresses."""
     steps = [d for d in range(-reach, reach + 1) if d and abs(d) < n]
     band = scipy.sparse.diags([np.ones(n - abs(d)) for d in steps], steps, (n, n), "csr")
     return (band / np.sqrt(max(len(steps), 1))).astype(np.float32)

@@ -14,7 +14,7 @@ from matching.identical import identical_pairs
 from matching.model import Model
 
 FUNCTION_THRESHOLD = 0.3
-SAME_FUNCTION = 2.0  # added to the logit of two functions of the same code: twins differ in it
+SAME_FUNCTION = 2.0  # added to the logit of functions with the same code, to prefer them
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ def match_functions(
     ----------
     model : Model
     anchors : int (k, 2), optional
-        Pairs that are known; each function at most once.
+        Known pairs; each function at most once.
     threshold : float
         Pairs with a lower score are not matched.
     """
@@ -65,7 +65,7 @@ def match_candidates(
     threshold: float = FUNCTION_THRESHOLD,
     rounds: int = ROUNDS,
 ) -> Matches:
-    """Score candidates, of which some are known to be true, and choose pairs one to one."""
+    """Score candidates, some of which are known to be true, and choose pairs one to one."""
     similarity = with_anchors(model.similarity(candidates.measures), candidates, anchored)
     kept = plausible(candidates, similarity)
     candidates, similarity, anchored = candidates.only(kept), similarity[kept], anchored[kept]
@@ -84,7 +84,7 @@ def assign(candidates: Candidates, score: np.ndarray, threshold: float) -> Match
     kept = np.flatnonzero(score >= threshold)
     a, b, score = candidates.a[kept], candidates.b[kept], score[kept]
     n, m = candidates.shape
-    # Each a may also stay alone, at the price of a score of 0. Prices lie above 0: 0 is no edge.
+    # Each a may also stay unmatched, with a score of 0. Costs are above 0, since 0 means no edge.
     alone = np.arange(n)
     price = np.concatenate([2 - score, np.full(n, 2)])
     ends = np.concatenate([a, alone]), np.concatenate([b, m + alone])

@@ -1,9 +1,9 @@
-"""Pair the functions of two binaries that are the same code, before anything is scored.
+"""Pair functions of two binaries that are the same code, before anything is scored.
 
-Functions are the same code if they differ in addresses only. Where several are, the surroundings
-tell them apart: what they call, who calls them, their place in a table of pointers. What is left
-are twins in every respect, which are paired in the order of tables and addresses. The cost grows
-with the number of functions and of what they refer to.
+Functions are the same code if they differ only in addresses. If several functions have the same
+code, their surroundings tell them apart: callees, callers, positions in tables of pointers. Those
+that are equal in every respect are paired in the order of tables and addresses. The time is linear
+in the number of functions and of their references.
 """
 
 from collections import Counter, defaultdict
@@ -14,9 +14,9 @@ import numpy as np
 from features.normalised import IDENTICAL_SIZE, numbered
 from features.outline import Outline
 
-ROUNDS = 3  # in which functions take on the colours of those around them
-SPREAD = 30  # rounds in which pairs lead to others
-BESIDE = 2  # pointers to each side in a table that are a function's neighbours there
+ROUNDS = 3  # rounds of colour refinement: functions get colours from those around them
+SPREAD = 30  # maximum number of rounds in which pairs lead to other pairs
+BESIDE = 2  # number of neighbours on each side in a table of pointers
 
 
 class Pairing:
@@ -30,11 +30,11 @@ class Pairing:
             self.add(a, b)
 
     def add(self, a: int, b: int) -> None:
-        """Note that function a of the first binary is function b of the second."""
+        """Record that function a of the first binary is function b of the second."""
         self.partner[0][a], self.partner[1][b] = b, a
 
     def refined(self) -> list[list[np.ndarray]]:
-        """Return colours that tell more and more of each function's surroundings."""
+        """Return colours of functions that include more and more of their surroundings."""
         levels = [self.colour]
         for _ in range(ROUNDS):
             levels.append(self._refine(levels[-1]))
@@ -66,7 +66,7 @@ class Pairing:
         return numbered(*keys)
 
     def one_to_one(self, colours: list[np.ndarray], enough: list[np.ndarray]) -> None:
-        """Pair what has a colour that only one free function of either binary has."""
+        """Pair functions whose colour is unique among the unpaired ones of both binaries."""
         free = [np.flatnonzero((p < 0) & e) for p, e in zip(self.partner, enough, strict=True)]
         once = []
         for side in (0, 1):
@@ -79,13 +79,13 @@ class Pairing:
                 self.add(int(a), int(once[1][colour]))
 
     def spread(self) -> None:
-        """Pair what is the same code and stands alike to a pair, until there is no more."""
+        """Pair functions with the same code and the same relation to a pair, until none is left."""
         for _ in range(SPREAD):
             if not self._pair_by(self._by_reference) and not self._pair_by(self._beside):
                 return
 
     def _pair_by(self, features: Callable[[int], dict[tuple, int]]) -> bool:
-        """Pair functions that alone have a feature in their binaries; return whether any are."""
+        """Pair functions with a feature that is unique in both binaries; return whether any."""
         sides = [features(side) for side in (0, 1)]
         found = False
         for key, a in sides[0].items():
@@ -128,7 +128,7 @@ class Pairing:
         return found
 
     def in_order(self, colours: list[np.ndarray]) -> None:
-        """Pair twins in the order of their tables and addresses, where both have as many."""
+        """Pair equal functions in the order of tables and addresses, if there are as many."""
         groups = []
         for outline, partner, colour in zip(self.outlines, self.partner, colours, strict=True):
             members = defaultdict(list)
@@ -157,15 +157,15 @@ def identical_pairs(
     known : int (k, 2)
         Pairs that are certain.
     small : bool
-        Pair functions of hardly any code, too, that nothing around them tells apart.
+        Also pair functions with hardly any code that their surroundings do not tell apart.
 
     Returns
     -------
     int64 (n, 2)
         The pairs, known ones included, sorted.
     list of int64 (F,)
-        Of each binary, a number for each function that is the same for functions whose code and
-        whose surroundings are the same.
+        For each binary, a number for each function; functions with the same code and the same
+        surroundings have the same number.
     """
     pairing = Pairing(outlines, known)
     levels = pairing.refined()

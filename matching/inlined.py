@@ -1,8 +1,8 @@
-"""Where did a function without a partner go? Likely into its callers.
+"""Find functions without a partner that were probably inlined into their callers.
 
-A compiler that inlines a function leaves its strings, its calls of imports and its numbers in its
-callers, and often whole blocks. So a function that is in one binary alone is likely inlined in the
-partner of a caller that has gained most of these.
+When a compiler inlines a function, its strings, calls of imports and numbers appear in its callers,
+and often whole blocks. So a function that is in only one binary was probably inlined in the partner
+of a caller if that partner has gained most of these.
 """
 
 import numpy as np
@@ -12,24 +12,24 @@ from features.tfidf import inverse_frequency
 from matching.functions import Matches
 
 WORDS = "name", "number"  # strings and imports, and numbers
-MOST_CALLERS = 20  # that are looked at: what very many call is seldom inlined into each
+MOST_CALLERS = 20  # functions with more callers are rarely inlined into all of them
 GAINED = 0.6  # share of a function's words, weighted by rarity, that a caller's partner has gained
-ENOUGH = 4.0  # weight of words below which they prove nothing: about one rare word
-BLOCKS = 0.5  # share of a function's blocks that have partners in the caller's
-FEWEST = 2  # such blocks
+ENOUGH = 4.0  # words with a lower total weight (about one rare word) are no evidence
+BLOCKS = 0.5  # share of a function's blocks with partners in the caller's partner
+FEWEST = 2  # minimum number of such blocks
 
 
 def likely_inlined(
     codes: tuple[Features, Features], functions: Matches, blocks: Matches, side: int
 ) -> dict[int, list[int]]:
-    """Return function without a partner -> functions of the other binary that likely hold it.
+    """Return function without a partner -> functions of the other binary that may contain it.
 
     Parameters
     ----------
     functions, blocks : Matches
-        Of OLD and NEW.
+        Matches of OLD and NEW.
     side : int
-        Which binary's functions are looked for: 0 is OLD, 1 is NEW.
+        The binary of the functions without a partner: 0 is OLD, 1 is NEW.
     """
     mine, other = codes[side], codes[1 - side]
     ends = [functions.a, functions.b]
@@ -72,7 +72,7 @@ class _Gained:
         ]
 
     def most(self, f: int, caller: int, p: int) -> bool:
-        """Whether ``p`` has most words of ``f`` that its partner ``caller`` has not."""
+        """Whether ``p`` has most of the words of ``f`` that its partner ``caller`` lacks."""
         total = gained = 0.0
         for rarity, mine, other in zip(self.rarity, *self.words, strict=True):
             wanted = mine[f]

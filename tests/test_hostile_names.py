@@ -99,6 +99,6 @@ def test_no_name_acts_in_the_terminal(hostile, monkeypatch):
     assert re.sub("[\n\t]", "", shown).isprintable()
     assert r"\x1b[2J\nold" in shown
     changed = sum(row["status"] == CHANGED for row in found.functions)
-    starts = shown.count("\n     where they begin is said by: ")
+    starts = shown.count("\n     function starts found in: ")
     assert starts <= 2
     assert shown.count("\n") == 2 + starts + len(STATUS) + 1 + bool(changed) + changed + 2

@@ -63,11 +63,11 @@ def test_anchors_hold(codes, model):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("0x1", "line 1: '0x1' is no pair"),
-        ("# known\n\n12 0x13", "line 3: '12 0x13' is no pair"),
+        ("0x1", "line 1: '0x1' is not a pair"),
+        ("# known\n\n12 0x13", "line 3: '12 0x13' is not a pair"),
         ("0x1 0x2", "no function of the old binary begins at 0x1"),
         ("{main} 0x2", "no function of the new binary begins at 0x2"),
-        ("{main} {main}\n{main} {area}", "a function stands in two pairs"),
+        ("{main} {main}\n{main} {area}", "a function is in two pairs"),
     ],
 )
 def test_anchors_that_cannot_be(codes, tmp_path, text, reason):
