@@ -7,8 +7,8 @@ The program is linked statically and has its symbols: these say what is right. I
 what `search.py scan` reads. A name is right if it is one of the symbols at that address. Precision
 is the share of the names given that are right; recall, the share of the functions with a name that
 the index holds which are named rightly. Functions of fewer than three basic blocks are neither
-named nor counted, and what has no name in the index (the program's own code) can only be named
-wrongly.
+named nor counted; functions of the index that have no symbol give no name; and what has no name in
+the index (the program's own code) can only be named wrongly.
 """
 
 import re
@@ -28,6 +28,7 @@ from elftools.elf.elffile import ELFFile
 import utils
 from binary.analysis import load_analysis
 from binary.cache import analyse_files
+from binary.symbols import is_symbol
 from terminal.command_line import command_line
 
 LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.95)  # chances below which no name is given
@@ -61,10 +62,12 @@ def main(*, program: str, index_dir: str = "index", outputDir: str = "output/") 
         scan = [sys.executable, ROOT / "search.py", "scan", stripped, "--index_dir", index_dir]
         scan += ["--outputDir", outputDir, "--least", "0"]
         said = subprocess.run(scan, capture_output=True, text=True, check=True).stdout
-    given = [(float(m[1]), int(m[2], 16), m[3]) for m in map(LINE.match, said.splitlines()) if m]
+    matches = [match for match in map(LINE.match, said.splitlines()) if match]
+    given = [(float(m[1]), int(m[2], 16), m[3]) for m in matches if is_symbol(m[3])]
     counted = {at for at, size in sizes.items() if size >= LEAST_BLOCKS and at in symbols}
     holds = {at for at in counted if symbols[at] & known}
     print(f"{program}: {len(counted):,} functions of {LEAST_BLOCKS} blocks or more with a symbol; ")
+    known = {name for name in known if is_symbol(name)}
     print(f"of {len(holds):,} of these the index of {len(known):,} names holds the name")
     print()
     print("| least chance | named | right | precision | recall |")

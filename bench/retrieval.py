@@ -55,7 +55,6 @@ WORK = "out-retrieval/"
 WORKERS = os.cpu_count() or 1
 POOLS = (32, 100, 1000, 10_000)
 LEAST_BLOCKS = 3  # of a function that is asked about, in both builds
-REFERENCE = "table"  # the row that the others are compared with
 AARCH64 = "aarch64-linux-gnu-gcc"
 # Task -> the builds that are asked about, and those that are searched: release, compiler, level.
 TASKS = {
@@ -254,6 +253,7 @@ def main(
     only: str = "",
     tasks: str | list[str] = tuple(TASKS),
     cells: str | list[str] = tuple(CELLS),
+    reference: str = "table",
     to: str | None = None,
 ) -> int:
     """Measure all rows of the folder of models on the TEST libraries, and print the tables.
@@ -272,6 +272,8 @@ def main(
         How the names of tasks begin: optimisation,mixed.
     cells : str or list of str
         What may be looked at. Default: each of the three.
+    reference : str
+        The row that the others are compared with.
     to : str
         A JSON file that gets every figure.
     """
@@ -312,14 +314,19 @@ def main(
             continue
         vectors.make([b for b in held if between is None or b.setting in between], cells)
         for cell in cells:
-            figures += measure(name, task, cell, rows, vectors)
+            figures += measure(name, task, cell, rows, vectors, reference)
     if to is not None:
         utils.write_json(to, {"figures": figures})
     return PARTLY if lacking else 0
 
 
 def measure(
-    name: str, task: Task, cell: str, rows: dict[str, list[Row]], vectors: Vectors
+    name: str,
+    task: Task,
+    cell: str,
+    rows: dict[str, list[Row]],
+    vectors: Vectors,
+    reference: str,
 ) -> list[dict]:
     """Measure all rows in one cell of one task; print its table and return its figures."""
     libraries = [build.package for build, _ in task.queries]
@@ -345,7 +352,7 @@ def measure(
     print(f"{all_:,} functions to be found.")
     print()
     heads = [f"{pool:,}: R@1" for pool in pools] + [f"R@10, MRR of {p:,}" for p in pools[-2:]]
-    print(f"| | {' | '.join(heads)} | R@1 of {pools[-1]:,} beyond {REFERENCE} |")
+    print(f"| | {' | '.join(heads)} | R@1 of {pools[-1]:,} beyond {reference} |")
     print(f"| --- {'| --- ' * (len(heads) + 1)}|")
     figures = []
     for row, seeds in rows.items():
@@ -361,8 +368,8 @@ def measure(
         for pool in pools[-2:]:
             cells.append(", ".join(short(found[row, pool, m].mean()) for m in ("R@10", "MRR")))
         beyond = ""
-        if REFERENCE in rows and row != REFERENCE:
-            a, b = ((r, pools[-1], "R@1") for r in (row, REFERENCE))
+        if reference in rows and row != reference:
+            a, b = ((r, pools[-1], "R@1") for r in (row, reference))
             low, high = interval(samples[a] - samples[b])
             beyond = f"{found[a].mean() - found[b].mean():+.3f} [{low:+.3f} {high:+.3f}]"
         print(f"| {row} | {' | '.join(cells)} | {beyond} |")
