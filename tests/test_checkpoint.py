@@ -157,7 +157,7 @@ def test_many_keys_are_counted(tmp_path):
 @pytest.mark.parametrize("content", [[1], {"a": 1}, {1: torch.zeros(1)}, torch.zeros(1)])
 def test_no_state_dict(tmp_path, content):
     save_pt(content, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=r"x\.pt is no state dict"):
+    with pytest.raises(UserError, match=r"x\.pt is not the state dict"):
         load_model_file(nn.Linear(1, 1), tmp_path / "x.pt")
 
 

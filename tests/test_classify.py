@@ -317,9 +317,9 @@ def test_a_start_without_sizes_or_vocabulary(tmp_path, pretrained):
     with pytest.raises(UserError, match=r"give --model_cfg and --vocab: .* of lone\.pt"):
         classify.read_start("lone.pt", "config/bert_base.json", None, Mrpc)
     prefix = write_tensorflow(tmp_path / "bert_model.ckpt", google_variables())
-    with pytest.raises(UserError, match=r"bert_config\.json is missing; .* by --model_cfg"):
+    with pytest.raises(UserError, match=r"bert_config\.json is missing; .* as --model_cfg"):
         classify.read_start(prefix, None, None, Mrpc)
-    with pytest.raises(UserError, match=r"vocab\.txt is missing; .* by --vocab"):
+    with pytest.raises(UserError, match=r"vocab\.txt is missing; .* as --vocab"):
         classify.read_start(prefix, str(pretrained[0] / "sizes.json"), None, Mrpc)
     (tmp_path / "bert_config.json").write_text(json.dumps(google_bert.CONFIG))
     with pytest.raises(UserError, match="holds no WordPiece vocabulary"):

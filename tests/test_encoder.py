@@ -306,7 +306,7 @@ def test_the_command_trains_and_goes_on(builds, corpus, small, tmp_path, monkeyp
     for save_dir, to in (("one", "a"), ("one", "b.again"), ("two", "c")):
         assert encoder_train.main(**how, save_dir=save_dir, to=to) == 0
     said = capfd.readouterr().out
-    assert said.count("holds this training, finished") == 3
+    assert said.count("is finished; --resume False") == 3
     assert Path("a").read_bytes() == Path("b.again").read_bytes() == Path("c").read_bytes()
     with safe_open("a", "np") as file:
         card = json.loads(file.metadata()["card"])

@@ -308,7 +308,7 @@ def test_old_names(exported, model_file, tmp_path):
 
     old["cls.predictions.decoder.weight"] += 1
     safetensors.torch.save_file(old, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"decoder\.weight is not tied to bert\.embeddings"):
+    with pytest.raises(UserError, match=r"decoder\.weight must equal bert\.embeddings"):
         checkpoint.import_model(str(folder), str(tmp_path / "untied"))
     assert not (tmp_path / "untied").exists()
 
@@ -432,7 +432,7 @@ def test_filled_folders_are_left_alone(exported, model_file, tmp_path, monkeypat
         checkpoint.export_model(str(model_file), str(target / "thesis.txt"))
     (target / "thesis.txt").unlink()
     monkeypatch.setattr(utils, "PATIENCE", 0.1)
-    busy = pytest.raises(UserError, match=r"another run writes into .*mine")
+    busy = pytest.raises(UserError, match=r"another run writes to .*mine")
     with utils.one_writer(target), busy:
         checkpoint.export_model(str(model_file), str(target))
     checkpoint.export_model(str(model_file), str(target))  # an empty one is fine

@@ -130,7 +130,7 @@ def test_bad_input_is_one_sentence(made, tmp_path):
         cwd, "samefunc.py", "twins", "--outputDir", "elsewhere", "--to", "none.tsv"
     )
     assert code == 1
-    assert "is missing; name gendata.py's outputDir" in err
+    assert "is missing; give gendata.py's outputDir" in err
 
 
 def function(*names):
