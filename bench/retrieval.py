@@ -277,6 +277,13 @@ def main(
     to : str
         A JSON file that gets every figure.
     """
+    cells, tasks = names_of(cells), names_of(tasks)
+    for cell in cells:
+        if cell not in CELLS:
+            raise utils.UserError(f"--cells {cell}: there are {', '.join(CELLS)}")
+    for task in tasks:
+        if not any(name.startswith(task) for name in TASKS):
+            raise utils.UserError(f"--tasks {task}: no task begins so, but {'; '.join(TASKS)}")
     models = sorted(
         file
         for file in (Path(work) / "models").glob("*")
@@ -301,11 +308,10 @@ def main(
     )
     print(f"functions {number - len(asked):,} occur in training and are left out")
     print()
-    cells = names_of(cells)
     vectors = Vectors(rows, outputDir, work)
     figures = []
     for name, between in TASKS.items():
-        if not name.startswith(tuple(names_of(tasks))):
+        if not name.startswith(tuple(tasks)):
             continue
         task = make_task(between, held, known, asked)
         if not task.queries:

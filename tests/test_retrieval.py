@@ -172,3 +172,9 @@ def test_names_are_right_if_a_symbol_at_the_address_says_so(tmp_path):
     for flags in (["-pie"], ["-static", "-no-pie", "-s"]):
         with pytest.raises(UserError, match=r"other has no symbols, or may lie anywhere"):
             names.symbols_of(str(compile_c(source, tmp_path / "other", *flags)))
+
+
+@pytest.mark.parametrize("option", [{"cells": "all"}, {"tasks": "mixed,speed"}])
+def test_unknown_cells_and_tasks_are_named(tmp_path, option):
+    with pytest.raises(UserError, match=r"--cells all: there are|--tasks speed: no task"):
+        retrieval.main(work=str(tmp_path), **option)
