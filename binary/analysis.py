@@ -17,7 +17,7 @@ import utils
 from binary.architectures import ARCHITECTURES, Architecture
 from files.arrays import Numbers, Texts, read_arrays, write_arrays
 
-VERSION = 17  # of the analysis below; a change of it makes cached analyses stale
+VERSION = 18  # of the analysis below; a change of it makes cached analyses stale
 JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
 # What a file itself tells where functions begin by; of two that give one start the first is named.
 SOURCES = (

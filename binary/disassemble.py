@@ -31,6 +31,7 @@ from binary.instructions import (
     read_instructions,
     read_operands,
 )
+from binary.jump_tables import cut_tables
 from binary.references import (
     code_pointers,
     data_sections,
@@ -107,6 +108,7 @@ def analyse(
             starts = read_starts(project, content)
             names, exported = _exchange_symbols(project, starts)
             cfg = _recover(project)
+            cut_tables(cfg)
         except Exception as error:
             raise utils.UserError(f"angr fails on the code of {path}: {_reason(error)}") from error
         return mend_boundaries(_tidy(project, cfg, path, starts, names, exported))
