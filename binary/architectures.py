@@ -106,7 +106,8 @@ _ARM = Architecture(
     jump=_jumps(r"b(?:\.w)?"),
     indirect=re.compile(r"bx |ldr(?:\.w)? pc,|(?:pop|ldm).*pc|mov pc,"),
     trap=_mnemonics(r"udf(?:\.w)?|bkpt"),
-    idle=_mnemonics(r"nop(?:\.w)?|hint|mov (\w+), \1"),
+    # The last is 0xd4d4d4d4, with which lld fills gaps, so that whoever gets there is stopped.
+    idle=_mnemonics(r"nop(?:\.w)?|hint|mov (\w+), \1|ldrble sp, \[r4\], #0x4d4"),
     field=_ARM_FIELD,
     frame=frozenset({b"sp", b"fp", b"pc"}),
     sizes=((re.compile(r"q\d+"), 16),),

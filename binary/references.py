@@ -29,7 +29,8 @@ def made_addresses(project, node, literals) -> dict[int, int]:
     ahead = 3 if node.thumb else 8  # pc is 4 or 8 bytes ahead, and angr's Thumb addresses are odd
     loaded: dict[int, int | None] = {}  # register -> word
     for instruction in in_detail(project, node, node.addr, node.size):
-        operands, pc = instruction.operands, instruction.address + ahead
+        operands = instruction.operands if instruction.id else []  # .byte has no details
+        pc = instruction.address + ahead
         registers = [operand.reg for operand in operands if operand.type in CS_OP_REG]
         reads_pc = [instruction.reg_name(register) == "pc" for register in registers]
         address = None
