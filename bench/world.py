@@ -398,8 +398,6 @@ def source_name(name: str) -> str:
     'std::vector<int, A<char> >::at'
     """
     name = name.replace("(anonymous namespace)", "{anonymous}").replace("long long", "long")
-    if name.startswith("__pyx"):
-        return re.sub(r"\d+", "", name)
     name = re.sub(r"^non-virtual thunk to |^virtual thunk to ", "thunk ", name)
     if name.endswith(")") or re.search(r"\) (const|&|&&)?( \[.*\])?$", name):
         depth = 0
@@ -408,7 +406,7 @@ def source_name(name: str) -> str:
             if not depth:
                 name = name[:at]
                 break
-    return name
+    return re.sub(r"\d+", "", name) if name.startswith("__pyx") else name
 
 
 class Names(NamedTuple):

@@ -39,6 +39,7 @@ def test_names_are_compared_without_parameters_and_numbers():
         "f(void (*)(int))": "f",
         "(anonymous namespace)::g(int)": "{anonymous}::g",
         "__pyx_pw_7msgpack_9_cmsgpack_6Packer_5pack": "__pyx_pw_msgpack__cmsgpack_Packer_pack",
+        "__pyx_f_4file_2pack(_object*, long)": "__pyx_f_file_pack",
         "plain": "plain",
     }.items():
         assert world.source_name(name) == expected
