@@ -78,8 +78,8 @@ def test_mnli_as_glue_has_it(tmp_path, labels):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"x\.tsv holds no examples"),
-        (MRPC, r"x\.tsv holds no examples"),
+        (b"", r"x\.tsv has no examples"),
+        (MRPC, r"x\.tsv has no examples"),
         (MRPC + "1\t2\t3\ta\tb\n1\t2\t3\ta\n", r"x\.tsv:3: 4 columns, but the header has 5"),
         (MRPC + "1\t2\t3\ta\tb\n\n", r"x\.tsv:3: 1 columns"),
         (MRPC + "1\t2\t3\ta\tb\tc\n", r"x\.tsv:2: 6 columns"),

@@ -121,7 +121,7 @@ def test_tokenised_once_until_text_or_vocabulary_changes(tmp_path, tokenizer, mo
 
 @pytest.mark.parametrize("text", ["", "\n \n\n"])
 def test_empty_corpus(tmp_path, tokenizer, text):
-    with pytest.raises(UserError, match=r"corpus\.txt holds no text.*dataprocess\.py"):
+    with pytest.raises(UserError, match=r"corpus\.txt is empty.*dataprocess\.py"):
         read_corpus(write(tmp_path, text), tokenizer, "v")
 
 
