@@ -491,10 +491,13 @@ class _Reader:
 
     def _project(self) -> SimpleNamespace:
         """Return what stands for angr's project in functions that read instructions."""
-        spans = [(s.address, s.size) for s in self.file.section if not s.flag_x]
-        spans += [(start, len(code)) for start, code in self.memory.pieces.items()]
-        spans += [(address, 1) for address in self.imports]
-        sections = [SimpleNamespace(name="", vaddr=start, memsize=size) for start, size in spans]
+        spans = [(s.address, s.size, s.flag_w) for s in self.file.section if not s.flag_x]
+        spans += [(start, len(code), False) for start, code in self.memory.pieces.items()]
+        spans += [(address, 1, False) for address in self.imports]
+        sections = [
+            SimpleNamespace(name="", vaddr=start, memsize=size, is_writable=writable)
+            for start, size, writable in spans
+        ]
         image = SimpleNamespace(sections=sections, segments=[], sections_map={})
         _, refers, _ = self._references()
         references = SimpleNamespace(

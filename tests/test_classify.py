@@ -281,7 +281,7 @@ def test_letters_are_read_as_told(tensorflow_file, tmp_path, pretrained):
     start = classify.read_start(tensorflow_file, None, None, Mrpc, do_lower_case=False)
     assert start.tokenizer.tokenize("W3") == ["[UNK]"]
     folder, _ = pretrained
-    with pytest.raises(UserError, match=r"--do_lower_case is not needed: .*_7\.pt says it; leave"):
+    with pytest.raises(UserError, match=r"--do_lower_case is not needed: it is .*_7\.pt; leave"):
         classify.read_start(str(folder / "model_steps_7.pt"), None, None, Mrpc, True)
     sizes, vocab = str(folder / "sizes.json"), str(folder / "vocab.txt")
     with pytest.raises(UserError, match="--do_lower_case is for Google's vocabularies"):
