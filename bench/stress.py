@@ -38,6 +38,7 @@ import utils
 from binary.analysis import load_analysis
 from binary.builds import find_binaries
 from binary.cache import analyse_all, analyse_one, cache_file
+from experiment_data.recipes import VALIDATION
 from jobs.processes import in_processes
 from terminal.command_line import command_line
 
@@ -47,6 +48,11 @@ TRAINING = dict(seed=1, batch_size=8, lr=0.001, n_epochs=9, warmup=0.1, save_ste
 TRAINING |= dict(total_steps=80)
 CONTRAST = dict(seed=0, hidden=8, lr=0.01, weight_decay=0.01, n_epochs=2, networks=1, pairs=3)
 CONTRAST |= dict(words=4096, dimensions=8, encoder_steps=20, encoder_batch=16, encoder_lr=0.005)
+STAGE = dict(seed=0, batch_size=16, lr=1e-3, words_lr=1e-3, n_epochs=99, warmup=0.5, save_steps=10)
+STAGE |= dict(total_steps=20, objectives={"same": 1.0})
+ENCODER = dict(words=500, model=MODEL | dict(vocab_size=1, max_len=258, n_segments=3))
+ENCODER["model"] |= dict(positions="rotary")
+ENCODER |= dict(stages=[STAGE | dict(name="bag", transformer=False), STAGE | dict(name="same")])
 TOGETHER = 4  # runs of gendata.py at once
 BATCH = 250  # mutants per process
 SIZES = ["--train_cfg", "train.json", "--model_cfg", "model.json", "--max_len", "32"]
@@ -58,7 +64,7 @@ def main(
     builds: int = 3,
     kills: int = 20,
     mutants: int = 200,
-    stages: str = "gendata,dataprocess,pretrain,classify,diff,search,samefunc,train",
+    stages: str = "gendata,dataprocess,pretrain,classify,diff,search,samefunc,train,encoder",
     seed: int = 0,
 ) -> int:
     """Print for each stage how often it was killed, how often it ended, and how many bytes differ.
@@ -92,7 +98,13 @@ def main(
             target = inputs / "binaries" / binary["build"] / biname
             target.parent.mkdir(parents=True)
             shutil.copy(binary["path"], target)
-        for name, settings in (("train", TRAINING), ("model", MODEL), ("contrast", CONTRAST)):
+            # As builds of a package that is learned from, and of one that is set aside.
+            for package in ("some", VALIDATION[0]):
+                target = inputs / "packages" / f"{package}-1.0-{binary['build']}" / biname
+                target.parent.mkdir(parents=True)
+                shutil.copy(binary["path"], target)
+        settings_of = {"train": TRAINING, "model": MODEL, "contrast": CONTRAST, "encoder": ENCODER}
+        for name, settings in settings_of.items():
             (inputs / f"{name}.json").write_text(json.dumps(settings))
         gendata = ["gendata.py", "--path", "binaries", "--biname", biname, "--workers", "2"]
         old, new = (f"binaries/{binary['build']}/{biname}" for binary in chosen[:2])
@@ -109,6 +121,10 @@ def main(
             "train": [
                 *("matching.train", "--path", "binaries", "--held_out", "none"),
                 *("--train_cfg", "contrast.json", "--to", "m.safetensors", "--workers", "2"),
+            ],
+            "encoder": [
+                *("encoder.train", "--path", "packages", "--train_cfg", "encoder.json"),
+                *("--to", "e.safetensors", "--workers", "2"),
             ],
         }
         for stage in stages.split(","):

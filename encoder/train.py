@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ import models
 import train
 import utils
 from binary.analysis import analysis_settings
-from binary.cache import analyse_files
+from binary.cache import analyse_files, reason_of
 from encoder.calibration import Calibration, fit
 from encoder.corpus import Build, Corpus, read_corpus
 from encoder.encoder import write_encoder
@@ -41,6 +42,7 @@ from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
 from optim import OneCycleAdamW
 from terminal.arguments import names_of
 from terminal.command_line import PARTLY, command_line
+from terminal.escape import printable
 
 path = "experiment_data/packages/binaries/"  # builds: path/<build>/<program>
 train_cfg = "config/encoder.json"
@@ -150,12 +152,12 @@ def main(
     cfg = utils.read_config(Config, train_cfg)
     files = find_files(names_of(path))
     limits = time_limit, memory_limit
-    with limited_memory(memory_limit, "training the encoder"):
+    with utils.one_writer(save_dir), limited_memory(memory_limit, "training the encoder"):
         found, skipped = analyse_files([file for _, file in files], outputDir, workers, limits)
         files = [(package, file) for package, file in files if file in found]
         train_encoder(cfg, files, outputDir, save_dir, to)
     for file, reason in skipped.items():
-        print(f"skipped {file}: {reason}")
+        print(f"skipped {printable(reason_of(file, reason))}", file=sys.stderr)
     return PARTLY if skipped else 0
 
 
