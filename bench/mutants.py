@@ -33,6 +33,8 @@ from binary.analysis import Analysis, load_analysis, save_analysis
 from binary.tokens import tokenise
 from corpus.ids import read_corpus
 from encoder import index
+from encoder.calibration import Calibration
+from encoder.encoder import read_encoder
 from features.extract import Features, extract_features
 from formats.huggingface import read_folder
 from matching import model as matching_model
@@ -384,7 +386,11 @@ def make_index(folder: Path, _: Analysis) -> None:
 
 def use_index(folder: Path) -> None:
     table = index.read(folder, "encoder")
-    index.nearest(table, table.vector, 2)
+    index.nearest(table, table.vector, 2, Calibration(scale=10.0, none=0.5))
+
+
+def make_encoder(folder: Path, _: Analysis) -> None:
+    shutil.copy(ROOT / "model/encoder.safetensors", folder)
 
 
 def make_scores(folder: Path, _: Analysis) -> None:
@@ -505,6 +511,11 @@ KINDS = {
         lambda folder: CorpusTokenizer(folder / "vocab.txt"),
     ),
     "index": Kind(make_index, {f"{'0' * 64}.parquet": change_parquet}, use_index),
+    "model of search.py": Kind(
+        make_encoder,
+        {"encoder.safetensors": change_safetensors},
+        lambda folder: read_encoder(folder / "encoder.safetensors"),
+    ),
     "model of diff.py": Kind(make_scores, {"m.safetensors": change_safetensors}, use_scores),
     ".pt": Kind(make_model, {"model.pt": change_pt, "model.json": change_json}, use_model),
     "Hugging Face folder": Kind(

@@ -12,6 +12,9 @@ import hypothesis
 import numpy as np
 import pytest
 
+from terminal.arguments import bind, call
+from terminal.command_line import exit_codes
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # No deadline: a test must not fail because the machine is busy.
@@ -29,6 +32,13 @@ def run_script(cwd, script, *arguments):
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def typed(function, *words) -> int:
+    """Call a script's function as its command line does, but in this process: its exit code."""
+    with pytest.raises(SystemExit) as end, exit_codes():
+        sys.exit(call(function, *bind(function, [str(word) for word in words])) or 0)
+    return end.value.code
 
 
 def tiny_bert(vocab_size=None, **changes):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import run_script, tiny_bert
+from conftest import run_script, tiny_bert, typed
 from google_bert import google_variables, write_tensorflow
 from hypothesis import given
 from hypothesis import strategies as st
@@ -454,8 +454,9 @@ def test_prediction_without_labels(trained):
     assert err.startswith("error: new.tsv:1: no column 'label' in the header")
 
 
-def test_mistakes(trained, pretrained):
+def test_mistakes(trained, pretrained, monkeypatch, capsys):
     folder, arguments, _ = trained
+    monkeypatch.chdir(folder)
     model = ["--model_file", "out/model_steps_228.pt", "--data_file", "test.tsv"]
     pt = pretrained[0] / "model_steps_7.pt"
     for wrong, message in [
@@ -473,7 +474,8 @@ def test_mistakes(trained, pretrained):
         (["--mode", "eval", "--model_file", "x.pt"], "model.json is missing; classify.py writes"),
         ([*arguments, "--max_len", 33], "max_len 33 is larger than the model's max_len 32"),
     ]:
-        code, _, err = run(folder, *wrong)
+        code = typed(classify.main, *wrong)
+        err = capsys.readouterr().err
         assert code == (2 if re.search("needs| is for ", message) else 1)
         assert err.startswith("error: ")
         assert err.count("\n") == 1

@@ -494,7 +494,7 @@ def test_check_fails_where_nothing_was_learned(capsys):
         with pytest.raises(UserError, match="has not learned"):
             pretrain.report(bad, "rule", check=True)
     pretrain.report(good | {"five_gram_accuracy": 0.49}, "rule", check=True)
-    with pytest.raises(UserError, match=r"guesses 50\.0 % .*, a 5-gram 50\.0 %; train longer"):
+    with pytest.raises(UserError, match=r"predicts 50\.0 % .* a 5-gram model 50\.0 %; train"):
         pretrain.report(good | {"five_gram_accuracy": 0.5}, "rule", check=True)
     assert capsys.readouterr().out.count("held out rule") == 9
 

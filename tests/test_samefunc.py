@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ROOT, SOURCE, compile_c, run_script
+from conftest import ROOT, SOURCE, compile_c, run_script, typed
 
 import samefunc
 from binary.disassemble import analyse
@@ -119,14 +119,17 @@ def test_same_bytes_again_and_other_bytes_with_another_seed(made):
     assert (cwd / "other/train.tsv").read_bytes() != (files[2]).read_bytes()
 
 
-def test_mistakes(made):
+def test_mistakes(made, monkeypatch, capsys):
     cwd, arguments, _ = made
+    monkeypatch.chdir(cwd)
     for wrong, message in [
         ({"dev": "alpha"}, "alpha is given in two splits"),
         ({"test": "delta"}, "no delta under binaries*/"),
-        ({"train_pairs": 100000}, "ask for fewer pairs, or give more builds or programs"),
+        ({"train_pairs": 4000}, "ask for fewer pairs, or give more builds or programs"),
     ]:
-        code, _, err = run(cwd, arguments, **wrong)
+        flags = [f"--{name}={value}" for name, value in (arguments | wrong).items()]
+        code = typed(samefunc.main, *flags)
+        err = capsys.readouterr().err
         assert code == (2 if "splits" in message else 1)
         assert message in err
         assert "Traceback" not in err
