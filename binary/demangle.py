@@ -15,6 +15,7 @@ LONGEST = 4096  # characters of a symbol; the demangler calls itself for each le
 SHOWN = 500  # characters of a name
 SECONDS, MEMORY = 5, 256 << 20  # of the process, bytes
 FAILURES = 5  # names that may end the process before the rest stays mangled
+RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")  # angr 10's demangler leaves it there
 PREFIXES = ("_Z", "__Z", "_R", "?", "_$s", "$s", "_$S", "$S", "_T0")
 WORKER = f"""\
 import json, resource, sys
@@ -51,7 +52,8 @@ def _in_another_process(mangled: tuple[str, ...]) -> dict[str, str]:
         found = [
             json.loads(line) for line in done.stdout.splitlines(keepends=True) if line[-1:] == b"\n"
         ]
-        readable |= zip(mangled[at:], found, strict=False)
+        names = [RUST_HASH.sub("", name) for name in found]
+        readable |= zip(mangled[at:], names, strict=False)
         at += len(found) + 1  # what comes next ended the process
         failures += 1
     return readable

@@ -233,7 +233,6 @@ def test_rows_without_a_partner_are_of_the_same_builds(data):
 @pytest.mark.parametrize("key", sorted(OBJECTIVES))
 def test_objectives_are_learned(data, small, key):
     """A few steps on one batch lower its loss, and every trained part has a gradient."""
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     small = dataclasses.replace(small, p_drop_hidden=0.0)
     network = Network(small, choose_words([[data.corpus.positions]], 4000).rows)
