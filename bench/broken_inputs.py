@@ -39,6 +39,7 @@ import classify  # noqa: F401 - this and the next are imported before the forks
 import diff  # noqa: F401
 import gendata  # noqa: F401
 import search  # noqa: F401
+import utils
 from binary.builds import find_binaries
 from terminal.command_line import command_line
 
@@ -71,7 +72,7 @@ DIFF = ["diff.py", "binaries/a/p", "binaries/b/p", "--json", "d.json", "--html",
 PRETRAIN = ["pretrain.py", *SIZES, "--max_pred", "6"]
 CLASSIFY = ["classify.py", *SIZES, "--vocab", "vocab/vocab.txt", "--data_file", "pairs.tsv"]
 INPUTS = {
-    "analysis, for the corpus": Input("output/*.npz", mutants.change_npz, ["dataprocess.py"]),
+    "analysis, of a pair": Input("output/*.npz", mutants.change_npz, ["gendata.py", "show", "0"]),
     "analysis, for a comparison": Input("output/*.npz", mutants.change_npz, DIFF),
     "walks": Input("data/0/walks.npz", mutants.change_npz, ["dataprocess.py"]),
     "pair.json": Input("data/0/pair.json", mutants.change_json, ["dataprocess.py"]),
@@ -105,7 +106,7 @@ INPUTS = {
     "BinExport": Input(
         "exported/*.BinExport",
         mutants.change_bytes,
-        ["diff.py", "exported/old_p.BinExport", "exported/new_p.BinExport", "--json", "d.json"],
+        ["diff.py", "exported/p.old.BinExport", "exported/p.new.BinExport", "--json", "d.json"],
     ),
 }
 
@@ -142,6 +143,10 @@ def main(
         print(f"{'changed file':28} {'tried':>6} {'exit 0':>7} {'exit 1':>7} {'exit 3':>7}  failed")
         for kind in chosen:
             ends: collections.Counter = collections.Counter()
+            unchanged = dataclasses.replace(INPUTS[kind], change=lambda content, rng: content)
+            code, fault = try_command(unchanged, project, Path(folder, "work"), random.Random(0))
+            if code or fault:
+                raise utils.UserError(f"{kind}: exit code {code} with the files as they were made")
             for trial in range(trials):
                 rng = random.Random(f"{seed} {kind} {trial}")
                 code, fault = try_command(INPUTS[kind], project, Path(folder, "work"), rng)
