@@ -157,10 +157,11 @@ def main(
         utils.refuse_flags("is for two binaries, not for packages", **of_one)
         outputs = {"json": json, "csv": csv, "markdown": markdown}
         utils.check_outputs(outputs, (old, new, model_file), {"outputDir": outputDir, "html": html})
-        found = compare_packages(
-            (old, new), model_file, bool(html), outputDir, workers, limits, unpack_limit, arch
-        )
-        _write_packages(found, html, outputs)
+        with limited_memory(memory_limit, f"comparing {old} with {new}"):
+            found = compare_packages(
+                (old, new), model_file, bool(html), outputDir, workers, limits, unpack_limit, arch
+            )
+            _write_packages(found, html, outputs)
         package_summary(found, top, time.perf_counter() - began)
         if fail_on and exports.fails_on(found, fail_on):
             return FOUND

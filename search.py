@@ -160,7 +160,7 @@ def query(
     with limited_memory(memory_limit, f"searching {index_dir}"):
         encoder = read_encoder()
         table = read(index_dir, encoder.identity)
-        vector = encoder(code)[asked : asked + 1]
+        vector = encoder(code, functions=np.array([asked]))
         allowed = searched(table, binary, code, same_processor, own)
         found, _, chance = nearest(table, vector, top, encoder.calibration, allowed)
     for match, score in zip(found[0].tolist(), chance[0].tolist(), strict=True):
@@ -225,9 +225,13 @@ def find_binaries(paths: tuple[str, ...]) -> Iterator[str]:
             continue
         for file in sorted(Path(path).rglob("*")):
             if file.is_file() and not file.is_symlink():
-                with open(file, "rb") as opened:
-                    if opened.read(4).startswith(MAGIC):
-                        yield str(file)
+                try:
+                    with open(file, "rb") as opened:
+                        begins = opened.read(4).startswith(MAGIC)
+                except OSError:
+                    begins = True  # whoever reads it says why that is not possible
+                if begins:
+                    yield str(file)
 
 
 def add_binary(file: str, sha256: str, analysis: Path, index_dir: str, encoder: Encoder) -> None:

@@ -76,12 +76,18 @@ def decompile(
     for file, error in done:
         if error is not None:
             failed[file] = error
-    return [
-        Pseudo(reason=failed[file])
-        if file in failed
-        else Pseudo(tuple(json.loads(file.read_text(encoding="utf-8"))))
-        for file in files
-    ]
+    return [Pseudo(reason=failed[file]) if file in failed else _read(file) for file in files]
+
+
+def _read(file: Path) -> Pseudo:
+    """Return what `_decompile_one` wrote."""
+    try:
+        lines = utils.read_json(file, "pseudo-code that is kept")
+    except utils.UserError as error:
+        return Pseudo(reason=f"{error}; delete it and run again")
+    if not (isinstance(lines, list) and all(isinstance(line, str) for line in lines)):
+        return Pseudo(reason=f"{file} holds no lines of pseudo-code; delete it and run again")
+    return Pseudo(tuple(printable(line) for line in lines))
 
 
 def regions(analysis: Analysis, f: int) -> list[tuple[int, int]]:

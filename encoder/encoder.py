@@ -1,4 +1,4 @@
-"""The encoder as search.py and diff.py use it: functions -> vectors of length 1, by numpy alone.
+"""The encoder as search.py uses it: functions -> vectors of length 1, by numpy alone.
 
 It computes what `encoder.network.Network` does; torch would take longer to import than most
 comparisons take. The file is what `python -m encoder.train` wrote.
@@ -33,8 +33,7 @@ from encoder.inputs import (
 )
 from features.extract import Features
 from features.positions import read_positions
-from files.arrays import Damage, Numbers, check_arrays
-from terminal.escape import printable
+from files.arrays import Damage, Numbers, check_arrays, weights_of
 
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "encoder.safetensors"
 SCORES = 1 << 17  # attention scores of a head that are computed at a time
@@ -67,7 +66,13 @@ class Encoder:
     calibration: Calibration
     identity: str
 
-    def __call__(self, code: Features, names: bool = True, around: bool = True) -> np.ndarray:
+    def __call__(
+        self,
+        code: Features,
+        names: bool = True,
+        around: bool = True,
+        functions: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Encode the functions of a binary.
 
         Parameters
@@ -77,13 +82,16 @@ class Encoder:
             Whether imports and strings are read.
         around : bool
             Whether words of callees and callers are read.
+        functions : int64 (n,), optional
+            Encode only these.
 
         Returns
         -------
-        float32 (F, D)
+        float32 (F, D), or (n, D)
             Of length 1.
         """
-        return self.encode(look_up(read_positions(code), self.vocabulary), names, around)
+        inputs = look_up(read_positions(code), self.vocabulary)
+        return self.encode(inputs if functions is None else inputs.only(functions), names, around)
 
     def encode(self, inputs: Inputs, names: bool = True, around: bool = True) -> np.ndarray:
         """As `__call__`, of what was read of the functions before."""
@@ -265,8 +273,7 @@ def read_encoder(path: str | os.PathLike[str] = DEFAULT) -> Encoder:
     utils.UserError
         No such file, or none of encoder/train.py's.
     """
-    try:
-        arrays = safetensors.numpy.load_file(path)
+    with weights_of(path, "encoder", "encoder/train.py") as arrays:
         layers = sum(key.endswith("pwff.fc1.bias") for key in arrays)
         if not 0 < layers <= LAYERS:
             raise Damage(f"it has {layers} blocks")
@@ -281,14 +288,6 @@ def read_encoder(path: str | os.PathLike[str] = DEFAULT) -> Encoder:
         weights = {name: arrays[name].astype(np.float32) for name in expected.keys() - OWN}
         if not all(np.isfinite(array).all() for array in weights.values()):
             raise Damage("a number is not finite")
-    except OSError as error:
-        raise utils.UserError(
-            f"cannot read the encoder {path}: {error.strerror or error}"
-        ) from error
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise utils.UserError(
-            f"{path} is no encoder that encoder/train.py wrote ({printable(error)})"
-        ) from error
     content = hashlib.sha256()
     for name in sorted(expected):
         content.update(np.ascontiguousarray(arrays[name]).tobytes())

@@ -38,6 +38,7 @@ from encoder.inputs import Vocabulary, choose_words, look_up
 from encoder.network import Network, View
 from encoder.objectives import MIN_BLOCKS, OBJECTIVES, SHARES, VIEWS, Data, draw
 from experiment_data.recipes import RECIPES, TEST, VALIDATION
+from features.positions import LONGEST
 from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
 from optim import OneCycleAdamW
 from terminal.arguments import names_of
@@ -209,7 +210,7 @@ def train_encoder(
         vocabulary.rows,
         hashlib.sha256(words).hexdigest(),
         hashlib.sha256(manifest.encode()).hexdigest(),
-        256,
+        LONGEST,
     )
     measures: dict[str, float] = {}
     for number, stage in enumerate(cfg.stages):
@@ -217,7 +218,7 @@ def train_encoder(
             stage, info, network, data, judge, f"{save_dir}/{number}-{stage.name}", words
         )
     card = {
-        "what": "functions -> vectors: search.py, diff.py",
+        "what": "functions -> vectors, for search.py",
         "packages": " ".join(sorted({build.package for build in corpus.builds})),
         "builds": str(len(corpus.builds)),
         "functions": str(len(corpus.name)),
@@ -275,7 +276,7 @@ def run_stage(
     def get_batch(step: int, rank: int, world: int) -> train.Batch:
         rng = np.random.default_rng([stage.seed, step])
         view = int(rng.choice(len(VIEWS), p=SHARES))
-        first = next(iter(objectives))
+        first = next(iter(objectives))  # all objectives of a stage read the pairs of the first
         rows = draw(data, first, stage.batch_size, rng)
         return {"input_ids": rows, "view": np.full(len(rows), view)}
 

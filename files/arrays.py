@@ -20,11 +20,13 @@ import itertools
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 import utils
 from terminal.escape import printable
@@ -139,6 +141,34 @@ def read_arrays(
         except Exception as error:  # zipfile fails in many ways on broken files
             reason = printable(str(error))[:200] or type(error).__name__
             raise utils.UserError(f"the {what} {path} is damaged ({reason}); {remedy}") from error
+
+
+@contextlib.contextmanager
+def weights_of(
+    path: str | os.PathLike[str], what: str, writer: str, remedy: str = ""
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the arrays of a .safetensors file; a fault found in them in the block is the file's.
+
+    Parameters
+    ----------
+    what, writer, remedy : str
+        For the error: what the file should be, what writes such files, what the user can do.
+
+    Raises
+    ------
+    utils.UserError
+        No such file; another kind of file; the block raised KeyError, TypeError or ValueError.
+    """
+    try:
+        yield safetensors.numpy.load_file(path)
+    except OSError as error:
+        raise utils.UserError(
+            f"cannot read the {what} {path}: {error.strerror or error}"
+        ) from error
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise utils.UserError(
+            f"{path} is no {what} that {writer} wrote ({printable(error)}){remedy}"
+        ) from error
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], schema: Mapping[str, Numbers]) -> None:

@@ -13,10 +13,9 @@ import utils
 from encoder.table import Encoder
 from features.extract import GROUPS
 from features.tfidf import DIMENSIONS
-from files.arrays import Damage, Numbers, check_arrays
+from files.arrays import Damage, Numbers, check_arrays, weights_of
 from matching.candidates import MEASURES
 from matching.evidence import EVIDENCE
-from terminal.escape import printable
 
 PART = 1 << 17  # rows that a network scores at a time
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "diff.safetensors"
@@ -95,8 +94,8 @@ def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:
     utils.UserError
         No such file, or none of matching/train.py's.
     """
-    try:
-        arrays = safetensors.numpy.load_file(path)
+    remedy = "; leave --model_file out to use the one that comes with this repository"
+    with weights_of(path, "model", "matching/train.py", remedy) as arrays:
         networks = ("similarity", "neighbours")
         inputs = tuple(size for name in networks for size in arrays[f"{name}.w1"].shape[1:])
         expected = len(MEASURES), len(EVIDENCE)
@@ -105,13 +104,6 @@ def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:
         check_arrays(arrays, SCHEMA)
         if (np.diff(arrays["encoder.words"]) <= 0).any():
             raise Damage("'encoder.words' is not sorted")
-    except OSError as error:
-        raise utils.UserError(f"cannot read the model {path}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise utils.UserError(
-            f"{path} is no model that matching/train.py wrote ({printable(error)}); leave "
-            "--model_file out to use the one that comes with this repository"
-        ) from error
     return Model(
         **{
             name: kind(**{f.name: arrays[f"{name}.{f.name}"] for f in dataclasses.fields(kind)})

@@ -183,6 +183,9 @@ def test_numpy_computes_what_torch_does(data, small, corpus, codes, tmp_path):
             assert np.allclose(vectors, expected, atol=1e-3)
             assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
             found[names, around] = vectors
+    some = np.array([3, 0, len(functions) - 1])
+    alone = encoder(codes["O3-noplt"], functions=some)
+    assert np.allclose(alone, found[True, True][some], atol=1e-5)
     assert not np.allclose(found[True, True], found[False, True], atol=1e-2)
     assert not np.allclose(found[True, True], found[True, False], atol=1e-2)
 

@@ -426,3 +426,36 @@ def test_packages_are_compared_with_packages(packages, builds):
         diff.main(old, old, bindiff="x")
     with pytest.raises(UsageError, match="--unpack_limit is for packages"):
         diff.main(program, program, unpack_limit=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:-5],
+        lambda text: "[]",
+        lambda text: '{"functions": [], "counts": 3}',
+        lambda text: '{"functions": [1], "counts": {}}',
+        lambda text: text.replace('"0x', '"x'),
+        lambda text: text.replace('"changed"', '"odd"'),
+        lambda text: text.replace('"score": ', '"score": "no", "x": '),
+    ],
+)
+def test_a_damaged_comparison_costs_itself_only(compared, tmp_path, monkeypatch, capsys, change):
+    shutil.copytree(compared[0], tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    damaged = 0
+    for file in Path("output/compared").glob("*.json"):
+        text = file.read_text()
+        if '"area"' in text:
+            file.write_text(change(text))
+            damaged += 1
+    assert damaged == 1
+    assert diff.main("old.tar.xz", "new.whl", json="again.json") == 3
+    (lib,) = [
+        f
+        for f in json.loads(Path("again.json").read_text())["files"]
+        if f["new"] and f["new"]["path"] == "lib/libshapes.so.1.3"
+    ]
+    assert lib["status"] == "failed"
+    assert lib["reason"].endswith("delete it and run again")
+    assert "verdict: 8 files: 3 failed" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import shutil
 
 import pytest
 from conftest import SOURCE, compile_c
@@ -76,6 +77,21 @@ def test_what_takes_too_long_costs_itself_only(pair, found, tmp_path):
     one, other = decompile([(str(export), code.analysis, area), *wanted], found[1], 1, LIMITS)
     assert (one.lines, one.reason) == ((), "a BinExport file holds no code to decompile")
     assert other.lines
+
+
+@pytest.mark.parametrize(
+    ("kept", "reason"), [("[", "is not JSON"), ('{"a": 1}', "no lines"), ("[1]", "no lines")]
+)
+def test_what_is_kept_may_be_damaged(pair, found, tmp_path, kept, reason):
+    (path, _), (code, _), _ = pair
+    shutil.copytree(found[1], tmp_path / "output")
+    for file in tmp_path.glob("output/decompiled/*.json"):
+        file.write_text(kept)
+    area = code.analysis.function_name.index("area")
+    (read,) = decompile([(path, code.analysis, area)], str(tmp_path / "output"), 1, LIMITS)
+    assert not read.lines
+    assert reason in read.reason
+    assert "delete it and run again" in read.reason
 
 
 def test_nothing_in_it_can_act(pair, tmp_path):

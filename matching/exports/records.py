@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from binary.demangle import demangle
 from features.extract import Features
 from matching.changes import STATUS, Diff
@@ -102,6 +104,9 @@ class FunctionMatch:
 FUNCTION = [field.name for field in dataclasses.fields(Function)]
 
 
+FUNCTION_MATCH = pydantic.TypeAdapter(FunctionMatch)
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockMatch:
     """Two basic blocks that correspond: their addresses, how sure that is, and if all is equal."""
@@ -161,14 +166,23 @@ def as_record(match: FunctionMatch) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any]) -> FunctionMatch:
-    """Return the row that `as_record` made a record of."""
+    """Return the row that `as_record` made a record of.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError, AttributeError
+        It is no such record.
+    """
 
     def function(about: dict[str, Any] | None) -> Function | None:
         return about and Function(**about | {"address": int(about["address"], 16)})
 
     sides = {side: function(record[side]) for side in ("old", "new")}
     tuples = {"kinds": tuple(record["kinds"]), "inlined": tuple(map(function, record["inlined"]))}
-    return FunctionMatch(**record | sides | tuples)
+    match = FUNCTION_MATCH.validate_python(record | sides | tuples)
+    if match.status not in STATUS:
+        raise ValueError(f"unknown status {match.status}")
+    return match
 
 
 def as_json(paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Compare two packages: their files, and of the programs among them all functions."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import re
@@ -182,6 +181,7 @@ def _status_by_content(pair: FilePair) -> str:
 def _compare_programs(files, model_file, pages, output_dir, workers, limits, arch) -> None:
     """Compare the functions of each pair of programs, as far as that is not cached."""
     kept = Path(output_dir) / "compared"
+    same = utils.sha256_of(model_file), _code()
     digests: dict[str, str] = {}  # file to analyse -> SHA-256
     chosen = {}
     for file in files:
@@ -204,7 +204,7 @@ def _compare_programs(files, model_file, pages, output_dir, workers, limits, arc
             continue
         analyses = [cache_file(output_dir, digests[path]) for path in paths]
         names = file.pair.old.name, file.pair.new.name
-        key = _key(analyses, names, model_file)
+        key = _key(analyses, names, same)
         results[number] = kept / f"{key}.json", kept / f"{_slug(file.name)}-{key[:12]}.html"
         page = results[number][1] if pages else None
         if not results[number][0].exists() or (page and not page.exists()):
@@ -219,7 +219,13 @@ def _compare_programs(files, model_file, pages, output_dir, workers, limits, arc
     utils.remove_leftovers(kept)
     for number, (result, page) in results.items():
         if not files[number].status:
-            _read_result(files[number], result, str(page) if pages else "")
+            try:
+                _read_result(files[number], result, str(page) if pages else "")
+            except (KeyError, TypeError, ValueError, AttributeError):
+                why = f"the comparison that is kept in {result} is damaged; delete it and run again"
+                _fail(files[number], why)
+            except utils.UserError as error:
+                _fail(files[number], f"{error}; delete it and run again")
 
 
 def _fail(file: FileDiff, reason: str) -> None:
@@ -233,18 +239,12 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name.rpartition("/")[2])[-60:].lstrip(".")
 
 
-def _key(analyses: list[Path], names: tuple[str, str], model_file: str) -> str:
-    """Return what a comparison depends on, as one hash."""
-    about = [
-        *(analysis.name for analysis in analyses),
-        *names,
-        utils.sha256_of(model_file),
-        _code(),
-    ]
+def _key(analyses: list[Path], names: tuple[str, str], same: tuple[str, str]) -> str:
+    """Return what a comparison depends on, as one hash; ``same`` are those of model and code."""
+    about = [*(analysis.name for analysis in analyses), *names, *same]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
-@functools.cache
 def _code() -> str:
     """Return a hash of the code that compares: after a change of it, nothing old is taken."""
     files = [
@@ -270,9 +270,10 @@ def _compare_two(
 
 
 def _read_result(file: FileDiff, result: Path, page: str) -> None:
-    found = json.loads(result.read_text(encoding="utf-8"))
-    file.counts, file.page = found["counts"], page
-    file.functions = [from_record(row) for row in found["functions"]]
+    found = utils.read_json(result, "comparison that is kept")
+    functions = [from_record(row) for row in found["functions"]]
+    counts = {status: int(found["counts"].get(status, 0)) for status in STATUS}
+    file.counts, file.functions, file.page = counts, functions, page
     statuses = {match.status for match in file.functions}
     changed = statuses & {STATUS[CHANGED], STATUS[ONLY_OLD], STATUS[ONLY_NEW]}
     file.status = STATUS[CHANGED] if changed else STATUS[RECOMPILED] if statuses else SAME_CODE

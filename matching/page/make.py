@@ -99,7 +99,8 @@ def to_json(content: Any) -> str:
 
 def fill_page(template: str, scripts: Iterable[str], data: Iterable[tuple[str, str]]) -> str:
     """Put style, scripts and data (id, JSON) into a page, and allow this style and script only."""
-    page = (HERE / template).read_text(encoding="utf-8")
+    head, page = ((HERE / name).read_text(encoding="utf-8") for name in ("head.html", template))
+    page = page.replace("{head}", head)
     for kind, files in (("style", ("page.css",)), ("script", scripts)):
         text = "".join("\n" + (HERE / file).read_text(encoding="utf-8") for file in files)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
