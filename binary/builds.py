@@ -54,9 +54,9 @@ def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
     files = [file for file in _builds(path, biname) if _why_refused(file) is None]
     if not files:
         raise utils.UserError(
-            f"no {biname} under {path}*/; to build the sample binaries run\n"
-            "    python experiment_data/build_coreutils.py\n"
-            "or name a folder of your own with --path, laid out as <path>/<build>/<biname>"
+            f"no {biname} under {path}*/; build the sample binaries with `python "
+            "experiment_data/build_coreutils.py`, or name a folder of your own with --path, laid "
+            "out as <path>/<build>/<biname>"
         )
     if len(files) == 1:
         raise utils.UserError(f"only one {biname} under {path} ({files[0]}); a pair needs two")
