@@ -397,9 +397,9 @@ def report(data, pairs, kept, stale, binaries, skipped, seconds) -> None:
     if total["pairs"] < ENOUGH_PAIRS:
         print(
             f"{total['pairs']} pairs make a small corpus; better use {ENOUGH_PAIRS} or more, "
-            "such as four versions at four optimisation levels (120 pairs):\n"
-            '    python experiment_data/build_coreutils.py --versions "8.32 9.1 9.7 9.10"'
+            "such as four versions at four optimisation levels (120 pairs):"
         )
+        print('    python experiment_data/build_coreutils.py --versions "8.32 9.1 9.7 9.10"')
 
 
 def in_words(splits: dict[str, set[str]]) -> str:
