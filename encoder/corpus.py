@@ -1,8 +1,8 @@
 """The functions of many builds, and which of them are the same: what the encoder learns from.
 
-Two functions of two builds of a program are the same where their symbols have one name. Without
-symbols, twins are: the imports and words of strings that only one function of each build has are
-votes for these two, and twins give each other most of their votes.
+Functions of two builds of a program are the same if their symbols have the same name. Without
+symbols there are twins: each import or word of a string that only one function of each build has is
+a vote for this pair, and a pair is a twin if each gets most of the other's votes.
 """
 
 import dataclasses
@@ -180,7 +180,7 @@ def _joined(offsets: list[np.ndarray]) -> np.ndarray:
 
 
 def read_part(analysis_file: Path) -> dict:
-    """Return what the corpus has of one binary; it is kept, so that it is made once."""
+    """Return one binary's part of the corpus; it is cached."""
     kept = analysis_file.parent / "positions" / f"{analysis_file.stem}-{VERSION}.npz"
     if not kept.exists():
         analysis = load_analysis(analysis_file)
@@ -204,7 +204,7 @@ def read_part(analysis_file: Path) -> dict:
 
 
 def _digests(positions: Positions) -> np.ndarray:
-    """Return a number for what each function's own instructions say, int64 (F,)."""
+    """Return a hash of the words of each function's own instructions, int64 (F,)."""
     own = np.array([" " not in group and group != "size" for group in GROUPS]) & ~NAMES
     bags, found = positions.bags, []
     for start, end in itertools.pairwise(bags.indptr.tolist()):

@@ -36,16 +36,16 @@ from features.positions import read_positions
 from files.arrays import Damage, Numbers, check_arrays, weights_of
 
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "encoder.safetensors"
-SCORES = 1 << 17  # attention scores of a head that are computed at a time
-LAYERS = 12  # at most
-MOST = 1e4  # weights that are further from 0 give numbers that are none
+SCORES = 1 << 17  # attention scores per head to compute at a time
+LAYERS = 12  # maximum number of blocks
+MOST = 1e4  # larger weights would overflow
 PREFIX = "transformer.blocks."
-OWN = {"words", "idf", "heads", "calibration"}  # arrays that are no weights
+OWN = {"words", "idf", "heads", "calibration"}  # arrays that are not weights
 
 
 @dataclasses.dataclass
 class Encoder:
-    """What encoder/train.py trains.
+    """An encoder that encoder/train.py has trained.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Encoder:
     calibration : Calibration
         From cosines to chances of being right.
     identity : str
-        A name that another encoder does not have: 16 hexadecimal digits of a hash.
+        16 hexadecimal digits of a hash; every other encoder has another one.
     """
 
     vocabulary: Vocabulary
@@ -94,7 +94,7 @@ class Encoder:
         return self.encode(inputs if functions is None else inputs.only(functions), names, around)
 
     def encode(self, inputs: Inputs, names: bool = True, around: bool = True) -> np.ndarray:
-        """As `__call__`, of what was read of the functions before."""
+        """Encode functions whose words were already looked up; see `__call__`."""
         w = self.weights
         table = w["transformer.embed.words.weight"]
         functions, width = len(inputs.offsets) - 1, table.shape[1]
@@ -166,7 +166,7 @@ class Encoder:
 
     @functools.cached_property
     def _projections(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each block, what makes queries, which are scaled already, keys and values."""
+        """For each block, one matrix and bias for the (already scaled) queries, keys and values."""
         found = []
         for layer in range(self.layers):
             parts = [f"{PREFIX}{layer}.attn.proj_{part}" for part in "qkv"]
@@ -224,7 +224,7 @@ def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 def _chunks(length: np.ndarray) -> list[np.ndarray]:
-    """Return which functions are computed together: of about one length, to fit in the cache."""
+    """Group functions of about the same length, few enough to fit in the processor's cache."""
     order = np.argsort(length, kind="stable")
     chunks, start = [], 0
     while start < len(order):
@@ -240,7 +240,7 @@ def _chunks(length: np.ndarray) -> list[np.ndarray]:
 
 
 def schema(layers: int) -> dict[str, Numbers]:
-    """Return what the file of an encoder with so many blocks holds."""
+    """Return the schema of the file of an encoder with this number of blocks."""
     found = {
         "words": Numbers("i4", "V"),
         "idf": Numbers("f4", "V + 1", most=MOST),
@@ -271,7 +271,7 @@ def read_encoder(path: str | os.PathLike[str] = DEFAULT) -> Encoder:
     Raises
     ------
     utils.UserError
-        No such file, or none of encoder/train.py's.
+        The file is missing, or encoder/train.py did not write it.
     """
     with weights_of(path, "encoder", "encoder/train.py") as arrays:
         layers = sum(key.endswith("pwff.fc1.bias") for key in arrays)

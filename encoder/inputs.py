@@ -1,4 +1,4 @@
-"""What the encoder reads of functions: rows of its table of words, where they stand and as bags."""
+"""What the encoder reads: rows of its table of words, by position and as bags."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import scipy.sparse
 from features.positions import BAG, WORD_KINDS, Positions
 from features.tfidf import DIMENSIONS
 
-BUCKETS = 4096  # rows of the table that words share that are not in the vocabulary
+BUCKETS = 4096  # rows of the table shared by all words outside of the vocabulary
 GROUPS = list(BAG)
 OFFSET = np.array([WORD_KINDS.index(kind) * DIMENSIONS for kind in BAG.values()])
 # Groups of words by what they tell: names (of a function and of others), and what lies around it.
@@ -67,7 +67,7 @@ class Inputs:
     bags: scipy.sparse.csr_matrix
 
     def only(self, functions: np.ndarray) -> "Inputs":
-        """Return what is read of some functions, int64 (n,), in this order."""
+        """Return the inputs of some functions, int64 (n,), in this order."""
         length = np.diff(self.offsets)[functions]
         at = ranges(self.offsets[functions], length)
         lines, line = np.unique(self.line[at], return_inverse=True)
@@ -84,7 +84,7 @@ def look_up(positions: Positions, vocabulary: Vocabulary) -> Inputs:
         (np.ones(of_line.nnz, np.float32), vocabulary.row(of_line.indices), of_line.indptr),
         (of_line.shape[0], rows),
     )
-    several = np.maximum(np.diff(names.indptr), 1)  # the words of a long text are not louder
+    several = np.maximum(np.diff(names.indptr), 1)  # so that long texts do not count more
     data = np.repeat(several.astype(np.float32) ** -0.5, np.diff(names.indptr))
     named = scipy.sparse.csr_matrix(
         (data, vocabulary.row(names.indices), names.indptr), (names.shape[0], rows)

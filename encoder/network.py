@@ -16,20 +16,20 @@ from torch import Tensor, nn
 import models
 from encoder.inputs import AROUND, CONTEXT, GROUPS, NAMES, NEAR, UP, Inputs, ranges
 
-TOGETHER = 64  # functions of about the same length that are computed at a time
-TRAINED = 64  # instructions of a function that training reads: long functions cost most
+TOGETHER = 64  # functions of about the same length to compute at a time
+TRAINED = 64  # instructions per function to read in training: long functions cost most
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What of functions is read: names (imports, strings), and what lies around a function."""
+    """Which words are read: names (imports, strings), and those of callees and callers."""
 
     names: bool = True
     around: bool = True
 
     @property
     def groups(self) -> np.ndarray:
-        """Which groups of the bag are read, bool (len(GROUPS),)."""
+        """The groups of the bag that are read, bool (len(GROUPS),)."""
         return (self.names | ~NAMES) & (self.around | ~AROUND)
 
 
@@ -60,7 +60,7 @@ class Network(nn.Module):
         self.gain = nn.Parameter(torch.sign(torch.randn(len(GROUPS), cfg.dim)))
         self.out = nn.Linear(cfg.dim, cfg.dim, bias=False)
         nn.init.zeros_(self.out.weight)
-        self.reads_order = True  # False: the bag alone, many times as quick
+        self.reads_order = True  # False: only the bag, many times faster
         self.predict = nn.Linear(cfg.dim, cfg.dim)  # of masked words; for pre-training only
 
     @property
@@ -118,7 +118,7 @@ class Network(nn.Module):
         )
 
     def chunks(self, inputs: Inputs, functions: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return which functions are computed together, and how many instructions are read."""
+        """Group functions of about the same length; return them and their instruction counts."""
         length = inputs.offsets[functions + 1] - inputs.offsets[functions]
         if self.training:
             length = np.minimum(length, TRAINED)

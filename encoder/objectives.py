@@ -1,4 +1,4 @@
-"""What the encoder is asked for in its training: objectives, each a loss of a batch of functions.
+"""The objectives of the encoder's training: each is a loss of a batch of functions.
 
 `Masked` and `Twins` need no symbols, so they are for pre-training; `Same` is the contrast of
 functions of one name.
@@ -37,7 +37,7 @@ class Data(NamedTuple):
 
 
 class Objective:
-    """Draws pairs of functions from two builds, and gives a loss; a subclass with a key is one."""
+    """How to pair functions of two builds, and a loss; subclasses with a key are registered."""
 
     key: str
 
@@ -52,7 +52,7 @@ class Objective:
 
     @staticmethod
     def loss(network: Network, data: Data, pairs: np.ndarray, view: View) -> Tensor:
-        """Return the loss of pairs (n, 2), in which -1 is a partner that there is not."""
+        """Return the loss of pairs (n, 2), where -1 means that there is no partner."""
         raise NotImplementedError
 
 

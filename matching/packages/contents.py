@@ -170,7 +170,7 @@ class _TooMuch(utils.UserError):
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header whose extensions, which go into memory, are small, and whose faults are told."""
+    """A tar header that refuses large extensions, which tarfile reads into memory, and damage."""
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
@@ -186,7 +186,7 @@ class _Header(tarfile.TarInfo):
 
 
 class _Counted(io.RawIOBase):
-    """What comes out of a decompressor, counted."""
+    """The output of a decompressor, counted against the limit."""
 
     def __init__(self, file: IO[bytes], spend: Callable[[int], None]) -> None:
         self.file, self.spend = file, spend
