@@ -1,11 +1,11 @@
-"""Which numbers in a binary's instructions are addresses, and of what.
+"""Find which numbers in a binary's instructions are addresses, and what they point to.
 
 Compilers write an address in many ways: whole (x86, s390x), as a page and its low bits (``adrp``
 and ``add`` on AArch64, ``lui`` and ``addiu`` on MIPS, ``lis`` and ``addi`` on PowerPC, ``auipc``
 and ``addi`` on RISC-V), as a distance from a register that holds the address of the global offset
-table (i386, MIPS, PowerPC), or as a word in a pool behind the function (ARM). Here the registers
-that hold parts of addresses are followed through each function, so that every number in the text of
-an instruction is known to be an address, a part of one, or a number.
+table (i386, MIPS, PowerPC), or as a word in a pool behind the function (ARM). This module follows
+the registers that hold parts of addresses through each function, and so finds out whether each
+number in the text of an instruction is an address, a part of one, or just a number.
 """
 
 import functools
@@ -17,18 +17,19 @@ import numpy as np
 
 from binary.analysis import CALL, STEP_OVER
 
-# An address; a part of one; a number from a pool of constants; where the offset table holds an
-# address, which counts then; an offset from an address to a variable, which counts as both.
+# What a number is: an address; a part of one; a number from a pool of constants; the address of an
+# entry of the offset table, where the entry's content counts; an offset from an address to a
+# variable, which counts as a number and as an address.
 PLACE, PART, NUMBER, SLOT, OFFSET = range(5)
-IN_MEMORY = 255  # a memory operand that does not show its offset, as it is 0
-# A number as capstone writes it, without those in names (x8, st(0)) and scales (rax*8).
+IN_MEMORY = 255  # a memory operand that shows no offset because the offset is 0
+# A number as capstone writes it; numbers in names (x8, st(0)) and scales (rax*8) do not match.
 DIGITS = re.compile(r"(?<![\w*$%.])-?(?:0x[0-9a-f]+|\d+)(?![\w.])")
 BRANCH = re.compile(r"(bnd |notrack )*(call|j|loop|b|cbn?z|tbn?z|xbegin|c\.j|c\.b|c[lg]*[ir]+j)")
 CALLS = re.compile(r"(bnd |notrack )*(call|bl|blx|jal|bal|bctrl|bdnzl|bcl|brasl|bras)\b")
 READS_FIRST = re.compile(r"(c\.)?(st|sw|sd|sh|sb|fs|s[dw]c1|v?str|cmp|cmn|tst|teq|test|push|mt|b)")
 COMPUTES = {"and", "or", "xor", "test", "imul", "shl", "shr", "sar", "rol", "ror", "ret", "enter"}
-NOT_A_PLACE = COMPUTES | {"bt", "bts", "btr", "int", "in", "out"}  # x86: these use no addresses
-SAVED = {  # registers that a call leaves as they are
+NOT_A_PLACE = COMPUTES | {"bt", "bts", "btr", "int", "in", "out"}  # x86: these never use addresses
+SAVED = {  # registers that a call preserves
     "X86": {"ebx", "esi", "edi", "ebp"},
     "AARCH64": {f"x{i}" for i in range(19, 30)},
     "ARM": {f"r{i}" for i in range(4, 12)} | {"sb", "sl", "fp"},
@@ -38,7 +39,7 @@ SAVED = {  # registers that a call leaves as they are
 }
 
 
-AHEAD = 40  # instructions in which a loop's first access to memory is looked for
+AHEAD = 40  # how many instructions to search for a loop's first access to memory
 
 
 class Value(NamedTuple):
@@ -48,10 +49,10 @@ class Value(NamedTuple):
     ----------
     number : int
     base : int
-        1: an offset from it is a part of an address, not that of a structure's field; 2: what an
-        offset makes of it is such a base again; 0: neither.
+        1: an offset added to it is a part of an address, not the offset of a structure's field;
+        2: the same, and the sum is such a base, too; 0: neither.
     made_by : tuple of (block, line, position)
-        The numbers that it was made of.
+        The numbers in the instructions from which it was computed.
     """
 
     number: int
@@ -60,7 +61,7 @@ class Value(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """A memory operand: registers, the offset, and which number of the line that is."""
+    """A memory operand: its registers, its offset, and which number of the line the offset is."""
 
     base: str | None
     index: str | None
@@ -70,7 +71,7 @@ class Memory(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """An instruction's text, taken apart; ``numbers`` holds (operand, value) of each number."""
+    """The parsed text of an instruction; ``numbers`` holds (operand, value) for each number."""
 
     operands: tuple[str, ...]
     numbers: tuple[tuple[int, int], ...]
@@ -79,7 +80,7 @@ class Parsed(NamedTuple):
 
 @functools.lru_cache(1 << 17)
 def parse(text: str) -> Parsed:
-    """Take the text of an instruction's operands apart."""
+    """Parse the text of an instruction's operands."""
     operands = tuple(re.split(r", (?![^\[{(]*[\]})])", text)) if text else ()
     numbers, memory = [], None
     for which, operand in enumerate(operands):
@@ -122,7 +123,7 @@ def _parentheses(operand: str, first: int) -> Memory | None:
 
 
 def is_constant(region) -> bool:
-    """Whether what a section or segment holds stays as it is once the file is loaded."""
+    """Whether the content of a section or segment never changes after loading."""
     return not region.is_writable or getattr(region, "name", "").startswith(".data.rel.ro")
 
 
@@ -133,9 +134,9 @@ class Finder:
     ----------
     project : angr.Project
     code : dict of angr's node to list of Instruction
-        The code blocks, in the order of their numbers.
+        The code blocks, ordered by their numbers.
     edges : list of (int, int, int)
-        Source, target, kind; as in `Analysis`.
+        (source, target, kind), as in `Analysis`.
     """
 
     def __init__(self, project, code, edges) -> None:
@@ -157,7 +158,7 @@ class Finder:
         ]
         self.got = {"MIPS": 0x7FF0, "PPC": 0x8000}.get(self.family, 0)
         self.got += next((r.vaddr for r in image.sections if r.name == ".got"), 0)
-        # A shared object's code holds distances only: no number in it is an address by itself.
+        # Position-independent code holds only distances: no number in it is an absolute address.
         kind = type(image).__name__
         moves = "MachO" in kind or ("ELF" in kind and image.pic and image.is_main_bin is not None)
         self.absolute = not (moves and getattr(image, "pic", False))
@@ -168,10 +169,10 @@ class Finder:
         self.found: list[tuple[int, int, int, int, int]] = []
         self.parts: set[tuple[int, int, int]] = set()
         self.thunks: dict[int, str | None] = {}
-        self.words: set[int] = set()  # addresses of what ARM's code loads from pools
+        self.words: set[int] = set()  # addresses of the words that ARM code loads from pools
 
     def fields(self) -> dict[str, np.ndarray]:
-        """Return the fields of an `Analysis` that say what the operands of instructions are."""
+        """Return the fields of an `Analysis` that say what the numbers in instructions mean."""
         columns = list(zip(*self.references(), strict=True)) or [()] * 5
         names = "operand_block", "operand_line", "operand_number", "operand_kind", "operand_value"
         types = np.int32, np.int32, np.uint8, np.uint8, np.uint64
@@ -181,7 +182,7 @@ class Finder:
         return fields
 
     def pools(self) -> list[tuple[int, int]]:
-        """Return (start, end) of the data between blocks of ARM's code that instructions name."""
+        """Return (start, end) of the data between blocks of ARM code that instructions refer to."""
         if self.family != "ARM":
             return []
         starts = sorted(a & ~1 for a in self.address)
@@ -200,7 +201,7 @@ class Finder:
         return [(start, end) for start, end in pieces if start < end]
 
     def references(self) -> list[tuple[int, int, int, int, int]]:
-        """Return (block, line, which number of the line, kind, value), sorted."""
+        """Return (block, line, index of the number in the line, kind, value), sorted."""
         follows = self.family in SAVED
         states = self._states() if follows else None
         for block in range(len(self.lines)):
@@ -218,24 +219,24 @@ class Finder:
         return [(*at, *what) for at, what in sorted(kept.items())]
 
     def is_mapped(self, address: int) -> bool:
-        """Whether an address lies in a section of the file, or just behind it."""
+        """Whether an address lies in a section of the file, or directly behind one."""
         at = int(np.searchsorted(self.starts, address, side="right")) - 1
         return at >= 0 and address <= self.bounds[at][1]
 
     def is_near(self, address: int) -> bool:
-        """Whether an offset of 16 bits leads from an address into the image."""
+        """Whether the image can be reached from an address with a 16-bit offset."""
         return self.starts[0] - 0x8000 <= address <= self.bounds[-1][1] + 0x8000
 
     # ---------------------------------------------------------------- registers through blocks
 
     def _states(self) -> list[dict[str, Value] | None]:
-        """Return what the registers hold where each block begins."""
+        """Return what the registers hold at the beginning of each block."""
         n = len(self.lines)
         flow, entered = defaultdict(list), set()
         ends = [lines[-1].address + lines[-1].size for lines in self.lines]
         for source, target, kind in self.edges:
             if source < n and target < n:
-                # The stubs of 32-bit PowerPC go by the offset table of whoever calls them.
+                # Stubs on 32-bit PowerPC use their caller's register for the offset table.
                 stub = self.family == "PPC" and self.lines[target][-1].mnemonic == "bctr"
                 if kind == CALL and self.address[target] & ~1 != ends[source] and not stub:
                     entered.add(target)
@@ -285,7 +286,7 @@ class Finder:
     # ------------------------------------------------------------------------ instructions
 
     def _run(self, block: int, state: dict[str, Value], emit: bool) -> None:
-        """Follow the instructions of a block; ``emit``: note the addresses that they name."""
+        """Follow the instructions of a block; if ``emit``, record the addresses they refer to."""
         lines = self.lines[block]
         start = self.address[block] & ~1
         if self.family == "X86" and lines[0].mnemonic == "pop" and block:
@@ -311,7 +312,7 @@ class Finder:
             self.parts.update(made.made_by)
 
     def _direct(self, block: int, line: int, instruction) -> None:
-        """Note the addresses that an instruction names by itself."""
+        """Record the addresses that an instruction contains whole."""
         parsed = parse(instruction.operands)
         if not parsed.numbers:
             return
@@ -339,12 +340,12 @@ class Finder:
             self._note_through((block, line, last), value)
 
     def _note_through(self, at: tuple[int, int, int], address: int, *values: Value) -> None:
-        """Note an access to memory: of what the offset table holds, if it is one to that."""
+        """Record an access to memory; if it is to the offset table, one to what the entry holds."""
         place = self._through(address)
         self._note(at, PLACE if place == address else SLOT, place, *values)
 
     def _through(self, address: int) -> int:
-        """Return what the offset table holds at an address, or the address if it lies elsewhere."""
+        """Return the offset table's entry at an address, or the address if there is none."""
         if any(start <= address < end for start, end in self.offset_table):
             content = self._word(address)
             page = self.family == "MIPS" and content and not content & 0xFFFF
@@ -359,10 +360,10 @@ class Finder:
             return None
 
     def _plain(self, block, line, instruction, parsed, state, emit) -> None:
-        """For processors whose instructions hold whole addresses."""
+        """Handle an instruction of a processor whose instructions contain whole addresses."""
 
     def _kill(self, state: dict[str, Value], instruction, parsed: Parsed) -> None:
-        """Forget the registers that an instruction writes, or may write."""
+        """Forget the registers that an instruction writes or may write."""
         operands = parsed.operands
         if operands and not READS_FIRST.match(instruction.mnemonic):
             for register in re.findall(r"[$%\w]+", operands[0]) if "[" not in operands[0] else ():
@@ -371,7 +372,7 @@ class Finder:
             state.pop(operands[1], None)
 
     def _load(self, block, line, memory: Memory, base: Value, emit: bool) -> Value | None:
-        """Note an access to memory at a base; return the word that the offset table holds there."""
+        """Record an access to memory relative to a base; return the offset table's word there."""
         address = (base.number + memory.offset) & self.mask
         if not base.base or not self.is_mapped(address):
             return None
@@ -385,7 +386,7 @@ class Finder:
         return Value(place, page, (at,) if page else ()) if place != address else None
 
     def _add(self, block, line, position, base: Value, offset: int, emit: bool) -> Value | None:
-        """Return base + offset, an address, and note it; None if it is none."""
+        """Record base + offset and return it; None if it is not an address."""
         address = (base.number + offset) & self.mask
         if not self.is_mapped(address):
             return None
@@ -438,7 +439,7 @@ class Finder:
             state[target] = result
 
     def _thunk(self, address: int) -> str | None:
-        """Return the register that the function at this address loads its return address into."""
+        """Return the register into which the function at this address loads its return address."""
         if address not in self.thunks:
             self.thunks[address] = self._read_thunk(address)
         return self.thunks[address]
@@ -482,7 +483,7 @@ class Finder:
         self._kill(state, instruction, parsed)
         state.pop(target, None)
         if memory and (instruction.operands.endswith("!") or "[" not in operands[-1]):
-            state.pop(memory.base, None)  # written back
+            state.pop(memory.base, None)  # the instruction writes it back
         if mnemonic.startswith("ldp"):
             state.pop("x" + operands[1][1:], None)
         if result is not None:
@@ -566,7 +567,7 @@ class Finder:
             state[target] = result
 
     def _whole(self, block, line, place: int, slot: bool, *values: Value) -> None:
-        """Note that an instruction completes an address without a number of its own."""
+        """Record that an instruction completes an address although it contains no number."""
         self._note((block, line, IN_MEMORY), SLOT if slot else PLACE, place, *values)
 
     def _mips(self, block, line, instruction, parsed, state, emit) -> None:
@@ -616,7 +617,7 @@ class Finder:
 
     @staticmethod
     def _indexed(operands: tuple[str, ...], state: dict[str, Value]) -> Value | None:
-        """Return the page that an index is added to: the low bits may follow."""
+        """Return the page to which an index is added; a later instruction may add the low bits."""
         bases = [state[o] for o in operands if o in state and state[o].base]
         return bases[0] if len(bases) == 1 else None
 
@@ -674,7 +675,7 @@ class Finder:
             state[target] = result
 
     def _bias(self, block: int, line: int, register: str) -> int:
-        """Return the step of a loop that adds it before it loads: such begin a step too early."""
+        """Return the step of a loop that adds it before it loads; its base is one step too low."""
         ahead = [i for lines in self.lines[block : block + 3] for i in lines][line + 1 :]
         for instruction in ahead[:AHEAD]:
             parsed = parse(instruction.operands)
@@ -685,10 +686,10 @@ class Finder:
         return 0
 
     def _offset(self, at: tuple[int, int, int], address: int, emit: bool) -> None:
-        """Note an offset from a known address; clang merges variables and texts into one object.
+        """Record an offset from a known address; clang merges variables and texts into one object.
 
-        Of constants only what lies there counts, so that texts may move. The offset of a variable
-        counts, too: it may be that of a field.
+        For constants, only the content at the sum counts, because texts may move. For variables
+        the offset counts as well, because it may be the offset of a field.
         """
         if emit and self.is_mapped(address):
             constant = any(start <= address < end for start, end in self.constant)
@@ -696,7 +697,7 @@ class Finder:
 
     @staticmethod
     def _spill(mnemonic: str, operands, memory: Memory | None, state: dict[str, Value]) -> None:
-        """Follow what PowerPC code keeps on the stack, and forget what changes a base."""
+        """Follow values that PowerPC code keeps on the stack; forget those whose base changes."""
         if memory and mnemonic.endswith(("u", "ux")):
             state.pop(memory.base, None)
         if operands[0] == "r1" or (memory and memory.base == "r1" and mnemonic.endswith("u")):

@@ -1,4 +1,4 @@
-"""What is known of one binary: its tidied control-flow graph, and the file that caches it."""
+"""The analysis of one binary: its tidied control-flow graph, and the file that caches it."""
 
 # ruff: noqa: RUF009 - numbers() and texts() below are dataclasses.field() with another name
 
@@ -17,11 +17,11 @@ import utils
 from binary.architectures import ARCHITECTURES, Architecture
 from files.arrays import Numbers, Texts, read_arrays, write_arrays
 
-VERSION = 18  # of the analysis below; a change of it makes cached analyses stale
+VERSION = 18  # of the analysis below; raise it to make cached analyses again
 JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
-# What a file itself tells where functions begin by; of two that give one start the first is named.
+# The sources of function starts in a file; if two give the same start, the first one is named.
 SOURCES = (
-    "part",  # of a function: code that the compiler put elsewhere, such as sort.cold
+    "part",  # of a function: code that the compiler moved elsewhere, such as sort.cold
     ".eh_frame",
     ".pdata",
     "LC_FUNCTION_STARTS",
@@ -47,7 +47,7 @@ def numbers(
 ) -> Any:
     """Return a field of :class:`Analysis`: an array that :class:`files.arrays.Numbers` describes.
 
-    Only page and comparison read ``display`` fields, which may be left out.
+    Only comparisons and their pages read ``display`` fields; they may be left out.
     """
     kind = Numbers(*schema, **limits)
     metadata = {"schema": kind, "display": display}
@@ -66,79 +66,79 @@ def texts(length: str, raw: bool = False, display: bool = False) -> Any:
 
 @dataclasses.dataclass
 class Analysis:
-    """The tidied control-flow graph of one binary, B nodes and m edges.
+    """The tidied control-flow graph of one binary, with B nodes and m edges.
 
-    Tidied means: an imported function is one node, whatever stub or simulated procedure angr shows
-    for it; alignment padding, unresolvable targets, system calls and the lazy-binding halves of
-    PLT entries are no nodes. Nodes are sorted: code by address, then imports by name.
+    Tidied means: an imported function is one node, whichever stubs or simulated procedures angr has
+    for it. Alignment padding, unresolvable targets, system calls and the lazy-binding halves of PLT
+    entries are removed. Nodes are sorted: code by address, then imports by name.
 
     Attributes
     ----------
     address : uint64 (B,)
         Address of the block as angr maps the binary; 0 for imports.
     function : int32 (B,)
-        Index into ``function_address``; imports are functions of their own, behind the others.
+        Index into ``function_address``; each import is a function, behind the others.
     edges : int32 (m, 2), kind : uint8 (m,)
         Sorted; kind is JUMP, CALL or STEP_OVER.
     returns : bool (B,)
-        The block gives control back to the caller: a return, a jump through a pointer that nobody
-        could follow (a tail call), an import that returns.
+        Whether control may go back to the caller: from a return, from a jump through a pointer that
+        could not be followed (a tail call), or from an import that returns.
     function_address : uint64 (F,)
         Entry of each function, sorted; 0 for imports.
     function_name : list of str
-        For display only: the symbol, or a name that angr makes from the address.
+        For display only: the symbol, or a name made from the address.
     import_name : list of str
         Import i is the node B - len(import_name) + i.
     string_block : int32 (r,), string : list of bytes
         Block string_block[i] refers to the literal string[i]; sorted, no duplicates.
     variable_block : int32 (v,), variable_address : uint64 (v,), variable_name : list of str
-        Block variable_block[i] refers to data that is no string literal, at variable_address[i];
+        Block variable_block[i] refers to data at variable_address[i] that is not a string literal;
         variable_name[i] is the import that a linker puts there, or "". Sorted, no duplicates.
-        What position-independent code of 32-bit ARM finds through its GOT is not followed.
+        References through the GOT in position-independent code of 32-bit ARM are missing.
     taker_block : int32 (t,), taken_block : int32 (t,)
-        Code in block taker_block[i] takes the address of block taken_block[i], and does not branch
+        Code in block taker_block[i] takes the address of block taken_block[i] without branching
         there: `main` for the C library, a comparator for qsort. Sorted, no duplicates.
     pointer_address : uint64 (p,), pointer_block : int32 (p,)
-        A word of initialised data, at pointer_address[i], holds the address of pointer_block[i];
+        The word of initialised data at pointer_address[i] is the address of pointer_block[i];
         sorted.
     label_pointer : int32 (l,), label : list of bytes
-        Near pointer label_pointer[i] lies one to the string literal label[i]: its name, perhaps.
+        Near pointer label_pointer[i] there is a pointer to the string literal label[i], which may
+        be the function's name in a table.
     first_instruction : int64 (B + 1,)
         Block b has the instructions first_instruction[b] up to first_instruction[b + 1]; imports
         have none.
     instruction_form : int32 (n,), form : list of str
         Instruction i is form[instruction_form[i]]: its mnemonic and the classes of its operands,
-        such as "mov reg8 ptr"; "str" for an operand that names a string literal. Sorted.
+        such as "mov reg8 ptr"; "str" is an operand that refers to a string literal. Sorted.
     operand_string : int32 (k,)
-        For each operand "str", in their order: which row of ``string`` it names.
+        For each operand "str", in order: the index of its literal in ``string``.
     instructions : list of bytes
         For display only: each block's disassembly, a line per instruction.
     code : list of bytes, instruction_size : uint8 (n,)
-        For display only: each block's machine code, and the sizes in bytes of all its
-        instructions, block after block.
+        For display only: each block's machine code, and the size in bytes of every instruction.
     reference_instruction : int32 (r,), reference_address : uint64 (r,)
-        For display only: instruction reference_instruction[i], counted over all blocks, names
+        For display only: instruction reference_instruction[i], counted over all blocks, refers to
         code, a string literal or a variable at reference_address[i]. Sorted, no duplicates.
     literal_address : uint64 (k,), literal : list of bytes
-        For display only: where the string literals lie that instructions name. Sorted.
+        For display only: the string literals to which instructions refer. Sorted.
     operand_block, operand_line : int32 (o,), operand_number, operand_kind : uint8 (o,),
     operand_value : uint64 (o,)
-        What the numbers in the instructions are that are no plain numbers, see `addresses`: number
-        operand_number[i] of line operand_line[i] of block operand_block[i]. Sorted.
+        What a number in an instruction means if it is not just a number (see `binary.addresses`):
+        number operand_number[i] of line operand_line[i] of block operand_block[i]. Sorted.
     data_address, data_size : uint64 (s,), data_constant : bool (s,), data : list of bytes
-        The sections of data: where they lie, how long they are, whether the program may write to
-        them, and what the file holds of them (nothing of .bss). Sorted.
+        The sections of data: their addresses and sizes, whether they stay constant, and their
+        content in the file (empty for .bss). Sorted.
     imported_address : uint64 (i,), imported_name : list of str
-        At imported_address[i] lies a stub of an imported function, or the dynamic linker puts the
-        address of an import there. Sorted.
+        At imported_address[i] is a stub of an imported function, or a word into which the dynamic
+        linker puts the address of an import. Sorted.
     pointers : uint64 (3,)
-        Bytes of a pointer; whether its first byte is the highest; the address that offsets into
-        the global offset table count from, or 0.
+        Size of a pointer in bytes; 1 if big-endian, else 0; the address from which offsets into the
+        global offset table count, or 0.
     processor_number : uint8 (1,)
-        Which of `binary.architectures.ARCHITECTURES`, see ``processor``.
+        Index into `binary.architectures.ARCHITECTURES`, see ``processor``.
     start_address : uint64 (s,), start_end : uint64 (s,), start_source : uint8 (s,)
-        What the file itself says of where functions begin and end (0: it does not say), and which
-        of its tables does, an index into SOURCES; sorted.
+        Where functions begin and end according to the file (end 0: the file does not say), and the
+        table that says so, an index into SOURCES; sorted.
     """
 
     # B blocks, of which I are imports; F functions; N instructions.
@@ -197,7 +197,7 @@ class Analysis:
         return list(ARCHITECTURES)[self.processor_number[0]]
 
     def start_sources(self) -> dict[str, int]:
-        """Return what says that functions begin where they do, and of how many it does."""
+        """Return source -> number of functions whose start it gives."""
         source = dict(zip(self.start_address.tolist(), self.start_source.tolist(), strict=True))
         entries = self.function_address[: self.code_functions].tolist()
         found = Counter(source.get(address, PART) for address in entries)
@@ -236,18 +236,18 @@ class Analysis:
 
 @functools.cache
 def analysis_settings() -> str:
-    """Return what a cached analysis depends on besides the file's content."""
+    """Return what a cached analysis depends on, apart from the file's content."""
     return f"analysis {VERSION}, angr {importlib.metadata.version('angr')}"
 
 
 def cache_file(output_dir: str | os.PathLike[str], sha256: str) -> Path:
-    """Return where the analysis of the file with this content is (to be) kept."""
+    """Return the path of the cached analysis for a file with this content."""
     key = hashlib.sha256(f"{sha256}, {analysis_settings()}".encode()).hexdigest()
     return Path(output_dir) / f"{key}.npz"
 
 
 def schema(for_display: bool = True) -> dict[str, Numbers | Texts]:
-    """Return what the file of an analysis holds, with or without the fields for display."""
+    """Return field -> schema of an analysis file, with or without the fields for display."""
     return {
         field.name: field.metadata["schema"]
         for field in dataclasses.fields(Analysis)
@@ -262,7 +262,7 @@ def save_analysis(analysis: Analysis, path: str | os.PathLike[str]) -> None:
 
 
 def count_imports(path: str | os.PathLike[str]) -> int:
-    """Return how many functions the binary imports whose analysis :func:`save_analysis` wrote.
+    """Return the number of imports in an analysis file.
 
     Raises
     ------
@@ -274,7 +274,7 @@ def count_imports(path: str | os.PathLike[str]) -> int:
 
 
 def load_analysis(path: str | os.PathLike[str], for_display: bool = True) -> Analysis:
-    """Read what :func:`save_analysis` wrote; without ``for_display``, these fields stay empty.
+    """Read what :func:`save_analysis` wrote; fields for display only with ``for_display``.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""What differs between processors for whoever reads instructions; angr and capstone know the rest.
+"""What this project must know about each processor; angr and capstone know the rest.
 
-The patterns match lines of an analysis, as capstone writes them: the mnemonic, a space, operands.
+The patterns match lines of an analysis as capstone writes them: mnemonic, space, operands.
 """
 
 import dataclasses
@@ -22,28 +22,28 @@ class Architecture:
     Attributes
     ----------
     branch, call, jump : patterns
-        Mnemonics of all instructions that branch or return, of calls, and of jumps to one address.
+        All instructions that branch or return; calls; unconditional jumps.
     indirect : pattern
         Jumps through a register or a word in memory.
     trap : pattern
-        Mnemonics of instructions that end the program.
+        Instructions that end the program.
     idle : pattern
-        Instructions that do nothing: they fill the gaps between functions.
+        Instructions that do nothing; compilers fill the gaps between functions with them.
     field : pattern
         A memory operand at a constant offset: groups base, sign, offset.
     pc : frozenset of str
         Registers that hold the address of the next instruction.
     frame : frozenset of str
-        Registers, ``pc`` included, whose offsets are places in a stack frame or in the image, and
-        differ between builds.
+        Registers that point into the stack or the image, ``pc`` included: offsets from them differ
+        between builds.
     sizes : tuple of (pattern, int)
-        Bytes of the registers that angr names otherwise than capstone does.
+        Size in bytes of the registers that angr and capstone name differently.
     delay : int
-        Instructions that stand behind a branch and are executed before it takes effect.
+        Number of instructions behind a branch that are executed before it takes effect.
     composes : bool
-        Several instructions may make one address.
+        Whether several instructions may make up one address.
     pools : bool
-        Constants and addresses stand between functions, and are loaded from there.
+        Whether code loads constants and addresses from pools between functions.
     """
 
     branch: re.Pattern[str]
@@ -61,7 +61,7 @@ class Architecture:
     pools: bool = False
 
     def branching(self, lines: list[str]) -> str:
-        """Return the line of a block at which it may branch: its last, or before the delay slot."""
+        """Return the line at which a block may branch: the last, or the one before a delay slot."""
         if self.delay and len(lines) > 1 and self.branch.match(lines[-2]):
             return lines[-2]
         return lines[-1]
@@ -106,7 +106,7 @@ _ARM = Architecture(
     jump=_jumps(r"b(?:\.w)?"),
     indirect=re.compile(r"bx |ldr(?:\.w)? pc,|(?:pop|ldm).*pc|mov pc,"),
     trap=_mnemonics(r"udf(?:\.w)?|bkpt"),
-    # The last is 0xd4d4d4d4, with which lld fills gaps, so that whoever gets there is stopped.
+    # The last one is 0xd4d4d4d4, with which lld fills gaps to trap stray jumps.
     idle=_mnemonics(r"nop(?:\.w)?|hint|mov (\w+), \1|ldrble sp, \[r4\], #0x4d4"),
     field=_ARM_FIELD,
     frame=frozenset({b"sp", b"fp", b"pc"}),
@@ -172,7 +172,7 @@ _S390X = Architecture(
     composes=False,
 )
 
-# LLVM's name of each processor -> its family, and what angr calls it.
+# LLVM's name of each processor -> its family and angr's name.
 ARCHITECTURES = {
     "x86_64": _X86,
     "i386": _I386,
@@ -220,5 +220,5 @@ def processor_of(arch) -> str | None:
 
 
 def architecture_of(arch) -> Architecture:
-    """Return what is to be known of one of angr's processors."""
+    """Return the family of one of angr's processors."""
     return ARCHITECTURES[processor_of(arch)]

@@ -1,8 +1,8 @@
 """BinExport files: disassembled programs, as IDA, Ghidra and Binary Ninja export them for BinDiff.
 
-The format is one protocol buffer. Its messages are described here by the fields that this project
-reads and writes; readers skip all others. Files hold what is referred to by indices into lists, and
-so does everything below.
+The format is one protocol buffer. FIELDS describes only the fields that this project reads or
+writes; the parser skips all others. In the file, everything refers to everything else by its index
+in a list; the names below do the same.
 """
 
 import bisect
@@ -26,7 +26,7 @@ from binary.references import places
 from terminal.escape import printable
 
 SUFFIX = ".binexport"  # of file names, in lower case
-# message -> field -> its number and type; "*" in front means a list, a capital letter a message.
+# message -> field -> number and type; "*" means a list; a type with a capital letter is a message.
 FIELDS = {
     "Meta": {
         "executable_name": "1 string", "executable_id": "2 string",
@@ -73,17 +73,17 @@ FIELDS = {
         "data_reference": "15 *DataReference",
     },
 }  # fmt: skip
-LARGEST = 1 << 26  # bytes of a section, of which a file says only where strings are
+LARGEST = 1 << 26  # maximum number of bytes of a section; its content is made from strings
 NORMAL, LIBRARY, IMPORTED, THUNK = range(4)  # Vertex.type
 SYMBOL, IMMEDIATE, FLOAT, OPERATOR, REGISTER, SIZE, DEREFERENCE = range(1, 8)  # Expression.type
-IF, ELSE, ALWAYS, SWITCH = range(1, 5)  # Edge.type; a file says ALWAYS by saying nothing
-# What the exporters call processors, and LLVM's name for each with 32 and 64 bits.
+IF, ELSE, ALWAYS, SWITCH = range(1, 5)  # Edge.type; ALWAYS is the default
+# The exporters' names of processors, and LLVM's names of their 32-bit and 64-bit versions.
 PROCESSORS = {
     "x86-64": "x86_64", "x86-32": "i386", "aarch64-64": "aarch64", "arm-64": "aarch64",
     "arm-32": "arm", "mips-32": "mips", "mips-64": "mips64", "ppc-32": "powerpc",
     "ppc-64": "powerpc64le",
 }  # fmt: skip
-# What archinfo calls each of these, and its byte order.
+# archinfo's name of each of these, and its byte order.
 ARCHINFO = {
     "x86_64": ("ArchAMD64", "LE"), "i386": ("ArchX86", "LE"), "aarch64": ("ArchAArch64", "LE"),
     "arm": ("ArchARMEL", "LE"), "mips": ("ArchMIPS32", "BE"), "mips64": ("ArchMIPS64", "BE"),
@@ -123,7 +123,7 @@ def messages() -> SimpleNamespace:
 
 
 class _Memory:
-    """Stands for angr's: the bytes of instructions are all that a BinExport file holds."""
+    """Replaces angr's memory; a BinExport file contains only the bytes of instructions."""
 
     def __init__(self) -> None:
         self.pieces: dict[int, bytes] = {}
@@ -143,9 +143,9 @@ class _Memory:
 
 
 class _Piece(NamedTuple):
-    """A stretch of instructions that ends where a basic block ends, or at a call."""
+    """A run of instructions that ends at a call or where its basic block ends."""
 
-    addr: int  # as angr's nodes call it; odd for Thumb code
+    addr: int  # has this name in angr's nodes, too; odd for Thumb code
     size: int
     thumb: bool
     called: tuple[int, ...]
@@ -155,14 +155,14 @@ class _Piece(NamedTuple):
 def read_binexport(path: str | os.PathLike[str]) -> Analysis:
     """Read a BinExport file as if angr had disassembled the program.
 
-    Functions, basic blocks, calls, strings and references to data are those of the tool that wrote
-    the file. Instructions are read anew from their bytes, so that files of all tools, and angr's
-    own analyses, compare with each other.
+    Functions, basic blocks, calls, strings and references to data are taken from the file.
+    Instructions are disassembled again from their bytes, so that files of different tools can be
+    compared with each other and with angr's analyses.
 
     Raises
     ------
     UserError
-        The file is damaged, or is for a processor that is not known.
+        The file is damaged, or is for an unknown processor.
     """
     from google.protobuf.message import DecodeError
 
@@ -172,7 +172,7 @@ def read_binexport(path: str | os.PathLike[str]) -> Analysis:
     except OSError as error:
         raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
     except DecodeError as error:
-        raise utils.UserError(f"{path} is no BinExport file, or is cut short") from error
+        raise utils.UserError(f"{path} is not a BinExport file, or is cut short") from error
     name = _text(file.meta_information.architecture_name)
     if name.lower() not in PROCESSORS:
         raise utils.UserError(
@@ -203,7 +203,7 @@ class _Reader:
         self.imports = self._imports()  # address -> name
         self.pieces: list[_Piece] = []
         self.memory = _Memory()
-        self.inside: list[tuple[int, int]] = []  # pieces, one behind the other
+        self.inside: list[tuple[int, int]] = []  # consecutive pieces
         self.ends: dict[tuple[int, int], int] = {}  # function, basic block -> its last piece
         self.begins: dict[tuple[int, int], int] = {}
         self.entries: list[int] = []
@@ -214,7 +214,7 @@ class _Reader:
             raise ValueError("it holds no function with code")
 
     def _instruction_addresses(self) -> list[int]:
-        """Return where each instruction lies; it says so only where it does not follow another."""
+        """Return each instruction's address; the file omits those that follow from the previous."""
         found, following = [], 0
         for instruction in self.file.instruction:
             address = instruction.address if instruction.HasField("address") else following
@@ -223,7 +223,7 @@ class _Reader:
         return found
 
     def _imports(self) -> dict[int, str]:
-        """Return the address of each imported function, and of each stub that only leads to one."""
+        """Return the address of each imported function and of each stub that leads to one."""
         vertices = self.file.call_graph.vertex
         with_code = {
             self._block_address(_at(self.file.basic_block, g.entry_basic_block_index, "block"))
@@ -273,10 +273,10 @@ class _Reader:
             self.inside += itertools.pairwise(range(first, len(self.pieces)))
 
     def _is_thumb(self, instructions: list[int]) -> bool:
-        """Whether code of ARM is Thumb code, which a file does not say.
+        """Whether ARM code is Thumb code, which the file does not say.
 
-        No other code has instructions of two bytes. Where all have four, it is that of which the
-        mnemonics look more like those that the file has.
+        Only Thumb code has instructions of two bytes. If all have four bytes, disassemble them both
+        ways, and compare the mnemonics with those in the file.
         """
         if any(len(self.file.instruction[i].raw_bytes) == 2 for i in instructions):
             return True
@@ -297,7 +297,7 @@ class _Reader:
             yield from range(span.begin_index, end)
 
     def _cut(self, span: list[int]) -> Iterator[list[int]]:
-        """Cut a block behind calls, as angr does, and at gaps."""
+        """Cut a block behind its calls, as angr does, and at gaps."""
         piece: list[int] = []
         for i in span:
             if piece:
@@ -320,7 +320,7 @@ class _Reader:
         self.memory.pieces[address] = max(code, self.memory.pieces.get(address, b""), key=len)
 
     def analysis(self) -> Analysis:
-        """Put everything together; where blocks belong to several functions, the first has them."""
+        """Make the analysis; a block of several functions is given to the first one."""
         self.memory.starts = sorted(self.memory.pieces)
         project = self._project()
         first: dict[int, int] = {}
@@ -330,12 +330,12 @@ class _Reader:
         place = {self.pieces[i].addr: n for n, i in enumerate(kept)}
         code = {self.pieces[i]: read_instructions(project, self.pieces[i]) for i in kept}
         if not all(code.values()):
-            raise ValueError("the bytes of a block are no instructions")
+            raise ValueError("the bytes of a block are not instructions")
         names = sorted(set(self.imports.values()))
         edges = sorted(self._edges(list(code.values()), kept, place, names, project))
         texts = self._texts(project, code, place)
         entry = sorted({e for e in self.entries if e in place})
-        # An entry that lies in the middle of another function's block is none.
+        # Leave out an entry in the middle of another function's block.
         number = {address: f for f, address in enumerate(entry)}
         function = [number.get(self.entries[self.pieces[i].function], 0) for i in kept]
         functions = [self._name(address) for address in entry]
@@ -407,7 +407,7 @@ class _Reader:
         )
 
     def _texts(self, project, code, place) -> dict[str, Any]:
-        """Return the fields of an `Analysis` that hold instructions and what they refer to."""
+        """Return the fields of an `Analysis` for instructions and what they refer to."""
         literals, refers, pointed_at = self._references()
         forms, strings, first = [], [], [0]
         variables, taken, references, sizes, text = set(), set(), set(), [], []
@@ -466,7 +466,7 @@ class _Reader:
         )
 
     def _references(self) -> tuple[dict[int, bytes], dict[int, set[int]], dict[int, int]]:
-        """Return literals by address, what each instruction names, and the literals among that."""
+        """Return address -> literal, instruction -> its addresses, instruction -> its literal's."""
         refers: dict[int, set[int]] = defaultdict(set)
         for reference in self.file.data_reference:
             refers[self._where(reference.instruction_index)].add(reference.address)
@@ -474,7 +474,7 @@ class _Reader:
         for reference in self.file.string_reference:
             instruction = self._where(reference.instruction_index)
             text = _at(self.file.string_table, reference.string_table_index, "string")
-            # Where an instruction names several places, a text lies in the constant one.
+            # If an instruction refers to several addresses, the text is at the constant one.
             named = sorted(refers.get(instruction, ()), key=lambda a: (self._is_writable(a), a))
             if named and text:
                 literals[named[0]] = _text(text).encode()
@@ -482,7 +482,7 @@ class _Reader:
         return literals, refers, pointed_at
 
     def _where(self, instruction: int) -> int:
-        """Return where an instruction lies, odd for Thumb code, as capstone is told."""
+        """Return an instruction's address, odd for Thumb code, as capstone expects."""
         address = _at(self.addresses, instruction, "instruction")
         return address | (instruction in self.thumb)
 
@@ -490,7 +490,7 @@ class _Reader:
         return any(s.address <= address < s.address + s.size for s in self.file.section if s.flag_w)
 
     def _project(self) -> SimpleNamespace:
-        """Return what stands for angr's project in functions that read instructions."""
+        """Return an object that replaces angr's project in functions that read instructions."""
         spans = [(s.address, s.size, s.flag_w) for s in self.file.section if not s.flag_x]
         spans += [(start, len(code), False) for start, code in self.memory.pieces.items()]
         spans += [(address, 1, False) for address in self.imports]
@@ -512,7 +512,7 @@ class _Reader:
         )
 
     def _contents(self, sections: list[tuple[int, int, bool]]) -> list[bytes]:
-        """Return what is known of sections of data: the strings in them, and zeros between."""
+        """Return the content of sections of data as far as known: strings, with zeros between."""
         literals, _, _ = self._references()
         contents = []
         for start, size, _ in sections:
@@ -525,7 +525,7 @@ class _Reader:
         return contents
 
     def _data(self) -> dict[str, Any]:
-        """Return the fields of an `Analysis` that say where data, imports and functions lie."""
+        """Return the fields of an `Analysis` for the addresses of data, imports and functions."""
         sections = sorted(
             (s.address, s.size, not s.flag_w) for s in self.file.section if not s.flag_x
         )
@@ -551,5 +551,5 @@ def _display(name: str) -> str:
 
 
 def _text(value: str | bytes) -> str:
-    """Return a string of the file; one that is no UTF-8 is read as bytes."""
+    """Return a string of the file; the parser returns bytes if it is not UTF-8."""
     return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")

@@ -1,8 +1,8 @@
-"""Where functions begin and end: what the file says, and for the rest angr's graph, mended.
+"""Correct where functions begin and end: use what the file says, and repair angr's graph elsewhere.
 
-angr takes some blocks that only a branch of their own function reaches for functions, and code that
-one function alone ends by jumping into for a part of it. Here functions are put together anew from
-the blocks and edges of an analysis. No symbol is looked at.
+angr sometimes starts a new function at a block that is reached only from inside its own function,
+and sometimes takes a function for a part of the only one that jumps to it. This module puts
+functions together again from the blocks and edges of an analysis. It does not use symbols.
 """
 
 import dataclasses
@@ -11,17 +11,16 @@ import numpy as np
 
 from binary.analysis import CALL, PART, Analysis
 
-ALIGNMENT = 16  # of functions, where a compiler optimises for speed
+ALIGNMENT = 16  # of functions in code that is optimised for speed
 
 
 def mend_boundaries(analysis: Analysis) -> Analysis:
-    """Return the analysis with other functions: ``function``, ``function_address``, their names.
+    """Return the analysis with corrected functions (``function``, ``function_address``, names).
 
-    A function begins wherever the file says so, and all in the range that it gives is one function.
-    Other stretches of code, from one of angr's functions' beginnings to the next, belong to the
-    function that falls or branches into them, unless they are called, or are jumped to as by a tail
-    call: at an aligned beginning, or anywhere in unaligned code that jumps to what is called
-    elsewhere.
+    A function begins wherever the file says so, and a range in the file is one function. The other
+    code is cut into stretches where angr begins a function. A stretch belongs to the function that
+    falls or branches into it, unless it is called or looks like the target of a tail call: a jump
+    to its aligned beginning. In unaligned code that makes tail calls, any jump to a stretch counts.
     """
     architecture = analysis.architecture
     n, names = analysis.code_blocks, len(analysis.import_name)
@@ -29,7 +28,7 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
     angr = analysis.function[:n]
     old = analysis.function_address[: analysis.code_functions].astype(np.int64)
     known_range = _ranges(analysis)
-    # Blocks are sorted by address. A function's beginning may be padding, which is no block.
+    # Blocks are sorted by address. angr's function may begin with padding, which is not a block.
     first = np.searchsorted(address, old)
     first = first[first < n]
     beginning = np.zeros(n, np.int64)
@@ -38,7 +37,7 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
     beginning[1:][known_range[1:] != known_range[:-1]] = 1
     is_start = analysis.start_source != PART
     certain = np.isin(address, analysis.start_address[is_start].astype(np.int64))
-    # What nothing but data points at is a function: an entry of a table, such as of methods.
+    # Code that only data points to is a function, for example an entry of a table of methods.
     source, target = analysis.edges.T
     pointed = np.zeros(n, bool)
     pointed[analysis.pointer_block] = True
@@ -56,7 +55,7 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
     called = np.zeros(n, bool)
     called[analysis.taken_block] = True
     called[target[inside & (analysis.kind == CALL)]] = True
-    called &= known_range < 0  # what is called within a range is a part of its function
+    called &= known_range < 0  # calls do not split a range of the file
     called |= certain
     parent = np.arange(len(head))
     has_call = called[head]
@@ -68,14 +67,14 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
         return s
 
     flow = np.flatnonzero(inside & (analysis.kind != CALL))
-    # Compilers that do not align functions either make no tail calls, or make them anywhere.
+    # If functions are not aligned, the compiler made either no tail calls or some to any address.
     unaligned = 2 * np.sum(address[called] % ALIGNMENT == 0) < np.sum(called)
     anywhere = unaligned and any(
         architecture.jump.match(_branching_line(analysis, a))
         for a, b in analysis.edges[flow].tolist()
         if called[b] and angr[a] != angr[b]
     )
-    # What lies near first: far jumps are angr's mistakes more often.
+    # Near jumps first, because far ones are more often angr's mistakes.
     away = np.abs(keys[source[flow], 0] - keys[target[flow], 0])
     for a, b in analysis.edges[flow[np.argsort(away, kind="stable")]].tolist():
         s, t = stretch[a], stretch[b]
@@ -83,7 +82,7 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
             continue
         if is_head[b] and known_range[b] < 0:
             last = _branching_line(analysis, a)
-            # What is called just before the next function may never return.
+            # A call at the end of a function may never return: the next function is another one.
             aligned = address[b] % ALIGNMENT == 0 or anywhere
             if (aligned and architecture.jump.match(last)) or architecture.call.match(last):
                 continue
@@ -95,7 +94,7 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
 
     roots = np.array([root(s) for s in range(len(head))])
     order = np.lexsort((address[head], entered, ~called[head], roots))
-    best = order[np.unique(roots[order], return_index=True)[1]]  # the stretch each begins with
+    best = order[np.unique(roots[order], return_index=True)[1]]  # where each function begins
     entry = np.sort(address[head[best]])
     where = np.empty(len(head), np.int64)
     where[roots[best]] = address[head[best]]
@@ -111,7 +110,7 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
 
 
 def _ranges(analysis: Analysis) -> np.ndarray:
-    """Return which of the ranges that the file gives each code block is in, int64 (n,), or -1."""
+    """Return which of the file's ranges each code block is in, or -1: int64 (n,)."""
     address = analysis.address[: analysis.code_blocks]
     has_end = analysis.start_end > 0
     if not has_end.any():

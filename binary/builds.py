@@ -10,10 +10,10 @@ import utils
 
 
 def find_programs(path: str, names: list[str]) -> dict[str, list[dict[str, str]]]:
-    """Return program -> its builds, in the order of ``names``; those of a pattern sorted.
+    """Return program -> its builds, in the order of ``names``; a pattern's programs are sorted.
 
-    A program that a pattern finds in one build only is left out; one that is named must have two.
-    A name may begin with a slash, as in ``biname="/chroot"`` of this lineage's settings.
+    A program that is named must have two builds. A pattern skips programs with only one.
+    A name may begin with a slash, as in the setting ``biname="/chroot"`` of DeepBinDiff's scripts.
     """
     names = [name.removeprefix("/") for name in names]
     found: Counter[str] = Counter()
@@ -36,7 +36,7 @@ def find_programs(path: str, names: list[str]) -> dict[str, list[dict[str, str]]
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a --biname stands for several file names, as in a shell."""
+    """Whether a --biname is a pattern for file names, as in a shell."""
     return any(char in name for char in "*?[")
 
 
@@ -50,7 +50,7 @@ def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
     """
     biname = biname.removeprefix("/")
     if biname != Path(biname).name or biname in ("", ".", ".."):
-        raise utils.UserError(f"--biname {biname!r} must be a file name, no path")
+        raise utils.UserError(f"--biname {biname!r} must be a file name, not a path")
     files = [file for file in _builds(path, biname) if _why_refused(file) is None]
     if not files:
         raise utils.UserError(
@@ -64,7 +64,7 @@ def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
 
 
 def find_refused(path: str, biname: str) -> dict[str, str]:
-    """Return path -> reason for each ``path/<build>/<biname>`` that is no file one can read."""
+    """Return path -> reason for each ``path/<build>/<biname>`` that cannot be read as a file."""
     reasons = {str(file): _why_refused(file) for file in _builds(path, biname)}
     return {file: reason for file, reason in reasons.items() if reason is not None}
 
@@ -77,7 +77,7 @@ def _builds(path: str, biname: str) -> list[Path]:
 def _why_refused(file: Path) -> str | None:
     try:
         mode = file.stat().st_mode
-        if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
+        if not stat.S_ISREG(mode):  # opening a FIFO would wait forever
             return f"it is a {'directory' if stat.S_ISDIR(mode) else 'special file'}"
         with file.open("rb") as content:
             content.read(1)

@@ -1,4 +1,4 @@
-"""Many binaries -> their analyses, each made once and kept in a folder, in parallel."""
+"""Analyse many binaries in parallel; each analysis is made once and cached in a folder."""
 
 import gc
 import os
@@ -13,10 +13,10 @@ from jobs.processes import LIMITS
 from jobs.run import run_all
 from terminal import progress
 
-LOADING = 6  # seconds that importing angr takes
-BYTES_A_SECOND = 60_000  # that one process analyses, of files of coreutils with debug information
+LOADING = 6  # seconds to import angr
+BYTES_A_SECOND = 60_000  # speed of one process, in bytes of coreutils files with debug information
 
-HEADER = 4096  # bytes that tell what a file is
+HEADER = 4096  # bytes from the beginning of a file that tell its kind
 
 
 def analyse_all(
@@ -37,7 +37,7 @@ def analyse_all(
         for sha256, binary in by_content.items()
         if not cache_file(output_dir, sha256).exists()
     }
-    # The largest first, so that the workers end together.
+    # The largest first, so that all workers finish at about the same time.
     missing = dict(sorted(missing.items(), key=lambda item: -os.path.getsize(item[1])))
     failed = {}
     sizes = {sha256: os.path.getsize(file) for sha256, file in missing.items()}
@@ -48,8 +48,8 @@ def analyse_all(
         progress.line(f"analysing {size}: about {seconds:.0f} seconds")
         progress.notice("loading angr ...")
         with rare_collections():
-            import angr  # noqa: F401 - once, not in each worker, which is a copy of this process
-        gc.freeze()  # nor need any worker look there for what is unused
+            import angr  # noqa: F401 - imported once: the workers are copies of this process
+        gc.freeze()  # the workers' garbage collectors skip what is here
     jobs = ((sha, (file, cache_file(output_dir, sha))) for sha, file in missing.items())
     where = (workers, limits, cluster, analysis_settings, ("angr",))
     for sha256, error in run_all(analyse_one, jobs, len(missing), "binaries", *where, sizes):
@@ -57,7 +57,7 @@ def analyse_all(
             failed[sha256] = error
             if all_or_none:
                 break
-    utils.remove_leftovers(output_dir)  # of workers that were stopped
+    utils.remove_leftovers(output_dir)  # by workers that were stopped
     return {b["path"]: failed[b["sha256"]] for b in binaries if b["sha256"] in failed}
 
 
@@ -68,12 +68,12 @@ def analyse_files(
     limits: tuple[float, float] = LIMITS,
     all_or_none: bool = False,
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """Analyse files: return path -> its analysis, and path -> why there is none.
+    """Return path -> analysis, and path -> reason for the files that could not be analysed.
 
     Raises
     ------
     UserError
-        There is no analysis at all; with ``all_or_none``, one is missing.
+        No file could be analysed; with ``all_or_none``, at least one could not.
     """
     binaries, failed = [], {}
     for path in dict.fromkeys(paths):
@@ -91,7 +91,7 @@ def analyse_files(
 
 
 def reason_of(path: str, why: str) -> str:
-    """Return why a file failed, with its name in front unless it is said there."""
+    """Return why a file failed, with its name in front unless the reason contains it."""
     return why if path in why else f"{path}: {why}"
 
 
@@ -102,23 +102,23 @@ def analyse_one(file: str, cache_file: Path) -> None:
             analysis = analyse(file, scratch)
     except utils.UserError:
         raise
-    except Exception as error:  # a hostile file may fail anywhere; it costs itself only
+    except Exception as error:  # a hostile file may fail anywhere; the others go on
         raise utils.UserError(f"{file}: {type(error).__name__} in the analysis: {error}") from error
     save_analysis(analysis, cache_file)
 
 
 def take_slices(paths: Sequence[str], output_dir: str, arch: str | None) -> tuple[str, ...]:
-    """Return the files to analyse: a universal file's slice, written to ``output_dir``.
+    """Return the files, but for each universal file one slice of it, written to ``output_dir``.
 
     Parameters
     ----------
     arch : str, optional
-        The slice's processor; without it, the one that all other files are for.
+        The slice's processor; by default, the processor of all other files.
 
     Raises
     ------
     UserError
-        A universal file has no such slice, or several would do.
+        A universal file has no such slice, or several are possible.
     """
     contents = {path: _beginning(path) for path in paths}
     universal = {path for path, content in contents.items() if slices(content)}
@@ -132,7 +132,7 @@ def take_slices(paths: Sequence[str], output_dir: str, arch: str | None) -> tupl
         content = Path(path).read_bytes()
         name = choose_slice(path, content, arch, sorted(common))
         offset, size = slices(content)[name]
-        # By its content, as both files may have one name.
+        # Named by its content, because both files may have the same name.
         digest = utils.sha256_of(path)[:16]
         file = Path(output_dir) / f"{digest}-{Path(path).name}.{name}"
         with utils.atomic_file(file, "wb") as out:
@@ -147,4 +147,4 @@ def _beginning(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(HEADER)
     except OSError:
-        return b""  # whoever analyses it says why
+        return b""  # the analysis will report why

@@ -1,7 +1,7 @@
 """Pseudo-code of single functions, by angr's decompiler.
 
-Only the graph of the function itself is recovered, from the blocks that the analysis has, so that
-asking for some functions of a large program takes seconds.
+angr recovers the graph of one function only, from the blocks of the analysis. So a few functions of
+a large program take seconds.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from jobs.processes import in_processes
 from terminal import progress
 from terminal.escape import printable
 
-VERSION = 1  # of what is kept; a change makes it stale
-SECONDS = 60.0  # of processor time that one function may take
+VERSION = 1  # of the cached files; raise it to make them again
+SECONDS = 60.0  # processor time that one function may take
 
 
 @dataclasses.dataclass(frozen=True)
 class Pseudo:
-    """A function's pseudo-code, a line each, none of which can act in a terminal; or why not."""
+    """The lines of a function's pseudo-code, safe to print; or the reason why there are none."""
 
     lines: tuple[str, ...] = ()
     reason: str = ""
@@ -40,16 +40,16 @@ def decompile(
     workers: int,
     limits: tuple[float, float],
 ) -> list[Pseudo]:
-    """Decompile functions, each in a worker; one that fails costs only itself.
+    """Decompile functions in workers; if one fails, the others go on.
 
     Parameters
     ----------
     wanted : iterable of (str, Analysis, int)
-        The file, its analysis, and which of its functions.
+        A file, its analysis, and the index of a function.
     output_dir : str
-        Where the pseudo-code is kept.
+        The folder that caches the pseudo-code.
     limits : (float, float)
-        Seconds of processor time, at most SECONDS of them, and GiB of memory.
+        Seconds of processor time (at most SECONDS count), and GiB of memory.
     """
     wanted = list(wanted)
     digest = {path: utils.sha256_of(path) for path, _, _ in wanted}
@@ -61,7 +61,7 @@ def decompile(
     jobs = {}
     for file, (path, analysis, f) in zip(files, wanted, strict=True):
         if path.lower().endswith(SUFFIX):
-            failed[file] = "a BinExport file holds no code to decompile"
+            failed[file] = "a BinExport file contains no code to decompile"
         elif not file.exists():
             entry = int(analysis.function_address[f])
             jobs[file] = (path, entry, regions(analysis, f), _names(analysis), file)
@@ -82,16 +82,16 @@ def decompile(
 def _read(file: Path) -> Pseudo:
     """Return what `_decompile_one` wrote."""
     try:
-        lines = utils.read_json(file, "pseudo-code that is kept")
+        lines = utils.read_json(file, "cached pseudo-code")
     except utils.UserError as error:
         return Pseudo(reason=f"{error}; delete it and run again")
     if not (isinstance(lines, list) and all(isinstance(line, str) for line in lines)):
-        return Pseudo(reason=f"{file} holds no lines of pseudo-code; delete it and run again")
+        return Pseudo(reason=f"{file} contains no lines of pseudo-code; delete it and run again")
     return Pseudo(tuple(printable(line) for line in lines))
 
 
 def regions(analysis: Analysis, f: int) -> list[tuple[int, int]]:
-    """Return where a function's blocks lie: (begin, end) of each run without gaps."""
+    """Return (begin, end) of each contiguous piece of a function's code."""
     end_of = np.append(0, np.cumsum(analysis.instruction_size, dtype=np.int64))
     size = np.diff(end_of[analysis.first_instruction])
     found: list[tuple[int, int]] = []
@@ -106,7 +106,7 @@ def regions(analysis: Analysis, f: int) -> list[tuple[int, int]]:
 
 
 def _names(analysis: Analysis) -> dict[int, str]:
-    """Return what functions and stubs of imports are called."""
+    """Return address -> name of functions and stubs of imports."""
     count = analysis.code_functions
     names = zip(analysis.function_address[:count].tolist(), analysis.function_name, strict=False)
     stubs = zip(analysis.imported_address.tolist(), analysis.imported_name, strict=True)
@@ -121,7 +121,7 @@ def _key(sha256: str, analysis: Analysis, f: int) -> str:
 
 @functools.lru_cache(maxsize=2)
 def _project(path: str):
-    """Load a file; a worker keeps it for its next functions."""
+    """Load a file, and keep it for the worker's next functions."""
     import angr
 
     return angr.Project(path, auto_load_libs=False)
@@ -136,7 +136,7 @@ def _decompile_one(
     project = _project(path)
     project.kb = angr.KnowledgeBase(project)
     for address, name in names.items():
-        project.kb.labels[address] = printable(name)  # a line's end in it would end ours
+        project.kb.labels[address] = printable(name)  # it could contain a line break
     try:
         with rare_collections():
             cfg = project.analyses.CFGFast(
@@ -151,7 +151,7 @@ def _decompile_one(
             )
             function = project.kb.functions.get_by_addr(entry)
             found = project.analyses.Decompiler(function, cfg=cfg.model)
-    except Exception as error:  # hostile code may fail anywhere; it costs itself only
+    except Exception as error:  # hostile code may fail anywhere; the others go on
         raise utils.UserError(f"{type(error).__name__}: {error}".split("\n")[0]) from error
     if found.codegen is None or not found.codegen.text:
         raise utils.UserError("angr's decompiler returned nothing")

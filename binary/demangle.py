@@ -1,8 +1,8 @@
-"""Names as their source wrote them: C++, Rust, Swift and Microsoft's C++.
+"""Demangle names of C++, Rust, Swift and Microsoft's C++.
 
-A symbol of 200 characters can stand for a name of gigabytes, as parts of it may refer to earlier
-parts many times. So the names go to another process, which has little memory and time; what it
-cannot finish stays mangled.
+A symbol of 200 characters can expand to gigabytes, because its parts may refer to earlier parts
+many times. So another process demangles, with limits of memory and time. Names that it cannot
+finish stay mangled.
 """
 
 import functools
@@ -11,11 +11,11 @@ import re
 import subprocess
 import sys
 
-LONGEST = 4096  # characters of a symbol; the demangler calls itself for each level of nesting
-SHOWN = 500  # characters of a name
-SECONDS, MEMORY = 5, 256 << 20  # of the process, bytes
-FAILURES = 5  # names that may end the process before the rest stays mangled
-RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")  # angr 10's demangler leaves it there
+LONGEST = 4096  # characters of a symbol: the demangler recurses for each level of nesting
+SHOWN = 500  # characters of a demangled name
+SECONDS, MEMORY = 5, 256 << 20  # limits of the process; memory in bytes
+FAILURES = 5  # after so many names that crash the process, the rest stays mangled
+RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")  # angr 10's demangler does not remove it
 PREFIXES = ("_Z", "__Z", "_R", "?", "_$s", "$s", "_$S", "$S", "_T0")
 WORKER = f"""\
 import json, resource, sys
@@ -29,7 +29,7 @@ for name in json.load(sys.stdin):
 
 
 def demangle(names: list[str]) -> list[str]:
-    """Return each name as its source wrote it, or unchanged.
+    """Return each name as in its source, or unchanged if it is not mangled.
 
     >>> demangle(["_ZN5shape4areaEv", "main"])
     ['shape::area()', 'main']
@@ -54,18 +54,18 @@ def _in_another_process(mangled: tuple[str, ...]) -> dict[str, str]:
         ]
         names = [RUST_HASH.sub("", name) for name in found]
         readable |= zip(mangled[at:], names, strict=False)
-        at += len(found) + 1  # what comes next ended the process
+        at += len(found) + 1  # the next name crashed the process
         failures += 1
     return readable
 
 
 def brief(name: str) -> str:
-    """Return a name without its parameters, result and the arguments of its templates.
+    """Return a name without parameters, result and template arguments.
 
     >>> brief("void std::vector<int, std::allocator<int>>::push_back(int const&) (.cold)")
     'std::vector<…>::push_back (.cold)'
     """
-    if "operator" in name or name.startswith("<"):  # whose brackets mean something else
+    if "operator" in name or name.startswith("<"):  # here brackets mean something else
         return name
     name, _, rest = name.replace("(anonymous namespace)", "{anonymous}").partition("(")
     part = re.search(r" \(\.[\w.]+\)$", rest)

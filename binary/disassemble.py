@@ -43,13 +43,13 @@ from binary.references import (
 )
 from binary.starts import go_functions, is_code, is_thumb, read_starts
 
-for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # what they warn of, no user can mend
+for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # users cannot act on their warnings
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 CS_GRP_INT = 4
-# Above these angr moves parts to disk, which is slower: a graph of so many takes two gigabytes.
-# Version 10 has no limit of edges.
+# Above these numbers angr moves parts of the graph to disk, which is slower. A graph of this size
+# takes two gigabytes. Version 10 has no limit of edges.
 IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
-# ARM's marks of code and data, and labels within functions: no names.
+# ARM's markers of code and data, and labels within functions, are not names of functions.
 NO_NAME = re.compile(r"\$[adtx](\.|$)|\.L|$")
 OF_DATA = {"TYPE_OBJECT", "TYPE_SECTION", "TYPE_TLS_OBJECT"}
 
@@ -57,27 +57,27 @@ OF_DATA = {"TYPE_OBJECT", "TYPE_SECTION", "TYPE_TLS_OBJECT"}
 def analyse(
     path: str | os.PathLike[str], scratch: str | os.PathLike[str] | None = None
 ) -> Analysis:
-    """Recover and tidy the control-flow graph of the executable ``path``. It is never run.
+    """Recover and tidy the control-flow graph of an executable, which is never run.
 
     Parameters
     ----------
     path : path-like
-        ELF, PE or Mach-O of any architecture that angr reads, or a BinExport file.
+        An ELF, PE or Mach-O file for any of `ARCHITECTURES`, or a BinExport file.
     scratch : path-like
-        A folder for what angr has no room for in memory; None: the system's temporary folder.
+        A folder for what angr moves from memory to disk; None: the system's temporary folder.
 
     Raises
     ------
     UserError
-        The file cannot be read, is no such executable, or holds no code.
+        The file cannot be read, is not such an executable, or contains no code.
     """
     if str(path).lower().endswith(SUFFIX):
         return read_binexport(path)
-    import angr  # takes seconds to import, so only where it is used
+    import angr  # here, because the import takes seconds
     import cle
     from angr.knowledge_plugins.rtdb import rtdb
 
-    # Else angr writes beside the binary. Version 10 reads the variable, 9 at its import only.
+    # Otherwise angr writes beside the binary. Version 9 reads this variable only when imported.
     os.environ["RTDB_BASE"] = rtdb.RTDB_BASEDIR = str(scratch or tempfile.gettempdir())
 
     fill_gaps()
@@ -91,7 +91,7 @@ def analyse(
         known = {key: n for key, n in IN_MEMORY.items() if key in angr.project.CACHE_CONFIG_KEYS}
         project = angr.Project(str(path), auto_load_libs=False, cache_limits=known)
     except cle.CLECompatibilityError as error:
-        if processors(content):  # a header that cle knows, too
+        if processors(content):  # cle knows this kind of header, too
             raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
         raise no_executable from error
     except Exception as error:  # a broken header can fail anywhere inside the loader
@@ -116,10 +116,10 @@ def analyse(
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Let Python look for unused cycles of objects less often.
+    """Make Python's garbage collector run less often.
 
-    angr makes millions of objects and hardly a cycle; the looking takes an eighth of its time, a
-    seventh of its import's, and half of that of `_tidy`.
+    angr makes millions of objects and hardly any cycles. The collector takes an eighth of its time,
+    a seventh of the time of its import, and half of that of `_tidy`.
     """
     thresholds = gc.get_threshold()
     gc.set_threshold(100_000, 50, 100)
@@ -135,10 +135,10 @@ def _reason(error: Exception) -> str:
 
 
 def _exchange_symbols(project, starts) -> tuple[dict[int, str], dict[str, int]]:
-    """Show angr the starts instead of the symbols; return the names of code, and what is exported.
+    """Give angr the starts instead of the symbols; return the names of code, and the exports.
 
-    So a stripped copy is analysed as the original is, and angr never joins what begins at a start
-    with the code before it. Of several names at one address the first global function's is taken.
+    So a stripped copy gives the same analysis as the original, and angr never joins a function to
+    the code before it. If an address has several names, the first global function's is taken.
     """
     binary = project.loader.main_object
     symbols = [s for s in binary.symbols if not s.is_import and not NO_NAME.match(s.name)]
@@ -147,12 +147,12 @@ def _exchange_symbols(project, starts) -> tuple[dict[int, str], dict[str, int]]:
     names: dict[int, str] = {}
     for symbol in symbols:
         names.setdefault(symbol.rebased_addr, symbol.name)
-    for function in go_functions(project):  # which stripping leaves there
+    for function in go_functions(project):  # strip does not remove these
         names.setdefault(function.address, function.name)
     imported = [symbol for symbol in binary.symbols if symbol.is_import]
     binary.symbols = SortedKeyList(imported, key=lambda symbol: symbol.relative_addr)
     _show_starts(project, [start.address for start in starts if start.source != PART])
-    binary.function_hints = []  # cle's starts are not shifted to where the file is mapped
+    binary.function_hints = []  # cle does not relocate these starts
     exported = {s.name: s.rebased_addr for s in symbols if s.is_export and s.is_function}
     return names, exported
 
@@ -167,10 +167,10 @@ def _show_starts(project, addresses: list[int]) -> None:
 
 
 def _recover(project):
-    """Return angr's graph; on 32-bit ARM once more, with the functions that only pools name."""
+    """Return angr's graph; on 32-bit ARM, run it again with the functions that only pools name."""
     import angr
 
-    segments = not len(project.loader.main_object.sections)  # where section headers are cut off
+    segments = not len(project.loader.main_object.sections)  # the section headers are cut off
     cfg = project.analyses.CFGFast(normalize=True, force_segment=segments)
     if not architecture_of(project.arch).pools:
         return cfg
@@ -188,7 +188,7 @@ def _recover(project):
 
 
 def _begins(project, address: int) -> bool:
-    """Whether ARM or Thumb code may begin at an address."""
+    """Whether a function in ARM or Thumb code may begin at an address."""
     if not is_code(project.loader.main_object, address):
         return False
     code = project.loader.memory.load(address & ~1, 16)
@@ -199,13 +199,13 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
     """Turn angr's graph into an :class:`Analysis`."""
     architecture = architecture_of(project.arch)
     graph, functions = cfg.model.graph, project.kb.functions
-    imported = imported_data(project)  # what the linker puts there, angr may take for a text
+    imported = imported_data(project)  # angr may mistake these for texts
     literals = {
         data.addr: bytes(data.content)
         for data in cfg.model.memory_data.values()
         if data.content and str(data.sort) in ("string", "unicode") and data.addr not in imported
     }
-    pointed_at = {}  # instruction -> literal, for addresses that no single operand holds
+    pointed_at = {}  # instruction -> literal, if no single operand is its address
     for address in literals:
         for reference in project.kb.xrefs.get_xrefs_by_dst(address):
             pointed_at[reference.ins_addr] = address
@@ -215,7 +215,7 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
     imports = name_imports(project, graph, own)
 
     def is_gap(node) -> bool:
-        """Whether nothing leads to a node that lies outside of what the file says is a function."""
+        """Whether a node lies outside of the file's function ranges and no edge leads to it."""
         at = bisect.bisect_right(starts, node.addr, key=lambda start: start.address) - 1
         inside = at >= 0 and (starts[at].address == node.addr or node.addr < starts[at].end)
         return not inside and not graph.in_degree(node)
@@ -227,7 +227,7 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
         if node.is_simprocedure or node.is_syscall:
             continue  # UnresolvableCallTarget and the like, system calls
         elif is_stub(binary, node.addr):
-            continue  # PLT0 and the halves that bind lazily: no code of the program
+            continue  # PLT0 and lazy-binding halves: not the program's code
         else:
             instructions = read_instructions(project, node)
             if all(architecture.idle.match(i.line) for i in instructions):
@@ -239,7 +239,7 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
         raise utils.UserError(f"{path} holds no code that angr can find")
     block_at = {node.addr: block for block, node in enumerate(code)}
     stubs = {node.addr: name for node, name in imports.items()}
-    # A stub of a function that the file itself exports leads to that function.
+    # If the file itself exports the function of a stub, the stub leads to that function.
     exported = {name: block_at[a] for name, a in exported.items() if a in block_at}
     own_blocks = {node: exported[name] for node, name in imports.items() if name in exported}
     own_blocks |= {node: block for block, node in enumerate(code)}
@@ -369,7 +369,7 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
 
 
 def _made(fields: dict[str, np.ndarray]) -> dict[int, dict[int, int]]:
-    """Return block -> line -> the address that it names, or completes; the last one of several."""
+    """Return block -> line -> the address that it names or completes (the last, if several)."""
     made: dict[int, dict[int, int]] = defaultdict(dict)
     columns = (fields[f"operand_{name}"].tolist() for name in ("block", "line", "kind", "value"))
     for block, line, kind, value in zip(*columns, strict=True):
@@ -379,7 +379,7 @@ def _made(fields: dict[str, np.ndarray]) -> dict[int, dict[int, int]]:
 
 
 def _numbered(graph, own_blocks, imports, joined, import_name):
-    """Return the edges, sorted, and the number of each import."""
+    """Return the sorted edges, and the number of each import's node."""
     by_name = {name: len(set(own_blocks.values())) + i for i, name in enumerate(import_name)}
     number = own_blocks | {node: by_name[name] for node, name in imports.items()}
     return sorted(_edges(graph, number, joined)), by_name
@@ -406,8 +406,8 @@ def _edges(graph, number, joined) -> set[tuple[int, int, int]]:
         while ahead:
             target = ahead.pop()
             if target in number:
-                # The stub of an import leads to its simulated procedure: the same number. Of
-                # a loop to itself, angr may show the node as another object, read from disk.
+                # The stub of an import leads to its simulated procedure, which has the same
+                # number: no edge. A real loop may lead to an equal node that angr read from disk.
                 if number[target] != source or target == node:
                     edges.add((source, number[target], kind))
             elif target in joined and target not in seen:
@@ -417,7 +417,7 @@ def _edges(graph, number, joined) -> set[tuple[int, int, int]]:
 
 
 def _gives_back(project, node, instructions) -> bool:
-    """Whether a block without successors ends in a return or a jump, no trap and no call."""
+    """Whether a block without successors ends in a return or a jump, not in a trap or a call."""
     architecture = architecture_of(project.arch)
     lines = [i.line for i in instructions]
     line = architecture.branching(lines)

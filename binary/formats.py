@@ -1,4 +1,4 @@
-"""What kind of file it is, before angr reads it: what is refused, and which part is taken.
+"""Recognise a file's kind before angr reads it: refuse what is not a program, choose a slice.
 
 >>> processors(b"\\x7fELF" + b"\\2\\1" + bytes(12) + b"\\x3e\\0")
 ['x86_64']
@@ -9,7 +9,7 @@ import struct
 
 from utils import UserError
 
-UNPACK_FIRST = {  # how a file begins -> what it is
+UNPACK_FIRST = {  # first bytes of a file -> what it is
     b"!<thin>\n": "a thin archive: compare the object files that it names",
     b"\x1f\x8b": "compressed with gzip: unpack it first",
     b"\xfd7zXZ\0": "compressed with xz: unpack it first",
@@ -22,19 +22,19 @@ UNPACK_FIRST = {  # how a file begins -> what it is
     b"dex\n": "Android bytecode, which angr does not read",
 }
 PACKER = re.compile(rb"UPX!|UPX0\0")
-PACKER_WITHIN = 1024  # bytes from the beginning
+PACKER_WITHIN = 1024  # bytes from the beginning that may contain the packer's mark
 ARCHIVE = b"!<arch>\n"
-ARCHIVE_HEADER = 60  # bytes of a member's header, the size in characters 48 to 57
-# Mach-O: the magic of files with several slices, and how each slice's entry is laid out.
+ARCHIVE_HEADER = 60  # bytes of a member's header; its size is in characters 48 to 57
+# Mach-O files with several slices: first bytes -> layout of a slice's entry.
 UNIVERSAL = {b"\xca\xfe\xba\xbe": ">5I", b"\xca\xfe\xba\xbf": ">2I2Q2I"}
-MANY_SLICES = 32  # Java's classes begin alike, with a version of 45 and more in that place
+MANY_SLICES = 32  # Java classes have the same first bytes, then a version, which is at least 45
 MACHO = (b"\xcf\xfa\xed\xfe", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xce")
 OF_MACHO = {
     **{7: "i386", 0x01000007: "x86_64", 12: "arm", 0x0100000C: "aarch64"},
     **{18: "powerpc", 0x01000012: "powerpc64"},
 }
 OF_PE = {0x14C: "i386", 0x8664: "x86_64", 0xAA64: "aarch64", 0x1C0: "arm", 0x1C4: "arm"}
-OF_ELF = {  # machine -> names with little-endian and big-endian data, of 32 and of 64 bits
+OF_ELF = {  # machine -> LLVM's names: 32 bits (little-endian, big-endian), then 64 bits
     3: ("i386", "", "", ""),
     62: ("", "", "x86_64", ""),
     40: ("arm", "armeb", "", ""),
@@ -65,7 +65,7 @@ def slices(content: bytes) -> dict[str, tuple[int, int]]:
 
 
 def processors(content: bytes) -> list[str]:
-    """Return the names of the processors that a file holds code for; [] if it is not known."""
+    """Return the names of the processors that a file has code for; [] if unknown."""
     if content[:4] == b"\x7fELF" and len(content) >= 20:
         order = ">" if content[5] == 2 else "<"
         (machine,) = struct.unpack_from(f"{order}H", content, 18)
@@ -84,7 +84,7 @@ def processors(content: bytes) -> list[str]:
 
 
 def refuse(path: object, content: bytes) -> None:
-    """Refuse what is no single program, with the reason and what to do.
+    """Refuse a file that is not a single program, and say why and what to do.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def refuse(path: object, content: bytes) -> None:
 
 
 def _members(content: bytes) -> int:
-    """Count the files in an archive, without its indexes."""
+    """Count the files in an archive; its indexes do not count."""
     place, count = len(ARCHIVE), 0
     while place + ARCHIVE_HEADER <= len(content):
         name, size = content[place : place + 16], content[place + 48 : place + 58].strip()
@@ -122,19 +122,19 @@ def _members(content: bytes) -> int:
 
 
 def choose_slice(path: object, content: bytes, arch: str | None, other: list[str]) -> str:
-    """Return which slice of a universal file is compared.
+    """Choose the slice of a universal file that is compared, and return its processor.
 
     Parameters
     ----------
     arch : str, optional
-        The one that is asked for.
+        The processor that the user asked for.
     other : list of str
         Processors of the other file.
 
     Raises
     ------
     UserError
-        There is no such slice, or several would do.
+        There is no such slice, or several are possible.
     """
     names = list(slices(content))
     wanted = ALIASES.get(arch, arch) if arch else None

@@ -1,4 +1,4 @@
-"""Which code and which simulated procedures stand for imported functions."""
+"""Find the nodes of angr's graph that stand for imported functions."""
 
 import re
 
@@ -8,15 +8,15 @@ from binary.architectures import architecture_of
 from binary.instructions import read_instructions
 from binary.starts import STUBS
 
-KINDS = {"Ijk_Call": CALL, "Ijk_FakeRet": STEP_OVER}  # of angr's edges; all others are JUMP
-LONGEST_STUB = 8  # instructions
+KINDS = {"Ijk_Call": CALL, "Ijk_FakeRet": STEP_OVER}  # kinds of angr's edges; the rest is JUMP
+LONGEST_STUB = 8  # instructions of an import's stub
 POWERPC_SLOT = re.compile(
     r"(?:addis r11, r30, (-?\w+)\n)?lwz r11, (-?\w+)\(r(?:30|11)\)\nmtctr r11\nbctr"
 )
 
 
 def is_stub(binary, address: int) -> bool:
-    """Whether code at an address lies in a section that only leads to imports."""
+    """Whether an address lies in a section that contains only stubs of imports."""
     section = binary.find_section_containing(address & ~1)
     return section is not None and section.name.startswith(STUBS)
 
@@ -27,7 +27,7 @@ def name_imports(project, graph, own: set[int]) -> dict:
     Parameters
     ----------
     own : set of int
-        Where functions of the file itself begin.
+        Addresses where the file's own functions begin.
     """
     functions = project.kb.functions
     known = {
@@ -59,8 +59,8 @@ def _simulated(project, graph, node) -> str | None:
         return None
     targets = list(graph.successors(node))
     if len(targets) == 1 and targets[0].is_simprocedure and len(node.instruction_addrs) == 1:
-        # The stub of an import: one jump through the import table. (In an ELF file that is what
-        # -fno-plt makes of a function that only calls another.)
+        # The stub of an import is one jump through the import table. (Not in ELF files: there
+        # -fno-plt makes such a jump of a function that only calls another.)
         return _simulated(project, graph, targets[0])
     return None
 
@@ -70,18 +70,18 @@ def _may_be_stub(project, node, own: set[int]) -> bool:
         return False
     if is_stub(project.loader.main_object, node.addr):
         return True
-    # PowerPC's linkers put stubs between the functions; without sections they may be anywhere.
+    # PowerPC's linkers put stubs between functions; without sections, stubs may be anywhere.
     anywhere = project.arch.name.startswith("PPC") or not len(project.loader.main_object.sections)
     return anywhere and len(node.instruction_addrs) <= LONGEST_STUB
 
 
 def _name_stubs(project, graph, nodes: dict) -> dict:
-    """Return the names of stubs that load an import's address from where the linker puts it."""
+    """Return node -> name of the stubs that load an import's address from its slot."""
     imported = slots(project)
     architecture = architecture_of(project.arch)
     found = {}
     code, edges = nodes, []
-    if project.arch.name == "PPC32" and nodes:  # its stubs go by a register of their callers
+    if project.arch.name == "PPC32" and nodes:  # its stubs use a register of their callers
         inside = [n for n in graph if not n.is_simprocedure and not n.is_syscall and n.size]
         inside.sort(key=lambda node: node.addr)
         code = {node: read_instructions(project, node) for node in inside}
@@ -111,7 +111,7 @@ def _name_stubs(project, graph, nodes: dict) -> dict:
 
 
 def slots(project) -> dict[int, str]:
-    """Return address -> name of the words that the dynamic linker fills with symbols' addresses."""
+    """Return address -> symbol of the words that the dynamic linker fills with its address."""
     relocations = project.loader.main_object.relocs
     return {r.rebased_addr: r.symbol.name for r in relocations if r.symbol and r.symbol.name}
 
@@ -123,12 +123,12 @@ def calls_through_slots(project, code: dict, made: dict[int, dict[int, int]]) ->
     ----------
     code : dict of node to list of Instruction
     made : dict
-        Block -> line -> address that the line names.
+        Block -> line -> address that the line refers to.
 
     Returns
     -------
     dict
-        The address is that of the slot, or of the function if the file itself has it.
+        The address is that of the function if the file contains it, else that of the slot.
     """
     architecture = architecture_of(project.arch)
     found = {}

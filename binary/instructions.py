@@ -1,19 +1,19 @@
-"""Instructions as capstone reads them, and the tokens that they become."""
+"""Read instructions with capstone, and classify their operands."""
 
 import re
 from typing import NamedTuple
 
 from binary.architectures import architecture_of
 
-MAX_STRING_WORDS = 16  # of a string literal that become tokens
-MAX_TOKEN = 64  # characters of a word or a name: no binary can make a giant vocabulary entry
-# Types of operands, the same for all of capstone's processors.
+MAX_STRING_WORDS = 16  # number of words of a string literal that become tokens
+MAX_TOKEN = 64  # characters of a word or a name, so that no binary can make a giant token
+# Types of operands, which are the same for all processors in capstone.
 CS_OP_REG, CS_OP_IMM, CS_OP_MEM = (1,), 2, (3, 0x80)
 ONE_NUMBER = re.compile(r"#?(0x[0-9a-f]+)")
 
 
 class Instruction(NamedTuple):
-    """One line of capstone's: ``operands`` is their text."""
+    """One line of capstone's output; ``operands`` is the operands' text."""
 
     address: int
     size: int
@@ -27,16 +27,16 @@ class Instruction(NamedTuple):
 
 
 class Operand(NamedTuple):
-    """What becomes of an operand.
+    """The class of an operand, and its address.
 
     Attributes
     ----------
     token : str
-        reg1, reg2, reg4, ..., ptr or imme.
+        reg1, reg2, reg4, ... (the register's bytes), ptr or imme.
     address : int or None
-        What it names by itself: a number, or a place in memory.
+        The number or the memory address that the operand contains whole.
     relative : bool
-        The address counts from the end of the instruction.
+        The address is relative to the end of the instruction.
     """
 
     token: str
@@ -53,14 +53,14 @@ def read_instructions(project, node) -> list[Instruction]:
 
 
 def in_detail(project, node, address: int, size: int) -> list:
-    """Return capstone's objects, slow to make, for the instructions of a part of a block."""
+    """Return capstone's detailed objects, slow to make, for some instructions of a block."""
     code = block_bytes(project, node, address, size)
     return list(_capstone(project, node).disasm(code, address))
 
 
 def _capstone(project, node):
     capstone = project.arch.capstone_thumb if node.thumb else project.arch.capstone
-    capstone.skipdata = True  # what it cannot read becomes .byte; else it would drop the rest, too
+    capstone.skipdata = True  # unreadable bytes become .byte; by default capstone drops the rest
     return capstone
 
 
@@ -70,7 +70,7 @@ def block_bytes(project, node, address: int, size: int) -> bytes:
 
 
 def read_operands(project, node, instruction, known) -> list[Operand]:
-    """Return the operands of an instruction by capstone's types; ``known`` holds them by text."""
+    """Return the operands of an instruction; ``known`` is a cache by mnemonic and text."""
     if number := ONE_NUMBER.fullmatch(instruction.operands):  # most jumps and calls
         return [Operand("imme", int(number[1], 16))]
     text = instruction.mnemonic, instruction.operands
@@ -87,7 +87,7 @@ def _operand(arch, instruction, operand) -> Operand:
     if operand.type not in CS_OP_MEM:
         return Operand("imme", operand.imm if operand.type == CS_OP_IMM else None)
     where = operand.mem
-    index = getattr(where, "index", 0)  # which MIPS, PowerPC and RISC-V have not
+    index = getattr(where, "index", 0)  # MIPS, PowerPC and RISC-V have none
     if not index and not where.base:
         return Operand("ptr", where.disp)
     if not index and instruction.reg_name(where.base) in architecture_of(arch).pc:
@@ -96,7 +96,7 @@ def _operand(arch, instruction, operand) -> Operand:
 
 
 def _register_bytes(arch, instruction, operand) -> int:
-    size = getattr(operand, "size", 0)  # x86 says it
+    size = getattr(operand, "size", 0)  # only x86 has it
     if size:
         return size
     name = instruction.reg_name(operand.reg) or ""
@@ -107,7 +107,7 @@ def _register_bytes(arch, instruction, operand) -> int:
 
 
 def form_of(instruction, operands, literals, pointed_at, loaded) -> tuple[str, list[bytes]]:
-    """Return the mnemonic and the operands' classes, and the literals that operands "str" name."""
+    """Return mnemonic and operand classes as text, and the literals of the operands "str"."""
     words, named = [instruction.mnemonic.replace(" ", "_")], []
     for position, operand in enumerate(operands):
         last = position == len(operands) - 1
@@ -130,18 +130,18 @@ def form_of(instruction, operands, literals, pointed_at, loaded) -> tuple[str, l
 def string_words(literal: bytes) -> list[str]:
     """Return the literal's words: runs of ASCII letters and digits, lower-cased, at most 16.
 
-    No content of a binary can make a special token, a blank or a new line this way.
+    So a binary cannot produce a special token, a space or a new line.
     """
     words = re.findall(rb"[A-Za-z0-9]+", literal.replace(b"\0", b""))[:MAX_STRING_WORDS]
     return [word[:MAX_TOKEN].decode("ascii").lower() for word in words]
 
 
 def literal_words(literal: bytes) -> list[bytes | str]:
-    """Return what a function is known by that has this literal: the text, and its words."""
+    """Return the features of a function that uses this literal: the whole text, and its words."""
     text = literal.replace(b"\0", b"")
     return [text, *string_words(text)]
 
 
 def clean_name(name: str) -> str:
-    """Return an import's name as a token: other characters than ``A-Za-z0-9_.@$?-`` become _."""
+    """Return an import's name as a token: characters other than ``A-Za-z0-9_.@$?-`` become _."""
     return re.sub(r"[^A-Za-z0-9_.@$?-]", "_", name[:MAX_TOKEN]) or "_"

@@ -1,15 +1,15 @@
 """Jump tables that angr reads past their end.
 
-Where a function checks the index in one block and jumps in another, angr 9 does not know how long
-the table is. It reads on into the table behind it, and then edges lead from one function into the
-middle of another. A table ends at the latest where the next one begins.
+If a function checks the index in one block and jumps in another, angr 9 does not know the table's
+length. It reads on into the next table, and adds edges from one function into the middle of
+another. So each table is cut where the next one begins.
 """
 
 import itertools
 
 
 def cut_tables(cfg) -> None:
-    """Remove the edges of an angr graph that come from entries behind the end of a jump table."""
+    """Remove the edges of an angr graph for entries behind the end of a jump table."""
     tables = sorted(
         (table.jumptable_addr, table.jumptable_entry_size, block, table.jumptable_entries)
         for block, table in cfg.model.jump_tables.items()

@@ -1,4 +1,4 @@
-"""What instructions and data refer to: string literals, variables, code."""
+"""Find what instructions and data refer to: string literals, variables, code."""
 
 import re
 
@@ -10,18 +10,17 @@ from binary.instructions import CS_OP_MEM, CS_OP_REG, in_detail
 
 MAX_LITERAL = 4096  # bytes of a string literal
 DATA_SECTIONS = {"SHT_PROGBITS", "SHT_NOBITS", "SHT_INIT_ARRAY", "SHT_FINI_ARRAY"}
-UNWINDING = (".eh_frame", ".gcc_except_table")  # the compiler's tables, not the program's
-LABELS = 2  # words to each side of a pointer in data that may point at its name
+UNWINDING = (".eh_frame", ".gcc_except_table")  # the compiler's tables, not the program's data
+LABELS = 2  # how many words before and behind a pointer to code may point to its name
 PRINTABLE = re.compile(rb"[\t-\r -~]+")
 
 
 def made_addresses(project, node, literals) -> dict[int, int]:
-    """Return instruction -> address that it makes of several, in a block of 32-bit ARM.
+    """Return instruction -> address that it completes, in a block of 32-bit ARM code.
 
-    ``movw r0, #1; movt r0, #2`` make an address of two halves. Or it stands in the pool behind the
-    function, from which ``ldr r0, [pc, #8]`` loads it, or the distance from the ``pc`` of a later
-    ``add r0, pc``. angr does not follow all of these. Literals that it does not know are added to
-    ``literals``.
+    ``movw r0, #1; movt r0, #2`` make an address of two halves. ``ldr r0, [pc, #8]`` loads an
+    address from the pool behind the function, or a distance to which a later ``add r0, pc`` adds
+    ``pc``. angr does not follow all of these. New literals are added to ``literals``.
     """
     found: dict[int, int] = {}
     if not architecture_of(project.arch).pools:
@@ -52,7 +51,7 @@ def made_addresses(project, node, literals) -> dict[int, int]:
             address = None if low is None else operands[1].imm << 16 | low
             loaded[registers[0]] = address
         elif registers:
-            loaded[registers[0]] = None  # whatever it does, the word may be gone
+            loaded[registers[0]] = None  # it may overwrite the word
         if address is not None and address not in literals:
             literal = literal_at(project, address)
             if literal is not None:
@@ -70,7 +69,7 @@ def _word(project, address: int) -> int | None:
 
 
 def _region(project, address: int):
-    """Return the section that an address is in; without section headers, the segment."""
+    """Return the section of an address, or its segment if the file has no section headers."""
     binary = project.loader.main_object
     if len(binary.sections):
         return binary.find_section_containing(address)
@@ -78,7 +77,7 @@ def _region(project, address: int):
 
 
 def literal_at(project, address: int) -> bytes | None:
-    """Return the printable text at an address of constant data up to its NUL, or None."""
+    """Return the NUL-terminated printable text at an address in constant data, or None."""
     section = _region(project, address)
     if section is None or section.is_writable or section.is_executable:
         return None
@@ -88,7 +87,7 @@ def literal_at(project, address: int) -> bytes | None:
 
 
 def places(project, instruction, operands, loaded) -> set[int]:
-    """Return the addresses that an instruction names, or completes."""
+    """Return the addresses that an instruction contains or completes."""
     end = instruction.address + instruction.size
     named = {o.address + end * o.relative for o in operands if o.address is not None}
     if instruction.address in loaded:
@@ -100,7 +99,7 @@ def places(project, instruction, operands, loaded) -> set[int]:
 
 
 def is_variable(project, address: int, literals: dict[int, bytes]) -> bool:
-    """Whether there is data at the address, and no text."""
+    """Whether there is data at the address that is not a text."""
     section = _region(project, address)
     if section is None or not _holds_data(section):
         return False
@@ -108,7 +107,7 @@ def is_variable(project, address: int, literals: dict[int, bytes]) -> bool:
 
 
 def _holds_data(section) -> bool:
-    """Whether it is a section of the program's own data: no code, no symbols."""
+    """Whether a section contains the program's data, not code or symbols."""
     kind = getattr(section, "type", "SHT_PROGBITS")  # only ELF's have one
     mapped = getattr(section, "occupies_memory", True)
     name = getattr(section, "name", "")  # segments have none
@@ -117,7 +116,7 @@ def _holds_data(section) -> bool:
 
 
 def imported_data(project) -> dict[int, str]:
-    """Return address -> name of what the dynamic linker puts there."""
+    """Return address -> name of the symbol whose address or copy the dynamic linker puts there."""
     from cle.backends.elf.relocation.generic import GenericCopyReloc
 
     return {
@@ -132,14 +131,14 @@ def imported_data(project) -> dict[int, str]:
 def data_sections(
     project, stubs: dict[int, str], pools: list[tuple[int, int]]
 ) -> dict[str, np.ndarray | list]:
-    """Return the fields of an `Analysis` that say what the file holds besides code.
+    """Return the fields of an `Analysis` for sections of data and for imports.
 
     Parameters
     ----------
     pools : list of (int, int)
-        Where data stands between code, start and end.
+        (start, end) of each piece of data between code.
     stubs : dict
-        Address -> name of the import that a stub or a simulated procedure stands for.
+        Address of a stub or a simulated procedure -> name of its import.
     """
     image = project.loader.main_object
     regions = list(image.sections) or list(image.segments)
@@ -173,9 +172,9 @@ def data_sections(
 def code_pointers(
     project, block_at: dict[int, int]
 ) -> tuple[list[tuple[int, int]], list[tuple[int, bytes]]]:
-    """Return (address, code block) of each word of data that points at code, and their labels.
+    """Return (address, code block) of each word of data that points to code, and their labels.
 
-    Labels are (index of the pointer, string literal that a word beside it points at).
+    A label is (index of the pointer, string literal to which a word near it points).
     """
     size = project.arch.bytes
     word = np.dtype(f"{'<' if project.arch.memory_endness == 'Iend_LE' else '>'}u{size}")

@@ -1,8 +1,8 @@
-"""What a binary's data says of its functions: who uses the same variables, and what tables list.
+"""What data tells about functions: which use the same variables, and where they are in tables.
 
-A compiler changes all of a function, but hardly which variables it uses; and tables of functions
-(commands, comparators, methods of a class) keep their order in every build. No symbol is looked at
-but those of imports.
+A compiler may change everything in a function, but rarely which variables it uses. Tables of
+functions (commands, comparators, methods of a class) have the same order in every build. Symbols
+are not used, except those of imports.
 """
 
 import dataclasses
@@ -13,23 +13,23 @@ import scipy.sparse
 from binary.analysis import Analysis
 from binary.instructions import literal_words
 
-COMMON = 64  # functions; a variable that more of them use says nothing
+COMMON = 64  # ignore variables that more functions use
 GAP = 64  # bytes without a pointer that end a table
-MANY = 16  # pointers; a function that more of them point at stands for nothing in particular
+MANY = 16  # ignore functions to which more pointers point
 
 
 @dataclasses.dataclass
 class Tables:
-    """Pointers at functions, p of them, in runs that lie close together.
+    """The p pointers to functions in data, grouped into tables: runs with small gaps.
 
     Attributes
     ----------
     function : int64 (p,)
-        What each points at, 0..F - 1.
+        The function to which each points, 0..F - 1.
     table : int64 (p,)
-        The run that it is in, counted from 0.
+        The table of each pointer, counted from 0.
     place : int64 (p,)
-        Bytes behind the run's first pointer.
+        Distance in bytes from the table's first pointer.
     """
 
     function: np.ndarray
@@ -38,7 +38,7 @@ class Tables:
 
 
 def read_tables(analysis: Analysis) -> Tables:
-    """Find the tables of pointers at the entries of functions."""
+    """Find the tables of pointers to the entries of functions."""
     entry = analysis.function_address[: analysis.code_functions]
     target = analysis.address[analysis.pointer_block]
     function = np.minimum(np.searchsorted(entry, target), len(entry) - 1)
@@ -50,7 +50,7 @@ def read_tables(analysis: Analysis) -> Tables:
 
 
 def pointer_labels(analysis: Analysis) -> list[list]:
-    """Return the names that tables give each function: words as those of its own literals."""
+    """Return each function's features from the texts that stand beside it in tables."""
     found: list[list] = [[] for _ in range(analysis.code_functions)]
     entry = {a: f for f, a in enumerate(analysis.function_address[: len(found)].tolist())}
     target = analysis.address[analysis.pointer_block[analysis.label_pointer]]
@@ -61,9 +61,9 @@ def pointer_labels(analysis: Analysis) -> list[list]:
 
 
 def shared_variables(analysis: Analysis) -> scipy.sparse.csr_matrix:
-    """Return how much functions have in common of variables, csr float32 (F, F), 0 with itself.
+    """Return the weight of the variables that two functions share, csr float32 (F, F).
 
-    The sum of the squares of idf over the variables that both use: rare ones say more.
+    It is the sum of squared IDFs over the variables that both use; the diagonal is 0.
     """
     n = analysis.code_functions
     _, variable = np.unique(analysis.variable_address, return_inverse=True)

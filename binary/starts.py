@@ -1,7 +1,7 @@
-"""Where a file itself says that functions begin and end: in tables that stripping leaves there.
+"""Read where functions begin and end from tables in the file that survive stripping.
 
-Symbols that strip removes are not read, so that a stripped copy is analysed as the original is.
-Object files and kernel modules keep the symbol table that linking needs; theirs is read.
+Symbols that `strip` removes are ignored, so that a stripped copy gives the same analysis as the
+original. Object files and kernel modules keep the symbol table that linking needs; it is read.
 """
 
 import io
@@ -20,21 +20,21 @@ from elftools.elf.elffile import ELFFile
 
 from binary.analysis import SOURCES
 
-# What a broken table makes the readers raise; its other entries, and other tables, still count.
+# What the readers raise on a broken table; its earlier entries and the other tables still count.
 BROKEN = (
     *(ELFError, DWARFError, ConstructError, struct.error),
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, OverflowError),
 )
-GO_NAME = 256  # bytes of a name that are read
+GO_NAME = 256  # maximum number of bytes of a name that are read
 DW_CFA_NOP = 0x00
-# What moves on to the next place in the code: set_loc, advance_loc1, 2, 4, MIPS_advance_loc8.
+# Instructions that advance the location: set_loc, advance_loc1, 2, 4, MIPS_advance_loc8.
 ADVANCES = {0x01, 0x02, 0x03, 0x04, 0x1D, *range(0x40, 0x80)}
 ARRAYS = ("INIT_ARRAY", "FINI_ARRAY", "PREINIT_ARRAY")
-COMPRESSED_PAGE = 3  # of Mach-O's table for unwinding
-# Sections of code that only leads to imports.
+COMPRESSED_PAGE = 3  # kind of a page in Mach-O's table for unwinding
+# Sections that contain only stubs of imports.
 STUBS = (".plt", ".iplt", ".glink", ".MIPS.stubs", "__stubs", "__auth_stubs", "__stub_helper")
-UNWIND_CHAINED = 4  # flag of UNWIND_INFO on x64: the function's own entry is another one
-FRAGMENT = 2  # packed unwind data of a part, on AArch64
+UNWIND_CHAINED = 4  # flag of UNWIND_INFO on x64: this is a part, its function has another entry
+FRAGMENT = 2  # marks packed unwind data of a part, on AArch64
 GO_MAGIC = re.compile(
     rb"(?:[\xf0\xf1\xfa\xfb]\xff\xff\xff|\xff\xff\xff[\xf0\xf1\xfa\xfb])\0\0[\1\2\4][\4\x08]"
 )
@@ -44,14 +44,14 @@ Found = tuple[int, int, str]  # start, end or 0, source
 
 
 class Start(NamedTuple):
-    """A beginning of a function, where the file is mapped.
+    """The start of a function; addresses are those where angr maps the file.
 
     Attributes
     ----------
     address : int
-        Odd for Thumb code, as angr has it.
+        Odd for Thumb code, as in angr.
     end : int
-        Address behind the function's last byte; 0 where the file does not say.
+        Address behind the function's last byte; 0 if the file does not say.
     source : int
         Index into `binary.analysis.SOURCES`.
     """
@@ -62,21 +62,21 @@ class Start(NamedTuple):
 
 
 def read_starts(project, content: bytes) -> list[Start]:
-    """Return all starts that the file gives, sorted, one for each address.
+    """Return all function starts that the file names, sorted, one for each address.
 
-    Only code counts: an address outside of what is mapped as executable is left out. Of ranges that
-    overlap the later one's end is not known.
+    Addresses that are not mapped as executable are left out. If two ranges overlap, the end of the
+    later one is dropped.
 
     Parameters
     ----------
     project : angr.Project
     content : bytes
-        The file that it was made from.
+        The content of the file that ``project`` has loaded.
     """
     import cle
 
     binary = project.loader.main_object
-    shift = binary.mapped_base - binary.linked_base  # tables have the addresses of the linker
+    shift = binary.mapped_base - binary.linked_base  # tables hold the linker's addresses
     found: dict[int, Start] = {}
 
     def note(starts: Iterable[Found], shift: int = 0) -> None:
@@ -90,7 +90,7 @@ def read_starts(project, content: bytes) -> list[Start]:
         except BROKEN:
             pass  # the other tables still count
 
-    if binary.entry != shift:  # that would be 0 in the file
+    if binary.entry != shift:  # equal if the file's entry point is 0: it has none
         note([(binary.entry, 0, "entry point")])
     if getattr(binary, "is_relocatable", False):
         note(_object_symbols(binary))
@@ -115,7 +115,7 @@ def read_starts(project, content: bytes) -> list[Start]:
 
 
 def is_code(binary, address: int) -> bool:
-    """Whether an address lies in a section of code, or a segment of it if there are no sections."""
+    """Whether an address lies in a section of code; without sections, in an executable segment."""
     section = binary.find_section_containing(address & ~1)
     if section is not None:
         return section.is_executable and not section.name.startswith(STUBS)
@@ -142,8 +142,8 @@ def _object_symbols(binary) -> Iterator[Found]:
 def _frames(elf: ELFFile) -> Iterator[Found]:
     """Yield the ranges of the frame description entries.
 
-    The code of a part is entered when the function that it belongs to has set up its frame: its
-    rules are others from the first instruction on.
+    A part is entered when its function has already set up the frame. So the entry of a part, unlike
+    that of a function, has unwinding rules for the first instruction.
     """
     place = _frame_table(elf)
     if place is None:
@@ -161,14 +161,14 @@ def _frames(elf: ELFFile) -> Iterator[Found]:
 
 
 def _frame_table(elf: ELFFile) -> tuple[int, bytes] | None:
-    """Return address and content of .eh_frame, found by its section or by its index's segment."""
+    """Return address and content of .eh_frame, found by its section or the segment of its index."""
     section = elf.get_section_by_name(".eh_frame")
     if section is not None:
         return section["sh_addr"], section.data()
     for segment in elf.iter_segments("PT_GNU_EH_FRAME"):
-        # The index begins: version, how the pointer to .eh_frame is written, two bytes, pointer.
+        # The index begins with a version, the encoding of the pointer, two bytes, and the pointer.
         version, encoding, _, _, distance = struct.unpack(f"{_order(elf)}4Bi", segment.data()[:8])
-        if (version, encoding) == (1, 0x1B):  # relative to its place, four bytes with a sign
+        if (version, encoding) == (1, 0x1B):  # relative to its own place, four bytes, signed
             address = segment["p_vaddr"] + 4 + distance
             return address, _rest_of_segment(elf, address)
     return None
@@ -198,7 +198,7 @@ def _exported(elf: ELFFile) -> Iterator[Found]:
 
 
 def _descriptors(elf: ELFFile) -> Iterator[Found]:
-    """Yield what the descriptors of functions point at, of PowerPC's first 64-bit ABI."""
+    """Yield the functions that the descriptors of PowerPC's first 64-bit ABI point to."""
     section = elf.get_section_by_name(".opd")
     if section is not None and elf["e_machine"] == "EM_PPC64":
         words = np.frombuffer(section.data(), f"{_order(elf)}u8")
@@ -206,7 +206,7 @@ def _descriptors(elf: ELFFile) -> Iterator[Found]:
 
 
 def _procedure_descriptors(elf: ELFFile) -> Iterator[Found]:
-    """Yield the starts that MIPS has in a table for debuggers, which strip leaves there."""
+    """Yield the starts in MIPS's table for debuggers, which strip does not remove."""
     section = elf.get_section_by_name(".pdr")
     if section is not None:
         words = np.frombuffer(section.data(), f"{_order(elf)}u4")
@@ -216,8 +216,8 @@ def _procedure_descriptors(elf: ELFFile) -> Iterator[Found]:
 def _exception_index(elf: ELFFile) -> Iterator[Found]:
     """Yield the starts in the index of the "Exception Handling ABI for the Arm Architecture".
 
-    An entry is two words: the distance to the function, in 31 bits, and how to unwind, or 1 for
-    what cannot be unwound, which linkers also write at ends of sections.
+    An entry has two words: the distance to the function, in 31 bits, and how to unwind. The second
+    is 1 if the function cannot be unwound; linkers also write such entries at the end of sections.
     """
     for segment in elf.iter_segments("PT_ARM_EXIDX"):
         words = np.frombuffer(segment.data(), f"{_order(elf)}u4").astype(np.int64)
@@ -231,7 +231,7 @@ def _exception_index(elf: ELFFile) -> Iterator[Found]:
 
 
 def is_thumb(code: bytes) -> int:
-    """Guess: 1 for Thumb code. Nearly all ARM instructions have the condition "always"."""
+    """Return 1 if this is probably Thumb code: most ARM instructions have condition "always"."""
     always = sum(byte >> 4 == 0xE for byte in code[3::4])
     return int(2 * always <= len(code) // 4)
 
@@ -249,7 +249,7 @@ def _init_and_fini(elf: ELFFile) -> Iterator[Found]:
 
 
 def _arrays(elf: ELFFile, project, shift: int) -> Iterator[Found]:
-    """Yield what the arrays of functions point at that run before and after main, as mapped."""
+    """Yield the functions, as mapped, in the arrays of what runs before and after main."""
     kinds = {f"SHT_{array}" for array in ARRAYS}
     places = {(s["sh_addr"], s["sh_size"]) for s in elf.iter_sections() if s["sh_type"] in kinds}
     tags = dict(_dynamic(elf))
@@ -305,7 +305,7 @@ def _callbacks(pe, project) -> Iterator[Found]:
 
 
 def _guarded(pe, project) -> Iterator[Found]:
-    """Yield the functions that indirect calls may reach, where Microsoft's compiler checks that."""
+    """Yield the functions that indirect calls may reach, if Microsoft's compiler lists them."""
     pe.parse_data_directories([pefile.DIRECTORY_ENTRY["IMAGE_DIRECTORY_ENTRY_LOAD_CONFIG"]])
     config = getattr(pe, "DIRECTORY_ENTRY_LOAD_CONFIG", None)
     place = getattr(config.struct, "GuardCFFunctionTable", 0) if config else 0
@@ -328,10 +328,10 @@ PE_READERS = (_runtime_functions, _callbacks, _guarded)
 
 
 def _compact_unwinding(binary, project) -> Iterator[Found]:
-    """Yield the starts in Mach-O's table for unwinding; it has one for several functions alike.
+    """Yield the starts in Mach-O's table for unwinding; neighbours may share an entry.
 
     Its layout is that of Apple's mach-o/compact_unwind_encoding.h: an index of pages, each with
-    the functions themselves, or with their distances from the page's first one in 24 bits.
+    the addresses of functions, or with 24-bit distances from the page's first function.
     """
     section = next((s for s in binary.sections if s.name == "__unwind_info"), None)
     if section is None:
@@ -351,7 +351,7 @@ def _compact_unwinding(binary, project) -> Iterator[Found]:
 
 
 class GoFunction(NamedTuple):
-    """A function in Go's own table: its range, as mapped, and its name."""
+    """A function in Go's table: its range, as mapped, and its name."""
 
     address: int
     end: int
@@ -359,7 +359,7 @@ class GoFunction(NamedTuple):
 
 
 def go_functions(project) -> list[GoFunction]:
-    """Return what the table of functions says that every Go program holds; [] if it is none.
+    """Return the functions in the table that every Go program contains; [] for other programs.
 
     The layouts are those of Go 1.2, 1.16, 1.18 and 1.20, see runtime/symtab.go and
     internal/abi/symtab.go.
@@ -397,7 +397,7 @@ def _go_table(project, place: int, header: bytes) -> list[GoFunction]:
             fields = fields[1:]
         names, offsets = place + fields[0], place + fields[4]
         table, code = offsets, word if magic == 0xFA else "I"
-    if magic in (0xF0, 0xF1) and not text:  # not filled in since Go 1.26
+    if magic in (0xF0, 0xF1) and not text:  # empty since Go 1.26
         sections = project.loader.main_object.sections
         text = next((s.vaddr for s in sections if "text" in s.name), 0)
         if not text:

@@ -1,24 +1,24 @@
-"""Names from symbol tables: labels for training and benchmarks, never used to match."""
+"""Names from symbol tables: labels for training and benchmarks, never used for matching."""
 
 import re
 from collections import Counter
 
 from binary.analysis import Analysis
 
-# The same in every binary of a toolchain, whatever the program.
+# Functions that a toolchain adds to every binary.
 STARTUP = {"_start", "_init", "_fini", "frame_dummy", "register_tm_clones"}
 STARTUP |= {"deregister_tm_clones", "__do_global_dtors_aux", "_dl_relocate_static_pie"}
 STARTUP |= {"__libc_csu_init", "__libc_csu_fini"}
 
 
 def is_symbol(name: str) -> bool:
-    """Whether a C compiler gives such a name; others are angr's own."""
+    """Whether a name may come from a C compiler; angr makes up others."""
     named_by_c = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name) is not None
     return named_by_c and not re.match("sub_[0-9a-f]+$", name)
 
 
 def source_names(analysis: Analysis) -> list[str]:
-    """Return the name of each function's source; "" where the symbol says none for sure."""
+    """Return each function's name in the source; "" if the symbol does not say it for sure."""
     names = []
     for name in analysis.function_name[: analysis.code_functions]:
         name = re.sub(r"\.(isra|constprop)\.\d+", "", name)

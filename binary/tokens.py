@@ -1,7 +1,7 @@
-"""The tokens of each block, made from what an analysis keeps of its instructions.
+"""Make the tokens of each block from the instructions in an analysis.
 
-They are made when an analysis is read, in milliseconds. So a change of tokens needs no new
-disassembly: change what is here, raise VERSION, and run gendata.py again.
+This takes milliseconds and happens whenever an analysis is read. So a change of tokens needs no new
+disassembly: change this file, raise VERSION, and run gendata.py again.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 from binary.analysis import Analysis
 from binary.instructions import clean_name, string_words
 
-VERSION = 1  # of the tokens; a change of it makes the pairs of gendata.py stale
+VERSION = 1  # of the tokens; raise it, and gendata.py makes its pairs again
 
 
 @dataclasses.dataclass
@@ -26,7 +26,7 @@ class Tokens:
     tokens : int32 (n,), offsets : int64 (B + 1,)
         Block b has the tokens ``dictionary[t] for t in tokens[offsets[b]:offsets[b + 1]]``.
     is_last : bool (n,)
-        The token is the last one of its instruction.
+        Whether a token is the last one of its instruction.
     """
 
     dictionary: list[str]
@@ -52,9 +52,9 @@ class Tokens:
 def tokenise(analysis: Analysis) -> Tokens:
     """Make the tokens of all blocks.
 
-    An instruction is its mnemonic, then a token for each operand: reg1, reg2, reg4, ... by the
-    register's bytes, ptr, imme, or str and the words of the string literal. The operand of a call
-    of an import is the import's name. An import is its name.
+    An instruction becomes its mnemonic and a token for each operand: reg1, reg2, reg4, ... (the
+    register's bytes), ptr, imme, or str followed by the words of the string literal. In a call of
+    an import, the operand becomes the import's name. An import's block is just its name.
     """
     number: dict[tuple[str, ...], int] = {}
 
@@ -63,7 +63,7 @@ def tokenise(analysis: Analysis) -> Tokens:
 
     forms = [form.split(" ") for form in analysis.form]
     of_form = np.array([numbered(words) for words in forms], np.int64)
-    sequence = of_form[analysis.instruction_form]  # of each instruction: the number of its tokens
+    sequence = of_form[analysis.instruction_form]  # the number of each instruction's tokens
     has_string = np.array(["str" in words[1:] for words in forms], bool)
     rows = iter(analysis.operand_string.tolist())
     for i in np.flatnonzero(has_string[analysis.instruction_form]).tolist():

@@ -75,7 +75,7 @@ def test_what_takes_too_long_costs_itself_only(pair, found, tmp_path):
     export = tmp_path / "x.BinExport"
     export.write_bytes(b"")
     one, other = decompile([(str(export), code.analysis, area), *wanted], found[1], 1, LIMITS)
-    assert (one.lines, one.reason) == ((), "a BinExport file holds no code to decompile")
+    assert (one.lines, one.reason) == ((), "a BinExport file contains no code to decompile")
     assert other.lines
 
 
