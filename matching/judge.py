@@ -1,9 +1,9 @@
-"""Are matched blocks really the same? A strong look at what a weak one has matched.
+"""Decide whether matched blocks are really the same.
 
-Functions and blocks are matched by code without its addresses. Here every address is looked at: a
-call is the same if it calls the partner, or the same import; a jump, if it leads to the partner of
-the block; data, if it is the same text, the same constants, or the variable that other functions
-use in the same places.
+Matching compares code without its addresses. This module compares the addresses: a call is the same
+if it calls the partner or the same import; a jump, if it leads to the block's partner; a reference
+to data, if it is the same text, the same constants, or a variable that other functions use in the
+same places.
 """
 
 import numpy as np
@@ -16,21 +16,21 @@ from matching.candidates import Candidates
 from matching.functions import Matches, assign
 from matching.kinds import forks_of, marks_of
 
-DEPTH = 4  # pointers that are followed from data to data
-SHIFT_BONUS = 0.4  # of a vote: variables that moved as far as most others did are partners
-VARIABLE = 64  # bytes between variables that are judged by their neighbours
+DEPTH = 4  # number of pointers that are followed from data to data
+SHIFT_BONUS = 0.4  # votes for two variables if they moved as far as most others
+VARIABLE = 64  # maximum distance in bytes between variables that count as neighbours
 
 
 class Judge:
-    """Compares what the operands of two binaries refer to, given what is matched.
+    """Compares what operands in two binaries refer to, given the matches.
 
     Parameters
     ----------
     codes : (Features, Features)
     functions, blocks : Matches
     alike : list of int64 (F,)
-        Of each binary, a number that functions have in common which are the same code in the same
-        surroundings: calling one instead of the other is no change.
+        For each binary, a number for each function. Functions with the same number have the same
+        code and surroundings; to call one instead of another is not a change.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Judge:
         return same & self._same_flow(same)
 
     def same_references(self, r: np.ndarray, s: np.ndarray) -> np.ndarray:
-        """Return whether references r of the first and s of the second mean the same, bool (n,)."""
+        """Return whether references r of the first and s of the second are the same, bool (n,)."""
         first, second = self.places
         kinds = first.kind[r], second.kind[s]
         x, y = first.target[r], second.target[s]
@@ -93,7 +93,7 @@ class Judge:
         return agree
 
     def name_of(self, side: int, f: int) -> tuple[str, int]:
-        """Return the same word for a function and its partner."""
+        """Return an identifier that a function and its partner share."""
         if side == 0:
             return ("function", f) if self.partner[f] >= 0 else ("old", f)
         return ("function", int(self.back[f])) if self.back[f] >= 0 else ("new", f)
@@ -101,7 +101,7 @@ class Judge:
     # ------------------------------------------------------------------------------ code
 
     def _same_code(self, source, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Compare blocks that operands refer to; source: the blocks of the first that do, or -1."""
+        """Compare blocks x and y, to which blocks ``source`` of the first refer (-1: data does)."""
         f, g = self.function[0][x], self.function[1][y]
         inside = (source >= 0) & (self.function[0][np.maximum(source, 0)] == f)
         entries = self.entry[0][x] & self.entry[1][y]
@@ -109,7 +109,7 @@ class Judge:
         return np.where(inside | ~entries, self.block_partner[x] == y, called)
 
     def _same_inside(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Compare addresses in the middle of blocks."""
+        """Compare addresses inside of blocks."""
         at = [
             np.maximum(np.searchsorted(p.blocks, address, side="right") - 1, 0)
             for p, address in zip(self.places, (x, y), strict=True)
@@ -120,14 +120,14 @@ class Judge:
         return (self.block_partner[at[0]] == at[1]) & (offset[0] == offset[1])
 
     def _same_flow(self, same: np.ndarray) -> np.ndarray:
-        """Return which blocks lead to partners of each other, as far as they stay in a function."""
+        """Return which matched blocks have matched successors inside the function, bool (n,)."""
         edges = []
         for code, function in zip(self.codes, self.function, strict=True):
             analysis = code.analysis
             found = analysis.edges[analysis.kind != CALL_EDGE].astype(np.int64)
             found = found[(found < analysis.code_blocks).all(1)]
             edges.append(found[function[found[:, 0]] == function[found[:, 1]]])
-        # An edge to a block without a partner is that block's difference.
+        # An edge to a block without a partner does not count: only that block differs.
         n = self.codes[1].analysis.code_blocks
         back = np.full(n, -1)
         back[self.blocks.b] = self.blocks.a
@@ -144,7 +144,7 @@ class Judge:
     # ------------------------------------------------------------------------------ data
 
     def _same_data(self, r: np.ndarray, s: np.ndarray) -> np.ndarray:
-        """Compare data that operands refer to: constants by content, variables by who uses them."""
+        """Compare data to which operands refer: constants by content, variables by their users."""
         first, second = self.places
         x, y = first.target[r], second.target[s]
         pairs, which = np.unique(np.stack([x, y], 1), axis=0, return_inverse=True)
@@ -163,15 +163,16 @@ class Judge:
         return (section >= 0) & places.analysis.data_constant[section]
 
     def _match_variables(self, pairs, numbers, which, users) -> np.ndarray:
-        """Match variables one to one by how many functions use both in the same place.
+        """Match variables one to one, by how many functions use both in the same place.
 
         Parameters
         ----------
         pairs : int64 (k, 2)
             Addresses of variables that some function uses in the same place.
         numbers : int64 (k,)
-            Their numbers, by which ``which`` (n,) says what pair each reference is, and ``users``
-            (n,) the function that refers.
+            A number for each pair.
+        which, users : int64 (n,)
+            For each reference, the number of its pair, and the function that contains it.
         """
         if not len(pairs):
             return np.zeros(0, bool)
@@ -193,8 +194,8 @@ class Judge:
 
     @staticmethod
     def _out_of_line(pairs: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """Return which variables moved by another distance than their neighbours on both sides."""
-        order = np.flatnonzero(chosen)  # pairs are sorted
+        """Return which variables did not move as far as their neighbours on both sides."""
+        order = np.flatnonzero(chosen)  # the pairs are sorted
         old, new = pairs[order].T
         shift = new - old
         odd = np.zeros(len(pairs), bool)
@@ -206,10 +207,10 @@ class Judge:
         return odd
 
     def same_content(self, x: int, y: int, depth: int = 0) -> bool:
-        """Compare the data at two addresses, as far as both go without being referred to anew."""
+        """Compare the data at two addresses, up to the next address to which something refers."""
         if (x, y) in self.known:
             return self.known[x, y]
-        self.known[x, y] = True  # what leads back here is the same if the rest is
+        self.known[x, y] = True  # a pointer back to here is the same if the rest is
         first, second = self.places
         (one, constant), (other, also) = first.content(x), second.content(y)
         same = constant == also
@@ -228,7 +229,7 @@ class Judge:
         return self._only_pointers(x, y, one, other, depth)
 
     def _only_pointers(self, x: int, y: int, one: bytes, other: bytes, depth: int) -> bool:
-        """Whether contents differ in nothing but pointers, and these mean the same."""
+        """Whether two contents differ only in pointers, and the pointers are the same."""
         n = min(len(one), len(other))
         size = self.places[0].word.itemsize
         distances = self._same_distances(x, y, one[:n], other[:n])
@@ -264,9 +265,9 @@ class Judge:
         return bool((pointer | (words[0] == words[1])).all())
 
     def _same_distances(self, x: int, y: int, one: bytes, other: bytes) -> bool | None:
-        """Compare contents as tables of distances to code (a switch) or texts; None: they are none.
+        """Compare contents as tables of distances to code (a switch) or texts; None if they differ.
 
-        Distances count from the table itself, or from the global offset table.
+        Distances are relative to the table itself or to the global offset table.
         """
         for n in range(len(self.places[0].steps)):
             types = [p.steps[n] for p in self.places]
@@ -293,7 +294,7 @@ class Judge:
             n = self._length(blocks)
             if 3 < n < len(steps[0]) and (blocks[0][n] >= 0) != (blocks[1][n] >= 0):
                 return False
-            if n and (n == len(steps[0]) or n > 3):  # what follows may be something else
+            if n and (n == len(steps[0]) or n > 3):  # other data may follow
                 return bool(self._same_code(np.full(n, -1), blocks[0][:n], blocks[1][:n]).all())
         texts = [
             [p.whole_text(start + step) for step in side.tolist()]
@@ -305,13 +306,13 @@ class Judge:
 
     @staticmethod
     def _length(blocks: list[np.ndarray]) -> int:
-        """Return how many entries lead to blocks in both, from the first on."""
+        """Return how many of the first entries lead to blocks in both tables."""
         end = np.flatnonzero((blocks[0] < 0) | (blocks[1] < 0))
         return int(end[0]) if len(end) else len(blocks[0])
 
 
 def _entries(code: Features) -> np.ndarray:
-    """Return which blocks functions begin with, bool (B,)."""
+    """Return which blocks are the entries of functions, bool (B,)."""
     analysis = code.analysis
     at = np.searchsorted(
         analysis.address[: analysis.code_blocks], analysis.function_address[: code.functions]

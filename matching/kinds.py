@@ -1,4 +1,4 @@
-"""What kind of change a function shows, and how likely a human made it."""
+"""What kinds of change a function shows, and how likely it is that a human made them."""
 
 from collections import Counter
 from typing import Any
@@ -11,7 +11,7 @@ from features.extract import Features
 from features.normalised import IDLE
 from features.places import CODE, DATA, IMPORT
 
-# What speaks for a human edit, 0..1: a compiler does not add a call or change a text.
+# How strongly each kind suggests a human edit, 0..1: a compiler does not add calls or change texts.
 WEIGHTS = {
     "call added": 0.7,
     "call removed": 0.6,
@@ -34,7 +34,7 @@ CHOOSING = ("set", "cmov", "cs", "cinc", "cneg", "it", "movz", "movn", "isel", "
 
 
 class Traits:
-    """What a function's differing blocks do, in words that both binaries have in common."""
+    """What the differing blocks of a function do, in terms that both binaries share."""
 
     def __init__(self, side: int, code: Features, blocks: list[int], judge) -> None:
         self.calls: Counter = Counter()
@@ -89,7 +89,7 @@ class Traits:
 
 
 def marks_of(code: Features) -> dict[int, dict[int, dict[int, tuple[int, int]]]]:
-    """Return block -> line -> number -> (kind, value) of the operands that are no numbers."""
+    """Return block -> line -> index of the number -> (kind, value), without plain numbers."""
     found: dict = {}
     analysis = code.analysis
     columns = analysis.operand_block, analysis.operand_line, analysis.operand_number
@@ -101,26 +101,26 @@ def marks_of(code: Features) -> dict[int, dict[int, dict[int, tuple[int, int]]]]
 
 
 def forks_of(code: Features) -> set[int]:
-    """Return the blocks that lead to more than one other."""
+    """Return the blocks with more than one successor."""
     edges = code.analysis.edges[np.isin(code.analysis.kind, (JUMP, STEP_OVER))]
     blocks, count = np.unique(edges[:, 0], return_counts=True)
     return set(blocks[count > 1].tolist())
 
 
 def loops(code: Features, inside: np.ndarray) -> int:
-    """Return how many edges of a function lead back to where it was."""
+    """Return the number of back edges in a function's flow graph."""
     edges = code.analysis.edges[code.analysis.kind == JUMP]
     within = edges[np.isin(edges, inside).all(1)]
     return int(np.sum(within[:, 1] <= within[:, 0]))
 
 
 def kinds_of(old: Traits, new: Traits, blocks: tuple[int, int], back: tuple[int, int]) -> list[str]:
-    """Return what differs, words of KINDS.
+    """Return the kinds of change, a subset of KINDS.
 
     Parameters
     ----------
     blocks, back : (int, int)
-        How many blocks, and how many edges back, the functions have.
+        Numbers of blocks and of back edges of the two functions.
     """
     found = set()
     gone, come = old.calls - new.calls, new.calls - old.calls
@@ -150,7 +150,7 @@ def kinds_of(old: Traits, new: Traits, blocks: tuple[int, int], back: tuple[int,
 def rank(kinds: list[str], differing: int) -> float:
     """Return how likely a human edited the function: higher is likelier.
 
-    The size of the change counts by its logarithm; kinds that a compiler does not bring about by
+    The size of the change counts by its logarithm. Kinds of change that a compiler does not make by
     itself count most.
     """
     doubt = np.prod([1 - WEIGHTS[kind] for kind in kinds])
@@ -158,7 +158,7 @@ def rank(kinds: list[str], differing: int) -> float:
 
 
 def describe_kinds(judge, pair: tuple[int, int], same: list[set[int]]) -> dict[str, Any]:
-    """Return ``kinds`` and ``rank`` of a changed pair; same: blocks of both that are the same."""
+    """Return ``kinds`` and ``rank`` of a changed pair; ``same``: the unchanged blocks of each."""
     sides, counts, back = [], [], []
     for side, (code, f) in enumerate(zip(judge.codes, pair, strict=True)):
         inside = code.blocks[f]

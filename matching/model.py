@@ -1,4 +1,4 @@
-"""The model that scores pairs of functions: its networks, and the file that holds them."""
+"""The model that scores pairs of functions: its networks and its file."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from files.arrays import Damage, Numbers, check_arrays, weights_of
 from matching.candidates import MEASURES
 from matching.evidence import EVIDENCE
 
-PART = 1 << 17  # rows that a network scores at a time
+PART = 1 << 17  # number of rows that a network scores at a time
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "diff.safetensors"
 
 
@@ -28,7 +28,7 @@ class Network:
     Attributes
     ----------
     mean, scale : float32 (K,)
-        Inputs are shifted and divided by these.
+        The inputs are standardised: minus ``mean``, divided by ``scale``.
     w1 : float32 (H, K), b1 : float32 (H,), w2 : float32 (H,), b2 : float32 () or (1,)
     """
 
@@ -41,7 +41,7 @@ class Network:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """float32 (n, K) -> (n,)"""
-        # A part at a time: the hidden units of all would take most of the memory of a comparison.
+        # In parts: all hidden units at once would need most of the memory of a comparison.
         parts = np.split(x, range(PART, len(x), PART))
         return np.concatenate([self._score(part) for part in parts])
 
@@ -52,7 +52,7 @@ class Network:
 
 @dataclasses.dataclass
 class Model:
-    """What matching/train.py trains.
+    """The model that matching/train.py trains.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Model:
     similarity : Network
         Scores two functions by their measures, see `matching.candidates.MEASURES`.
     neighbours : Network
-        Scores them by what the matches around them say, see `matching.evidence.EVIDENCE`.
+        Scores them by the matches around them, see `matching.evidence.EVIDENCE`.
     """
 
     encoder: Encoder
@@ -68,7 +68,7 @@ class Model:
     neighbours: Network
 
 
-MOST = 1e6  # weights that are further from 0 give scores that are no numbers
+MOST = 1e6  # larger absolute weights can make scores infinite or NaN
 SCHEMA = {
     "encoder.words": Numbers("i4", "V", below=len(GROUPS) * DIMENSIONS),
     "encoder.idf": Numbers("f4", "V", most=MOST),
@@ -92,7 +92,7 @@ def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:
     Raises
     ------
     utils.UserError
-        No such file, or none of matching/train.py's.
+        The file does not exist, or matching/train.py did not write it.
     """
     remedy = "; leave --model_file out to use the one that comes with this repository"
     with weights_of(path, "model", "matching/train.py", remedy) as arrays:
@@ -115,7 +115,8 @@ def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:
 def write_model(model: Model, path: str | os.PathLike[str], card: dict[str, str]) -> None:
     """Write a model as safetensors, with ``card`` as JSON in its metadata.
 
-    One text, for safetensors writes several in any order, and equal trainings give equal bytes.
+    The card is one entry, because safetensors writes several in random order, and the same training
+    must give the same bytes.
     """
     arrays = {
         f"{name}.{field.name}": np.ascontiguousarray(getattr(getattr(model, name), field.name))

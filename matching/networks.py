@@ -1,4 +1,4 @@
-"""Train the networks of diff.py: which candidate is a function's partner, or that it has none."""
+"""Train the networks of diff.py to find a function's partner among its candidates, if any."""
 
 import dataclasses
 
@@ -17,25 +17,25 @@ from matching.model import Network
 from matching.training_pairs import NONE, UNKNOWN, Pair
 from terminal import progress
 
-PASSES = 2  # over which the neighbour network meets its own matches
+PASSES = 2  # how often the neighbour network is trained on its own matches
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
 class MatchingConfig(TableConfig):
-    """How to train the encoder and the networks; all keys are needed.
+    """Settings for training the encoder and the networks; all keys are required.
 
     Attributes
     ----------
     hidden : int
-        Width of the networks' one hidden layer.
+        Width of the networks' hidden layer.
     lr, weight_decay : float
-        Of AdamW; the learning rate goes up and down once.
+        Settings of AdamW; the learning rate follows one cycle up and down.
     n_epochs : int
-        Passes over all pairs, of each training of a network.
+        Passes over all pairs in each training of a network.
     networks : int
-        How many are trained of each kind, from different weights; their mean is what counts.
+        Number of networks of each kind, trained from different initial weights and then averaged.
     pairs : int
-        Pairs of builds of each program at most, chosen at random.
+        Maximum number of pairs of builds of a program, chosen at random.
     """
 
     hidden: PositiveInt
@@ -47,7 +47,7 @@ class MatchingConfig(TableConfig):
 
 
 class Perceptron(nn.Module):
-    """`matching.model.Network`, to be trained."""
+    """`matching.model.Network` as a trainable module."""
 
     def __init__(self, inputs: np.ndarray, hidden: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Perceptron(nn.Module):
 
 
 def log_shares(logit: Tensor, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Log-softmax over the candidates with the same index, and "none" with logit 0.
+    """Log-softmax over the candidates with the same index and "none", whose logit is 0.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def log_shares(logit: Tensor, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
     Returns
     -------
     float (c,), float (n,)
-        Of each candidate; of none, for each index.
+        Log-probability of each candidate; log-probability of "none" for each index.
     """
     highest = logit.new_zeros(n).scatter_reduce(0, index, logit.detach(), "amax")
     e = (logit - highest[index]).exp()
@@ -114,8 +114,8 @@ def train_networks(
 ) -> Network:
     """Train networks on (inputs float32 (n, K), the pair whose candidates they describe).
 
-    Return their mean, which is one network with all their hidden units. What one seed gets right
-    and another one wrong is a matter of chance (Lakshminarayanan et al., "Deep Ensembles", 2017,
+    Return their average as one network that contains all their hidden units. Averaging reduces the
+    influence of the seed (Lakshminarayanan et al., "Deep Ensembles", 2017,
     https://arxiv.org/abs/1612.01474).
     """
     found = [
@@ -134,7 +134,7 @@ def train_networks(
 def train_network(
     examples: list[tuple[np.ndarray, Pair]], cfg: MatchingConfig, seed: int, what: str
 ) -> Network:
-    """Train one network, from the weights and in the order that ``seed`` draws."""
+    """Train one network; ``seed`` determines its initial weights and the order of examples."""
     utils.set_seed(seed)
     rng = np.random.default_rng(seed)
     model = Perceptron(np.concatenate([x for x, _ in examples]), cfg.hidden)
@@ -155,15 +155,15 @@ def train_network(
 
 
 def train_similarity(pairs: list[Pair], cfg: MatchingConfig) -> Network:
-    """Train the network that scores two functions by themselves."""
+    """Train the network that scores two functions without their neighbours."""
     return train_networks([(p.candidates.measures, p) for p in pairs], cfg, "similarity network")
 
 
 def train_neighbours(pairs: list[Pair], similarity: Network, cfg: MatchingConfig) -> Network:
-    """Train the network that also reads what the matches around a pair say.
+    """Train the network that also uses the matches around a pair.
 
-    Its input depends on its own output in the round before. So it is trained several times, each
-    time on the rounds that the one before went through (Ross et al., "DAgger", 2011,
+    Its input depends on its own output in the previous round. So it is trained several times, each
+    time on the rounds of the previously trained network (Ross et al., "DAgger", 2011,
     https://arxiv.org/abs/1011.0686).
     """
     parts = (plausible_part(pair, similarity) for pair in pairs)
@@ -183,9 +183,9 @@ def train_neighbours(pairs: list[Pair], similarity: Network, cfg: MatchingConfig
 
 
 def plausible_part(pair: Pair, similarity: Network) -> Pair:
-    """Return the pair with those candidates only that go through the neighbour rounds."""
+    """Return the pair with only the candidates that take part in the neighbour rounds."""
     kept = plausible(pair.candidates, similarity(pair.candidates.measures))
-    # Where each candidate goes; the last two places are those of UNKNOWN and NONE.
+    # The new index of each candidate; the last two entries are for UNKNOWN and NONE.
     place = np.append(np.where(kept, np.cumsum(kept) - 1, UNKNOWN), [UNKNOWN, NONE])
     return dataclasses.replace(
         pair,

@@ -9,7 +9,7 @@ from binary.decompile import decompile
 from features.extract import Features
 from matching.changes import CHANGED, Diff
 
-# What the decompiler numbers as it comes, and where variables lie: no difference.
+# Names that the decompiler numbers, and its comments on the stack layout: not differences.
 NUMBERED = re.compile(r"\b(v|a|idx|ptr|flag|choice|LABEL_)[0-9a-f]*\b|// .*")
 SAME, DIFFERENT, GONE, COME = "same", "changed", "gone", "new"
 
@@ -24,9 +24,9 @@ class PseudoDiff:
     Attributes
     ----------
     lines : list of (str, str, str)
-        SAME, DIFFERENT, GONE or COME, a line of OLD and one of NEW.
+        SAME, DIFFERENT, GONE or COME; a line of OLD; a line of NEW.
     reasons : (str, str)
-        Why there is none of OLD, and of NEW; "" where there is.
+        Why OLD's and NEW's pseudo-code is missing; "" if it is not.
     """
 
     lines: list[Line]
@@ -42,7 +42,7 @@ def pseudo_code(
     workers: int,
     limits: tuple[float, float],
 ) -> dict[Sides, PseudoDiff]:
-    """Decompile the first ``count`` changed functions; a row's sides -> what was found."""
+    """Decompile the first ``count`` changed functions; return a row's sides -> its pseudo-code."""
     sides = [row["sides"] for row in diff.functions if row["status"] == CHANGED][:count]
     wanted = [
         (path, code.analysis, f)
@@ -67,8 +67,8 @@ def line_diff(
 ) -> list[Line]:
     """Align the lines of two pseudo-codes.
 
-    Other numbers of variables are no difference, nor is the name of a ``partner`` (name of a
-    function in OLD -> its name in NEW).
+    Different numbers in names of variables are ignored, and so are different names of matched
+    functions; ``partner`` maps a name in OLD to the name in NEW.
 
     >>> line_diff(("f();", "v1 = 2;"), ("g();", "v3 = 2;", "b;"), {"f": "g"})
     [('same', 'f();', 'g();'), ('same', 'v1 = 2;', 'v3 = 2;'), ('new', '', 'b;')]

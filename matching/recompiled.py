@@ -1,10 +1,10 @@
-"""Is a function the same program, only compiled differently?
+"""Decide whether two functions are the same program, only compiled differently.
 
-Two functions are, if their flow graphs are the same and each pair of blocks does the same things in
-the same order, but for registers: which registers of the two hold the same value is followed
-through both functions at once. Copies from register to register are followed, and addresses count
-by what they are of, not by how they are made: so what a linker rewrites is no difference either.
-When in doubt, the answer is no.
+They are if their flow graphs are equal and matched blocks do the same in the same order, except for
+the choice of registers. The two functions are followed in parallel to know which of their registers
+hold the same value, also after copies. Addresses are compared by what they point to, not by how
+they are computed, so a linker's rewriting does not count as a difference. If in doubt, the answer
+is no.
 """
 
 import functools
@@ -23,12 +23,12 @@ NO_REGISTERS = {"ptr", "byte", "word", "dword", "qword", "xmmword", "ymmword", "
 NO_REGISTERS |= {"lsl", "lsr", "asr", "ror", "sxtw", "uxtw", "sxtx", "uxtb", "uxth", "sxtb", "sxth"}
 NO_REGISTERS |= {"eq", "ne", "lt", "gt", "le", "ge", "hi", "lo", "hs", "ls", "mi", "pl", "cs"}
 COPIES = {"mov", "move", "mv", "c.mv", "mr", "lgr", "fmov", "movaps", "cpy"}
-ADDRESSES = ("lea", "adr", "la", "add", "daddi", "c.addi", "mov")  # how their mnemonics begin
+ADDRESSES = ("lea", "adr", "la", "add", "daddi", "c.addi", "mov")  # mnemonics that make addresses
 JUMPS = {"jmp", "j", "b", "b.w", "c.j", "jg", "jr", "jalr"}
-# What writes its first operand and does not read it.
+# Instructions that write their first operand and do not read it.
 X86_WRITES = re.compile(r"(mov|movabs|mov[sz]xd?|lea|pop|cvt\w+|mov[dq]|movs[sd]|movaps)$")
 A64_KEEPS = re.compile(r"(movk|bfi|bfxil|bfm|ins|fmla|fmls|mla|mls|tbx|sli|sri|st\w+)")
-ABI = {  # processor -> registers of arguments, of the result, and those that calls keep
+ABI = {  # processor -> registers of arguments, of the result, and preserved by calls
     "x86_64": (
         {"rdi", "rsi", "rdx", "rcx", "r8", "r9"},
         {"rax", "xmm0"},
@@ -43,20 +43,20 @@ ABI = {  # processor -> registers of arguments, of the result, and those that ca
 
 
 class Step(NamedTuple):
-    """One thing that a block does.
+    """One step of a block.
 
     Attributes
     ----------
     shape : str
-        The instruction, registers replaced by a dot.
+        The instruction with its registers replaced by dots.
     registers : tuple of str
-        The registers that it names, in order.
+        Its registers, in order.
     references : tuple of int
-        Which of the binary's references it has, see `features.places.Places`.
+        Its indices into the binary's references, see `features.places.Places`.
     what : str
         call, jump, address, copy or other.
     writes : bool
-        It writes its first register and does not read it.
+        Whether it writes its first register without reading it.
     """
 
     shape: str
@@ -67,7 +67,7 @@ class Step(NamedTuple):
 
 
 def recompiled(judge, pair: tuple[int, int], same: list[set[int]]) -> bool:
-    """Whether a pair of functions that differ are only compiled differently.
+    """Whether two functions that differ are only compiled differently.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def recompiled(judge, pair: tuple[int, int], same: list[set[int]]) -> bool:
     pair : (int, int)
         The functions.
     same : list of set of int
-        Of either binary, the blocks that are the same as their partners.
+        For each binary, the blocks that are the same as their partners.
     """
     blocks = [code.blocks[f].tolist() for code, f in zip(judge.codes, pair, strict=True)]
     partner = {b: int(judge.block_partner[b]) for b in blocks[0]}
@@ -108,7 +108,7 @@ def _flow(code, inside: set[int]) -> dict[int, list[int]]:
 
 
 def steps_of(judge, side: int, block: int) -> list[Step]:
-    """Return what a block does, without what only makes parts of addresses."""
+    """Return the steps of a block, without instructions that only compute parts of addresses."""
     code = judge.codes[side]
     places = code.places
     lines = code.analysis.instructions[block].decode("ascii", "replace").split("\n")
@@ -128,7 +128,7 @@ def steps_of(judge, side: int, block: int) -> list[Step]:
             for number, (kind, value) in sorted(marks.get(i, {}).items())
         )
         found.append(_step(judge.processor, line, marked, SLOT in kinds, tuple(references[i])))
-    if found and found[-1].what == "jump":  # where it leads, the flow graph says
+    if found and found[-1].what == "jump":  # the flow graph has its target
         found.pop()
     return found
 
@@ -166,7 +166,7 @@ def _read(processor: str, line: str, marks: tuple, slot: bool) -> tuple:
     writes = False
     if processor == "x86_64":
         writes = bool(X86_WRITES.match(mnemonic)) and "[" not in first
-        writes = writes and (len(first) > 2 or first in ("r8", "r9"))  # not parts of registers
+        writes = writes and (len(first) > 2 or first in ("r8", "r9"))  # not a part of a register
         if mnemonic in ("xor", "pxor") and len(set(registers)) == 1 and "[" not in text:
             return f"{mnemonic} zero", registers[:1], "other", True
     elif processor == "aarch64":
@@ -180,7 +180,7 @@ def _dot(found: re.Match) -> str:
 
 
 def _whole(processor: str, register: str) -> str:
-    """Return the name of the register that this one is a part of."""
+    """Return the full register of which this one is a part."""
     if processor == "aarch64":
         return "x" + register[1:] if re.fullmatch(r"w\d+", register) else register
     if processor != "x86_64":
@@ -195,7 +195,7 @@ def _whole(processor: str, register: str) -> str:
 
 
 class _Follow:
-    """Follows which registers of two functions hold the same value."""
+    """Follows two functions to know which of their registers hold the same value."""
 
     def __init__(self, judge, blocks, flow, steps) -> None:
         self.judge, self.blocks, self.flow, self.steps = judge, blocks, flow, steps
@@ -204,7 +204,7 @@ class _Follow:
         self.names = names | (set().union(*self.abi) if self.abi else set())
 
     def agree(self) -> bool:
-        """Whether all that is read holds the same in both."""
+        """Whether the functions read equal values everywhere."""
         if all(self._equal(*self.steps[block]) for block in self.blocks):
             return True
         before = defaultdict(list)
@@ -234,7 +234,7 @@ class _Follow:
         return False
 
     def _equal(self, old: list[Step], new: list[Step]) -> bool:
-        """Whether blocks do the same in the same registers."""
+        """Whether two blocks do the same with the same values."""
         if len(old) != len(new):
             return False
         return all(
@@ -278,7 +278,7 @@ class _Follow:
         if not self._same_references(old, new):
             return False
         pairs = list(zip(old.registers, new.registers, strict=True))
-        if self.abi is None:  # registers are followed on some processors only
+        if self.abi is None:  # registers are followed only on the processors of ABI
             return old.registers == new.registers or old.what in ("call", "jump")
         reads = pairs[1:] if old.writes else pairs
         if not alike.issuperset(reads):

@@ -1,17 +1,17 @@
-"""Train what diff.py scores functions with, on builds of programs with symbols.
+"""Train the model of diff.py on builds of programs with symbols.
 
     python experiment_data/build_packages.py
     python -m matching.train                        # -> model/diff.safetensors
 
-Two functions of two builds of a program are the same where their symbols have one name; symbols are
-used for nothing else. All is contrastive (symmetric InfoNCE): an encoder learns to place functions
-of one name near each other, also those of different programs (they share libraries); and networks
-learn to find each function's partner among the functions most like it in the other build, or that
-it has none there.
+Functions in two builds of a program are the same if their symbols have the same name; symbols are
+not used for anything else. All losses are contrastive (symmetric InfoNCE). An encoder learns to
+place functions of one name near each other, also across programs, which share libraries. Networks
+learn to find each function's partner among the most similar functions of the other build, or that
+it has none.
 
-The encoder remembers what it was trained on. So that the networks learn how far to trust it on
-other programs, the programs are dealt into parts, and the pairs of each part are measured by an
-encoder that was trained on the other parts only. The encoder that is written was trained on all.
+The encoder remembers its training programs. The networks must learn how far to trust it on other
+programs. So the programs are divided into parts, and the pairs of each part are measured by an
+encoder trained on the other parts. The encoder that is saved is trained on all programs.
 """
 
 if __name__ == "__main__":
@@ -39,12 +39,12 @@ from terminal.arguments import names_of
 from terminal.command_line import PARTLY, command_line
 
 path = "experiment_data/packages/binaries/"  # builds: path/<build>/<program>
-held_out = ["ed", "xargs"]  # programs that are only measured
+held_out = ["ed", "xargs"]  # programs that are measured and not trained on
 train_cfg = "config/contrast.json"
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 to = "model/diff.safetensors"
 workers = os.cpu_count() or 1  # processes
-PARTS = 3  # in which the programs are dealt
+PARTS = 3  # number of parts into which the programs are divided
 Names = str | list[str]
 
 
@@ -58,9 +58,9 @@ def main(
     time_limit: Limit = TIME_LIMIT,
     memory_limit: Limit = MACHINE,
 ) -> int:
-    """Train the networks of diff.py and write them as safetensors.
+    """Train the model of diff.py and write it as safetensors.
 
-    Ends with exit code 3 when binaries were skipped.
+    The exit code is 3 if binaries were skipped.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def main(
         known = {program: c for program, c in codes.items() if program not in others}
         if not known:
             raise utils.UserError(
-                f"{', '.join(paths)}: no program in two builds that is not held out"
+                f"{', '.join(paths)}: no program has two builds, apart from those held out"
             )
         train = cross_fitted(known, cfg)
         model = train_model(train, train_encoder(known, cfg, "encoder"), cfg)
@@ -120,12 +120,12 @@ def main(
 
 
 def cross_fitted(programs: dict[str, list[Features]], cfg: MatchingConfig) -> list[Pair]:
-    """Return the pairs of all programs, measured by encoders that did not meet the program."""
+    """Return the pairs of all programs, measured by encoders not trained on the program."""
     names = sorted(programs)
     pairs = []
     for part in range(min(PARTS, len(names))):
         inside = names[part::PARTS]
-        # Of one program alone, its encoder must do.
+        # If there is only one program, use its own encoder.
         rest = {p: codes for p, codes in programs.items() if p not in inside} or programs
         fitted = train_encoder(rest, cfg, f"encoder without part {part + 1} of {PARTS}")
         for program in progress.bar(inside, desc="pairs"):
@@ -134,7 +134,7 @@ def cross_fitted(programs: dict[str, list[Features]], cfg: MatchingConfig) -> li
 
 
 def train_model(pairs: list[Pair], fitted: Encoder, cfg: MatchingConfig) -> Model:
-    """Train the networks; ``fitted`` is the encoder that goes with them."""
+    """Train the networks; the model also contains the encoder ``fitted``."""
     similarity = train_similarity(pairs, cfg)
     return Model(fitted, similarity, train_neighbours(pairs, similarity, cfg))
 
@@ -142,7 +142,7 @@ def train_model(pairs: list[Pair], fitted: Encoder, cfg: MatchingConfig) -> Mode
 def describe(
     programs: dict[str, list[Features]], train: list[Pair], cfg: MatchingConfig
 ) -> dict[str, str]:
-    """Return the model's card: what it was trained on, and how."""
+    """Return the model's card: its training programs and settings."""
     return {
         "what": "diff.py: an encoder of functions; a similarity network and a neighbour network",
         "programs": " ".join(f"{name} ({len(programs[name])} builds)" for name in sorted(programs)),
@@ -153,7 +153,10 @@ def describe(
 
 
 def measure(pairs: list[Pair], model: Model) -> tuple[float, float]:
-    """Return the share of functions with a partner, of MIN_BLOCKS or more, that find it first."""
+    """Return the share of functions with a partner that rank it first; small ones do not count.
+
+    The first share is that of the similarity network alone, the second that of both networks.
+    """
     right: list[list[np.ndarray]] = [[], []]
     for pair in pairs:
         asked = np.flatnonzero((pair.partner_a >= 0) & (pair.weight_a == 1))

@@ -1,4 +1,4 @@
-"""Pairs of builds to learn from: their candidates, and which of them symbols say are true."""
+"""Pairs of builds for training: their candidates, and the true partners according to symbols."""
 
 import dataclasses
 import itertools
@@ -18,12 +18,12 @@ from jobs.processes import LIMITS
 from matching.candidates import Candidates, find_candidates
 from matching.evidence import Evidence
 
-UNKNOWN, NONE = -2, -1  # instead of a partner's candidate
+UNKNOWN, NONE = -2, -1  # in place of the index of a candidate
 
 
 @dataclasses.dataclass
 class Pair:
-    """Two builds of a program and what is true of them.
+    """Two builds of a program, their candidates, and their functions' true partners.
 
     Attributes
     ----------
@@ -32,10 +32,12 @@ class Pair:
     candidates : Candidates
     evidence : Evidence
     partner_a : int64 (F,)
-        Of each function of the first build: the candidate that is its partner, NONE or UNKNOWN.
+        For each function of the first build, the index of the candidate that contains its partner;
+        or NONE or UNKNOWN.
     partner_b : int64 (G,)
-        Of each function of the second.
+        The same for the functions of the second build.
     weight_a, weight_b : float32 (F,), (G,)
+        The functions' weights in the loss.
     """
 
     program: str
@@ -51,14 +53,14 @@ class Pair:
 def find_builds(
     paths: list[str], output_dir: str, workers: int, limits: tuple[float, float] = LIMITS
 ) -> tuple[dict[str, list[Analysis]], dict[str, str]]:
-    """Analyse all programs under ``paths`` that are there in two builds or more.
+    """Analyse all programs under ``paths`` that have two builds or more.
 
-    Equal files count once: two releases may hold one version.
+    Equal files count once, because two releases may contain the same version.
 
     Returns
     -------
     dict
-        Program -> its builds' analyses, in the order of the builds' names.
+        Program -> analyses of its builds, ordered by the builds' names.
     dict
         File -> why it was skipped.
     """
@@ -84,7 +86,7 @@ def find_builds(
 def pairs_of(
     program: str, codes: list[Features], fitted: Encoder, limit: int, seed: int
 ) -> list[Pair]:
-    """Return ``limit`` pairs of a program's builds at most, every second one turned round."""
+    """Return at most ``limit`` pairs of a program's builds; every second one is reversed."""
     rng = np.random.default_rng(seed)
     both = list(itertools.combinations(codes, 2))
     chosen = sorted(rng.permutation(len(both))[:limit].tolist())
@@ -93,7 +95,7 @@ def pairs_of(
 
 
 def make_pair(program: str, first: Features, second: Features, fitted: Encoder) -> Pair:
-    """Find the candidates of two builds and which of them are true."""
+    """Find the candidates of two builds and their true partners."""
     candidates = find_candidates(first, second, fitted)
     names = (
         source_names(first.analysis),
@@ -102,7 +104,7 @@ def make_pair(program: str, first: Features, second: Features, fitted: Encoder) 
     number = {pair: i for i, pair in enumerate(zip(candidates.a, candidates.b, strict=True))}
     partners = []
     for side in (0, 1):
-        # A part that the compiler split off (foo.part.0) may be the better partner of foo.
+        # A part that the compiler split off (foo.part.0) may be a better partner of foo.
         other = second if side == 0 else first
         split = {n.split(".")[0] for n in other.analysis.function_name if "." in n}
         where = {name: f for f, name in enumerate(names[1 - side]) if name}

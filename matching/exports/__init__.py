@@ -1,1 +1,1 @@
-"""The result of a comparison for people's other tools; one file a kind."""
+"""Export the result of a comparison for other tools; one file per format."""

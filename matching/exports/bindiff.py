@@ -1,6 +1,6 @@
-"""The result of a comparison as BinDiff's database, which its UI and its plugins open.
+"""Write the result of a comparison as a BinDiff database, for its UI and its plugins.
 
-It names the two BinExport files beside it by their names without the suffix.
+The database refers to the two BinExport files beside it by their names without the suffix.
 """
 
 import difflib
@@ -39,9 +39,9 @@ CREATE TABLE basicblock (id INTEGER PRIMARY KEY, functionid INT, address1 BIGINT
 CREATE TABLE instruction (basicblockid INT, address1 BIGINT, address2 BIGINT,
     FOREIGN KEY(basicblockid) REFERENCES basicblock(id));
 """
-# BinDiff's numbers for matches by hand, the only ones that its own algorithms did not find
+# BinDiff's numbers for manual matches, the only kind that its own algorithms do not make
 MANUAL, MANUAL_BLOCK = 19, 20
-WHEN = "1970-01-01 00:00:00"  # equal inputs give equal files
+WHEN = "1970-01-01 00:00:00"  # the same inputs must give the same bytes
 VERSION = "BinDiff 8"
 
 
@@ -98,14 +98,14 @@ def _sizes(code: Features) -> tuple[int, ...]:
 
 
 def _matches(database: sqlite3.Connection, codes: tuple[Features, Features], diff: Diff) -> None:
-    """Insert what corresponds: functions, blocks within them, and instructions within those."""
+    """Insert the matched functions, their matched blocks, and the instructions of those."""
     old, new = (code.analysis for code in codes)
     pair_of = {row["sides"]: i for i, row in enumerate(diff.functions, 1) if -1 not in row["sides"]}
     places = [_addresses(code) for code in codes]
     blocks, instructions, count = [], [], Counter()
     for a, b in zip(diff.blocks.a.tolist(), diff.blocks.b.tolist(), strict=True):
         function = pair_of.get((int(old.function[a]), int(new.function[b])))
-        if function is None:  # BinDiff knows no block that moved into another function
+        if function is None:  # BinDiff cannot express that a block moved to another function
             continue
         block = len(blocks) + 1
         where = _signed(old.address[a]), _signed(new.address[b])
@@ -151,5 +151,5 @@ def _addresses(code: Features) -> list[list[int]]:
 
 
 def _signed(address: int) -> int:
-    """Return an address as SQLite keeps it: 64 bits with a sign."""
+    """Return an address as a signed 64-bit number, as SQLite stores it."""
     return int(np.uint64(address).astype(np.int64))

@@ -1,4 +1,4 @@
-"""An analysed binary as a BinExport file, which BinDiff and its plugins read."""
+"""Write an analysed binary as a BinExport file, which BinDiff and its plugins read."""
 
 import re
 from collections.abc import Hashable
@@ -28,7 +28,7 @@ MASK = (1 << 64) - 1
 
 
 def import_addresses(analysis: Analysis) -> list[int]:
-    """Return where imports lie: where the linker puts their addresses, or behind all else."""
+    """Return an address for each import: where the linker puts its address, or behind all else."""
     known: dict[str, int] = {}
     for name, address in zip(
         analysis.imported_name, analysis.imported_address.tolist(), strict=True
@@ -52,13 +52,13 @@ def as_binexport(path: str, sha256: str, code: Features) -> bytes:
     sha256 : str
         Hash of its content.
     code : Features
-        What is known of it.
+        Its analysis and features.
     """
     return _Writer(path, sha256, code).file.SerializeToString(deterministic=True)
 
 
 class _Numbers(dict):
-    """Numbers things by when they first occur."""
+    """Numbers things in the order in which they first occur."""
 
     def of(self, thing: Hashable) -> int:
         return self.setdefault(thing, len(self))
@@ -83,7 +83,7 @@ class _Writer:
         self._references()
 
     def _targets(self) -> list[list[int]]:
-        """Return the addresses outside of its function that each block calls or jumps to."""
+        """Return the addresses outside of a block's function that it calls or jumps to."""
         analysis, n = self.analysis, self.analysis.code_blocks
         blocks = map(self._even, analysis.address[:n].tolist())
         where = [*blocks, *import_addresses(analysis)]
@@ -107,7 +107,7 @@ class _Writer:
                 size = int(analysis.instruction_size[at])
                 mnemonic, _, operands = line.partition(" ")
                 entry = file.instruction.add(raw_bytes=code[:size])
-                if at == begin:  # those behind it follow without a gap
+                if at == begin:  # omitted for those that follow without a gap
                     entry.address = address
                 entry.mnemonic_index = self.mnemonics.of(mnemonic)
                 entry.operand_index.extend(self._operands(operands))
@@ -127,7 +127,7 @@ class _Writer:
             file.operand.add(expression_index=[number])
 
     def _operands(self, text: str) -> list[int]:
-        """Return the operands of an instruction; each is one expression."""
+        """Return the operands of an instruction, each as one expression."""
         found = []
         for operand in re.split(r", (?![^\[{(]*[\]})])", text) if text else ():
             number = NUMBER.fullmatch(operand)
@@ -161,13 +161,13 @@ class _Writer:
                     edge.is_back_edge = target <= source
 
     def _kinds(self, source: int, targets: list[int]) -> list[int]:
-        """Return what kinds of edges lead out of a block."""
+        """Return the kinds of a block's outgoing edges."""
         if len(targets) == 1:
             return [ALWAYS]
         if len(targets) != 2:
             return [SWITCH] * len(targets)
         address, code = self.analysis.address, self.analysis.code[source]
-        behind = (int(address[source]) & ~1) + len(code)  # where it goes on if nothing holds
+        behind = (int(address[source]) & ~1) + len(code)  # the fall-through address
         return [ELSE if int(address[t]) & ~1 == behind else IF for t in targets]
 
     def _call_graph(self) -> None:
@@ -180,7 +180,7 @@ class _Writer:
             address: (symbol, NORMAL if f < functions else IMPORTED)
             for f, (address, symbol) in enumerate(zip(where, symbols, strict=True))
         }
-        # An import may have a stub and a slot for its address.
+        # An import may have both a stub and a slot for its address.
         for address, name in zip(
             analysis.imported_address.tolist(), analysis.imported_name, strict=True
         ):
@@ -205,7 +205,7 @@ class _Writer:
             graph.edge.add(source_vertex_index=source, target_vertex_index=target)
 
     def _even(self, address: int) -> int:
-        """Return an address as it is written: an analysis has odd ones of Thumb code."""
+        """Return an address as it is written; in an analysis, those of Thumb code are odd."""
         return address & ~1 if address in self.thumb else address
 
     def _references(self) -> None:

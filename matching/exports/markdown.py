@@ -1,4 +1,4 @@
-"""The result of a comparison as Markdown, for a pull request or a report."""
+"""Write the result of a comparison as Markdown, for a pull request or a report."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from matching.exports.records import Function, FunctionMatch, function_matches
 from matching.pseudo import COME, GONE, SAME, PseudoDiff, Sides
 from terminal.escape import markdown_text
 
-TOP = 20  # functions that are listed
+TOP = 20  # number of functions in the list
 
 
 def verdict(diff: Diff) -> str:
@@ -33,7 +33,7 @@ def as_markdown(
 ) -> str:
     """Return a verdict, a table of statuses, and the first ``top`` functions that differ.
 
-    Behind them comes how their pseudo-code differs, as far as `pseudo_code` has made it.
+    They are followed by differences of their pseudo-code, for those that `pseudo_code` decompiled.
     """
     old, new = (markdown_text(os.path.basename(path)) for path in paths)
     lines = [f"# {old} → {new}", "", f"**{verdict(diff)}**", ""]
@@ -64,7 +64,7 @@ def _pseudo_lines(found: PseudoDiff) -> list[str]:
     before: list[str] = []
     after: list[str] = []
     for sign, old, new in [*found.lines, (SAME, "", "")]:
-        if sign == SAME:  # what was there stands before what came in its place
+        if sign == SAME:  # removed lines come before the lines that replace them
             lines += [*before, *after, f"  {new}"]
             before, after = [], []
         else:
@@ -76,7 +76,7 @@ def _pseudo_lines(found: PseudoDiff) -> list[str]:
 
 
 def table(matches: list[FunctionMatch], more: dict[str, list[str]] | None = None) -> list[str]:
-    """Return lines of a table of functions; ``more``: title -> cells of columns in front."""
+    """Return the lines of a table of functions; ``more`` adds columns in front, title -> cells."""
     more = more or {}
     titles = [*more, "status", "old", "new", "differing blocks", "score", "kinds"]
     rules = ["---"] * (len(more) + 3) + ["---:", "---:", "---"]

@@ -1,4 +1,4 @@
-"""The result of a comparison as JSON, CSV, and Python's dataclasses."""
+"""The result of a comparison as JSON, CSV, and dataclasses."""
 
 import csv
 import dataclasses
@@ -30,12 +30,11 @@ class Function:
     ----------
     address : int
     name : str
-        Its symbol, or a name that was made from the address; what its source calls it, where the
-        symbol is mangled.
+        Its symbol, demangled if possible, or a name made from the address.
     symbol : str
-        The symbol as it stands in the binary.
+        The symbol as in the binary.
     blocks : int
-        How many basic blocks it has.
+        Number of basic blocks.
     """
 
     address: int
@@ -46,25 +45,25 @@ class Function:
 
 @dataclasses.dataclass(frozen=True)
 class FunctionMatch:
-    """Two functions that correspond, or one that has no partner.
+    """Two matched functions, or one without a partner.
 
     Attributes
     ----------
     status : str
         One of `STATUS`.
     score : float
-        How sure the match is, 0 to 1.
+        Confidence of the match, 0 to 1.
     differing : int
-        How many basic blocks of both have no identical partner.
+        Number of basic blocks in both functions that have no identical partner.
     change : float
-        Which share of their blocks that is, 0 to 1.
+        The same as a share of their blocks, 0 to 1.
     rank : float
-        The greater, the more likely a human changed it: the list's order.
+        The higher, the more likely a human changed it; the list is sorted by it.
     kinds : tuple of str
-        What kinds of change there are.
+        Kinds of change.
     old, new : Function or None
     inlined : tuple of Function
-        Of a function that is in one binary alone, those of the other that likely hold its code.
+        For a function in only one binary: functions of the other that likely contain its code.
     """
 
     status: str
@@ -79,13 +78,13 @@ class FunctionMatch:
 
     @property
     def said(self) -> str:
-        """What is known of the change: its kinds, or where the code likely went to."""
+        """The kinds of change, or the functions into which the code was likely inlined."""
         names = ", ".join(function.name for function in self.inlined)
         inlined = f"likely inlined {'into' if self.old else 'in'} {names}" if names else ""
         return ", ".join(self.kinds) or inlined
 
     def record(self) -> dict[str, Any]:
-        """Return it as one flat record, as ``pandas.DataFrame`` reads a list of them."""
+        """Return one flat record; ``pandas.DataFrame`` takes a list of them."""
         flat = {
             "status": self.status,
             "score": self.score,
@@ -109,7 +108,7 @@ FUNCTION_MATCH = pydantic.TypeAdapter(FunctionMatch)
 
 @dataclasses.dataclass(frozen=True)
 class BlockMatch:
-    """Two basic blocks that correspond: their addresses, how sure that is, and if all is equal."""
+    """Two matched basic blocks: addresses, confidence, and whether they are the same."""
 
     old: int
     new: int
@@ -118,7 +117,7 @@ class BlockMatch:
 
 
 def function_matches(codes: tuple[Features, ...], diff: Diff) -> list[FunctionMatch]:
-    """Return the rows of a comparison, in its order."""
+    """Return the functions of a comparison, in the order of its list."""
     names = [demangle(code.analysis.function_name) for code in codes]
 
     def function(side: int, f: int) -> Function | None:
@@ -154,7 +153,7 @@ def block_matches(codes: tuple[Features, ...], diff: Diff) -> list[BlockMatch]:
 
 
 def as_record(match: FunctionMatch) -> dict[str, Any]:
-    """Return a row as JSON has it; addresses are texts, as numbers may be cut."""
+    """Return a match for JSON; addresses are strings because JavaScript would round numbers."""
 
     def about(function: Function | None) -> dict[str, Any] | None:
         if function is None:
@@ -166,12 +165,12 @@ def as_record(match: FunctionMatch) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any]) -> FunctionMatch:
-    """Return the row that `as_record` made a record of.
+    """Return the match that `as_record` made into a record.
 
     Raises
     ------
     KeyError, TypeError, ValueError, AttributeError
-        It is no such record.
+        It is not such a record.
     """
 
     def function(about: dict[str, Any] | None) -> Function | None:
@@ -186,7 +185,7 @@ def from_record(record: dict[str, Any]) -> FunctionMatch:
 
 
 def as_json(paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff) -> dict[str, Any]:
-    """Return all matches as `SCHEMA` describes them."""
+    """Return all matches in the format of `SCHEMA`."""
     return {
         "format": FORMAT,
         "old": paths[0],
@@ -203,7 +202,7 @@ def as_json(paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff) -> 
 
 
 def as_csv(codes: tuple[Features, ...], diff: Diff) -> str:
-    """Return the functions as CSV. No name can become a spreadsheet's formula."""
+    """Return the functions as CSV; no name can act as a formula in a spreadsheet."""
     out = io.StringIO()
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -212,7 +211,7 @@ def as_csv(codes: tuple[Features, ...], diff: Diff) -> str:
 
 
 def csv_cells(match: FunctionMatch) -> list[Any]:
-    """Return a row of the CSV, with CSV_COLUMNS."""
+    """Return a row of the CSV; its columns are CSV_COLUMNS."""
     numbers = match.score, match.differing, f"{match.change:.4f}", match.rank
     cells: list[Any] = [match.status, *numbers, ", ".join(match.kinds)]
     for function in (match.old, match.new):

@@ -1,4 +1,4 @@
-"""Scripts for Ghidra and IDA that give NEW's functions the names that they have in OLD."""
+"""Make scripts for Ghidra and IDA that give NEW's functions their names in OLD."""
 
 import re
 
@@ -6,9 +6,9 @@ from features.extract import Features
 from matching.changes import Diff
 from matching.exports.records import function_matches
 
-PIE_BASE = 0x400000  # where angr maps ELF files that may lie anywhere
-MADE_UP = re.compile("sub_[0-9a-f]+$")  # what a disassembler calls a function without a symbol
-# The same text is Python for Ghidra and for IDA but for these lines.
+PIE_BASE = 0x400000  # where angr maps position-independent ELF files
+MADE_UP = re.compile("sub_[0-9a-f]+$")  # a disassembler's name of a function without a symbol
+# The scripts for Ghidra and IDA differ only in these lines.
 NAMING = {
     "ghidra": """\
 from ghidra.program.model.symbol import SourceType
@@ -36,8 +36,8 @@ def naming_script(
 ) -> str:
     """Return a script that names NEW's functions by their partners' symbols in OLD.
 
-    Each function gets a comment, too: its name in OLD as the source has it, the name that it had
-    in NEW, the score and the status of the match. Matches below ``min_score`` are left out.
+    Each function also gets a comment: the demangled name in OLD, the previous name in NEW, and the
+    score and status of the match. Matches below ``min_score`` are left out.
     """
     with open(new, "rb") as file:
         head = file.read(18)

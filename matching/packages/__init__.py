@@ -1,1 +1,1 @@
-"""Whole packages: what files two of them hold, which correspond, and what changed in each."""
+"""Compare whole packages: their files, which of them correspond, and what changed in each."""

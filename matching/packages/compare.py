@@ -1,4 +1,4 @@
-"""Compare two packages: their files, and of the programs among them all functions."""
+"""Compare two packages: their files, and all functions of the programs among them."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ from matching.packages.pairs import FilePair, pair_files
 from matching.page.make import make_page
 from terminal import progress
 
-# What a file can be, in the order of the list.
+# A file's status, in the order of the list.
 FAILED, SAME_CODE, NO_PROGRAM = "failed", "same code", "changed (no program)"
 FILE_STATUS = (
     *(FAILED, STATUS[CHANGED], STATUS[ONLY_OLD], STATUS[ONLY_NEW], STATUS[RECOMPILED]),
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @dataclasses.dataclass
 class FileDiff:
-    """What is known of a file of two packages.
+    """The result for one file of two packages.
 
     Attributes
     ----------
@@ -48,13 +48,13 @@ class FileDiff:
     status : str
         One of FILE_STATUS.
     reason : str
-        Why it failed, else "".
+        Why it failed, or "".
     counts : dict of str to int
-        How many functions have each status.
+        Status -> number of functions.
     functions : list of FunctionMatch
         The functions that are not identical, in the order of the list.
     page : str
-        The page of this comparison, else "".
+        Name of the page of this comparison, or "".
     """
 
     pair: FilePair
@@ -66,12 +66,12 @@ class FileDiff:
 
     @property
     def name(self) -> str:
-        """Its name in NEW, or in OLD if it is there alone."""
+        """Its name in NEW; in OLD if it exists only there."""
         return (self.pair.new or self.pair.old).name
 
     @property
     def is_program(self) -> bool:
-        """Whether it is machine code in one of the packages."""
+        """Whether it is machine code in at least one of the packages."""
         return any(side is not None and side.path != "" for side in self.pair[:2])
 
 
@@ -83,10 +83,10 @@ class PackageDiff:
     ----------
     paths : (str, str)
     files : list of FileDiff
-        In the order of FILE_STATUS; of those that changed, the one with the function that a human
-        changed most likely comes first.
+        In the order of FILE_STATUS; changed files are sorted by the highest rank among their
+        functions.
     left_out : (dict, dict)
-        Of either package, see `matching.packages.contents.Contents`.
+        For each package, see `matching.packages.contents.Contents`.
     """
 
     paths: tuple[str, str]
@@ -94,13 +94,13 @@ class PackageDiff:
     left_out: tuple[dict[str, int], dict[str, int]]
 
     def functions(self) -> list[tuple[FileDiff, FunctionMatch]]:
-        """Return the functions of all files that are not identical, best first."""
+        """Return the functions of all files that are not identical, by falling rank."""
         order = {STATUS[status]: at for at, status in enumerate(ORDER)}
         found = [(file, match) for file in self.files for match in file.functions]
         return sorted(found, key=lambda item: (order[item[1].status], -item[1].rank))
 
     def count(self, status: str) -> int:
-        """Return how many files have a status."""
+        """Return the number of files with a status."""
         return sum(file.status == status for file in self.files)
 
 
@@ -114,9 +114,9 @@ def compare_packages(
     unpack_limit: float,
     arch: str | None = None,
 ) -> PackageDiff:
-    """Compare two packages. A file that fails costs only itself.
+    """Compare two packages. If a file fails, the others go on.
 
-    What is made of each file is kept in ``output_dir``, so that another run goes on from there.
+    Results for each file are cached in ``output_dir``, so that an interrupted run can be continued.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def compare_packages(
     """
     with utils.temporary_folder(Path(output_dir) / "unpacked") as folder:
         contents = _list(paths, folder, workers, limits, unpack_limit)
-        # What could not be read has its place in the list, too.
+        # Files that could not be read are listed, too.
         lost = [
             {n: Member(n, 0, f"{side} {n}", "") for n in contents[side].failed} for side in (0, 1)
         ]
@@ -166,7 +166,7 @@ def _list(paths, folder, workers, limits, unpack_limit):
 
 
 def _status_by_content(pair: FilePair) -> str:
-    """Return a file's status; "" if that takes a comparison of functions."""
+    """Return a file's status; "" if it depends on a comparison of functions."""
     if pair.old is None:
         return STATUS[ONLY_NEW]
     if pair.new is None:
@@ -175,11 +175,11 @@ def _status_by_content(pair: FilePair) -> str:
         return STATUS[IDENTICAL]
     if pair.old.path and pair.new.path:
         return ""
-    return STATUS[CHANGED] if pair.old.path or pair.new.path else NO_PROGRAM  # a script, say
+    return STATUS[CHANGED] if pair.old.path or pair.new.path else NO_PROGRAM  # e.g. a script
 
 
 def _compare_programs(files, model_file, pages, output_dir, workers, limits, arch) -> None:
-    """Compare the functions of each pair of programs, as far as that is not cached."""
+    """Compare the functions of each pair of programs unless the result is cached."""
     kept = Path(output_dir) / "compared"
     same = utils.sha256_of(model_file), _code()
     digests: dict[str, str] = {}  # file to analyse -> SHA-256
@@ -210,7 +210,7 @@ def _compare_programs(files, model_file, pages, output_dir, workers, limits, arc
         if not results[number][0].exists() or (page and not page.exists()):
             jobs[number] = (analyses, names, model_file, results[number][0], page)
             sizes[number] = sum(analysis.stat().st_size for analysis in analyses)
-    ordered = sorted(jobs, key=lambda number: -sizes[number])  # so that the workers end together
+    ordered = sorted(jobs, key=lambda number: -sizes[number])  # large ones first
     given = ((number, jobs[number]) for number in ordered)
     done = in_processes(_compare_two, given, len(jobs), workers, "pairs", *limits, sizes=sizes)
     for number, error in done:
@@ -229,7 +229,7 @@ def _compare_programs(files, model_file, pages, output_dir, workers, limits, arc
 
 
 def _fail(file: FileDiff, reason: str) -> None:
-    """Let a file have failed; its members are named as they are in the packages."""
+    """Mark a file as failed; in the reason, use its names in the packages."""
     for member in (file.pair.old, file.pair.new):
         reason = reason.replace(member.path, member.name)
     file.status, file.reason = FAILED, reason
@@ -240,13 +240,13 @@ def _slug(name: str) -> str:
 
 
 def _key(analyses: list[Path], names: tuple[str, str], same: tuple[str, str]) -> str:
-    """Return what a comparison depends on, as one hash; ``same`` are those of model and code."""
+    """Return one hash of all that a comparison depends on; ``same``: hashes of model and code."""
     about = [*(analysis.name for analysis in analyses), *names, *same]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _code() -> str:
-    """Return a hash of the code that compares: after a change of it, nothing old is taken."""
+    """Return a hash of the code that compares; after a change, cached results are not used."""
     files = [
         f for folder in ("features", "matching") for f in (ROOT / folder).rglob("*") if f.is_file()
     ]
@@ -257,7 +257,7 @@ def _code() -> str:
 def _compare_two(
     analyses: list[Path], names: tuple[str, str], model_file: str, result: Path, page: Path | None
 ) -> None:
-    """Compare two programs and write what was found; runs in a worker."""
+    """Compare two programs and write the result; runs in a worker."""
     codes = tuple(extract_features(load_analysis(file)) for file in analyses)
     diff = compare(*codes, read_model(model_file))
     if page:

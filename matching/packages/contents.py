@@ -1,9 +1,9 @@
-"""What a package holds: a folder, or an archive that is read without trusting it.
+"""List the files of a package: of a folder, or of an archive, which may be hostile.
 
 Archives are .deb, tar (plain, or with gzip, bzip2, xz, Zstandard), zip (.whl, .jar, ...) and static
-libraries (.a), also inside of each other. No member's name ever becomes the name of a file: the
-programs among them are kept under the hash of their content, and everything else is only hashed.
-Links and devices are never followed, opened or made.
+libraries (.a), also nested. A member's name never becomes the name of a file: programs are stored
+under the hash of their content, and everything else is only hashed. Links and devices are never
+followed, opened or created.
 
 References
 ----------
@@ -34,20 +34,20 @@ import zstandard
 import utils
 from binary.formats import ARCHIVE, processors
 
-UNPACK_LIMIT = 8.0  # GiB that one package may hold, unpacked
-MEMBERS = 200_000  # files in one package
-DEPTH = 3  # archives in archives
-LONGEST = 4096  # characters of a member's name
-EXTENSION = 1 << 20  # bytes of what extends a header, such as a long name
-WINDOW = 1 << 27  # bytes that Zstandard may look back
+UNPACK_LIMIT = 8.0  # maximum GiB of one package, unpacked
+MEMBERS = 200_000  # maximum number of files in one package
+DEPTH = 3  # maximum nesting of archives
+LONGEST = 4096  # maximum number of characters of a member's name
+EXTENSION = 1 << 20  # maximum bytes of a header's extension, such as a long name
+WINDOW = 1 << 27  # maximum bytes of Zstandard's window
 CHUNK = 1 << 20
-BEGINNING = 4096  # bytes that tell what a file is
+BEGINNING = 4096  # bytes from the beginning of a file that tell its kind
 TAR_MAGIC = 257, b"ustar"
 EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 EXTENDED += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 AR_HEADER = 60  # bytes
-DEB_PARTS = {"data.tar": "", "control.tar": "DEBIAN/"}  # of a .deb -> what goes before its names
-COMPRESSED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {  # how it begins -> its reader
+DEB_PARTS = {"data.tar": "", "control.tar": "DEBIAN/"}  # part of a .deb -> prefix of its names
+COMPRESSED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {  # first bytes -> reader
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
@@ -68,7 +68,7 @@ class Member:
     size : int
     sha256 : str
     path : str
-        Where its content lies, if it is an executable or a library of machine code; else "".
+        The file with its content, if it is an executable or a library of machine code; else "".
     """
 
     name: str
@@ -79,14 +79,14 @@ class Member:
 
 @dataclasses.dataclass
 class Contents:
-    """What a package holds.
+    """The content of a package.
 
     Attributes
     ----------
     members : list of Member
         Sorted by name.
     left_out : dict of str to int
-        What is no regular file (links, devices, ...), and how many of it there are.
+        Numbers of links, devices and other things that are not regular files.
     failed : dict of str to str
         Name -> why it could not be read.
     """
@@ -97,7 +97,7 @@ class Contents:
 
 
 def is_package(path: str) -> bool:
-    """Whether a path is a folder, or a file that begins as an archive does."""
+    """Whether a path is a folder, or a file with the first bytes of an archive."""
     return os.path.isdir(path) or _kind_of(path) is not None
 
 
@@ -106,11 +106,11 @@ def _kind_of(path: str) -> str | None:
         with open(path, "rb") as file:
             return _kind(file.read(BEGINNING))
     except OSError:
-        return None  # whoever reads it says why
+        return None  # reading it will report why
 
 
 def _kind(beginning: bytes) -> str | None:
-    """Return what kind of archive begins so; what is compressed may turn out to be no tar."""
+    """Return the kind of archive by its first bytes; a compressed file may not contain a tar."""
     if beginning.startswith(ARCHIVE):
         return "ar"
     if beginning.startswith((b"PK\3\4", b"PK\5\6")):
@@ -122,23 +122,23 @@ def _kind(beginning: bytes) -> str | None:
 
 
 def read_contents(path: str, folder: str, listing: str, limit: float = UNPACK_LIMIT) -> None:
-    """List what a package holds in a JSON file; runs in a worker under its limits.
+    """Write a package's content to a JSON file; runs in a worker under its limits.
 
     Parameters
     ----------
     path : str
         A folder or an archive.
     folder : str
-        An empty folder for the programs out of archives.
+        An empty folder for the programs in archives.
     listing : str
         The file to write; `load_contents` reads it.
     limit : float
-        GiB that the archives of the package may hold, unpacked.
+        Maximum GiB of all archives in the package, unpacked.
 
     Raises
     ------
     UserError
-        It cannot be read, is no archive, or holds too much.
+        The package cannot be read, is not an archive, or is too large.
     """
     reader = _Reader(Path(folder), limit)
     if os.path.isdir(path):
@@ -149,13 +149,13 @@ def read_contents(path: str, folder: str, listing: str, limit: float = UNPACK_LI
                 reader.read_archive(file, "", 0)
         except utils.UserError as error:
             if reader.count == 0 and _kind_of(path) == "compressed":
-                why = f"{path} is compressed, and holds no tar archive that can be read ({error})"
+                why = f"{path} is compressed, but contains no readable tar archive ({error})"
                 raise utils.UserError(f"{why}: unpack it first") from None
             raise utils.UserError(f"{path}: {error}") from None
     members = sorted(reader.members.values(), key=lambda member: member.name)
     found = Contents(members, dict(sorted(reader.left_out.items())), reader.failed)
     if not members and not found.failed:
-        raise utils.UserError(f"{path} holds no files")
+        raise utils.UserError(f"{path} contains no files")
     utils.write_json(listing, dataclasses.asdict(found))
 
 
@@ -166,7 +166,7 @@ def load_contents(listing: str) -> Contents:
 
 
 class _TooMuch(utils.UserError):
-    """The package holds more than is allowed: nothing more of it is read."""
+    """The package is larger than allowed; reading stops."""
 
 
 class _Header(tarfile.TarInfo):
@@ -178,7 +178,7 @@ class _Header(tarfile.TarInfo):
             header = super().frombuf(buf, encoding, errors)
         except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):
             raise  # the end of the archive
-        except tarfile.HeaderError as error:  # for which tarfile takes some of them, too
+        except tarfile.HeaderError as error:  # tarfile would take some of them for the end
             raise utils.UserError(f"the tar archive is damaged ({error})") from None
         if header.size < 0 or (header.type in EXTENDED and header.size > EXTENSION):
             raise utils.UserError(f"a header of the tar archive claims {header.size:,} bytes")
@@ -198,13 +198,13 @@ class _Counted(io.RawIOBase):
 
 
 class _Part(io.RawIOBase):
-    """Some bytes of a file."""
+    """A part of a file, as a file."""
 
     def __init__(self, file: IO[bytes], begin: int, end: int) -> None:
         self.file, self.begin, self.place, self.end = file, begin, begin, end
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.place = self.begin + offset  # as only the beginning is sought
+        self.place = self.begin + offset  # callers seek only from the beginning
         return offset
 
     def read(self, size: int = -1) -> bytes:
@@ -228,7 +228,7 @@ class _Reader:
         self.failed: dict[str, str] = {}
 
     def read_folder(self, top: str) -> None:
-        """List a folder and what lies below it."""
+        """List a folder and everything below it."""
 
         def refuse(error: OSError) -> None:
             self.failed[os.path.relpath(str(error.filename), top)] = error.strerror or str(error)
@@ -242,7 +242,7 @@ class _Reader:
                 self._count()
                 try:
                     mode = os.lstat(path).st_mode
-                    if not stat.S_ISREG(mode):  # to open a named pipe would be to wait for a writer
+                    if not stat.S_ISREG(mode):  # opening a named pipe would wait for a writer
                         self._leave_out(_what_is(mode))
                         continue
                     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
@@ -251,7 +251,7 @@ class _Reader:
                     self.failed[shown] = error.strerror or str(error)
 
     def read_archive(self, file: IO[bytes], before: str, depth: int) -> None:
-        """List an archive's members, with ``before`` before their names."""
+        """List an archive's members; ``before`` is the prefix of their names."""
         beginning = file.read(BEGINNING)
         file.seek(0)
         try:
@@ -268,26 +268,26 @@ class _Reader:
                         self._read_tar(_Counted(content, self._spend), before, depth)
         except (utils.UserError, MemoryError):
             raise
-        except Exception as error:  # a hostile archive may fail anywhere; it costs itself only
+        except Exception as error:  # a hostile archive may fail anywhere; the others go on
             why = str(error) or type(error).__name__
             raise utils.UserError(f"the archive is damaged ({why})") from None
 
     def _read_tar(self, file: IO[bytes], before: str, depth: int) -> None:
-        known: dict[str, Member] = {}  # what a hard link may mean
+        known: dict[str, Member] = {}  # possible targets of hard links
         with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
             while (header := archive.next()) is not None:
-                archive.members.clear()  # where tarfile keeps all that it has read
+                archive.members.clear()  # tarfile would keep all headers in memory
                 if header.isdir() or not (name := self._member(header.name, before)):
                     continue
                 if header.islnk():
                     if twin := known.get(os.path.normpath(header.linkname)):
                         self.members[name] = dataclasses.replace(twin, name=name)
                     else:
-                        self.failed[name] = "a hard link to nothing that came before it"
+                        self.failed[name] = "a hard link to a file that does not come before it"
                 elif header.isreg():
                     self._allow(header.size)
                     content = archive.extractfile(header)
-                    if header.issparse():  # what is read may be far longer than the archive
+                    if header.issparse():  # its content may be far longer than the archive
                         content = _Counted(content, self._spend)
                     self._add(name, content, depth)
                     if name in self.members:
@@ -335,7 +335,7 @@ class _Reader:
             return ""
         name = before + "/".join(parts)
         number, unique = 1, name
-        while unique in self.members or unique in self.failed:  # as none may hide another
+        while unique in self.members or unique in self.failed:  # a member must not hide another
             number += 1
             unique = f"{name} ({number})"
         return unique
@@ -343,7 +343,7 @@ class _Reader:
     def _count(self) -> None:
         self.count += 1
         if self.count > MEMBERS:
-            raise _TooMuch(f"it holds more than {MEMBERS:,} files")
+            raise _TooMuch(f"it contains more than {MEMBERS:,} files")
 
     def _spend(self, size: int) -> None:
         self.left -= size
@@ -351,7 +351,7 @@ class _Reader:
             raise _TooMuch(self.too_much)
 
     def _allow(self, size: int) -> None:
-        """Refuse what claims to be larger than what may still come, before it is unpacked."""
+        """Refuse a member before unpacking it if its claimed size exceeds what is left."""
         if size > self.left:
             raise _TooMuch(self.too_much)
 
@@ -360,9 +360,9 @@ class _Reader:
             self.left_out[kind] = self.left_out.get(kind, 0) + count
 
     def _add(self, name: str, file: IO[bytes], depth: int, path: str = "") -> None:
-        """Hash a file; keep it, if it is a program in an archive; look into it, if it is one.
+        """Hash a file; store it if it is a program in an archive; read it if it is an archive.
 
-        ``path`` is where it lies, outside of archives.
+        ``path`` is the file itself if it is not in an archive.
         """
         chunk = file.read(BEGINNING)
         kind = _kind(chunk) if depth < DEPTH else None
@@ -386,7 +386,7 @@ class _Reader:
         self.members[name] = Member(name, size, sha256, path if program else "")
 
     def _look_into(self, name: str, path: str, kind: str, depth: int) -> bool:
-        """Read an archive in the package; False: a compressed file that is no archive."""
+        """Read an archive in the package; return False for a compressed file without an archive."""
         outer = self.members, self.failed
         self.members, self.failed = {}, {}
         try:
@@ -412,14 +412,14 @@ def _nothing() -> Iterator[None]:
 
 
 def _what_is(mode: int) -> str:
-    """Return what it is that is no regular file."""
+    """Return the name of a kind of file that is not regular."""
     if stat.S_ISLNK(mode):
         return "link"
     return "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
 
 
 def _members_of_ar(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield name and content of each member but the indexes."""
+    """Yield name and content of each member except indexes."""
     end, place, long_names = file.seek(0, os.SEEK_END), len(ARCHIVE), b""
     while place + AR_HEADER <= end:
         file.seek(place)

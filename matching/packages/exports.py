@@ -1,4 +1,4 @@
-"""What changed between two packages: in one sentence, as JSON, CSV and Markdown."""
+"""Export what changed between two packages: as a sentence, JSON, CSV and Markdown."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ def verdict(diff: PackageDiff) -> str:
 
 
 def fails_on(diff: PackageDiff, fail_on: str) -> bool:
-    """Whether --fail_on finds what it asks for; files that are no programs do not count."""
+    """Whether the comparison fails under --fail_on; files that are not programs do not count."""
     asked = {STATUS[ONLY_OLD], STATUS[ONLY_NEW]}
     if fail_on == "changed":
         asked.add(STATUS[CHANGED])
@@ -39,7 +39,7 @@ def fails_on(diff: PackageDiff, fail_on: str) -> bool:
 
 
 def as_json(diff: PackageDiff) -> dict[str, Any]:
-    """Return files, and the functions of all that are not identical, as `SCHEMA` describes them."""
+    """Return files, and functions that are not identical, in the format of `SCHEMA`."""
     number = {id(file): i for i, file in enumerate(diff.files)}
     return {
         "format": FORMAT,

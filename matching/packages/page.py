@@ -1,4 +1,4 @@
-"""The page of two packages: their files, and the functions of all of them, best first."""
+"""Write the page of two packages: their files, and all their functions by falling rank."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SCRIPTS = ("data.js", "package.js")
 
 
 def write_pages(diff: PackageDiff, folder: Path) -> None:
-    """Write index.html and the pages of the files into a folder; what else is there stays."""
+    """Write index.html and the pages of the files into a folder; other files there stay."""
     for file in diff.files:
         if file.page:
             with utils.atomic_file(folder / Path(file.page).name, "wb") as out:
@@ -22,7 +22,7 @@ def write_pages(diff: PackageDiff, folder: Path) -> None:
 
 
 def make_package_page(diff: PackageDiff) -> str:
-    """Return the HTML page that shows ``diff``; pages of files lie beside it."""
+    """Return the HTML page that shows ``diff``; it links to the files' pages beside it."""
     number = {id(file): i for i, file in enumerate(diff.files)}
     about = {
         "paths": diff.paths,

@@ -1,4 +1,4 @@
-"""Which files of two packages correspond: by path, then name, then content."""
+"""Find which files of two packages correspond: by path, then name, then content."""
 
 import re
 from collections import defaultdict
@@ -9,19 +9,19 @@ from typing import NamedTuple
 from features.tfidf import hashed, weigh
 from matching.packages.contents import Member
 
-# What a release changes in a file's name: the version of a .deb, a hash that auditwheel puts there,
-# and numbers.
+# The parts of a file's name that change with a release: the version of a .deb, a hash from
+# auditwheel, and numbers.
 DEB = re.compile(r"_[^_/!]+(?=_[a-z0-9-]+\.deb\b)")
 HASH = re.compile(r"-[0-9a-f]{8,}(?=\.)")
 NUMBER = re.compile(r"\d+([.:~+_-]?\d+)*")
 TEXT = re.compile(rb"[\x20-\x7e]{6,}")  # as strings(1) finds them
-LIKE = 0.3  # cosine of two programs' texts from which they are taken for versions of one
-READ = 64 << 20  # bytes of a program in which its texts are looked for
-MOST = 500  # programs without a partner on either side whose texts are compared
+LIKE = 0.3  # minimum cosine of two programs' texts to take them for versions of one program
+READ = 64 << 20  # bytes from the beginning of a program that are searched for texts
+MOST = 500  # maximum number of programs without a partner whose texts are compared, per package
 
 
 class FilePair(NamedTuple):
-    """Files that correspond, or one that has no partner.
+    """Two files that correspond, or one without a partner.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class FilePair(NamedTuple):
 
 
 def without_versions(name: str) -> str:
-    """Return a name in which versions and hashes are replaced by a sign.
+    """Return a name with versions and hashes replaced by #.
 
     >>> without_versions("libfoo-3f2a9c01.so.1.2"), without_versions("libfoo-bb07e455.so.2")
     ('libfoo-#.so.#', 'libfoo-#.so.#')
@@ -49,7 +49,7 @@ def _base(name: str) -> str:
     return name.replace("!", "/").rpartition("/")[2]
 
 
-# From strict to lax. By its name alone, a program finds programs only.
+# From strict to lax. By name alone, programs are paired only with programs.
 RULES: dict[str, Callable[[Member], object]] = {
     "path": lambda m: m.name,
     "path but for versions": lambda m: without_versions(m.name),
@@ -62,8 +62,8 @@ RULES: dict[str, Callable[[Member], object]] = {
 def pair_files(old: list[Member], new: list[Member]) -> list[FilePair]:
     """Pair the files of two packages; each is in one pair.
 
-    Two files that one of `RULES` finds the same are a pair, if they are the only ones in their
-    packages that it does; of files of equal content any two are. Programs that are left then are
+    Two files are a pair if one of `RULES` gives both the same key and no other file in their
+    packages has it; files of equal content are paired in any case. The remaining programs are
     paired by their texts.
     """
     pairs: list[FilePair] = []
@@ -94,10 +94,10 @@ def _grouped(members: Iterable[Member], key: Callable[[Member], object]) -> dict
 
 
 def _alike(old: list[Member], new: list[Member]) -> list[tuple[Member, Member]]:
-    """Pair programs by the texts in them, one to one, so that the sum of cosines is greatest."""
+    """Pair programs by their texts, one to one, with the highest sum of cosines."""
     if not old or not new or max(len(old), len(new)) > MOST:
         return []
-    from scipy.optimize import linear_sum_assignment  # late: it takes long to import
+    from scipy.optimize import linear_sum_assignment  # here, because the import takes long
 
     a, b = weigh(*(hashed(_texts(member) for member in side) for side in (old, new)))
     cosine = (a @ b.T).toarray()

@@ -1,1 +1,1 @@
-"""The page that diff.py writes: a table of functions, and the code of both beside each other."""
+"""The HTML page of diff.py: a table of functions, and the code of both binaries side by side."""

@@ -1,41 +1,41 @@
-"""Flow graphs drawn in layers: the entry at the top, edges led around the boxes."""
+"""Draw flow graphs in layers: the entry at the top, and edges around the boxes."""
 
 import functools
 import itertools
 
 import graphlay
 
-MOST = 150  # boxes of a graph that is drawn; nobody follows the edges of a larger one
+MOST = 150  # maximum number of boxes; nobody can follow the edges of a larger graph
 OPTIONS = {
     "direction": "topbottom",
-    "effort": "fast",  # half the time of "balanced", and as small
-    "cycles": {"strategy": "follow_flow"},  # a loop's edge back is the one that goes up
-    "routing": {"port_sides": "facing_only"},  # leave a box at its bottom, enter one at its top
+    "effort": "fast",  # half the time of "balanced", and the drawings are as small
+    "cycles": {"strategy": "follow_flow"},  # back edges of loops go up
+    "routing": {"port_sides": "facing_only"},  # from the bottom of a box to the top of another
     "spacing": {"layer_gap": 34, "node_gap": 24, "dummy_gap": 14, "port_gap": 14},
 }
 
 
 @functools.lru_cache(maxsize=1000)  # most functions are the same in both binaries
 def draw(sizes: tuple[tuple[int, int], ...], edges: tuple[tuple[int, int], ...]) -> tuple:
-    """Return where boxes and edges are drawn.
+    """Return the places of boxes and edges.
 
     Parameters
     ----------
     sizes : tuple of (width, height)
-        Pixels of each box; the first is the entry.
+        Size of each box in pixels; the first is the entry.
     edges : tuple of (source, target)
         Indices of boxes.
 
     Returns
     -------
     tuple of (size, boxes, lines)
-        Size of the drawing; left and top of each box; of each edge, the x and y of its corners
-        one after the other, from source to target. All in whole pixels.
+        Size of the drawing; left and top of each box; for each edge, x and y of its corners in
+        order from source to target. All in whole pixels.
     """
     graph = graphlay.Graph()
     for index, (width, height) in enumerate(sizes):
         graph.node(index, width=width, height=height)
-    graph.node("start", width=1, height=1)  # else a loop to the entry may put it below others
+    graph.node("start", width=1, height=1)  # or a loop to the entry could put it below others
     graph.edge("start", 0, weight=100)
     for source, target in edges:
         graph.edge(source, target)

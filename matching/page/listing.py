@@ -1,11 +1,11 @@
-"""Disassembly as a person wants to read it: names and strings in place of addresses.
+"""Make readable disassembly: names and strings in place of addresses.
 
-A line is a list of texts and of references, in the order in which they are shown. A reference is
-itself a list: its kind, then what the kind has.
+A line is a list of texts and references, in the order in which they are shown. A reference is a
+list, too: its kind, then the values that the kind has.
 
     ["mov edi, ", ["s", "0x420d6c", "usage: %s\\n"]]      a string literal, and where it lies
     ["call ", ["f", 17]]                                 a function of the same binary
-    ["call ", ["i", "malloc", "malloc"]]                 an imported function, and its symbol
+    ["call ", ["i", "malloc", "malloc"]]                 an imported function and its symbol
     ["jne ", ["b", "0x401234"]]                          code
     ["mov rax, qword ptr [", ["d", "0x61f2a0", ""], "]"] data, with a name if it is imported
 """
@@ -29,7 +29,7 @@ class Listing:
     ----------
     analysis : Analysis
     names : list of str
-        What to call each function, the imported ones at the end.
+        Name of each function, the imported ones at the end.
     """
 
     def __init__(self, analysis: Analysis, names: list[str]):
@@ -88,9 +88,9 @@ class Listing:
         return ["d", place, self.data_at.get(address, "")]
 
     def _branch(self, block: int, text: str, line: list) -> list:
-        """Name what the last instruction calls or jumps to by the edges of the graph.
+        """Name the target of the last instruction, using the edges of the graph.
 
-        They know more than the operand: the import behind a stub, or where a pointer leads.
+        They say more than the operand: the import behind a stub, or the target of a pointer.
         """
         targets = [self._target(block, t) for t in self.leads_to[block]]
         number = NUMBER.search(text)
@@ -115,7 +115,7 @@ class Listing:
         return ["f", function] if entry and not inside else ["b", f"0x{address:x}"]
 
     def shown(self, part: str | list) -> str:
-        """Return what the page shows of a part of a line."""
+        """Return a part of a line as the page shows it."""
         if isinstance(part, str):
             return part
         kind, *about = part
@@ -129,18 +129,18 @@ class Listing:
 
 
 def readable(literal: bytes) -> str:
-    """Return a string literal with what is not printable escaped."""
+    """Return a string literal with unprintable characters escaped."""
     text = literal.replace(b"\0", b"").decode("utf-8", "backslashreplace")[:LONGEST]
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shorten(text: str) -> str:
-    """Cut what would make a box too wide to read."""
+    """Cut a text that would make a box too wide to read."""
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 def _line(text: str, named: list[tuple[int, list]]) -> list:
-    """Put references where their addresses stand, else behind the instruction."""
+    """Put references in place of their addresses, or else behind the instruction."""
     inside, behind = [], []
     for address, reference in named:
         places = [m for m in NUMBER.finditer(text) if int(m[0], 16) == address]

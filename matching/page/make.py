@@ -1,8 +1,8 @@
-"""Write the page: an index of all functions, and parts that are read when they are looked at.
+"""Write the page: an index of all functions, and parts that are unpacked when they are opened.
 
-Everything that comes from the binaries is compressed data in base64, which cannot end its script
-element, and the page's own script puts it into text nodes only. The page may run that script and
-no other, and may load nothing.
+Everything from the binaries is compressed data in base64, which cannot end its script element, and
+the page's own script puts it only into text nodes. The page can run no other script, and can load
+nothing.
 """
 
 import base64
@@ -31,8 +31,8 @@ SCRIPTS = (
     "pseudo.js",
     "main.js",
 )
-PART = 200_000  # characters of JSON in a part, which the browser reads in milliseconds
-DRAWN = 12_000  # boxes in all graphs together, half a millisecond each
+PART = 200_000  # characters of JSON in a part; a browser reads them in milliseconds
+DRAWN = 12_000  # maximum number of boxes in all graphs together, half a millisecond each
 
 
 def make_page(
@@ -44,7 +44,7 @@ def make_page(
 ) -> str:
     """Return the HTML page that shows ``diff``, the comparison of the binaries at ``paths``.
 
-    ``home`` is the page beside it that it leads back to; ``pseudo`` is what `pseudo_code` returns.
+    ``home`` is a page beside it to which it links; ``pseudo`` is the result of `pseudo_code`.
     """
     sides = [Side(code) for code in codes]
     found = {kind for row in diff.functions for kind in row["kinds"]}
@@ -71,7 +71,7 @@ def _rows(
     kinds: list[str],
     pseudo: Mapping[Sides, PseudoDiff],
 ) -> tuple[list[list], list[str]]:
-    """Return what the index has of each row, and the parts: JSON of several rows each."""
+    """Return the index's entry for each row, and the parts, each the JSON of several rows."""
     made, left = Rows(sides, diff), DRAWN
     rows: list[list[Any]] = []
     parts: list[list[str]] = [[]]
@@ -93,7 +93,7 @@ def _rows(
 
 
 def to_json(content: Any) -> str:
-    """Return JSON without blanks, ASCII only."""
+    """Return JSON without spaces, ASCII only."""
     return json.dumps(content, separators=(",", ":"))
 
 

@@ -1,4 +1,4 @@
-"""What the page shows of one row of its table: two functions, which blocks match, their graphs."""
+"""Make the page's data for a row of its table: two functions, their matched blocks and graphs."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from matching.changes import Diff
 from matching.page.layout import MOST
 from matching.page.side import Side
 
-FEW = 3  # so many unchanged blocks together, away from any difference, are one box of the graph
+FEW = 3  # minimum number of unchanged blocks, away from any difference, to draw them as one box
 
 
 class Rows:
@@ -18,20 +18,21 @@ class Rows:
     def __init__(self, sides: list[Side], diff: Diff):
         self.sides = sides
         blocks = (diff.blocks.a.tolist(), diff.blocks.b.tolist(), diff.same.tolist())
-        self.partner: list[dict[int, tuple[int, bool]]] = [{}, {}]  # of a block, and whether equal
+        self.partner: list[dict[int, tuple[int, bool]]] = [{}, {}]  # block -> partner, if equal
         for a, b, same in zip(*blocks, strict=True):
             self.partner[0][a], self.partner[1][b] = (b, same), (a, same)
 
     def make(self, functions: tuple[int, int], draws: bool) -> dict[str, Any]:
-        """Return what is shown of two functions; -1 stands for none.
+        """Return the data for two functions; -1 stands for none.
 
         Returns
         -------
         dict
-            ``blocks``: of both sides, what `Side.blocks` returns. ``pairs``: blocks' places in
-            both, and whether they are the same code. ``away``: side, place, function and address
-            of the partner, and whether it is the same code, where that lies in another function.
-            ``graphs``: of both sides, the whole graph and the one with folded blocks, or None.
+            ``blocks``: for each side, the result of `Side.blocks`. ``pairs``: places of matched
+            blocks in both, and whether they are the same code. ``away``, for blocks whose partner
+            is in another function: side, place, the partner's function and address, and whether it
+            is the same code. ``graphs``: for each side, the whole graph and the one with folded
+            blocks, or None.
         """
         blocks = [
             side.blocks(f) if f >= 0 else [] for side, f in zip(self.sides, functions, strict=True)
@@ -70,7 +71,7 @@ def _graphs(side: Side, blocks: list[list], entry: int, same: set[int]) -> list[
 
 
 def _fold(blocks: list[list], same: set[int]) -> list[list[int]]:
-    """Return groups of blocks: those that hang together where nothing differs, all others alone."""
+    """Return groups of blocks: connected ones away from all differences, and single others."""
     n = len(blocks)
     edges = [(place, target) for place, block in enumerate(blocks) for target, _ in block[2]]
     near = {place for edge in edges if not same.issuperset(edge) for place in edge}

@@ -1,4 +1,4 @@
-"""What the page shows of one binary: its functions, and the code and flow graph of each."""
+"""Make the page's data for one binary: its functions, with code and flow graph of each."""
 
 from typing import Any
 
@@ -8,23 +8,23 @@ from features.extract import Features
 from matching.page.layout import draw
 from matching.page.listing import Listing
 
-LINE, CHARACTER = 14, 6.7  # pixels of a line and of a character in page.css
-BORDER = 14  # pixels around the text of a box, on both sides together
-NARROWEST, FOLDED = 110, 170  # pixels of a box, and of one that stands for several
+LINE, CHARACTER = 14, 6.7  # pixels: height of a line, width of a character; as in page.css
+BORDER = 14  # pixels around the text of a box, both sides together
+NARROWEST, FOLDED = 110, 170  # pixels: minimum width of a box; width of a box for several blocks
 PLAIN, TAKEN, NOT_TAKEN = range(3)  # kinds of edges
-SEARCHED = 10_000  # characters of a function's strings and calls that search looks at
+SEARCHED = 10_000  # characters of a function's strings and calls that can be searched
 
 
 class Side:
-    """What the page shows of one binary.
+    """Makes the page's data for one binary.
 
     Attributes
     ----------
     code : Features
     symbols, names : list of str
-        Of each function, the imported ones at the end: its symbol, and what its source calls it.
+        Symbol and demangled name of each function, the imported ones at the end.
     place : list of int
-        Of each code block, how many blocks of its function come before it.
+        For each code block, the number of blocks of its function that come before it.
     """
 
     def __init__(self, code: Features):
@@ -49,17 +49,17 @@ class Side:
                 self.flow[source].append(target)
 
     def address(self, block: int) -> str:
-        """Return where a block begins, as text: JavaScript's numbers end at 2 ** 53."""
+        """Return a block's address as text, because JavaScript's numbers end at 2 ** 53."""
         return f"0x{int(self.code.analysis.address[block]):x}"
 
     def entry(self, f: int) -> int:
         """Return the place of the block at which a function begins."""
         address = self.code.analysis.function_address[f]
         begins = self.code.analysis.address[self.code.blocks[f]] == address
-        return int(begins.argmax())  # the first block where padding precedes the code
+        return int(begins.argmax())  # the first block if the function begins with padding
 
     def function(self, f: int) -> list:
-        """Return what the page's index has of a function."""
+        """Return a function's entry in the page's index."""
         symbol, name = self.symbols[f], self.names[f]
         address = f"0x{int(self.code.analysis.function_address[f]):x}"
         short = "" if self.brief[f] == name else self.brief[f]
@@ -73,7 +73,7 @@ class Side:
     def _edges(self, block: int, lines: list[list]) -> list[tuple[int, int]]:
         targets = self.flow[block]
         branch = lines[-1][-1]
-        if not _is_reference(branch) and len(lines) > 1:  # the last line may be a delay slot's
+        if not _is_reference(branch) and len(lines) > 1:  # the last line may be a delay slot
             branch = lines[-2][-1]
         kinds = [PLAIN] * len(targets)
         if len(targets) == 2 and _is_reference(branch) and branch[0] == "b":
@@ -81,7 +81,7 @@ class Side:
         return [(self.place[t], kind) for t, kind in zip(targets, kinds, strict=True)]
 
     def words(self, blocks: list[list]) -> str:
-        """Return what search finds in a function besides its name: strings, calls, data."""
+        """Return the searchable text of a function besides its name: strings, calls, data."""
         found = {}
         for _, lines, _ in blocks:
             for line in lines:
@@ -93,14 +93,14 @@ class Side:
         return "\n".join(found)[:SEARCHED]
 
     def graph(self, blocks: list[list], groups: list[list[int]]) -> dict[str, Any]:
-        """Draw a function; each group of blocks' places is a box, its entry in the first one."""
+        """Draw a function; each group of blocks is a box, and the first contains the entry."""
         box = {place: g for g, group in enumerate(groups) for place in group}
         edges: dict[tuple[int, int], int] = {}
         for g, group in enumerate(groups):
             for place in group:
                 for target, kind in blocks[place][2]:
                     if box[target] != g or len(group) == 1:
-                        # What leaves a box of several blocks is no branch of its last line.
+                        # An edge from a box of several blocks is not the branch in its last line.
                         edges.setdefault((g, box[target]), kind if len(group) == 1 else PLAIN)
         sizes = tuple(self._size(blocks, group) for group in groups)
         size, corners, lines = draw(sizes, tuple(edges))
