@@ -7,18 +7,18 @@ in parallel, a few at a time, so that memory does not grow with the corpus. Writ
 take their names together:
 
 - data/corpus.txt: one sentence per line, a tab between instructions, a blank between the tokens of
-  one; an empty line ends a document. A document that stood in the corpus before is left out.
+  one; an empty line ends a document. Exact copies of earlier documents are left out.
 - vocab/vocab.txt: [PAD] [UNK] [CLS] [SEP] [MASK], the corpus's tokens by falling frequency (ties by
-  code point), then every character of theirs, at the start of a word and inside it (``##c``);
-  `vocab_size` lines at most. So every token is whole, except the rarest where they are too many:
-  those, and any other word in this alphabet, WordPiece can spell.
+  code point), then each of their characters, at the start of a word and inside it (``##c``); at
+  most `vocab_size` lines. If there are more tokens, the rarest ones are missing; WordPiece spells
+  them, and any other word of these characters.
 - data/corpus.json: the corpus's size and hash, and which documents come from which pair of
-  builds: the first pair's documents stand first.
+  builds, in the order of the pairs.
 
-Where all three are there and the pairs are the ones they were made from, nothing is done.
+If all three files exist and were made from the same pairs, nothing is done.
 
-A folder without pair.json was not finished by gendata.py: it is skipped, and reported. A finished
-one that is damaged stops the run, for a corpus should not lack a pair without anybody knowing.
+A folder without pair.json was not finished by gendata.py; it is skipped and reported. A finished
+folder that is damaged stops the run, so that no pair is missing unnoticed.
 """
 
 if __name__ == "__main__":
@@ -67,30 +67,30 @@ data = "data"  # the pair folders that gendata.py made
 outputDir = "output/"  # the analysed binaries, as for gendata.py
 vocab_file = "vocab/vocab.txt"
 corpus_file = "data/corpus.txt"
-vocab_size = 32768  # lines of the vocabulary at most
+vocab_size = 32768  # maximum number of lines of the vocabulary
 workers = os.cpu_count() or 1  # processes
 
 FORMAT_VERSION = 3  # of corpus.json
 PAIR_FILES = ("pair.json", "walks.npz")
-COUNTED = 2**20  # distinct tokens that are counted at a time
-AHEAD = 4  # pairs under way, for each worker
+COUNTED = 2**20  # maximum number of distinct tokens in the count
+AHEAD = 4  # pairs in progress per worker
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 
 
 @dataclasses.dataclass
 class PairText:
-    """A pair's part of the corpus and what is in it."""
+    """A pair's part of the corpus, and its statistics."""
 
     info: PairInfo
     sha256: str  # of the folder
     text: bytes
-    counts: Counter[str]  # how often each token stands in the text
+    counts: Counter[str]  # how often each token occurs in the text
     sentences: int
 
 
 def hash_pair(folder: Path) -> str:
-    """Return one SHA-256 of all that a pair's part of the corpus depends on."""
+    """Return a SHA-256 of everything that a pair's part of the corpus depends on."""
     digests = [sha256_of(folder / name) for name in PAIR_FILES]
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
@@ -98,7 +98,7 @@ def hash_pair(folder: Path) -> str:
 def read_current(
     about_file: Path, vocab_file: str, corpus_file: str, vocab_size: int, folders: list[Path]
 ) -> dict[str, Any] | None:
-    """Return corpus.json's content, if all three files are what these pairs give, else None."""
+    """Return the content of corpus.json if all three files are up to date, else None."""
     try:
         about = read_json(about_file, "description of the corpus")
         is_current = (
@@ -123,7 +123,7 @@ def hash_documents(folder: Path, output_dir: str) -> list[int]:
 
 
 def write_documents(folder: Path, output_dir: str, is_new: np.ndarray) -> PairText:
-    """Return the text of those of a pair's documents that are new; runs in a worker."""
+    """Return the text of a pair's new documents; runs in a worker."""
     pair = read_pair(folder, output_dir)
     documents, numbers = render(pair)
     text = b"".join(documents[d] for d in np.flatnonzero(is_new))
@@ -136,17 +136,17 @@ def write_documents(folder: Path, output_dir: str, is_new: np.ndarray) -> PairTe
     )
     counts = first.count(visits[: len(first.texts)])
     counts.update(second.count(visits[len(first.texts) :]))
-    # Each line ends in one \n, and each document in one more.
+    # Each line ends in \n, and each document in another \n.
     sentences = text.count(b"\n") - int(is_new.sum())
     return PairText(pair.info, hash_pair(folder), text, counts, sentences)
 
 
 class SeenDocuments:
-    """The hashes of all documents so far, in a temporary database: memory does not grow with them.
+    """The hashes of all documents so far, in a temporary database so that memory does not grow.
 
-    Two different documents have equal hashes with odds of 1 in 2^64, so among n documents one is
-    taken for another's copy with odds of n^2 / 2^65: 1 in 40,000 for 30 million (10 billion
-    tokens).
+    Two different documents have equal hashes with probability 2^-64. So among n documents, one is
+    mistaken for a copy with probability n^2 / 2^65: 1 in 40,000 for 30 million documents (10
+    billion tokens).
     """
 
     def __init__(self, folder: Path):
@@ -170,10 +170,10 @@ class SeenDocuments:
 
 
 def forget_rarest(counts: Counter[str]) -> None:
-    """Where more than COUNTED tokens are counted, forget all but the most frequent half of it.
+    """If there are more than COUNTED tokens, keep only the most frequent COUNTED / 2.
 
-    A forgotten token that comes again starts at 0, so that a count may be too small, by what was
-    forgotten, but memory is bounded. The same pairs in the same order give the same counts.
+    This bounds memory. A forgotten token starts at 0 again, so its count may be too low. The same
+    pairs in the same order give the same counts.
     """
     if len(counts) > COUNTED:
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
@@ -183,7 +183,7 @@ def forget_rarest(counts: Counter[str]) -> None:
 
 @dataclasses.dataclass
 class Vocabulary:
-    """What goes into the vocabulary: tokens with their counts, and the characters of all tokens."""
+    """The material of the vocabulary: tokens with counts, and the characters of all tokens."""
 
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
     alphabet: set[str] = dataclasses.field(default_factory=set)
@@ -194,12 +194,12 @@ class Vocabulary:
         forget_rarest(self.counts)
 
     def lines(self, size: int) -> list[str]:
-        """Return special tokens, tokens by falling frequency, word pieces: ``size`` at most.
+        """Return at most ``size`` lines: special tokens, tokens by falling frequency, characters.
 
         Raises
         ------
         UserError
-            Not even the characters have room.
+            There is not even room for the characters.
         """
         words = sorted(self.counts, key=lambda word: (-self.counts[word], word))
         alphabet = sorted(self.alphabet)
@@ -210,7 +210,7 @@ class Vocabulary:
                 f"--vocab_size {size} is too small for the {len(alphabet)} characters of the "
                 f"corpus; give {size - room} or more"
             )
-        # A one-letter token is its own piece, so it takes no room twice.
+        # A token of one letter is also one of the characters and is listed only once.
         whole: list[str] = []
         for word in words:
             if word in self.alphabet or room > 0:
@@ -223,8 +223,8 @@ class Vocabulary:
 def pair_texts(
     folders: list[Path], output_dir: str, workers: int, near: Path
 ) -> Iterator[tuple[Path, PairText, int]]:
-    """Yield folder, text and number of repeated documents of each pair, in order, from a pool."""
-    # Forked: what is imported already need not be again, and no thread runs here yet.
+    """Yield folder, text and number of repeated documents of each pair, in order; uses a pool."""
+    # Forked, to inherit the imports; this is safe because no thread runs here yet.
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, context)
     seen = SeenDocuments(near)
@@ -241,7 +241,7 @@ def pair_texts(
             yield folder, future.result(), repeated
     except BrokenProcessPool as error:
         raise UserError(
-            "a process died, perhaps for lack of memory; try fewer --workers"
+            "a process died, perhaps from lack of memory; try fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -250,14 +250,14 @@ def pair_texts(
 def write_corpus(
     texts: Iterator[tuple[Path, PairText, int]], corpus: IO[bytes], about: IO[str]
 ) -> tuple[Vocabulary, dict[str, Any]]:
-    """Write all pairs' texts to ``corpus`` and, as corpus.json, what is in it to ``about``.
+    """Write the texts of all pairs to ``corpus``, and the content of corpus.json to ``about``.
 
     Returns
     -------
     vocabulary : Vocabulary
         Of the corpus.
     facts : dict
-        What corpus.json says besides the pairs; it is left open for more.
+        The fields of corpus.json besides the pairs; the caller adds them and closes the object.
     """
     vocabulary = Vocabulary()
     digest = hashlib.sha256()
@@ -276,7 +276,7 @@ def write_corpus(
             "documents": documents,
             "sha256": part.sha256,
         }
-        # Written at once: the pairs of a large corpus would not fit into memory.
+        # Written one by one, because the pairs of a large corpus would not fit into memory.
         about.write(f"{',' if total['pairs'] else ''}\n  {json.dumps(entry)}")
         total.update(
             pairs=1,
@@ -300,9 +300,9 @@ def write_corpus(
 
 
 def count_pieces(vocab: list[str], counts: Counter[str]) -> tuple[int, int, int]:
-    """Return how many of the counted tokens are whole, how many ids all make, how many are [UNK].
+    """Return how many tokens are in the vocabulary, the number of all ids, and that of [UNK].
 
-    Each distinct token goes through the tokenizer that reads the corpus.
+    Each distinct token goes through the tokenizer that also reads the corpus.
     """
     tokenizer = CorpusTokenizer({token: number for number, token in enumerate(vocab)})
     whole = pieces = unknown = 0
@@ -315,7 +315,7 @@ def count_pieces(vocab: list[str], counts: Counter[str]) -> tuple[int, int, int]
 
 
 def train_command(corpus: str, vocab: str) -> str:
-    """Return the line that trains on these files; train.sh works in its own folder."""
+    """Return the command that trains on these files; train.sh works in its own folder."""
     given = {"data_file": (corpus, corpus_file), "vocab": (vocab, vocab_file)}
     here = Path(__file__).resolve().parent
     inside = Path.cwd() == here
@@ -346,11 +346,11 @@ def main(
     vocab_file : str
         The vocabulary to write, one token per line.
     corpus_file : str
-        The corpus to write, one sentence per line; its facts go beside it, as .json.
+        The corpus to write, one sentence per line; its description is written beside it as .json.
     vocab_size : int
-        Lines of the vocabulary at most; the rarest tokens are spelt by characters.
+        Maximum number of lines of the vocabulary; the rarest tokens are spelt by characters.
     workers : int
-        Processes; any number of them gives the same files.
+        Number of processes; the files do not depend on it.
     """
     start = time.perf_counter()
     about_file = Path(corpus_file).with_suffix(".json")
@@ -364,7 +364,7 @@ def main(
     for folder in incomplete:
         print(f"skipped {folder}: it has no pair.json, so gendata.py did not finish it")
     if not folders:
-        raise UserError(f"{data} holds no finished pair; run `python gendata.py` first")
+        raise UserError(f"{data} contains no finished pair; run `python gendata.py` first")
 
     written = [Path(file).parent for file in (vocab_file, corpus_file)]
     with one_writer(data, *written):
@@ -378,7 +378,7 @@ def main(
             return
 
         remove_leftovers(*written)
-        # All three are written before any takes its name; on an error none does.
+        # All three files are complete before any of them gets its name; on an error none does.
         with (
             atomic_file(about_file) as about_out,
             atomic_file(vocab_file) as vocab_out,
@@ -389,7 +389,7 @@ def main(
             vocabulary, facts = write_corpus(bar, corpus_out, about_out)
             counts = vocabulary.counts
             if not counts:
-                raise UserError(f"the pairs in {data} hold no walks; run `python gendata.py` again")
+                raise UserError(f"the pairs in {data} have no walks; run `python gendata.py` again")
             vocab = vocabulary.lines(vocab_size)
             lines = "".join(f"{token}\n" for token in vocab)
             facts["vocab_size"] = vocab_size

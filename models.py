@@ -1,8 +1,8 @@
-"""BERT: the encoder that every task shares, and the two heads that pre-train it.
+"""BERT: the encoder that all tasks share, and its two pre-training heads.
 
-Attention and dropout have code of their own for CPUs, at the end: PyTorch's fused attention has no
-bfloat16 products there and none at all with dropout, and its dropout draws one 64-bit random number
-per element, on one core. GPUs have better kernels than can be written here.
+For CPUs, the end of this file has its own attention and dropout. There, PyTorch's fused attention
+does not use bfloat16 products and does not support dropout, and PyTorch's dropout draws a 64-bit
+random number for each element on one core. GPUs use PyTorch's kernels.
 `bench/speed_training.py` measures the gain.
 """
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import utils
 
-PART = 2**20  # attention weights that are computed at a time, so that they stay in the cache
-STEPS = 2**16  # probabilities of dropout are rounded to 1 / STEPS
+PART = 2**20  # number of attention weights computed at a time, so that they stay in the cache
+STEPS = 2**16  # dropout probabilities are rounded to multiples of 1 / STEPS
 MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # bytes
 Probability = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
@@ -31,20 +31,20 @@ class Config:
     Attributes
     ----------
     dim, n_layers, n_heads, dim_ff : int
-        Width of the hidden states, blocks, attention heads (they share ``dim`` equally), width
-        inside the feed-forward layers.
+        Width of the hidden states, number of blocks, number of attention heads (each has
+        ``dim / n_heads`` columns), width inside the feed-forward layers.
     p_drop_hidden, p_drop_attn : float
-        Dropout on hidden states and on attention weights.
+        Dropout of hidden states and of attention weights.
     max_len, n_segments : int
-        Longest sequence, and number of segments, that have an embedding.
+        Number of positions and of segments that have an embedding.
     init_std : float
-        Standard deviation of the initial weights: BERT's 0.02, when the JSON leaves it out. That
-        suits a width of 768; narrow models learn sooner with more, as sqrt(768 / dim).
+        Standard deviation of the initial weights; by default BERT's 0.02, which suits a width of
+        768. Narrow models learn faster with more, in proportion to sqrt(768 / dim).
     positions : {"learned", "rotary"}
-        BERT's embedding of each position, or queries and keys turned by its angle (Su et al.,
-        "RoFormer", 2021, https://arxiv.org/abs/2104.09864).
+        BERT's embedding of each position, or queries and keys rotated by an angle that depends on
+        it (Su et al., "RoFormer", 2021, https://arxiv.org/abs/2104.09864).
     vocab_size : int or None
-        None, when the JSON leaves it out: the vocabulary file says it (`with_vocab_size`).
+        None if the JSON does not have it; the vocabulary file determines it (`with_vocab_size`).
     """
 
     dim: pydantic.PositiveInt
@@ -67,15 +67,15 @@ class Config:
             raise ValueError("rotary 'positions' need heads ('dim' / 'n_heads') of even width")
         rows = (self.vocab_size or 0) + self.max_len + self.n_segments
         numbers = self.dim * (rows + self.n_layers * (4 * self.dim + 2 * self.dim_ff))
-        if 4 * numbers > MEMORY:  # a file of sizes may come from anywhere
+        if 4 * numbers > MEMORY:  # a config may come from anywhere
             raise ValueError(
-                f"a model of these sizes has {numbers:.2g} weights, and this machine no room for it"
+                f"a model of these sizes has {numbers:.2g} weights, more than fit into memory"
             )
         return self
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "Config":
-        """Read a JSON file; every fault is one `utils.UserError` naming the file and the keys."""
+        """Read a JSON file; raise a `utils.UserError` that names the file and all faulty keys."""
         return utils.read_config(cls, path)
 
     def with_vocab_size(
@@ -84,12 +84,12 @@ class Config:
         model_cfg: str | os.PathLike[str],
         vocab: str | os.PathLike[str],
     ) -> "Config":
-        """Return this config with the vocabulary's size; the two paths are for the message.
+        """Return this config with the vocabulary's size; the two paths are for messages.
 
         Raises
         ------
         utils.UserError
-            The config names another size.
+            The config has another size.
         """
         if self.vocab_size not in (None, vocab_size):
             raise utils.UserError(
@@ -138,7 +138,7 @@ class Embeddings(nn.Module):
 
 
 class MultiHeadedSelfAttention(nn.Module):
-    """Scaled dot-product attention of every token to every token, in H heads of width W."""
+    """Scaled dot-product attention between all tokens, in H heads of width W."""
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
@@ -150,8 +150,8 @@ class MultiHeadedSelfAttention(nn.Module):
         self.rotary = cfg.positions == "rotary"
 
     def forward(self, x: Tensor, mask: Tensor | None, at: Tensor | None = None) -> Tensor:
-        """(B, S, D), bool (B, 1, 1, S) -> (B, S, D); of positions int64 (B, P), (B, P, D)"""
-        # One product instead of three; the scale of the scores goes into the queries' weights.
+        """(B, S, D), bool (B, 1, 1, S) -> (B, S, D); or (B, P, D) at positions int64 (B, P)"""
+        # One product instead of three; the queries' weights include the scale of the scores.
         scale = (x.size(-1) // self.n_heads) ** -0.5
         weights = [self.proj_q.weight * scale, self.proj_k.weight, self.proj_v.weight]
         biases = [self.proj_q.bias * scale, self.proj_k.bias, self.proj_v.bias]
@@ -170,13 +170,13 @@ class MultiHeadedSelfAttention(nn.Module):
 
 def take(x: Tensor, at: Tensor) -> Tensor:
     """float (B, S, D), positions int64 (B, P) -> (B, P, D)"""
-    # Whole rows: on CPUs, a quarter of the time that `gather` takes for single elements.
+    # Whole rows; on CPUs this takes a quarter of the time of `gather`.
     rows = at + torch.arange(len(x), device=x.device)[:, None] * x.size(1)
     return x.flatten(0, 1).index_select(0, rows.flatten()).view(*at.shape, -1)
 
 
 def rotate(x: Tensor, at: Tensor | None = None) -> Tensor:
-    """Turn each pair of elements of float (B, S, ..., W) by its position times a frequency.
+    """Rotate each pair of elements of float (B, S, ..., W) by its position times a frequency.
 
     The positions are 0 to S - 1, or ``at``, int64 (B, S).
     """
@@ -191,7 +191,7 @@ def rotate(x: Tensor, at: Tensor | None = None) -> Tensor:
 
 
 class PositionWiseFeedForward(nn.Module):
-    """Two linear layers with a gelu between, applied to each position by itself."""
+    """Two linear layers with a gelu between them, applied to each position separately."""
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class Block(nn.Module):
         self.p_drop = cfg.p_drop_hidden
 
     def forward(self, x: Tensor, mask: Tensor | None, at: Tensor | None = None) -> Tensor:
-        """(B, S, D), bool (B, 1, 1, S) -> (B, S, D); of positions int64 (B, P), (B, P, D)"""
+        """(B, S, D), bool (B, 1, 1, S) -> (B, S, D); or (B, P, D) at positions int64 (B, P)"""
         p_drop = self.p_drop if self.training else 0.0
         attended = self.proj(self.attn(x, mask, at))
         h = self.norm1(add_dropped(x if at is None else take(x, at), attended, p_drop))
@@ -229,7 +229,7 @@ class Transformer(nn.Module):
     ----------
     cfg : Config
     embed : Module, optional
-        What makes hidden states of the input, instead of `Embeddings`.
+        Replaces `Embeddings`.
 
     References
     ----------
@@ -253,14 +253,14 @@ class Transformer(nn.Module):
         x, seg : int64 (B, S)
             Token ids and segment ids.
         mask : (B, S), optional
-            1 for tokens, 0 for padding. Without padding leave it out: attention is faster then.
+            1 for tokens, 0 for padding. Leave it out if there is no padding: attention is faster.
         at : int64 (B, P), optional
-            The positions that are wanted. The last block leaves out the work for all others.
+            The positions to return. The last block does not compute the others.
 
         Returns
         -------
         float (B, S, D), or (B, P, D)
-            Hidden states of the last layer. Those of padding mean nothing.
+            Hidden states of the last layer; those of padding are meaningless.
 
         Raises
         ------
@@ -270,7 +270,7 @@ class Transformer(nn.Module):
         if mask is not None:
             mask = mask[:, None, None, :].bool()  # (B, 1, 1, S): every head, every query
         h = self.embed(x, seg)
-        if torch.is_autocast_enabled(h.device.type):  # the blocks' inputs and sums, too
+        if torch.is_autocast_enabled(h.device.type):  # also the blocks' inputs and sums
             h = h.to(torch.get_autocast_dtype(h.device.type))
         for block in self.blocks[:-1]:
             h = block(h, mask)
@@ -300,7 +300,7 @@ class BertModel4Pretrain(nn.Module):
 
         The other inputs are those of `Transformer.forward`. Returns float (B, P, V) and (B, 2).
         """
-        at = F.pad(masked_pos, (1, 0))  # [CLS], which is at 0, and these
+        at = F.pad(masked_pos, (1, 0))  # [CLS] at 0, and the masked ones
         h = self.transformer(input_ids, segment_ids, input_mask, at)
         at = torch.arange(1, at.size(1), device=h.device).expand_as(masked_pos)
         return self.score_tokens(h, at), self.score_next(h)
@@ -316,9 +316,10 @@ class BertModel4Pretrain(nn.Module):
 
 
 def init_weights(module: nn.Module, std: float = 0.02) -> None:
-    """Initialise a linear or an embedding layer as BERT does: normal, biases 0.
+    """Initialise a linear or an embedding layer as BERT does: normal weights, biases 0.
 
-    Google's code cuts the normal at two standard deviations; then ``std`` would be 0.88 of it.
+    Google's code truncates the normal distribution at two standard deviations, which reduces the
+    standard deviation to 0.88 of ``std``.
     """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)
@@ -327,18 +328,18 @@ def init_weights(module: nn.Module, std: float = 0.02) -> None:
 
 
 def attention(qkv: Tensor, mask: Tensor | None, p_drop: float, q: Tensor | None = None) -> Tensor:
-    """Dot-product attention, by the quickest way that the device has: softmax(q k^T) v.
+    """Dot-product attention, softmax(q k^T) v, in the fastest way on the device.
 
     Parameters
     ----------
     qkv : float (B, S, 3, H, W), or (B, S, 2, H, W)
-        Queries, which are scaled already, keys and values; or keys and values only.
+        Scaled queries, keys and values; or only keys and values.
     mask : bool (B, 1, 1, S), optional
         False where a key is padding.
     p_drop : float
-        Share of the attention weights that are set to 0; the others grow in turn.
+        Share of the attention weights that are set to 0; the others are scaled up.
     q : float (B, P, H, W), optional
-        The queries, where ``qkv`` does not hold them.
+        The queries if ``qkv`` does not contain them.
 
     Returns
     -------
@@ -367,7 +368,7 @@ def add_dropped(x: Tensor, y: Tensor, p_drop: float) -> Tensor:
 
 
 def kept(shape: torch.Size, p_drop: float, dtype: torch.dtype) -> Tensor:
-    """Draw factors for dropout on the CPU: 0 with probability p_drop, else 1 / (1 - p_drop)."""
+    """Draw dropout's factors on the CPU: 0 with probability p_drop, otherwise 1 / (1 - p_drop)."""
     numel = shape.numel()
     dropped = min(round(p_drop * STEPS), STEPS - 1)
     bits = torch.empty(-(-numel // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -376,11 +377,11 @@ def kept(shape: torch.Size, p_drop: float, dtype: torch.dtype) -> Tensor:
 
 
 def _on_cpu(x: Tensor) -> bool:
-    return x.is_cpu and not torch.compiler.is_compiling()  # the compiler makes kernels of its own
+    return x.is_cpu and not torch.compiler.is_compiling()  # the compiler makes its own kernels
 
 
 class _Attention(torch.autograd.Function):
-    """The same, some heads at a time; N is all heads of all examples."""
+    """The same, a few heads at a time; N counts the heads of all examples."""
 
     @staticmethod
     def forward(
@@ -392,7 +393,7 @@ class _Attention(torch.autograd.Function):
         q = qkv[0] if q is None else q.transpose(1, 2).reshape(batch * heads, -1, width)
         k, v = qkv[-2:]
         bias = None
-        if mask is not None:  # finite, so that a row of padding makes no NaN
+        if mask is not None:  # finite, so that a row with only padding gives no NaN
             bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -1e4)
             bias = bias.expand(-1, heads, -1, -1).flatten(0, 1)  # (N, 1, S)
         out = torch.empty_like(q)

@@ -5,17 +5,17 @@
     python experiment_data/build_packages.py --releases "bookworm bullseye"
     python experiment_data/build_packages.py --compilers "gcc-12 clang"
 
-What matching/train.py learns from, beside GNU coreutils: functions of many authors. Everything
-made lies in one folder, ignored by git:
+matching/train.py learns from these and GNU coreutils: functions by many authors. All results are in
+one folder, which git ignores:
 
-    packages/sources/bookworm/grep/           upstream's source, from a release's source package
+    packages/sources/bookworm/grep/           the upstream source, from a release's source package
     packages/build/bookworm/grep/             configured once, compiled per level, never installed
-    packages/binaries/grep-bookworm-O1/grep   what matching/train.py reads, with symbols
-    packages/manifest.json                    of what each folder of binaries was made, and hashes
+    packages/binaries/grep-bookworm-O1/grep   the input of matching/train.py, with symbols
+    packages/manifest.json                    how each folder of binaries was built, and hashes
 
-What the manifest says was made of the same source, by the same compiler and flags, is kept, unless
-a file of it has changed. less and screen need curses (Debian, Ubuntu: libncurses-dev); if it is not
-there, they fail, and the others are built.
+A build is kept if, according to the manifest, its source, compiler and flags are the same and no
+file has changed. less and screen need curses (Debian, Ubuntu: libncurses-dev); without it they
+fail, and the others are built.
 """
 
 import fcntl
@@ -44,17 +44,17 @@ from utils import UserError, atomic_folder, check_outputs, disk_errors, sha256_o
 
 OUTPUT = Path(__file__).resolve().parent / "packages"
 LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
-LEAST_SIZE = 20_000  # bytes of a program or library that is worth keeping
+LEAST_SIZE = 20_000  # minimum number of bytes of a program or library to keep it
 NOT_INSTALLED = re.compile(r"test|example|bench|fuzz|CMakeFiles|conftest|/lt-|\bdoc", re.IGNORECASE)
 
 
-# How a program is compiled and linked to lie at a fixed place, and anywhere.
+# Options of the compiler and the linker for code at fixed addresses, and position-independent code.
 PLACES = ("-fno-pie", "-no-pie"), ("-fpie", "-pie")
 
 
 @dataclass(frozen=True)
 class Tree:
-    """One package as one release of the distribution has it."""
+    """One package in the version of one release."""
 
     output: Path
     package: str
@@ -80,34 +80,34 @@ class Tree:
 
     @property
     def compilers(self) -> list[str]:
-        """What configure and make are told of a named compiler: of C, and its sibling of C++."""
+        """The variables for configure and make that name the C compiler and its C++ compiler."""
         sibling = self.compiler.replace("gcc", "g++").replace("clang", "clang++")
         return [f"CC={self.compiler}", f"CXX={sibling}"] if self.compiler else []
 
     @property
     def host(self) -> str:
-        """The processor and system that a cross-compiler compiles for, or ""."""
+        """The target of a cross-compiler, or ""."""
         named = re.match(r"(\w+-linux-\w+)-(gcc|clang)", self.compiler)
         return named[1] if named else ""
 
     def lies_anywhere(self, level: str) -> bool:
-        """Return whether its code may lie at any place, as in most programs since 2016.
+        """Return whether to build position-independent code, as in most programs since 2016.
 
-        Every second build or so: a comparison meets programs of both kinds.
+        About every second build is, because comparisons meet programs of both kinds.
         """
         return hashlib.sha256(f"{self.name}-{level}".encode()).digest()[0] % 2 == 1
 
     def binaries(self, level: str) -> Path:
-        """Return the folder that its programs and libraries go to."""
+        """Return the folder for its programs and libraries."""
         return self.output / "binaries" / f"{self.name}-{level}"
 
     @property
     def origin(self) -> Path:
-        """The file that says which tarball the source was."""
+        """The file that says which tarball the source comes from."""
         return self.source.with_name(f"{self.package}.json")
 
     def inputs(self, level: str) -> dict:
-        """Return all that decides which bytes a build has; its source must be there."""
+        """Return everything that determines a build's bytes; its source must exist."""
         c, cxx, linker = self.options(level)
         recipe = self.recipe
         return {
@@ -125,7 +125,7 @@ class Tree:
         }
 
     def is_built(self, level: str, manifest: dict[str, dict]) -> bool:
-        """Return whether the manifest has this very build, and its files are as they were made."""
+        """Return whether the manifest has exactly this build, and its files are unchanged."""
         folder = self.binaries(level)
         known = dict(manifest.get(folder.name, {}))
         files = known.pop("files", {})
@@ -141,26 +141,26 @@ class Tree:
         code, program = PLACES[self.lies_anywhere(level)]
         if not self.recipe.programs:  # shared libraries
             code, program = "-fPIC", ""
-        # No debug information: the symbol table is all that is read.
+        # No debug information, because only the symbol table is used.
         common = f"-{level} -w"
         return f"{common} -std=gnu11 {code}", f"{common} -std=gnu++17 {code}", program
 
 
 @functools.cache
 def version_of(compiler: str) -> str:
-    """Return the first line that a compiler says of its version."""
+    """Return the first line of a compiler's --version."""
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     return said.stdout.split("\n")[0]
 
 
 class Manifest:
-    """The file that says of each folder of binaries how it was made, and what its files hash to."""
+    """The file that records how each folder of binaries was built, and the hashes of its files."""
 
     def __init__(self, output: Path) -> None:
         self.file = output / "manifest.json"
 
     def read(self) -> dict[str, dict]:
-        """Return folder's name -> `Tree.inputs`, and under "files" name -> SHA-256.
+        """Return folder's name -> `Tree.inputs` and, under "files", name -> SHA-256.
 
         Raises
         ------
@@ -174,15 +174,15 @@ class Manifest:
         except ValueError as error:
             raise UserError(f"{self.file} is damaged ({error}); delete it") from error
         if not isinstance(found, dict) or not all(isinstance(x, dict) for x in found.values()):
-            raise UserError(f"{self.file} is no manifest of builds; delete it")
+            raise UserError(f"{self.file} is not a manifest of builds; delete it")
         return found
 
     def add(self, tree: Tree, level: str) -> None:
-        """Enter a build that has just been made."""
+        """Add a build that was just made."""
         folder = tree.binaries(level)
         files = {file.name: sha256_of(str(file)) for file in sorted(folder.iterdir())}
         with open(self.file.with_suffix(".lock"), "w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # packages are built side by side
+            fcntl.flock(lock, fcntl.LOCK_EX)  # packages are built in parallel
             builds = self.read() | {folder.name: tree.inputs(level) | {"files": files}}
             write_json(self.file, dict(sorted(builds.items())))
 
@@ -198,23 +198,23 @@ def main(
 ) -> int:
     """Build programs of Debian or Ubuntu from source.
 
-    Several values stand in one argument, with blanks between: --levels "O0 O3".
+    Several values are one argument, separated by blanks: --levels "O0 O3".
 
     Parameters
     ----------
     packages : str
-        Source packages, of those that this script has a recipe for.
+        Source packages; `experiment_data/recipes.py` must have their recipes.
     levels : str
-        Optimisation levels, of O0 O1 O2 O3 Os Og.
+        Optimisation levels, from O0 O1 O2 O3 Os Og.
     releases : str
-        Codenames of releases, whose versions of the packages are built. Default: this machine's.
+        Codenames of releases; each gives one version of a package. Default: this machine's.
     compilers : str
-        Installed compilers: "gcc-12 clang". They are then part of the folders' names. Default: gcc,
-        unnamed.
+        Installed compilers: "gcc-12 clang". The folders' names then include the compiler. Default:
+        gcc, not in the folders' names.
     jobs : int
-        Packages at a time. Default: one for each CPU.
+        Number of packages built in parallel. Default: one per CPU.
     output : Path
-        The folder that gets sources/, build/ and binaries/.
+        Folder for sources/, build/ and binaries/.
 
     Raises
     ------
@@ -265,7 +265,7 @@ def require_tools(*tools: str) -> None:
 
 
 def get_sources(trees: list[Tree]) -> list[str]:
-    """Have the sources, upstream's tarballs without the distribution's patches; return failures."""
+    """Get the upstream sources, without the distribution's patches; return the failures."""
     failures = []
     missing = {tree.source: tree for tree in trees if not tree.origin.is_file()}.values()
     for release in dict.fromkeys(tree.release for tree in missing):
@@ -287,14 +287,14 @@ def get_sources(trees: list[Tree]) -> list[str]:
 def download(
     apt: Callable[..., str], folder: Path, package: str, release: str, complaint: str
 ) -> Path:
-    """Download a source package into ``folder``; return upstream's tarball.
+    """Download a source package into ``folder``; return the upstream tarball.
 
     Parameters
     ----------
     apt, folder
-        What `private_apt` yields.
+        The values that `private_apt` yields.
     complaint : str
-        What ``apt`` said of the release's lists, of which the error may speak.
+        apt's complaint about the release's lists, for the error message.
     """
     said = apt("apt-get", "source", "--download-only", "--only-source", package)
     tarballs = sorted(folder.glob(f"{package}_*.orig.tar.?z*"))
@@ -306,7 +306,7 @@ def download(
 
 
 def extract(tarball: Path, target: Path) -> None:
-    """Extract the one folder of a source tarball, whole or not at all."""
+    """Extract the only folder of a source tarball, completely or not at all."""
     with open_tarball(tarball) as tar, atomic_folder(target) as work:
         members = []
         for member in tar:
@@ -314,16 +314,16 @@ def extract(tarball: Path, target: Path) -> None:
             if not parts or not (member.isfile() or member.isdir() or member.issym()):
                 continue
             if ".." in parts or member.name.startswith("/"):
-                raise UserError(f"{tarball}: {member.name} would lie outside of its folder")
+                raise UserError(f"{tarball}: {member.name} would be outside of its folder")
             member.name = "/".join(parts)
             members.append(member)
-        # Links that lead out of the folder are refused.
+        # Refuse links that lead out of the folder.
         tar.extraction_filter = getattr(tarfile, "data_filter", None)
         tar.extractall(work, members)
 
 
 def attempt(tree: Tree, levels: list[str], manifest: Manifest) -> str:
-    """Build one package; return what went wrong, or ""."""
+    """Build one package; return the error, or ""."""
     try:
         build(tree, levels, manifest)
     except UserError as error:
@@ -350,7 +350,7 @@ def build(tree: Tree, levels: list[str], manifest: Manifest) -> None:
         (build_with_cmake if recipe.system == "cmake" else build_with_make)(tree, level)
         made = [folder / file for file in recipe.programs] or find_built(folder)
         if not made:
-            raise UserError(f"{tree.name}: the build leaves no program and no library behind")
+            raise UserError(f"{tree.name}: the build made no program and no library")
         with atomic_folder(tree.binaries(level)) as target:
             for file in made:
                 copy = target / re.sub(r"\.so[.\d]*$", ".so", file.name)
@@ -360,7 +360,7 @@ def build(tree: Tree, levels: list[str], manifest: Manifest) -> None:
 
 
 def build_with_make(tree: Tree, level: str) -> None:
-    """Compile everything anew by the package's Makefile."""
+    """Compile everything again with the package's Makefile."""
     run(tree, f"clean-{level}", ["make", "clean"])
     c, cxx, linker = tree.options(level)
     options = [f"CFLAGS={c}", f"CXXFLAGS={cxx}", "MAKEINFO=true", *tree.compilers]  # no manuals
@@ -370,7 +370,7 @@ def build_with_make(tree: Tree, level: str) -> None:
 
 
 def build_with_cmake(tree: Tree, level: str) -> None:
-    """Compile everything anew by cmake."""
+    """Compile everything again with cmake."""
     work = tree.folder / "made"
     shutil.rmtree(work, ignore_errors=True)
     c, cxx, linker = tree.options(level)
@@ -391,7 +391,7 @@ def build_with_cmake(tree: Tree, level: str) -> None:
 
 
 def find_built(folder: Path) -> list[Path]:
-    """Return the programs and shared libraries that a build left in its folder, one of a name.
+    """Return the programs and shared libraries in a build's folder, one for each name.
 
     Tests, examples and files with hardly any code are left out.
     """
@@ -411,7 +411,7 @@ def find_built(folder: Path) -> list[Path]:
 
 
 def run(tree: Tree, step: str, command: list[str]) -> None:
-    """Run one step of a build, its output in a log; raise a UserError if it fails."""
+    """Run one step of a build with a log; raise a UserError if it fails."""
     log = tree.folder / f"{step}.log"
     env = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     env |= {"LC_ALL": "C", "FORCE_UNSAFE_CONFIGURE": "1"}
@@ -427,7 +427,7 @@ def run(tree: Tree, step: str, command: list[str]) -> None:
     if done.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
         reason = next((line for line in lines if "error:" in line.lower()), lines[-1])
-        raise UserError(f"{tree.name}: {command[0]} failed ({reason.strip()}; all of it in {log})")
+        raise UserError(f"{tree.name}: {command[0]} failed ({reason.strip()}; see {log})")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How the source packages are built that encoders and matchers learn from, and which are set aside.
+"""How to build the source packages used for training, and which libraries are set aside.
 
-A recipe names what differs from the usual: `./configure && make` with shared libraries, or cmake.
-Whole libraries are set aside by name: nothing is trained on or chosen by what TEST names, and
-nothing is trained on what VALIDATION names.
+A recipe says how a package differs from the usual `./configure && make` or cmake. Whole libraries
+are set aside: those in TEST are used neither for training nor for choosing anything, those in
+VALIDATION are not used for training.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ class Recipe:
     Attributes
     ----------
     programs : tuple of str
-        The programs to keep; empty: every program and shared library that the build leaves behind.
+        The programs to keep; if empty, all programs and shared libraries.
     configure : tuple of str or None
-        Options of ./configure, or of cmake; None: there is nothing to configure.
+        Options of ./configure or cmake; None if there is nothing to configure.
     targets : tuple of str
-        What make is asked for.
+        Targets of make.
     linker : str
         The make variable that takes the options of the linker.
     system : {"make", "cmake"}
     folder : str
-        Where configure, CMakeLists.txt or the Makefile lies.
+        The folder with configure, CMakeLists.txt or the Makefile.
     needs : tuple of str
-        Debian packages that it cannot be built without, beside a compiler and make.
+        Required Debian packages, apart from a compiler and make.
     """
 
     programs: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ def cmake(*options: str, needs: str = "", folder: str = ".") -> Recipe:
 
 
 def plain(*targets: str, needs: str = "", folder: str = ".", linker: str = "LDFLAGS") -> Recipe:
-    """Return the recipe of a package with nothing but a Makefile."""
+    """Return the recipe of a package that has only a Makefile."""
     return Recipe(
         configure=None, targets=targets, linker=linker, folder=folder, needs=tuple(needs.split())
     )
@@ -74,7 +74,7 @@ def plain(*targets: str, needs: str = "", folder: str = ".", linker: str = "LDFL
 
 LUA = Recipe(("src/lua",), None, ("-C", "src", "lua"), linker="MYLDFLAGS")
 
-# Programs of which bench/accuracy.py's model has learned since 2026.
+# Programs used for training the model that bench/accuracy.py measures.
 PROGRAMS = {
     "bzip2": Recipe(("bzip2",), None, ("bzip2",)),
     "dash": Recipe(("src/dash",)),
@@ -240,7 +240,7 @@ LIBRARIES = {
 
 RECIPES = PROGRAMS | LIBRARIES
 
-# Whole libraries. Chosen by name before anything was measured.
+# Whole libraries, chosen by name before anything was measured.
 VALIDATION = [
     "expat",
     "gdbm",
