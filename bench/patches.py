@@ -31,6 +31,7 @@ import numpy as np
 import truth
 from build_coreutils import distribution, open_tarball, private_apt
 from build_packages import download, extract, require_tools
+from pydantic import PositiveInt
 
 import utils
 from binary.analysis import cache_file, load_analysis
@@ -115,6 +116,7 @@ def main(
     compiler: str = "gcc",
     old_level: str = "",
     old_compiler: str = "",
+    every: PositiveInt = 1,
     model_file: str = str(DEFAULT),
     work: str = "out-patches",
     workers: int = 2,
@@ -131,6 +133,8 @@ def main(
         Optimisation level, and compiler.
     old_level, old_compiler : str
         Of OLD, where these are others.
+    every : int
+        Take each patch whose number in its package's series this divides; others are only applied.
     model_file : str
         What matching/train.py wrote.
     work : str
@@ -149,7 +153,7 @@ def main(
         if not source.is_dir():
             get_source(package, release, source)
         both = [
-            build_series(package, source, folder, release, *setting)
+            build_series(package, source, folder, release, *setting, every)
             for setting in dict.fromkeys([(old_compiler, old_level), (compiler, level)])
         ]
         before = {step.patch: step for step in both[0]}
@@ -162,21 +166,22 @@ def main(
         for step in steps
         for file in (step.old, step.before, step.new)
     }
+    how = f"{old_compiler} -{old_level} to {compiler} -{level}"
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {release}, {how}")
+    for step in steps.copy():
+        if instructions(copies[step.before]) == instructions(copies[step.new]):
+            print(f"{step.package}: {step.patch} changes no instruction")
+            steps.remove(step)
     compared = {copies[file] for step in steps for file in (step.old, step.new)}
     binaries = [{"path": str(f), "sha256": utils.sha256_of(f)} for f in sorted(compared)]
     output = str(folder / "output")
     failed = analyse_all(binaries, output, workers)
-    how = f"{old_compiler} -{old_level} to {compiler} -{level}"
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {release}, {how}")
     print("functions differ patched first")
     rows = []
     for step in progress.bar(steps, desc="compare"):
         pair = copies[step.old], copies[step.new]
         if missing := [str(file) for file in pair if str(file) in failed]:
             print(f"{step.package}: {step.patch} left out: {failed[missing[0]]}")
-            continue
-        if instructions(copies[step.before]) == instructions(pair[1]):
-            print(f"{step.package}: {step.patch} changes no instruction")
             continue
         codes = tuple(
             extract_features(load_analysis(cache_file(output, digest)))
@@ -206,9 +211,15 @@ def get_source(package: str, release: str, source: Path) -> None:
 
 
 def build_series(
-    package: str, source: Path, work: Path, release: str, compiler: str, level: str
+    package: str,
+    source: Path,
+    work: Path,
+    release: str,
+    compiler: str,
+    level: str,
+    every: int = 1,
 ) -> list[Step]:
-    """Build a program before the first patch and after each one that changes C code."""
+    """Build a program before and after each patch, or every n-th, that changes C code."""
     recipe = RECIPES[package]
     setting = level if compiler == "gcc" else f"{compiler}-{level}"
     folder = work / f"{package}-{release}-{setting}"
@@ -235,7 +246,7 @@ def build_series(
         return file
 
     steps = []
-    last = program(0)
+    applied = patches = 0
     series = (tree / "debian/patches/series").read_text().splitlines()
     names = [line.split("#")[0].strip() for line in series]
     for number, name in enumerate(progress.bar(list(filter(None, names)), desc=package), 1):
@@ -243,14 +254,18 @@ def build_series(
         parts = c_parts(text)
         if not parts:
             continue
+        patches += 1
+        taken = patches % every == 0
         try:
+            last = program(applied) if taken else Path()
             removed, added = apply(tree, parts)
-            current = program(number)
+            applied = number
+            current = program(number) if taken else Path()
         except utils.UserError as error:
             print(f"{package}: {name} left out: {error}")
             continue
-        steps.append(Step(package, name, last, current, removed, added))
-        last = current
+        if taken:
+            steps.append(Step(package, name, last, current, removed, added))
     return steps
 
 

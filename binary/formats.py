@@ -21,6 +21,24 @@ UNPACK_FIRST = {  # first bytes of a file -> what it is
     b"\0asm": "WebAssembly, which angr does not read",
     b"dex\n": "Android bytecode, which angr does not read",
 }
+# Images of file systems and other archives: (offset, magic) -> what it is, and how it is unpacked.
+SQUASHFS = "a squashfs image: unpack it first (unsquashfs)"
+IMAGES = {
+    (0, b"hsqs"): SQUASHFS,
+    (0, b"sqsh"): SQUASHFS,
+    (0x8001, b"CD001"): "an ISO image: unpack it first (bsdtar -xf)",
+    (0x438, b"\x53\xef\1\0"): "an ext4 image: unpack it first (debugfs -R 'rdump / DIR')",
+    (0, b"\x45\x3d\xcd\x28"): "a cramfs image: unpack it first (fsck.cramfs --extract)",
+    (0, b"UBI#"): "a UBI image: unpack it first (ubireader_extract_files)",
+    (0, b"\xed\xab\xee\xdb"): "an RPM package: unpack it first (rpm2archive, or bsdtar -xf)",
+    (0, b"070701"): "a cpio archive: unpack it first (cpio -id)",
+    (0, b"7z\xbc\xaf\x27\x1c"): "a 7z archive: unpack it first (7z x)",
+    (0, b"Rar!\x1a\x07"): "a RAR archive: unpack it first (unrar x)",
+    (0, b"MSCF"): "a cabinet: unpack it first (cabextract)",
+    # An ELF program that mounts what lies behind it.
+    (8, b"AI\2"): "an AppImage: unpack it first (unsquashfs -offset)",
+}
+IMAGE_HEADER = 0x8006  # bytes that tell an image
 PACKER = re.compile(rb"UPX!|UPX0\0")
 PACKER_WITHIN = 1024  # bytes from the beginning that may contain the packer's mark
 ARCHIVE = b"!<arch>\n"
@@ -83,6 +101,12 @@ def processors(content: bytes) -> list[str]:
     return list(slices(content))
 
 
+def image(beginning: bytes) -> str:
+    """Return what image or archive begins so, and how it is unpacked; "" if it is none of those."""
+    found = (what for (at, magic), what in IMAGES.items() if beginning.startswith(magic, at))
+    return next(found, "")
+
+
 def refuse(path: object, content: bytes) -> None:
     """Refuse a file that is not a single program, and say why and what to do.
 
@@ -95,6 +119,8 @@ def refuse(path: object, content: bytes) -> None:
     for magic, what in UNPACK_FIRST.items():
         if content.startswith(magic):
             raise UserError(f"{path} is {what}")
+    if what := image(content[:IMAGE_HEADER]):
+        raise UserError(f"{path} is {what}")
     if content.startswith(ARCHIVE):
         raise UserError(
             f"{path} is a static archive of {_members(content)} files: unpack it (ar x) and "

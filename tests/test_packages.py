@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import zstandard
 from conftest import PATCHED, bytes_of, compile_c, run_script
@@ -150,6 +151,30 @@ def test_archives_in_archives(tmp_path):
     assert not found.failed
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress, zstandard.compress])
+def test_a_compressed_program_is_unpacked(tmp_path, pack):
+    """Distributions compress kernel modules one by one."""
+    content = ELF + np.random.default_rng(0).bytes(1 << 20)
+    one, half = pack(ELF + b"1"), pack(content)[:-5000]
+    entries = [("m/one.ko.x", one), ("half.ko.x", half), ("x", pack(b"text"))]
+    found = read(tmp_path, tar_of([*entries, ("no.x", one[:8] + b"damaged" + bytes(99))]))
+    assert [m.name for m in found.members] == ["m/one.ko.x!one.ko", "x"]
+    assert Path(found.members[0].path).read_bytes() == ELF + b"1"
+    assert found.members[0].sha256 == hashlib.sha256(ELF + b"1").hexdigest()
+    assert list(found.failed) == ["half.ko.x!half.ko", "no.x"]
+    (tmp_path / "alone").mkdir()
+    (alone,) = read(tmp_path / "alone", one).members
+    assert Path(alone.path).read_bytes() == ELF + b"1"
+
+
+def test_images_are_named_not_passed_over(tmp_path):
+    """What may hold programs is no text that changed: somebody must unpack it."""
+    image = b"hsqs" + bytes(100)
+    found = read(tmp_path, tar_of([("root.img", image), ("root.xz", lzma.compress(image))]))
+    assert {m.name for m in found.members} == {"root.img", "root.xz!root"}
+    assert all("unsquashfs" in m.closed and not m.path for m in found.members)
+
+
 NASTY = "\x1b[2J\n<b>"
 
 
@@ -223,11 +248,11 @@ ZEROS = bytes(30 << 20)  # more than the limit below
         (pax_bomb(), "claims 1,099,511,627,776 bytes"),
         (tar_of([("a", b"1"), ("b", b"2")])[:700], "damaged"),
         (TAR[:1024] + b"x" * 512 + TAR[1536:], "damaged"),
-        (gzip.compress(tar_of([("a", os.urandom(9000))]))[:5000], "no readable tar archive"),
+        (gzip.compress(tar_of([("a", os.urandom(9000))]))[:5000], "no readable program or tar"),
         (DEB[:-50], "damaged"),
         (zip_of(ITEMS)[:-30], "damaged"),
         (b"!<arch>\n" + b"x" * 60, "damaged"),
-        (b"\x1f\x8b" + bytes(100), "contains no readable tar archive"),
+        (b"\x1f\x8b" + bytes(100), "contains no readable program or tar"),
         (tar_of([]), "contains no files"),
         (tar_of([(f"{i}", b"") for i in range(60)]), "contains more than 50 files"),
     ],
@@ -315,9 +340,21 @@ def packages(builds, tmp_path_factory):
     program = (builds / "O1" / "shapes").read_bytes()
     patched = compile_c(PATCHED, folder / "patched", "-O1").read_bytes()
     old = [("lib/libshapes.so.1.2", program), ("bin/broken", ELF + b"1"), ("doc/a", b"same")]
-    old += [("bin/gone", ELF), ("doc/changes", b"1"), ("bin/noted", program), (NASTY, b"1")]
+    old += [
+        ("fs", b"hsqs1"),
+        ("bin/gone", ELF),
+        ("doc/changes", b"1"),
+        ("bin/noted", program),
+        (NASTY, b"1"),
+    ]
     new = [("lib/libshapes.so.1.3", patched), ("bin/broken", ELF + b"2"), ("doc/b", b"same")]
-    new += [("doc/changes", b"2"), ("bin/noted", program + b"a note"), ("../x", b""), (NASTY, b"2")]
+    new += [
+        ("fs", b"hsqs2"),
+        ("doc/changes", b"2"),
+        ("bin/noted", program + b"a note"),
+        ("../x", b""),
+        (NASTY, b"2"),
+    ]
     (folder / "old.tar.xz").write_bytes(lzma.compress(tar_of(old)))
     (folder / "new.whl").write_bytes(zip_of(new))
     return folder
@@ -340,6 +377,7 @@ def test_functions_are_ranked_over_all_files(compared):
         "lib/libshapes.so.1.3": "changed",
         "bin/broken": "failed",
         "../x": "failed",
+        "fs": "failed",
         "bin/gone": "only in old",
         "bin/noted": "same code",
         "doc/changes": "changed (no program)",
@@ -353,12 +391,13 @@ def test_functions_are_ranked_over_all_files(compared):
     assert found["files"][function["file"]]["old"]["path"] == "lib/libshapes.so.1.2"
     reasons = {f["reason"] for f in found["files"] if f["status"] == "failed"}
     assert "its path leads out of the package" in reasons
+    assert "changed, but not compared: a squashfs image: unpack it first (unsquashfs)" in reasons
     assert not any("unpacked" in reason for reason in reasons), (
         "members are named, no scratch files"
     )
     assert "\x1b" not in printed
     assert printed.splitlines()[-1].startswith(
-        "verdict: 8 files: 2 failed, 1 changed, 1 only in old"
+        "verdict: 9 files: 3 failed, 1 changed, 1 only in old"
     )
     text = (folder / "p.md").read_text()
     assert "\x1b" not in text
@@ -387,7 +426,7 @@ def test_what_was_compared_is_not_compared_again(compared, monkeypatch, capsys):
         assert diff.main(old, new, html="report", fail_on=fail_on) == code
     assert before == (kept(), bytes_of(folder / "output"))
     assert diff.main(old, old, fail_on="changed") == 0
-    assert "verdict: identical: all 7 files are" in capsys.readouterr().out
+    assert "verdict: identical: all 8 files are" in capsys.readouterr().out
 
 
 def test_the_page_leads_to_each_function(compared):
@@ -397,7 +436,7 @@ def test_the_page_leads_to_each_function(compared):
     with browser() as chrome:
         open_page(chrome, folder / "report" / "index.html")
         rows = chrome.find_elements(By.CSS_SELECTOR, "#files tbody tr")
-        assert len(rows) == 8
+        assert len(rows) == 9
         assert any("<b>" in row.text for row in rows), "a name is text"
         search = chrome.find_element(By.ID, "search")
         search.send_keys("AREA")
@@ -458,4 +497,4 @@ def test_a_damaged_comparison_costs_itself_only(compared, tmp_path, monkeypatch,
     ]
     assert lib["status"] == "failed"
     assert lib["reason"].endswith("delete it and run again")
-    assert "verdict: 8 files: 3 failed" in capsys.readouterr().out
+    assert "verdict: 9 files: 4 failed" in capsys.readouterr().out

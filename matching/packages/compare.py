@@ -137,6 +137,9 @@ def compare_packages(
             for side, member in enumerate(file.pair[:2]):
                 if member is not None and member.name in lost[side]:
                     file.status, file.reason = FAILED, contents[side].failed[member.name]
+            closed = [side.closed for side in file.pair[:2] if side is not None and side.closed]
+            if closed and file.status == NO_PROGRAM:
+                file.status, file.reason = FAILED, f"changed, but not compared: {closed[0]}"
         asked = [file for file in files if not file.status]
         _compare_programs(asked, model_file, pages, output_dir, workers, limits, arch)
     return PackageDiff(paths, sorted(files, key=_place), tuple(c.left_out for c in contents))

@@ -1,9 +1,10 @@
 """List the files of a package: of a folder, or of an archive, which may be hostile.
 
 Archives are .deb, tar (plain, or with gzip, bzip2, xz, Zstandard), zip (.whl, .jar, ...) and static
-libraries (.a), also nested. A member's name never becomes the name of a file: programs are stored
-under the hash of their content, and everything else is only hashed. Links and devices are never
-followed, opened or created.
+libraries (.a), also nested. A single compressed program (.ko.xz) is unpacked, too; images of file
+systems are not. A member's name never becomes the name of a file: programs are stored under the
+hash of their content, and everything else is only hashed. Links and devices are never followed,
+opened or created.
 
 References
 ----------
@@ -32,7 +33,7 @@ from typing import IO
 import zstandard
 
 import utils
-from binary.formats import ARCHIVE, processors
+from binary.formats import ARCHIVE, IMAGE_HEADER, image, processors
 
 UNPACK_LIMIT = 8.0  # maximum GiB of one package, unpacked
 MEMBERS = 200_000  # maximum number of files in one package
@@ -41,7 +42,7 @@ LONGEST = 4096  # maximum number of characters of a member's name
 EXTENSION = 1 << 20  # maximum bytes of a header's extension, such as a long name
 WINDOW = 1 << 27  # maximum bytes of Zstandard's window
 CHUNK = 1 << 20
-BEGINNING = 4096  # bytes from the beginning of a file that tell its kind
+BEGINNING = IMAGE_HEADER  # bytes from the beginning of a file that tell its kind
 TAR_MAGIC = 257, b"ustar"
 EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 EXTENDED += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -53,7 +54,7 @@ COMPRESSED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {  # first bytes -> 
     b"\xfd7zXZ\0": lzma.LZMAFile,
     b"\x28\xb5\x2f\xfd": lambda file: zstandard.ZstdDecompressor(
         max_window_size=WINDOW
-    ).stream_reader(file, read_across_frames=True),
+    ).stream_reader(file, read_across_frames=True, closefd=False),
 }
 
 
@@ -69,12 +70,15 @@ class Member:
     sha256 : str
     path : str
         The file with its content, if it is an executable or a library of machine code; else "".
+    closed : str
+        What it is, if it may contain programs but is not unpacked: an image of a file system.
     """
 
     name: str
     size: int
     sha256: str
     path: str
+    closed: str = ""
 
 
 @dataclasses.dataclass
@@ -121,6 +125,22 @@ def _kind(beginning: bytes) -> str | None:
     return "compressed" if beginning.startswith(tuple(COMPRESSED)) else None
 
 
+def _is_program(beginning: bytes) -> bool:
+    return beginning[:4] == b"\x7fELF" or bool(processors(beginning))
+
+
+def _damaged(error: Exception) -> str:
+    return f"the compressed file is damaged ({error or type(error).__name__})"
+
+
+def _claimed(beginning: bytes) -> int:
+    """Return how many bytes a compressed file says that it holds, at least; 0 if it does not."""
+    try:
+        return max(zstandard.frame_content_size(beginning), 0)
+    except zstandard.ZstdError:
+        return 0  # another format
+
+
 def read_contents(path: str, folder: str, listing: str, limit: float = UNPACK_LIMIT) -> None:
     """Write a package's content to a JSON file; runs in a worker under its limits.
 
@@ -146,11 +166,11 @@ def read_contents(path: str, folder: str, listing: str, limit: float = UNPACK_LI
     else:
         try:
             with open(path, "rb") as file:
-                reader.read_archive(file, "", 0)
+                reader.read_archive(file, "", 0, Path(path).stem)
         except utils.UserError as error:
             if reader.count == 0 and _kind_of(path) == "compressed":
-                why = f"{path} is compressed, but contains no readable tar archive ({error})"
-                raise utils.UserError(f"{why}: unpack it first") from None
+                why = f"{path} is compressed, but contains no readable program or tar archive"
+                raise utils.UserError(f"{why} ({error})") from None
             raise utils.UserError(f"{path}: {error}") from None
     members = sorted(reader.members.values(), key=lambda member: member.name)
     found = Contents(members, dict(sorted(reader.left_out.items())), reader.failed)
@@ -250,8 +270,11 @@ class _Reader:
                 except OSError as error:
                     self.failed[shown] = error.strerror or str(error)
 
-    def read_archive(self, file: IO[bytes], before: str, depth: int) -> None:
-        """List an archive's members; ``before`` is the prefix of their names."""
+    def read_archive(self, file: IO[bytes], before: str, depth: int, inner: str) -> None:
+        """List an archive's members; ``before`` is the prefix of their names.
+
+        ``inner`` is the name of the content, if that is one compressed program.
+        """
         beginning = file.read(BEGINNING)
         file.seek(0)
         try:
@@ -264,8 +287,22 @@ class _Reader:
                     self._read_tar(file, before, depth)
                 case "compressed":
                     read = next(r for magic, r in COMPRESSED.items() if beginning.startswith(magic))
+                    try:
+                        with read(file) as content:
+                            inside = content.read(BEGINNING)
+                    except Exception as error:
+                        if not before:
+                            raise
+                        self.failed[before.removesuffix("!")] = _damaged(error)
+                        return
+                    file.seek(0)
                     with read(file) as content:
-                        self._read_tar(_Counted(content, self._spend), before, depth)
+                        counted = _Counted(content, self._spend)
+                        if _is_program(inside) or image(inside):
+                            claimed = _claimed(beginning)
+                            self._read_one(counted, before, depth, inner, claimed)
+                        else:
+                            self._read_tar(counted, before, depth)
         except (utils.UserError, MemoryError):
             raise
         except Exception as error:  # a hostile archive may fail anywhere; the others go on
@@ -296,6 +333,19 @@ class _Reader:
                     kind = "link" if header.issym() else "pipe" if header.isfifo() else "device"
                     self._leave_out(kind)
 
+    def _read_one(self, file: IO[bytes], before: str, depth: int, name: str, size: int) -> None:
+        """Add the one program, of at least so many bytes, that a compressed file holds."""
+        if name := self._member(name, before):
+            try:
+                self._add(name, file, depth)
+                if self.members[name].size < size:  # where Zstandard's reader simply ends
+                    del self.members[name]
+                    raise EOFError("it ends early")
+            except (utils.UserError, MemoryError):
+                raise
+            except Exception as error:  # as many kinds as there are decompressors
+                self.failed[name] = _damaged(error)
+
     def _read_zip(self, file: IO[bytes], before: str, depth: int) -> None:
         with zipfile.ZipFile(file) as archive:
             self._allow(sum(entry.file_size for entry in archive.infolist()))
@@ -319,7 +369,7 @@ class _Reader:
             debian |= name == "debian-binary"
             if debian and part[0] + part[1] in DEB_PARTS:
                 inside = before + DEB_PARTS[part[0] + part[1]]
-                self.read_archive(content, inside, depth)
+                self.read_archive(content, inside, depth, name)
             elif name := self._member(name, before):
                 self._add(name, content, depth)
 
@@ -366,7 +416,8 @@ class _Reader:
         """
         chunk = file.read(BEGINNING)
         kind = _kind(chunk) if depth < DEPTH else None
-        program = chunk[:4] == b"\x7fELF" or bool(processors(chunk))
+        closed = image(chunk)
+        program = _is_program(chunk) and not closed
         digest, size = hashlib.sha256(), 0
         copy = self.folder / f"member{depth}"
         keeps = not path and (program or kind)
@@ -383,7 +434,7 @@ class _Reader:
         if program and not path:
             path = str(self.folder / sha256)
             os.replace(copy, path)
-        self.members[name] = Member(name, size, sha256, path if program else "")
+        self.members[name] = Member(name, size, sha256, path if program else "", closed)
 
     def _look_into(self, name: str, path: str, kind: str, depth: int) -> bool:
         """Read an archive in the package; return False for a compressed file without an archive."""
@@ -391,7 +442,8 @@ class _Reader:
         self.members, self.failed = {}, {}
         try:
             with open(path, "rb") as file:
-                self.read_archive(file, name + "!", depth + 1)
+                inner = re.split("[/!]", name)[-1].rpartition(".")[0]
+                self.read_archive(file, name + "!", depth + 1, inner or "content")
         except _TooMuch:
             raise
         except utils.UserError as error:
