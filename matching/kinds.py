@@ -16,6 +16,8 @@ WEIGHTS = {
     "call added": 0.7,
     "call removed": 0.6,
     "call replaced": 0.7,
+    "call replaced by a bounded one": 0.8,
+    "allocation or free changed": 0.6,
     "string changed": 0.7,
     "constant changed": 0.5,
     "comparison or branch added": 0.5,
@@ -30,6 +32,21 @@ WEIGHTS = {
     "instructions changed": 0.0,
 }
 KINDS = tuple(WEIGHTS)
+# Functions of C -> those that do the same and know how much room there is.
+BOUNDED = {
+    "strcpy": {"strncpy", "strlcpy", "strscpy", "strcpy_s", "snprintf"},
+    "stpcpy": {"stpncpy", "strlcpy", "snprintf"},
+    "strcat": {"strncat", "strlcat", "strcat_s", "snprintf"},
+    "sprintf": {"snprintf", "sprintf_s"},
+    "vsprintf": {"vsnprintf", "vsprintf_s"},
+    "gets": {"fgets", "gets_s"},
+    "memcpy": {"memcpy_s"},
+    "wcscpy": {"wcsncpy", "wcslcpy", "wcscpy_s"},
+}
+ALLOCATIONS = {"malloc", "calloc", "realloc", "reallocarray", "free", "strdup", "strndup", "alloca"}
+ALLOCATIONS |= {"aligned_alloc", "posix_memalign", "HeapAlloc", "HeapReAlloc", "HeapFree"}
+ALLOCATIONS |= {"kmalloc", "kzalloc", "krealloc", "kfree", "vmalloc", "vfree"}
+CPP_ALLOCATION = ("_Znw", "_Zna", "_Zdl", "_Zda", "??2@", "??_U@", "??3@", "??_V@")  # new, delete
 CHOOSING = ("set", "cmov", "cs", "cinc", "cneg", "it", "movz", "movn", "isel", "loc")
 
 
@@ -128,6 +145,11 @@ def kinds_of(old: Traits, new: Traits, blocks: tuple[int, int], back: tuple[int,
         found.add("call replaced")
     elif gone or come:
         found.add("call added" if come else "call removed")
+    imports = [{name for kind, name in calls if kind == "import"} for calls in (gone, come)]
+    if _bounded(*imports):
+        found.add("call replaced by a bounded one")
+    if any(n in ALLOCATIONS or n.startswith(CPP_ALLOCATION) for n in imports[0] | imports[1]):
+        found.add("allocation or free changed")
     if old.texts != new.texts:
         found.add("string changed")
     if old.data != new.data:
@@ -145,6 +167,21 @@ def kinds_of(old: Traits, new: Traits, blocks: tuple[int, int], back: tuple[int,
         if before != after:
             found.add(f"{what} {'added' if after > before else 'removed'}")
     return [kind for kind in KINDS if kind in found] or ["instructions changed"]
+
+
+def _bounded(gone: set[str], come: set[str]) -> bool:
+    """Whether a call gave way to one of the same kind that is told how much room there is."""
+    return any(
+        _plain(other) in BOUNDED.get(_plain(one), ())
+        or (other == f"__{one}_chk" and one == _plain(one))
+        for one in gone
+        for other in come
+    )
+
+
+def _plain(name: str) -> str:
+    """Return the name without what glibc's checks (_FORTIFY_SOURCE) put around it."""
+    return name[2:-4] if name.startswith("__") and name.endswith("_chk") else name
 
 
 def rank(kinds: list[str], differing: int) -> float:

@@ -1,6 +1,7 @@
 """diff.py reports every edit of a small program as a change, and nothing else, by processor."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from features.extract import extract_features
 from matching.changes import STATUS, compare
 from matching.exports.records import function_matches
 from matching.identical import identical_pairs
-from matching.kinds import KINDS, rank
+from matching.kinds import KINDS, kinds_of, rank
 
 ALL = tuple(edit.number for edit in bench.edits())
 FEW = (2, 4, 8)  # a callee, a table, another table: edits that only change addresses
@@ -194,6 +195,27 @@ def test_twins_are_told_apart_by_who_calls_them():
 def test_memory_operands(text, base, index, offset, position):
     memory = parse(text).memory
     assert memory[:4] == (base, index, offset, position)
+
+
+@pytest.mark.parametrize(
+    ("gone", "come", "kind"),
+    [
+        ("strcpy", "strlcpy", "call replaced by a bounded one"),
+        ("__sprintf_chk", "__snprintf_chk", "call replaced by a bounded one"),
+        ("memcpy", "__memcpy_chk", "call replaced by a bounded one"),
+        ("malloc", "calloc", "allocation or free changed"),
+        ("puts", "_ZdlPvm", "allocation or free changed"),
+        ("strncpy", "strcpy", ""),
+        ("puts", "snprintf", ""),
+    ],
+)
+def test_calls_that_patches_are_made_of_have_names(gone, come, kind):
+    def traits(name):
+        others = {what: Counter() for what in ("texts", "data", "numbers", "fields", "conditions")}
+        return SimpleNamespace(calls=Counter({("import", name): 1}), **others)
+
+    kinds = kinds_of(traits(gone), traits(come), (1, 1), (0, 0))
+    assert kinds == ["call replaced"] + [kind] * bool(kind)
 
 
 def test_a_call_says_more_of_a_human_than_registers_do():

@@ -230,6 +230,9 @@ def test_addresses_of_a_kernel(tmp_path):
         (b"BC\xc0\xde....", "LLVM bitcode"),
         (b"\x7fELF" + bytes(200) + b"UPX!", "packed with UPX: unpack it first"),
         (b"MZ" + bytes(200) + b"UPX0\0", "packed with UPX: unpack it first"),
+        (b"hsqs" + bytes(90), "a squashfs image: unpack it first (unsquashfs)"),
+        (b"\x7fELF\2\1\1\0AI\2" + bytes(90), "an AppImage: unpack it first"),
+        (bytes(0x438) + b"\x53\xef\1\0", "an ext4 image: unpack it first"),
         (b"", "is empty"),
     ],
 )
