@@ -108,7 +108,8 @@ class LayerNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.gamma.shape, self.gamma, self.beta, eps=1e-12)
+        # Autocast makes float32 of it on GPUs, which would double the traffic of all that follows.
+        return F.layer_norm(x, self.gamma.shape, self.gamma, self.beta, eps=1e-12).to(x.dtype)
 
 
 class Embeddings(nn.Module):

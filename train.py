@@ -289,7 +289,7 @@ class Trainer:
         losses_of = _Losses(self.model, self.get_losses)
         parallel = nn.parallel.DistributedDataParallel(losses_of) if self.world > 1 else None
         losses_of = parallel or losses_of
-        losses_of = torch.compile(losses_of) if self.compile else losses_of
+        losses_of = _compiled(losses_of) if self.compile else losses_of
         unread: list[Losses] = []
         measures: dict[str, float] = {}
         with (
@@ -600,6 +600,33 @@ class _Losses(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Losses:
         return self.get_losses(self.model, batch)
+
+
+def _compiled(losses_of: nn.Module) -> Callable[[dict[str, Tensor]], Losses]:
+    """Return ``losses_of``, compiled; if the compiler fails, say so and go on without it."""
+    # A kernel for each shape of batch. There are few, and kernels for any shape are slower; torch
+    # 2.11 cannot even make them for all our models.
+    run = torch.compile(losses_of, dynamic=False)
+
+    def compiled(batch: dict[str, Tensor]) -> Losses:
+        nonlocal run
+        try:
+            return run(batch)
+        except Exception as error:
+            if run is losses_of or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise
+            progress.write(
+                f"note: torch.compile failed ({type(error).__name__}: {_first_line(error)}); this "
+                "training goes on without it, more slowly"
+            )
+            run = losses_of
+            return run(batch)
+
+    return compiled
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 class Log:

@@ -5,14 +5,20 @@ Each part starts only if there is time for it; the report says what was left out
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 import time
+import traceback
 import types
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +55,7 @@ import pretrain
 import train
 import utils
 from corpus.ids import Corpus
+from terminal.arguments import names_of
 from terminal.command_line import command_line
 from tokenization import load_vocab
 
@@ -62,10 +69,43 @@ PEER += " idna sniffio truststore"
 PYTHONS = ("3.11", "3.12", "3.13")
 MOST = 45e6  # maximum number of bytes sent to the GPU machine
 SHARD = 14e6  # maximum size in bytes of a file that is sent back
-SHAPES = ((512, 64), (64, 512))  # examples, tokens per example
+GROUP = 8  # rows of the table that are compiled at the same time, each by a process of its own
+COMPILERS = 2  # processes that help each of them
+ROW_SECONDS = 45  # no group is started with less time than that
+SHAPES = {64: 512, 512: 64}  # examples of so many tokens
+PROFILED = "bert_base 64 x 512: ours, bfloat16"
+LOOP, LOOP_GRAPHS = "training loop, compiled", "training loop, CUDA graphs"
+
+
+def row_of(size: str, length: int, row: str, **dropouts: float) -> tuple[str, tuple]:
+    """Return a row's name, and what `Step` needs to make it."""
+    named = "".join(f", {name} {value:g}" for name, value in dropouts.items())
+    return f"bert_{size} {SHAPES[length]} x {length}: {row}{named}", (size, length, row, dropouts)
+
+
 # The most important ones first: time may run out before the last ones.
-TABLE = (("base", 1), ("tiny", 0), ("small", 0), ("base", 0), ("small", 1), ("medium", 1))
-TABLE += (("tiny", 1), ("medium", 0))
+TABLE = dict(
+    [
+        row_of("tiny", 64, speed_training.GRAPHS),
+        row_of("base", 512, "ours, bfloat16"),
+        row_of("base", 512, speed_training.GRAPHS),
+        row_of("base", 512, speed_training.CUDNN),
+        row_of("base", 512, speed_training.GRAPHS, p_drop_attn=0),
+        row_of("base", 512, speed_training.GRAPHS, p_drop_attn=0, p_drop_hidden=0),
+        (f"bert_small 256 x 64: {LOOP}", ("small", LOOP)),
+        (f"bert_small 256 x 64: {LOOP_GRAPHS}", ("small", LOOP_GRAPHS)),
+        *(
+            row_of(size, length, row)
+            for size, length in (
+                *(("small", 64), ("base", 64), ("medium", 512), ("small", 512)),
+                *(("tiny", 512), ("medium", 64)),
+            )
+            for row in (speed_training.GRAPHS, speed_training.CUDA_ONLY)
+        ),
+        row_of("tiny", 64, speed_training.CUDA_ONLY),
+        row_of("base", 512, speed_training.CUDA_ONLY),
+    ]
+)
 VOCAB = 2000
 
 
@@ -174,27 +214,41 @@ def machine(device: torch.device) -> str:
     return f"{time.strftime('%Y-%m-%d')}, {card}, torch {torch.__version__}, numpy {np.__version__}"
 
 
-def speed(out: str = "gpu/out", minutes: float = 4.7, tiny: bool = False) -> None:
+def speed(
+    out: str = "gpu/out",
+    minutes: float = 4.7,
+    losses: str = "all",
+    rows: str | list[str] = "",
+    tiny: bool = False,
+) -> None:
     """Compare losses with the CPU's, then tokens per second with Hugging Face's.
 
     Parameters
     ----------
     out : str
-        Gets speed.txt.
+        Gets speed.txt, line by line.
     minutes : float
         No new part is started after so many minutes.
+    losses : str
+        In which ways to compute the losses of the same steps: all; float32, bfloat16 or compiled;
+        or none.
+    rows : str or list of str
+        Rows of the table: those whose names start so. Default: all.
     tiny : bool
         A trial run: one small model, few steps.
     """
     device = utils.get_device()
     report = Report(Path(out, "speed.txt"), minutes)
     report.say(machine(device))
+    starts = tuple(names_of(rows)) if rows else ("",)
+    chosen = [name for name in TABLE if name.startswith(starts)]
+    if not chosen:
+        raise utils.UserError(f"--rows {starts[0]}: no row starts so; there are {', '.join(TABLE)}")
     loader, sizes = read_loader(CONFIG / "bert_tiny.json", 32, 64, 16)
-    check_losses(report, loader, sizes, device, 5 if tiny else 50)
-    check_waiting(report, loader, sizes, device, FOLDER / "work/waiting", 20 if tiny else 300)
-    ceiling = train.product_flops(device, torch.bfloat16)
-    report.say(f"products of two large bfloat16 matrices: {ceiling / 1e12:.1f} TFLOP/s")
-    table(report, device, ceiling, tiny)
+    check_steps(report, loader, sizes, device, 20 if tiny else 300)
+    if losses != "none":
+        check_losses(report, loader, sizes, device, 5 if tiny else 50, losses)
+    table(report, device, chosen[:1] if tiny else chosen, tiny)
 
 
 def read_loader(
@@ -275,7 +329,9 @@ def losses_kept() -> Iterator[list[float]]:
         train.Trainer._gradients = real
 
 
-def check_losses(report: Report, loader, sizes, device: torch.device, steps: int) -> None:
+def check_losses(
+    report: Report, loader, sizes, device: torch.device, steps: int, which: str
+) -> None:
     """Train the same steps on the CPU in float32 and here in other ways; compare the losses."""
     ways = {"CPU, float32": (torch.device("cpu"), {"precision": "float32"})}
     for precision in ("float32", "bfloat16"):
@@ -286,6 +342,8 @@ def check_losses(report: Report, loader, sizes, device: torch.device, steps: int
     reference: np.ndarray | None = None
     report.say(f"losses of {steps} steps of bert_tiny, the same batches and weights")
     for name, (where, how) in ways.items():
+        if which not in ("all", *name.split(", ")) and reference is not None:
+            continue
         with losses_kept() as kept:
             trainer = make_trainer(loader, sizes, where, FOLDER / "work/losses", steps, **how)
             trainer.train()
@@ -297,76 +355,187 @@ def check_losses(report: Report, loader, sizes, device: torch.device, steps: int
         )
 
 
-def check_waiting(report, loader, sizes, device: torch.device, folder: Path, steps: int) -> None:
-    """Report the share of the time that steps wait for data, and how often they synchronise."""
+def check_steps(report, loader, sizes, device: torch.device, steps: int) -> None:
+    """Report the share of the time that steps wait for data, and where they synchronise."""
     trainer = make_trainer(
-        *(loader, sizes, device, folder, steps), precision=train.best_precision(device)
+        *(loader, sizes, device, FOLDER / "work/waiting", steps),
+        precision=train.best_precision(device),
     )
+    _, waiting, places = loop_measures(trainer)
+    report.say(
+        f"bert_tiny, {loader.batch_size} x {loader.preprocess.max_len}, {steps} steps: waiting for "
+        f"data {waiting:.1%} of the time; {sum(places.values())} synchronisations in all"
+        f" (losses are read each {train.LOG_STEPS} steps, models are saved at the end)"
+    )
+    for place, count in places.most_common(12):
+        report.say(f"  {count:6} x {place}")
+
+
+def loop_measures(trainer: train.Trainer) -> tuple[float, float, Counter[str]]:
+    """Train; return tokens per second, the share of waiting (medians), and synchronisations.
+
+    These are counted by the line of Python that they happen in.
+    """
     kept: list[dict[str, float]] = []
     write = train.Log._write
     train.Log._write = lambda self, values: (kept.append(values), write(self, values))[1]
+    on_gpu = trainer.device.type == "cuda"
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            if device.type == "cuda":
+            if on_gpu:
                 torch.cuda.set_sync_debug_mode("warn")
             trainer.train()
     finally:
         train.Log._write = write
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.set_sync_debug_mode("default")
-    syncs = sum("synchron" in str(warning.message) for warning in caught)
-    waits = [values["train/waiting_for_data"] for values in kept if "train/lr" in values]
-    report.say(
-        f"bert_tiny, {loader.batch_size} x {loader.preprocess.max_len}, {steps} steps: waiting for "
-        f"data {np.median(waits):.1%} of the time; {syncs / steps:.2f} synchronisations a step "
-        f"(losses are read each {train.LOG_STEPS})"
+    logged = [values for values in kept if "train/lr" in values]
+    return (
+        float(np.median([values["train/tokens_per_second"] for values in logged])),
+        float(np.median([values["train/waiting_for_data"] for values in logged])),
+        Counter(
+            f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}"
+            for warning in caught
+            if "synchron" in str(warning.message)
+        ),
     )
 
 
-def table(report: Report, device: torch.device, ceiling: float, tiny: bool) -> None:
-    """Report tokens per second, MFU and peak memory of models and lengths, row by row."""
-    report.say(f"{'':34}{'tokens/s':>12}{'MFU':>8}{'GB':>7}")
-    for size, shape in TABLE[1:2] if tiny else TABLE:
-        batch, length = (4, 16) if tiny else SHAPES[shape]
-        predicted = max(1, length // 5)
-        model_cfg = str(CONFIG / f"bert_{size}.json")
-        sizes = models.Config.from_json(model_cfg)
-        sizes = dataclasses.replace(sizes, vocab_size=VOCAB)
-        flops = train.flops_per_token(sizes, length, predicted)
-        work = (model_cfg, VOCAB, batch, length, predicted, sizes.p_drop_attn, sizes.p_drop_hidden)
-        report.say(f"bert_{size}, {batch} x {length}")
-        for row in ("ours, bfloat16", speed_training.GRAPHS, speed_training.CUDA_ONLY):
-            if row != "ours, bfloat16" and device.type != "cuda":
-                continue
-            if report.left() < 40 and not tiny:
-                report.say(f"  {row:32} left out: no time")
-                continue
-            try:
-                rate = batch * length / seconds_of_step(row, work, device)
-            except Exception as error:  # measure the other rows all the same
-                report.say(f"  {row:32} {type(error).__name__}: {str(error)[:200]}")
-                continue
-            peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0
-            report.say(f"  {row:32}{rate:12,.0f}{rate * flops / ceiling:8.1%}{peak:7.1f}")
+def table(report: Report, device: torch.device, names: list[str], tiny: bool) -> None:
+    """Report tokens per second, MFU and peak memory of models and lengths, row by row.
+
+    Processes compile the rows of a group at the same time, then measure one after the other.
+    """
+    context = multiprocessing.get_context("spawn")
+    ceiling = None
+    for first in range(0, len(names), GROUP):
+        if report.left() < ROW_SECONDS and not tiny:
+            report.say(f"left out for lack of time: {'; '.join(names[first:])}")
+            break
+        group = []
+        for name in names[first : first + GROUP]:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, name, tiny), daemon=True)
+            process.start()
+            group.append((name, ours, process))
+        ready = {name: pipe.recv() for name, pipe, _ in group}
+        if ceiling is None:
+            ceiling = train.product_flops(device, torch.bfloat16)
+            report.say(f"products of two large bfloat16 matrices: {ceiling / 1e12:.1f} TFLOP/s")
+            report.say(f"{'':60}{'tokens/s':>12}{'MFU':>8}{'GB':>7}")
+        for name, pipe, process in group:
+            answer = ready[name]
+            if answer == "ready":
+                pipe.send(True)
+                answer = pipe.recv()
+            if isinstance(answer, str):
+                report.say(f"{name}: {answer}")
+            else:
+                rate, flops, peak, more = answer
+                report.say(f"{name:60}{rate:12,.0f}{rate * flops / ceiling:8.1%}{peak:7.1f}")
+                for line in more:
+                    report.say(f"    {line}")
+            process.join(5)
+            if process.is_alive():
+                process.kill()
 
 
-def seconds_of_step(row: str, work: tuple, device: torch.device) -> float:
-    """Return the median time of a step."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+def serve(pipe: Connection, name: str, tiny: bool) -> None:
+    """Prepare a row, say so, and when told to, measure it; errors are answers, too."""
+    warnings.filterwarnings("ignore", module="torch")  # of the compiler
+    try:
+        device = utils.get_device()
+        work = TABLE[name]
+        measure = (prepare_loop if work[1] in (LOOP, LOOP_GRAPHS) else prepare_step)(
+            name, *work, device, tiny
+        )
+        pipe.send("ready")
+        pipe.recv()
+        pipe.send(measure())
+    except Exception as error:  # the other rows are measured all the same
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(str(error).split())[:200]
+        pipe.send(f"{type(error).__name__} in {Path(at.filename).name}:{at.lineno}: {text}")
+
+
+def prepare_step(
+    name: str,
+    size: str,
+    length: int,
+    row: str,
+    dropouts: dict[str, float],
+    device: torch.device,
+    tiny: bool,
+) -> Callable[[], tuple]:
+    """Return a function that measures steps with the same batch."""
+    batch, length = (4, 16) if tiny else (SHAPES[length], length)
+    predicted = max(1, length // 5)
+    model_cfg = str(CONFIG / f"bert_{size}.json")
+    sizes = models.Config.from_json(model_cfg)
+    sizes = dataclasses.replace(sizes, vocab_size=VOCAB, **dropouts)
+    work = (model_cfg, VOCAB, batch, length, predicted, sizes.p_drop_attn, sizes.p_drop_hidden)
+    row = row if device.type == "cuda" else "ours, bfloat16"
     step = speed_training.make_step(row, work, device)
     for _ in range(3):
         step()
-    times = []
-    while len(times) < 5 or (sum(times) < 3 and len(times) < 100):
-        start = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+
+    def measure() -> tuple:
+        times = []
+        while len(times) < 5 or (sum(times) < 3 and len(times) < 100):
+            start = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0
+        profile = speed_training.profile_of(step, device) if name == PROFILED else []
+        flops = train.flops_per_token(sizes, length, predicted)
+        return batch * length / float(np.median(times)), flops, peak, profile
+
+    return measure
+
+
+def prepare_loop(
+    name: str, size: str, row: str, device: torch.device, tiny: bool
+) -> Callable[[], tuple]:
+    """Return a function that measures the whole training loop, which draws its batches."""
+    loader, sizes = read_loader(CONFIG / f"bert_{size}.json", 8 if tiny else 256, 64, 16)
+    if row == LOOP_GRAPHS:
+        torch.compile = functools.partial(torch.compile, mode="reduce-overhead")
+    place = FOLDER / f"work/{''.join(c for c in row if c.isalnum())}"
+    how = {"precision": train.best_precision(device), "compile": device.type == "cuda"}
+    make_trainer(loader, sizes, device, place, 5 if tiny else 40, **how).train()
+
+    def measure() -> tuple:
+        trainer = make_trainer(loader, sizes, device, place, 5 if tiny else 300, **how)
+        rate, waiting, places = loop_measures(trainer)
+        flops = train.flops_per_token(sizes, 64, 16)
+        peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0
+        text = ", ".join(f"{count} x {place}" for place, count in places.most_common(6))
+        return rate, flops, peak, [f"waiting {waiting:.1%}; synchronisations: {text}"]
+
+    return measure
+
+
+def settings(
+    out: str = "gpu/out",
+    steps: int = 3000,
+    seeds: int = 3,
+    rows: str | list[str] = "",
+    workers: int = 0,
+    minutes: float = 4.5,
+) -> None:
+    """Fill the table of bench/settings.py on this machine's cores; the GPU is not used.
+
+    Parameters
+    ----------
+    out, steps, seeds, rows, workers, minutes
+        See `run` there.
+    """
+    import settings as table_of_settings
+
+    table_of_settings.run(str(FOLDER / "settings"), out, steps, seeds, rows, workers, minutes)
 
 
 def recipe(
@@ -490,9 +659,11 @@ def join(
 
 
 def main() -> None:
-    """Say what to do: pack, speed, recipe or join."""
-    raise utils.UsageError("say what to do: pack, speed, recipe or join; see bench/gpu.sh")
+    """Say what to do: pack, speed, recipe, settings or join."""
+    raise utils.UsageError("say what to do: pack, speed, recipe, settings or join; see gpu.sh")
 
 
 if __name__ == "__main__":
-    command_line(main, pack=pack, speed=speed, recipe=recipe, join=join)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(COMPILERS))
+    warnings.filterwarnings("ignore", module="torch")  # of the compiler
+    command_line(main, pack=pack, speed=speed, recipe=recipe, settings=settings, join=join)

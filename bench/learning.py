@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import scipy.sparse
 import torch
-from recipe import MODEL, REFERENCE, make_text, place_of, trained
+from settings import MODEL, REFERENCE, make_text, place_of, trained
 from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler

@@ -13,6 +13,7 @@ and AdamW(fused=True), on a GPU compiled. On a GPU, the model's FLOP/s are also 
 of those of large matrix products, measured here, too.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.util
@@ -31,6 +32,7 @@ import numpy as np
 import plain
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import models
 import optim
@@ -79,7 +81,9 @@ def main(
         Instead, print the time of our step by PyTorch's operations.
     """
     device = utils.get_device()
-    names = [name for name in ROWS if device.type == "cuda" or name not in (CUDA_ONLY, GRAPHS)]
+    names = [
+        name for name in ROWS if device.type == "cuda" or name not in (CUDA_ONLY, GRAPHS, CUDNN)
+    ]
     if train.best_precision(device) == "float32":
         names = [name for name in names if "bfloat16" not in name]
     if importlib.util.find_spec("transformers") is None:
@@ -165,19 +169,28 @@ def serve(pipe: Connection, name: str, work: tuple) -> None:
 
 def print_profile(work: tuple, device: torch.device) -> None:
     """Print the share of each operation in our step, with dropout of hidden states only."""
+    step = make_step(f"ours, {train.best_precision(device)}", work, device)
+    for line in profile_of(step, device):
+        print(line)
+
+
+def profile_of(step: Callable[[], None], device: torch.device) -> list[str]:
+    """Return lines with the time of a step, and the share of each operation or kernel in it."""
     from torch.profiler import ProfilerActivity, profile
 
-    step = make_step(f"ours, {train.best_precision(device)}", work, device)
     activities = [getattr(ProfilerActivity, device.type.upper())]
     with profile(activities=activities, acc_events=True) as profiler:
         for _ in range(5):
             step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
     events = profiler.key_averages()
     name = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     total = sum(getattr(event, name) for event in events)
-    print(f"{total / 5000:.0f} ms a step")
-    for event in sorted(events, key=lambda event: -getattr(event, name))[:16]:
-        print(f"{getattr(event, name) / total:6.1%}  {event.count // 5:4} x {event.key}")
+    return [f"{total / 5000:.0f} ms a step"] + [
+        f"{getattr(event, name) / total:6.1%}  {event.count // 5:4} x {event.key[:90]}"
+        for event in sorted(events, key=lambda event: -getattr(event, name))[:16]
+    ]
 
 
 def make_step(name: str, work: tuple, device: torch.device) -> Callable[[], None]:
@@ -259,7 +272,7 @@ def of_hugging_face(precision: train.Precision, compiled: bool = False) -> Calla
         )
         labels = torch.full_like(batch["input_ids"], -100)
         labels = labels.scatter(1, batch["masked_pos"], batch["masked_ids"])
-        run = torch.compile(model) if compiled else model
+        run = torch.compile(model, dynamic=False) if compiled else model
 
         def loss_of() -> torch.Tensor:
             return run(
@@ -275,16 +288,18 @@ def of_hugging_face(precision: train.Precision, compiled: bool = False) -> Calla
     return make
 
 
-def of_ours(precision: train.Precision, mode: str = "default") -> Callable:
+def of_ours(precision: train.Precision, mode: str = "default", cudnn: bool = False) -> Callable:
     def make(sizes: models.Config, batch: Batch, device: torch.device) -> Callable[[], None]:
         utils.keep_freed_memory()
         model = models.BertModel4Pretrain(sizes)
         get_losses = pretrain.get_losses
         if device.type == "cuda":
-            get_losses = torch.compile(get_losses, mode=mode)
+            get_losses = torch.compile(get_losses, mode=mode, dynamic=False)
 
         def loss_of() -> torch.Tensor:
-            return sum(get_losses(model, batch).values())
+            order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+            with sdpa_kernel(order, set_priority=True) if cudnn else contextlib.nullcontext():
+                return sum(get_losses(model, batch).values())
 
         return step_of(model, optim.BertAdam(model.parameters(), 1e-4), loss_of, device, precision)
 
@@ -293,6 +308,7 @@ def of_ours(precision: train.Precision, mode: str = "default") -> Callable:
 
 CUDA_ONLY = "Hugging Face, bfloat16, compiled"
 GRAPHS = "ours, bfloat16, CUDA graphs"
+CUDNN = "ours, bfloat16, CUDA graphs, cuDNN's attention"
 ROWS = {
     "plain, float32": of_plain,
     "Hugging Face, float32": of_hugging_face("float32"),
@@ -301,6 +317,7 @@ ROWS = {
     "ours, float32": of_ours("float32"),
     "ours, bfloat16": of_ours("bfloat16"),
     GRAPHS: of_ours("bfloat16", "reduce-overhead"),
+    CUDNN: of_ours("bfloat16", "reduce-overhead", cudnn=True),
 }
 
 

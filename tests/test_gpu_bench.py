@@ -1,5 +1,7 @@
 """bench/gpu.sh: a trial run without a GPU, on a machine with little more than torch and numpy."""
 
+import json
+import lzma
 import os
 import subprocess
 import sys
@@ -80,10 +82,40 @@ def test_speed(folder):
     assert off[:2] == [0, 0]  # the CPU against itself
     assert 0 < off[2] < 0.1  # and in bfloat16
     assert any("waiting for data" in line for line in lines)
-    (row,) = [line for line in lines if line.startswith("  ours, bfloat16")]
-    tokens_per_second, mfu, _ = row.split("ours, bfloat16")[1].split()
+    (row,) = [line for line in lines if line.startswith("bert_tiny 512 x 64: ours")]
+    tokens_per_second, mfu, _ = row.split("CUDA graphs")[1].split()
     assert float(tokens_per_second.replace(",", "")) > 0
     assert mfu.endswith("%")
+
+
+def test_table_of_settings(folder):
+    """Two rows of the table, on a corpus and functions made here."""
+    work = folder / "gpu/settings"
+    work.mkdir()
+    (work / "vocab.txt").write_bytes((folder / "vocab.txt").read_bytes())
+    text = (folder / "corpus.txt").read_text().replace(" word1 ", "\tword1 ")
+    (work / "corpus.txt.xz").write_bytes(lzma.compress(text.encode()))
+    ids = np.random.default_rng(0).integers(5, 35, 4 * 40)
+    lists = {"queries": [0, 1], "answers": [2, 3], "choices": [2, 3], "lengths": [40] * 4}
+    sizes = {"n_queries": [2], "n_choices": [2]}
+    np.savez(work / "functions.npz", ids=np.tile(ids[:80], 2), **lists, **sizes)  # 2 and 3: as 0, 1
+    rows = ["BERT's recipe", "whole instructions alone"]
+    (work / "costs.json").write_text(json.dumps(dict.fromkeys(rows, 1) | {rows[1]: 0.5}))
+    arguments = ("--steps", 2, "--seeds", 1, "--workers", 1, "--rows", ",".join(rows))
+    run(folder, "settings", *arguments)
+    out = folder / "gpu/out"
+    lines = [json.loads(line) for line in (out / "settings.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["steps"]) for line in lines] == [(rows[0], 2), (rows[1], 4)]
+    for line in lines:
+        *masked, found = line["measures"]
+        assert all(0 <= share < 1 for share in masked)
+        assert found == 1  # the same text has the same vector
+    assert (out / "reference-0/model_steps_2.pt").exists()
+    before = (out / "settings.txt").read_text()
+    assert "100.0% (100.0%-100.0%)" in before
+    run(folder, "settings", *arguments)  # nothing is done twice
+    assert len((out / "settings.jsonl").read_text().splitlines()) == 2
+    assert (out / "settings.txt").read_text() == before
 
 
 def test_recipe_and_its_weights(folder):
