@@ -245,10 +245,13 @@ def speed(
     if not chosen:
         raise utils.UserError(f"--rows {starts[0]}: no row starts so; there are {', '.join(TABLE)}")
     loader, sizes = read_loader(CONFIG / "bert_tiny.json", 32, 64, 16)
-    check_steps(report, loader, sizes, device, 20 if tiny else 300)
-    if losses != "none":
-        check_losses(report, loader, sizes, device, 5 if tiny else 50, losses)
-    table(report, device, chosen[:1] if tiny else chosen, tiny)
+
+    def checks() -> None:
+        check_steps(report, loader, sizes, device, 20 if tiny else 300)
+        if losses != "none":
+            check_losses(report, loader, sizes, device, 5 if tiny else 50, losses)
+
+    table(report, device, chosen[:1] if tiny else chosen, tiny, checks)
 
 
 def read_loader(
@@ -364,8 +367,8 @@ def check_steps(report, loader, sizes, device: torch.device, steps: int) -> None
     _, waiting, places = loop_measures(trainer)
     report.say(
         f"bert_tiny, {loader.batch_size} x {loader.preprocess.max_len}, {steps} steps: waiting for "
-        f"data {waiting:.1%} of the time; {sum(places.values())} synchronisations in all"
-        f" (losses are read each {train.LOG_STEPS} steps, models are saved at the end)"
+        f"data {waiting:.1%} of the time (rows compile meanwhile); "
+        f"{sum(places.values())} synchronisations in all (losses are read each {train.LOG_STEPS} steps, models are saved at the end)"
     )
     for place, count in places.most_common(12):
         report.say(f"  {count:6} x {place}")
@@ -402,10 +405,17 @@ def loop_measures(trainer: train.Trainer) -> tuple[float, float, Counter[str]]:
     )
 
 
-def table(report: Report, device: torch.device, names: list[str], tiny: bool) -> None:
+def table(
+    report: Report,
+    device: torch.device,
+    names: list[str],
+    tiny: bool,
+    meanwhile: Callable[[], None],
+) -> None:
     """Report tokens per second, MFU and peak memory of models and lengths, row by row.
 
-    Processes compile the rows of a group at the same time, then measure one after the other.
+    Processes compile the rows of a group at the same time, then measure one after the other. While
+    the first group compiles, ``meanwhile`` is called.
     """
     context = multiprocessing.get_context("spawn")
     ceiling = None
@@ -418,8 +428,11 @@ def table(report: Report, device: torch.device, names: list[str], tiny: bool) ->
             ours, theirs = context.Pipe()
             process = context.Process(target=serve, args=(theirs, name, tiny), daemon=True)
             process.start()
+            theirs.close()
             group.append((name, ours, process))
-        ready = {name: pipe.recv() for name, pipe, _ in group}
+        if ceiling is None:
+            meanwhile()
+        ready = {name: answer_of(pipe, report, tiny) for name, pipe, _ in group}
         if ceiling is None:
             ceiling = train.product_flops(device, torch.bfloat16)
             report.say(f"products of two large bfloat16 matrices: {ceiling / 1e12:.1f} TFLOP/s")
@@ -428,7 +441,7 @@ def table(report: Report, device: torch.device, names: list[str], tiny: bool) ->
             answer = ready[name]
             if answer == "ready":
                 pipe.send(True)
-                answer = pipe.recv()
+                answer = answer_of(pipe, report, tiny)
             if isinstance(answer, str):
                 report.say(f"{name}: {answer}")
             else:
@@ -436,9 +449,18 @@ def table(report: Report, device: torch.device, names: list[str], tiny: bool) ->
                 report.say(f"{name:60}{rate:12,.0f}{rate * flops / ceiling:8.1%}{peak:7.1f}")
                 for line in more:
                     report.say(f"    {line}")
-            process.join(5)
-            if process.is_alive():
-                process.kill()
+            process.kill()  # its end may take seconds
+            process.join()
+
+
+def answer_of(pipe: Connection, report: Report, tiny: bool) -> str | tuple:
+    """Return what a process answers before the time is over."""
+    if not pipe.poll(None if tiny else max(1.0, report.left())):
+        return "left out for lack of time"
+    try:
+        return pipe.recv()
+    except EOFError:
+        return "its process ended"
 
 
 def serve(pipe: Connection, name: str, tiny: bool) -> None:
