@@ -368,7 +368,8 @@ def check_steps(report, loader, sizes, device: torch.device, steps: int) -> None
     report.say(
         f"bert_tiny, {loader.batch_size} x {loader.preprocess.max_len}, {steps} steps: waiting for "
         f"data {waiting:.1%} of the time (rows compile meanwhile); "
-        f"{sum(places.values())} synchronisations in all (losses are read each {train.LOG_STEPS} steps, models are saved at the end)"
+        f"{sum(places.values())} synchronisations in all (losses are read each "
+        f"{train.LOG_STEPS} steps, models are saved at the end)"
     )
     for place, count in places.most_common(12):
         report.say(f"  {count:6} x {place}")
