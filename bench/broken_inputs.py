@@ -10,7 +10,6 @@ the command does and not the ten seconds that importing angr takes.
 """
 
 import collections
-import contextlib
 import dataclasses
 import datetime
 import json
@@ -18,33 +17,29 @@ import os
 import platform
 import random
 import resource
-import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
+import forks
 import mutants
 import numpy as np
 from stress import MODEL, SIZES, TRAINING, write_pairs
 
-import classify  # noqa: F401 - this and the next are imported before the forks
-import diff  # noqa: F401
-import gendata  # noqa: F401
-import search  # noqa: F401
 import utils
 from binary.builds import find_binaries
 from terminal.command_line import command_line
 
 TIME_LIMIT = 120  # seconds of processor time of a command
 MEMORY_LIMIT = 6 << 30  # bytes that a command may write to, what it has been forked with included
+LIMITS = {resource.RLIMIT_CPU: TIME_LIMIT, resource.RLIMIT_DATA: MEMORY_LIMIT}
 WELL = (0, 1, 3)  # exit codes that a broken file may lead to
 PREDICT = ["pretrain.py", "predict", "--line", "mov [MASK] imme"]
 
@@ -231,9 +226,7 @@ def try_command(
 def run_in_fork(command: list[str], folder: Path) -> tuple[int, str]:
     """Run a script in a fork of this process; return its exit code and what it said on stderr."""
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        child = os.fork()
-        if child == 0:
-            os._exit(_run_script(command, folder, errors))
+        child = forks.start(command, folder, errors, LIMITS)
         began = time.monotonic()
         while True:
             ended, status = os.waitpid(child, os.WNOHANG)
@@ -244,28 +237,6 @@ def run_in_fork(command: list[str], folder: Path) -> tuple[int, str]:
             time.sleep(0.02)
         errors.seek(0)
         return os.waitstatus_to_exitcode(status), errors.read()
-
-
-def _run_script(command: list[str], folder: Path, errors) -> int:
-    """Be the script: with its arguments, folder, limits and standard error."""
-    os.chdir(folder)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(errors.fileno(), 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (TIME_LIMIT, TIME_LIMIT))
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - it ends with the fork
-    sys.argv = [str(ROOT / command[0]), *command[1:]]
-    code: object = 1
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        traceback.print_exc()
-        code = 70  # what no script ends with
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
-    return code if isinstance(code, int) else int(code is not None)
 
 
 def write_tensorflow(project: Path) -> None:

@@ -4,7 +4,9 @@ Every stage runs once undisturbed. Then it runs again on the same input, is kill
 process group by SIGKILL at a random moment, and the same command is run again. Whenever a run ends
 by itself, every file is compared with that of the undisturbed run (except TensorBoard's files,
 which contain times, and last.pt, which contains the same numbers in another order); then the stage
-starts again from nothing, until it was killed as often as requested.
+starts again from nothing, until it was killed as often as requested. The runs are forks of a
+process that has imported everything, so that they are killed while they work, not while they load
+libraries.
 
 Then several gendata.py run at once on one folder, some with other settings; each must succeed, or
 say that another run writes there. Then copies of a binary with flipped bits are analysed. Finally,
@@ -17,6 +19,7 @@ import contextlib
 import datetime
 import io
 import json
+import math
 import os
 import platform
 import random
@@ -31,6 +34,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
+import forks
 import mutants as changed_files
 import numpy as np
 
@@ -53,6 +57,9 @@ STAGE |= dict(total_steps=20, objectives={"same": 1.0})
 ENCODER = dict(words=500, model=MODEL | dict(vocab_size=1, max_len=258, n_segments=3))
 ENCODER["model"] |= dict(positions="rotary")
 ENCODER |= dict(stages=[STAGE | dict(name="bag", transformer=False), STAGE | dict(name="same")])
+# The stage that makes the input of another.
+BEFORE = {"dataprocess": "gendata", "samefunc": "gendata"}
+BEFORE |= {"pretrain": "dataprocess", "classify": "pretrain"}
 TOGETHER = 4  # runs of gendata.py at once
 BATCH = 250  # mutants per process
 SIZES = ["--train_cfg", "train.json", "--model_cfg", "model.json", "--max_len", "32"]
@@ -65,6 +72,8 @@ def main(
     kills: int = 20,
     mutants: int = 200,
     stages: str = "gendata,dataprocess,pretrain,classify,diff,search,samefunc,train,encoder",
+    at_once: bool = True,
+    kinds: str = "all",
     seed: int = 0,
 ) -> int:
     """Print for each stage how often it was killed, how often it ended, and how many bytes differ.
@@ -82,7 +91,11 @@ def main(
     mutants : int
         Number of copies with flipped bits, and of changed files of each kind.
     stages : str
-        The stages to kill; the first ones make the input of the others.
+        The stages to kill. Those that make their input run before, undisturbed.
+    at_once : bool
+        Also start several gendata.py at once on one folder.
+    kinds : str
+        Kinds of files to change, divided by commas; bench/mutants.py lists "all".
     seed : int
         Random seed of moments and bits.
     """
@@ -91,7 +104,7 @@ def main(
     rng = np.random.default_rng(seed)
     print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}")
     print(f"{len(chosen)} builds of {biname}")
-    lost = 0
+    lost = failed = 0
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder, "inputs")
         for binary in chosen:
@@ -127,16 +140,16 @@ def main(
                 *("--to", "e.safetensors", "--workers", "2"),
             ],
         }
-        for stage in stages.split(","):
-            if stage == "classify":
-                write_pairs(inputs, rng)
-            inputs, bytes_lost = stress(commands[stage], inputs, kills, rng)
-            lost += bytes_lost
-        lost += together(gendata, inputs)
-        file = inputs / "binaries" / chosen[0]["build"] / biname
-        print(f"{mutants} mutants of {biname}: ", end="")
-        print(outcomes(mutate(file.read_bytes(), mutants, seed), folder), flush=True)
-        failed = change_files(str(file), mutants, seed, Path(folder))
+        after: dict[str | None, Path] = {None: inputs}
+        for stage in filter(None, stages.split(",")):
+            lost += stress(stage, commands, after, kills, rng)
+        if at_once:
+            lost += together(gendata, inputs)
+        if mutants:
+            file = inputs / "binaries" / chosen[0]["build"] / biname
+            print(f"{mutants} mutants of {biname}: ", end="")
+            print(outcomes(mutate(file.read_bytes(), mutants, seed), folder), flush=True)
+            failed = change_files(str(file), mutants, seed, Path(folder), kinds)
     return 1 if lost or failed else 0
 
 
@@ -175,14 +188,14 @@ def together(command: list[str], inputs: Path) -> int:
     return lost
 
 
-def change_files(binary: str, number: int, seed: int, folder: Path) -> int:
+def change_files(binary: str, number: int, seed: int, folder: Path, kinds: str) -> int:
     """Change and read files of every kind; print the outcomes, return the number of failures."""
     content = {"path": binary, "sha256": utils.sha256_of(binary)}
     analyse_all([content], str(folder / "output"), 1)
     analysis = cache_file(folder / "output", content["sha256"])
     failures = 0
     print(f"{'changed files':22} {'tried':>6} {'read':>6} {'refused':>8}  failed, slowest (s)")
-    for name in changed_files.KINDS:
+    for name in changed_files.KINDS if kinds == "all" else kinds.split(","):
         parts = range(0, number, BATCH)
         jobs = (
             (first, (name, analysis, folder / f"{name}-{first}", seed, first, number))
@@ -233,48 +246,88 @@ def change_some(
 
 
 def stress(
-    arguments: list[str], inputs: Path, kills: int, rng: np.random.Generator
-) -> tuple[Path, int]:
-    """Kill a stage many times; return the undisturbed run's folder and how many bytes differ."""
-    script = arguments[0].endswith(".py")
-    what = [str(ROOT / arguments[0])] if script else ["-m", arguments[0]]
-    command = [sys.executable, *what, *arguments[1:]]
-    reference = inputs.with_name(f"after-{arguments[0]}")
-    shutil.copytree(inputs, reference)
-    began = time.perf_counter()
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=reference, check=True, capture_output=True, env=environment)
-    seconds = time.perf_counter() - began
+    stage: str,
+    commands: dict[str, list[str]],
+    after: dict[str | None, Path],
+    kills: int,
+    rng: np.random.Generator,
+) -> int:
+    """Kill a stage many times; return how many bytes differ from an undisturbed run.
+
+    ``after`` maps each stage to its undisturbed run's folder, and is added to.
+    """
+    command = commands[stage]
+    reference, seconds = undisturbed(stage, commands, after, rng)
+    inputs = after[BEFORE.get(stage)]
     killed = ended = lost = 0
     work = inputs.with_name("work")
     while killed < kills:
         shutil.copytree(inputs, work)
-        while True:
-            # The last run is not killed, so that a comparison follows the last kill, too.
-            moment = rng.uniform(0, seconds) if killed < kills else None
-            process = subprocess.Popen(
-                command,
-                cwd=work,
-                env=environment,
-                start_new_session=True,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            try:
-                code = process.wait(moment)
-                break
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                killed += 1
+        code, more = until_the_end(command, work, kills - killed, seconds, rng)
+        killed += more
         ended += 1
         if code != 0:
-            raise utils.UserError(f"{arguments[0]} ended with exit code {code} after a kill")
+            raise utils.UserError(f"{stage} ended with exit code {code} after a kill")
         lost += differing(reference, work)
         shutil.rmtree(work)
-    print(f"{arguments[0]:15} killed {killed} times, came to its end {ended} times", end=", ")
+    print(f"{command[0]:15} killed {killed} times, came to its end {ended} times", end=", ")
     print(f"{lost:,} bytes lost ({seconds:.1f} s undisturbed)", flush=True)
-    return reference, lost
+    return lost
+
+
+def undisturbed(
+    stage: str,
+    commands: dict[str, list[str]],
+    after: dict[str | None, Path],
+    rng: np.random.Generator,
+) -> tuple[Path, float]:
+    """Run a stage, and those that it needs, once; return its folder and its seconds."""
+    before = BEFORE.get(stage)
+    if before not in after:
+        undisturbed(str(before), commands, after, rng)
+    folder = after[None].with_name(f"after-{stage}")
+    if stage == "classify":
+        write_pairs(after[before], rng)
+    shutil.copytree(after[before], folder)
+    began = time.perf_counter()
+    code, _ = until_the_end(commands[stage], folder, 0, 0.0, rng)
+    if code != 0:
+        raise utils.UserError(f"{stage} ended with exit code {code}")
+    after[stage] = folder
+    return folder, time.perf_counter() - began
+
+
+def until_the_end(
+    command: list[str], work: Path, kills: int, seconds: float, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Start a command again and again, killing it up to ``kills`` times, until it ends by itself.
+
+    Returns
+    -------
+    int
+        Its exit code. What it then said is printed if the exit code is not 0.
+    int
+        How often it was killed.
+    """
+    killed = 0
+    while True:
+        with tempfile.TemporaryFile("w+", errors="replace") as errors:
+            child = forks.start(command, work, errors)
+            # The last run is not killed, so that a comparison follows the last kill, too.
+            until = time.monotonic() + rng.uniform(0, seconds) if killed < kills else math.inf
+            while time.monotonic() < until:
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    code = os.waitstatus_to_exitcode(status)
+                    errors.seek(0)
+                    print(errors.read() if code else "", end="", file=sys.stderr)
+                    return code, killed
+                time.sleep(0.01)
+            with contextlib.suppress(ProcessLookupError):  # no group yet
+                os.killpg(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            killed += 1
 
 
 def differing(reference: Path, work: Path) -> int:
