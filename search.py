@@ -105,7 +105,7 @@ def index(
                 if file in analyses:
                     add_binary(file, sha256, analyses[file], index_dir, encoder)
     with limited_memory(memory_limit, f"reading {index_dir}"):
-        table = read(index_dir, encoder.identity)
+        table = read(index_dir, encoder.identity, encoder.dimensions)
         if plot:
             draw_map(table, plot)
     print(
@@ -159,7 +159,7 @@ def query(
     asked = find_function(code, binary, function)
     with limited_memory(memory_limit, f"searching {index_dir}"):
         encoder = read_encoder()
-        table = read(index_dir, encoder.identity)
+        table = read(index_dir, encoder.identity, encoder.dimensions)
         vector = encoder(code, functions=np.array([asked]))
         allowed = searched(table, binary, code, same_processor, own)
         found, _, chance = nearest(table, vector, top, encoder.calibration, allowed)
@@ -205,7 +205,7 @@ def scan(
     (code,) = read_binaries((binary,), outputDir, 1, (time_limit, memory_limit))
     with limited_memory(memory_limit, f"searching {index_dir}"):
         encoder = read_encoder()
-        table = read(index_dir, encoder.identity)
+        table = read(index_dir, encoder.identity, encoder.dimensions)
         allowed = searched(table, binary, code, same_processor, own)
         allowed &= table.blocks >= LEAST_BLOCKS
         found, _, chance = nearest(table, encoder(code), 1, encoder.calibration, allowed)

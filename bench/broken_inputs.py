@@ -165,8 +165,9 @@ def make_project(project: Path, first: str, second: str) -> None:
         (project / f"{name}.json").write_text(json.dumps(settings))
 
     def run(*command: str) -> None:
-        command = (sys.executable, str(ROOT / command[0]), *command[1:])
-        subprocess.run(command, cwd=project, check=True, capture_output=True)
+        code, said = run_in_fork(list(command), project)
+        if code:
+            raise utils.UserError(f"{' '.join(command)} ended with exit code {code}: {said}")
 
     run("gendata.py", "--path", "binaries", "--biname", "p", "--workers", "2")
     run("dataprocess.py")

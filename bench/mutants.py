@@ -269,7 +269,7 @@ def change_parquet(content: bytes, rng: random.Random) -> bytes:
     about = dict(table.schema.metadata)
     name = rng.choice(table.column_names)
     place = table.column_names.index(name)
-    how = rng.randrange(6)
+    how = rng.randrange(7)
     if how == 0:
         table = table.drop_columns([name])
     elif how == 1:
@@ -385,7 +385,7 @@ def make_index(folder: Path, _: Analysis) -> None:
 
 
 def use_index(folder: Path) -> None:
-    table = index.read(folder, "encoder")
+    table = index.read(folder, "encoder", 4)
     index.nearest(table, table.vector, 2, Calibration(scale=10.0, none=0.5))
 
 

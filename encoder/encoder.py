@@ -66,6 +66,11 @@ class Encoder:
     calibration: Calibration
     identity: str
 
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors."""
+        return self.weights["gain"].shape[1]
+
     def __call__(
         self,
         code: Features,

@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 import utils
 from encoder.calibration import Calibration
+from files.arrays import largest
 from terminal.escape import printable
 
 FORMAT = "1"
@@ -69,7 +70,7 @@ def add(
 ) -> None:
     """Write the functions of one binary, whole or not at all; parameters as `Index` has them.
 
-    ``encoder`` names the encoder that made the vectors (`encoder_id`).
+    ``encoder`` names the encoder that made the vectors (`Encoder.identity`).
     """
     about = {"format": FORMAT, "encoder": encoder, **dataclasses.asdict(binary)}
     columns = {
@@ -86,8 +87,11 @@ def add(
         pyarrow.parquet.write_table(table, file, compression="zstd")
 
 
-def read(folder: str | os.PathLike[str], encoder: str) -> Index:
+def read(folder: str | os.PathLike[str], encoder: str, dimensions: int) -> Index:
     """Read all files of a folder, in the order of their names.
+
+    ``encoder`` names the encoder that made the vectors (`Encoder.identity`), which have so many
+    ``dimensions``.
 
     Raises
     ------
@@ -105,10 +109,13 @@ def read(folder: str | os.PathLike[str], encoder: str) -> Index:
                 f"{file} has vectors of another encoder ({printable(about['encoder'])}, not "
                 f"{encoder}); delete it, or name another folder"
             )
+        if part["vector"].shape[1] != dimensions:
+            raise utils.UserError(
+                f"{file} has vectors of {part['vector'].shape[1]:,} dimensions, and its encoder "
+                f"makes {dimensions:,}; delete it and index its binary again"
+            )
         binaries.append(Binary(about["path"], about["sha256"], about["processor"]))
         parts.append(part)
-    if len({part["vector"].shape[1] for part in parts}) > 1:
-        raise utils.UserError(f"{folder}: its vectors have different numbers of dimensions")
     return Index(
         binaries=binaries,
         binary=np.repeat(np.arange(len(parts), dtype=np.int32), [len(p["name"]) for p in parts]),
@@ -121,22 +128,21 @@ def read(folder: str | os.PathLike[str], encoder: str) -> Index:
 
 def _read_file(file: Path) -> tuple[dict[str, str], dict]:
     try:
-        table = pyarrow.parquet.read_table(file)
-        metadata = table.schema.metadata or {}
-        about = {key: metadata[key.encode()].decode() for key in ABOUT}
-        if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']}, not {FORMAT}")
+        # Names stay in their dictionary: a long one that many functions have is kept once.
+        opened = pyarrow.parquet.ParquetFile(file, read_dictionary=["name"])
+        about, width = _check_header(opened, file.stat().st_size)
+        table = opened.read(use_threads=False)
         if any(column.null_count for column in table.columns):
             raise ValueError("a value is missing")
-        for name, kind in TYPES.items():
-            if table.schema.field(name).type != kind:
-                raise ValueError(f"'{name}' is of type {table.schema.field(name).type}")
         vectors = table["vector"].combine_chunks()
-        width = vectors.type.list_size
         flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        names: list[str] = []
+        for chunk in table["name"].chunks:
+            words = chunk.dictionary.to_pylist()
+            names += [words[i] for i in chunk.indices.to_pylist()]
         part = {
             "address": table["address"].to_numpy().astype(np.uint64),
-            "name": table["name"].to_pylist(),
+            "name": names,
             "blocks": table["blocks"].to_numpy().astype(np.int32),
             "vector": flat.reshape(-1, width),
         }
@@ -148,6 +154,52 @@ def _read_file(file: Path) -> tuple[dict[str, str], dict]:
             f"{file} is no part of an index ({reason}); delete it and index its binary again"
         ) from error
     return about, part
+
+
+def _check_header(opened: pyarrow.parquet.ParquetFile, size: int) -> tuple[dict[str, str], int]:
+    """Check what a file says of itself, before any of its columns is unpacked.
+
+    Parameters
+    ----------
+    size : int
+        Bytes of the file.
+
+    Returns
+    -------
+    dict of str to str
+        What `add` noted about the binary.
+    int
+        Dimensions of the vectors.
+
+    Raises
+    ------
+    ValueError or KeyError
+        It is not a file that `add` wrote, or it would unpack to too much.
+    """
+    schema, header = opened.schema_arrow, opened.metadata
+    metadata = schema.metadata or {}
+    about = {key: metadata[key.encode()].decode() for key in ABOUT}
+    if about["format"] != FORMAT:
+        raise ValueError(f"format {about['format']}, not {FORMAT}")
+    if schema.names != [*TYPES, "vector"]:
+        raise ValueError(f"its columns are {', '.join(schema.names)}")
+    for name, kind in TYPES.items():
+        found = schema.field(name).type
+        found = found.value_type if pa.types.is_dictionary(found) else found
+        if found != kind:
+            raise ValueError(f"'{name}' is of type {found}")
+    vector = schema.field("vector").type
+    if not pa.types.is_fixed_size_list(vector) or vector.value_type != pa.float16():
+        raise ValueError(f"'vector' is of type {vector}")
+    groups = [header.row_group(group) for group in range(header.num_row_groups)]
+    columns = [group.column(c) for group in groups for c in range(group.num_columns)]
+    unpacked = sum(max(0, column.total_uncompressed_size) for column in columns)
+    # A column may also repeat one value very often, which unpacking does not show.
+    bytes_of_row = 3 * 8 + vector.list_size * np.dtype(np.float32).itemsize
+    unpacked = max(unpacked, header.num_rows * bytes_of_row)
+    if unpacked > largest(size):
+        raise ValueError(f"it would unpack to {unpacked:,} bytes, more than {largest(size):,}")
+    return about, vector.list_size
 
 
 def nearest(

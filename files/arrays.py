@@ -40,6 +40,11 @@ PIECE = 2**20  # bytes to unpack at a time
 UNICODE = 0x110000  # all code points are below this
 
 
+def largest(size: int) -> int:
+    """Return to how many bytes a file of ``size`` bytes may unpack."""
+    return min(LARGEST, max(SMALL, RATIO * size))
+
+
 class Damage(ValueError):
     """The arrays of a file are wrong; the message is the reason, as part of a sentence."""
 
@@ -136,8 +141,8 @@ def read_arrays(
             raise utils.UserError(f"cannot read the {what} {path}: {error.strerror}") from error
         try:
             archive = opened.enter_context(zipfile.ZipFile(file))
-            largest = min(LARGEST, max(SMALL, RATIO * os.fstat(file.fileno()).st_size))
-            return _joined(_read(archive, dict(_parts(schema)), largest), schema)
+            most = largest(os.fstat(file.fileno()).st_size)
+            return _joined(_read(archive, dict(_parts(schema)), most), schema)
         except Exception as error:  # zipfile fails in many ways on broken files
             reason = printable(str(error))[:200] or type(error).__name__
             raise utils.UserError(f"the {what} {path} is damaged ({reason}); {remedy}") from error
@@ -192,9 +197,7 @@ def _parts(schema: Schema) -> Iterable[tuple[str, Numbers]]:
             yield name, kind
 
 
-def _read(
-    archive: zipfile.ZipFile, parts: dict[str, Numbers], largest: int
-) -> dict[str, np.ndarray]:
+def _read(archive: zipfile.ZipFile, parts: dict[str, Numbers], most: int) -> dict[str, np.ndarray]:
     entries: dict[str, zipfile.ZipInfo] = {}
     for entry in archive.infolist():
         if entry.filename in entries:
@@ -202,8 +205,8 @@ def _read(
         entries[entry.filename] = entry
     entries = {name: entries[f"{name}.npy"] for name in parts if f"{name}.npy" in entries}
     total = sum(entry.file_size for entry in entries.values())
-    if total > largest:
-        raise Damage(f"it would unpack to {total:,} bytes, more than {largest:,}")
+    if total > most:
+        raise Damage(f"it would unpack to {total:,} bytes, more than {most:,}")
     headers, orders = {}, {}
     for name, entry in entries.items():
         with archive.open(entry) as member:

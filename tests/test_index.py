@@ -1,6 +1,7 @@
 """encoder/index.py: vectors are read back, and the nearest ones are those of a plain sort."""
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from encoder import index
 from encoder.calibration import Calibration, fit
+from files import arrays
+from jobs.processes import limited_memory
 from utils import UserError
 
 
@@ -32,23 +35,23 @@ def test_what_is_added_is_read_and_nothing_else_is_touched(tmp_path):
     before = index.index_file(tmp_path, first[0].sha256).read_bytes()
     second = add(tmp_path, 2, 2)
     assert index.index_file(tmp_path, first[0].sha256).read_bytes() == before
-    found = index.read(tmp_path, "e")
+    found = index.read(tmp_path, "e", 8)
     assert found.binaries == [first[0], second[0]]
     assert found.binary.tolist() == [0, 0, 0, 1, 1]
     assert found.name == first[2] + second[2]
     assert found.address.tolist() == [*first[1].tolist(), *second[1].tolist()]
     assert np.array_equal(found.vector, np.concatenate([first[3], second[3]]))
     again = add(tmp_path, 3, 1)  # the same content replaces itself
-    assert index.read(tmp_path, "e").binaries == [again[0], second[0]]
+    assert index.read(tmp_path, "e", 8).binaries == [again[0], second[0]]
 
 
 def test_two_encoders_do_not_mix(tmp_path):
     add(tmp_path, 3, 1)
     add(tmp_path, 3, 2, encoder="other")
     with pytest.raises(UserError, match="vectors of another encoder"):
-        index.read(tmp_path, "e")
+        index.read(tmp_path, "e", 8)
     with pytest.raises(UserError, match="holds no index"):
-        index.read(tmp_path / "none", "e")
+        index.read(tmp_path / "none", "e", 8)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "columns", "metadata", "nan", "null"])
@@ -73,7 +76,51 @@ def test_damaged_parts_are_named(tmp_path, damage):
         column = pa.FixedSizeListArray.from_arrays(values, 8)
         pyarrow.parquet.write_table(table.set_column(3, "vector", column), file)
     with pytest.raises(UserError, match="is no part of an index"):
-        index.read(tmp_path, "e")
+        index.read(tmp_path, "e", 8)
+
+
+def of_rows(rows, name="f", width=8):
+    """A table as `index.add` writes it, of one row again and again."""
+    address, blocks = (
+        pa.repeat(pa.scalar(0, pa.uint64()), rows),
+        pa.repeat(pa.scalar(1, pa.int32()), rows),
+    )
+    names = pa.DictionaryArray.from_arrays(
+        pa.repeat(pa.scalar(0, pa.int32()), rows), pa.array([name])
+    )
+    flat = pa.repeat(pa.scalar(np.float16(0), pa.float16()), rows * width)
+    columns = {
+        "address": address,
+        "name": names,
+        "blocks": blocks,
+        "vector": pa.FixedSizeListArray.from_arrays(flat, width),
+    }
+    about = {"format": "1", "encoder": "e", "path": "p", "sha256": "0", "processor": "x"}
+    return pa.table(columns).replace_schema_metadata(about)
+
+
+@pytest.mark.parametrize(("rows", "width", "group"), [(20_000, 8, 20_000), (100, 3000, 7)])
+def test_a_small_file_that_would_fill_the_memory(tmp_path, monkeypatch, rows, width, group):
+    monkeypatch.setattr(arrays, "SMALL", 2**19)
+    file = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(of_rows(rows, width=width), file, row_group_size=group)
+    assert file.stat().st_size < 2**13
+    with pytest.raises(UserError, match=r"is no part of an index [(]it would unpack to"):
+        index.read(tmp_path, "e", width)
+
+
+def test_a_long_name_of_many_functions_is_kept_once(tmp_path):
+    pyarrow.parquet.write_table(of_rows(10**4, name="f" * 10**6), tmp_path / "a.parquet")
+    with limited_memory(psutil.Process().memory_info().rss / 2**30 + 1, "reading"):
+        found = index.read(tmp_path, "e", 8)
+    assert len(found.name) == 10**4
+    assert {id(name) for name in found.name} == {id(found.name[0])}
+
+
+def test_vectors_of_another_length(tmp_path):
+    add(tmp_path, 3, 1)
+    with pytest.raises(UserError, match="has vectors of 8 dimensions, and its encoder makes 9"):
+        index.read(tmp_path, "e", 9)
 
 
 @settings(max_examples=60, deadline=None)
