@@ -1,12 +1,12 @@
 """Pseudo-code of the functions that changed most, and what differs between its lines."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 
 from binary.decompile import decompile
 from features.extract import Features
+from matching.alignment import align
 from matching.changes import CHANGED, Diff
 
 # Names that the decompiler numbers, and its comments on the stack layout: not differences.
@@ -77,8 +77,7 @@ def line_diff(
     keys = [[NUMBERED.sub(r"\1", line) for line in side] for side in (old, new)]
     keys[0] = [re.sub(r"\w+", lambda name: names.get(name[0], name[0]), line) for line in keys[0]]
     found: list[Line] = []
-    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
-    for what, a, b, c, d in matcher.get_opcodes():
+    for what, a, b, c, d in align(*keys):
         both = min(b - a, d - c)
         sign = SAME if what == "equal" else DIFFERENT
         found += [(sign, old[a + i], new[c + i]) for i in range(both)]

@@ -3,7 +3,6 @@
 The database refers to the two BinExport files beside it by their names without the suffix.
 """
 
-import difflib
 import itertools
 import os
 import sqlite3
@@ -15,6 +14,7 @@ import numpy as np
 import utils
 from binary.analysis import CALL
 from features.extract import Features
+from matching.alignment import align
 from matching.changes import Diff
 from matching.exports.records import function_matches
 
@@ -113,12 +113,11 @@ def _matches(database: sqlite3.Connection, codes: tuple[Features, Features], dif
         count[function, "blocks"] += 1
         lines = [an.instructions[x].split(b"\n") for an, x in ((old, a), (new, b))]
         mnemonics = [[line.partition(b" ")[0] for line in side] for side in lines]
-        alike = difflib.SequenceMatcher(None, *mnemonics, autojunk=False)
-        for i, j, size in alike.get_matching_blocks():
-            for k in range(size):
-                addresses = places[0][a][i + k], places[1][b][j + k]
-                instructions.append((block, *map(_signed, addresses)))
-            count[function, "instructions"] += size
+        for tag, i, i_end, j, j_end in align(*mnemonics):
+            if tag == "equal":
+                addresses = zip(places[0][a][i:i_end], places[1][b][j:j_end], strict=True)
+                instructions += [(block, *map(_signed, both)) for both in addresses]
+                count[function, "instructions"] += i_end - i
     symbols = [code.analysis.function_name for code in codes]
     functions = []
     for row in diff.functions:
