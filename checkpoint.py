@@ -45,6 +45,7 @@ from utils import (
     atomic_folder,
     check_outputs,
     one_writer,
+    open_regular,
     read_config,
     refuse_flags,
     remove_leftovers,
@@ -121,7 +122,7 @@ def load_pt(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if zipfile.is_zipfile(file):
                 # torch never compresses, so a compressed archive may be a zip bomb.
                 with zipfile.ZipFile(file) as archive:

@@ -156,7 +156,10 @@ def main(
         }
         utils.refuse_flags("is for two binaries, not for packages", **of_one)
         outputs = {"json": json, "csv": csv, "markdown": markdown}
-        utils.check_outputs(outputs, (old, new, model_file), {"outputDir": outputDir, "html": html})
+        folders = {"outputDir": outputDir, "html": html}
+        utils.check_outputs(outputs, (old, new, model_file), folders, whole=(old, new))
+        if html:
+            utils.check_outputs({"html": Path(html, "index.html")}, (old, new))
         with limited_memory(memory_limit, f"comparing {old} with {new}"):
             found = compare_packages(
                 (old, new), model_file, bool(html), outputDir, workers, limits, unpack_limit, arch

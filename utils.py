@@ -6,12 +6,14 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import random
 import re
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections import Counter, deque
@@ -273,6 +275,7 @@ def check_outputs(
     inputs: Iterable[str | os.PathLike[str] | None] = (),
     folders: Mapping[str, str | os.PathLike[str] | None] | None = None,
     replaced: Mapping[str, str | os.PathLike[str] | None] | None = None,
+    whole: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
     """Refuse outputs that cannot be written or would replace an input, before hours of work.
 
@@ -281,16 +284,19 @@ def check_outputs(
     outputs : mapping of str to path-like or None
         Flag -> the file to write. None: the flag was not given.
     inputs : iterable of path-like or None
-        Files that are read: no output may replace one of them.
+        Files that are read, and folders of files: no output file may replace one of them.
     folders : mapping of str to path-like or None
         Flag -> a folder to which files are added.
     replaced : mapping of str to path-like or None
         Flag -> a folder that is replaced as a whole; it may contain no input.
+    whole : iterable of path-like
+        Folders all of whose files are inputs: nothing may be written to them, as the next run would
+        read it.
 
     Raises
     ------
     UsageError
-        An output that is an input, or another output.
+        An output that is an input, lies in one, or is another output.
     UserError
         An output that cannot be written.
     """
@@ -308,6 +314,10 @@ def check_outputs(
         for source in read:
             if _same(place, source) or (flag in replaced and _holds(place, source)):
                 raise UsageError(f"--{flag} {path} would replace {source}, which is an input")
+        apart = [*(read if flag in outputs else ()), *whole]
+        for source in apart:
+            if os.path.isdir(source) and _holds(source, place):
+                raise UsageError(f"--{flag} {path} lies in {source}, which is an input")
         for other, its_flag in written.items():
             if _same(place, other):
                 raise UsageError(f"--{its_flag} and --{flag} would both write {path}")
@@ -321,8 +331,8 @@ def _same(path: str, other: str | os.PathLike[str]) -> bool:
     return os.path.realpath(path) == os.path.realpath(other)
 
 
-def _holds(folder: str, path: str | os.PathLike[str]) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(folder)
+def _holds(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _unwritable(path: str, is_folder: bool) -> str | None:
@@ -365,10 +375,28 @@ def _umask() -> int:
     return mask
 
 
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file to read its bytes.
+
+    Raises
+    ------
+    OSError
+        It cannot be opened, or is a folder, a pipe or a device: reading those may never end.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    raise OSError(errno.EINVAL, "it is a pipe or a device; give a regular file", os.fspath(path))
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
@@ -384,7 +412,8 @@ def write_json(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
 def read_text(path: str | os.PathLike[str], what: str) -> str:
     """Return the text of a UTF-8 file. Error messages call the file ``what``, e.g. "corpus"."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
+            return file.read()
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not a {what}: it is not UTF-8 text (byte {error.start})"

@@ -144,7 +144,7 @@ def take_slices(paths: Sequence[str], output_dir: str, arch: str | None) -> tupl
 
 def _beginning(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with utils.open_regular(path) as file:
             return file.read(HEADER)
     except OSError:
         return b""  # the analysis will report why

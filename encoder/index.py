@@ -73,6 +73,7 @@ def add(
     ``encoder`` names the encoder that made the vectors (`Encoder.identity`).
     """
     about = {"format": FORMAT, "encoder": encoder, **dataclasses.asdict(binary)}
+    about["path"] = printable(binary.path)  # a file name need not be text, and this must be
     columns = {
         "address": pa.array(address, pa.uint64()),
         "name": pa.array(name, pa.string()),
@@ -129,9 +130,10 @@ def read(folder: str | os.PathLike[str], encoder: str, dimensions: int) -> Index
 def _read_file(file: Path) -> tuple[dict[str, str], dict]:
     try:
         # Names stay in their dictionary: a long one that many functions have is kept once.
-        opened = pyarrow.parquet.ParquetFile(file, read_dictionary=["name"])
-        about, width = _check_header(opened, file.stat().st_size)
-        table = opened.read(use_threads=False)
+        with utils.open_regular(file) as content:
+            opened = pyarrow.parquet.ParquetFile(content, read_dictionary=["name"])
+            about, width = _check_header(opened, file.stat().st_size)
+            table = opened.read(use_threads=False)
         if any(column.null_count for column in table.columns):
             raise ValueError("a value is missing")
         vectors = table["vector"].combine_chunks()

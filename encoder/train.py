@@ -149,7 +149,7 @@ def main(
         GiB of memory that it may take, and that all the rest may take.
     """
     folders = {"outputDir": outputDir, "save_dir": save_dir}
-    utils.check_outputs({"to": to}, [train_cfg], folders)
+    utils.check_outputs({"to": to}, [train_cfg, *names_of(path)], folders)
     cfg = utils.read_config(Config, train_cfg)
     files = find_files(names_of(path))
     limits = time_limit, memory_limit

@@ -21,7 +21,6 @@ import math
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -136,7 +135,7 @@ def read_arrays(
     """
     with contextlib.ExitStack() as opened:
         try:
-            file = opened.enter_context(Path(path).open("rb"))
+            file = opened.enter_context(utils.open_regular(path))
         except OSError as error:
             raise utils.UserError(f"cannot read the {what} {path}: {error.strerror}") from error
         try:
@@ -165,6 +164,7 @@ def weights_of(
         No such file; another kind of file; the block raised KeyError, TypeError or ValueError.
     """
     try:
+        utils.open_regular(path).close()
         yield safetensors.numpy.load_file(path)
     except OSError as error:
         raise utils.UserError(

@@ -81,9 +81,9 @@ def main(
     memory_limit : float
         GiB of memory that it may take, and that all the rest may take.
     """
-    utils.check_outputs({"to": to}, [train_cfg], {"outputDir": outputDir})
-    cfg = utils.read_config(MatchingConfig, train_cfg)
     paths = names_of(path)
+    utils.check_outputs({"to": to}, [train_cfg, *paths], {"outputDir": outputDir})
+    cfg = utils.read_config(MatchingConfig, train_cfg)
     others = set(names_of(held_out))
     with limited_memory(memory_limit, f"training on {', '.join(paths)}"):
         builds, skipped = find_builds(paths, outputDir, workers, (time_limit, memory_limit))

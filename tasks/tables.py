@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.task import Examples, Task
-from utils import SHOWN, UserError
+from utils import SHOWN, UserError, open_regular
 
 
 def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Examples:
@@ -20,7 +20,8 @@ def read_examples(task: type[Task], file: str | Path, labelled: bool) -> Example
         of columns, an unknown label, bytes that are not UTF-8. The message has the line's number.
     """
     try:
-        lines = Path(file).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        with open_regular(file) as opened:
+            lines = opened.read().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     if lines[-1] == b"":

@@ -59,6 +59,7 @@ def bind(
     except fire.core.FireExit as error:
         reason = error.trace.elements[-1].ErrorAsStr().replace(MARK, "")
         reason = reason.replace("The function received no value for the required", "missing")
+        reason = re.sub(r"Missing required flags: \{'(\w+)'.*", r"--\1 must be given", reason)
         raise UsageError(reason.replace("Could not consume arg", "one value too many")) from error
     return bound
 

@@ -1,5 +1,6 @@
 """BinExport files and BinDiff's database, read by independent readers, and by ourselves."""
 
+import contextlib
 import dataclasses
 import logging
 import shutil
@@ -130,6 +131,18 @@ def test_python_bindiff_reads_the_same_matches(codes, exported):
     }
     for match in result.basicblock_matches:
         assert result.primary_instruction_match[match.address1]
+
+
+def test_file_names_that_are_not_text(codes, exported, tmp_path):
+    paths = ("a/\udcff\n", "b/\udcff\n")
+    names = export_names(paths)
+    assert names == [r"\xff\n.old", r"\xff\n.new"]
+    write_bindiff(str(tmp_path / "x"), paths, ("", ""), codes, exported[1])
+    with contextlib.closing(sqlite3.connect(tmp_path / "x")) as database:
+        rows = database.execute("SELECT filename, exefilename FROM file ORDER BY id").fetchall()
+    assert rows == [(name, r"\xff\n") for name in names]
+    (tmp_path / "y.BinExport").write_bytes(as_binexport(paths[0], "", codes[0]))
+    assert read_binexport(str(tmp_path / "y.BinExport")).code_functions == codes[0].functions
 
 
 def test_addresses_of_kernels_fit(tmp_path):

@@ -45,6 +45,13 @@ def test_what_is_added_is_read_and_nothing_else_is_touched(tmp_path):
     assert index.read(tmp_path, "e", 8).binaries == [again[0], second[0]]
 
 
+def test_file_names_that_are_not_text(tmp_path):
+    vector = np.eye(1, 8, dtype=np.float32)
+    binary = index.Binary("b/\udcff\x1b.bin", "0" * 64, "x86")
+    index.add(tmp_path, "e", binary, np.arange(1, dtype=np.uint64), ["f"], np.ones(1), vector)
+    assert index.read(tmp_path, "e", 8).binaries[0].path == r"b/\xff\x1b.bin"
+
+
 def test_two_encoders_do_not_mix(tmp_path):
     add(tmp_path, 3, 1)
     add(tmp_path, 3, 2, encoder="other")
@@ -99,12 +106,13 @@ def of_rows(rows, name="f", width=8):
     return pa.table(columns).replace_schema_metadata(about)
 
 
-@pytest.mark.parametrize(("rows", "width", "group"), [(20_000, 8, 20_000), (100, 3000, 7)])
+@pytest.mark.parametrize(("rows", "width", "group"), [(20_000, 8, 20_000), (100, 3000, 25)])
 def test_a_small_file_that_would_fill_the_memory(tmp_path, monkeypatch, rows, width, group):
     monkeypatch.setattr(arrays, "SMALL", 2**19)
+    monkeypatch.setattr(arrays, "RATIO", 50)
     file = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(of_rows(rows, width=width), file, row_group_size=group)
-    assert file.stat().st_size < 2**13
+    assert file.stat().st_size < 2**14
     with pytest.raises(UserError, match=r"is no part of an index [(]it would unpack to"):
         index.read(tmp_path, "e", width)
 

@@ -457,7 +457,7 @@ def test_the_page_leads_to_each_function(compared):
         assert not [e for e in chrome.get_log("browser") if e["level"] == "SEVERE"]
 
 
-def test_packages_are_compared_with_packages(packages, builds):
+def test_packages_are_compared_with_packages(packages, builds, tmp_path):
     old, program = str(packages / "old.tar.xz"), str(builds / "O1" / "shapes")
     with pytest.raises(UsageError, match="is no package, and the other one is"):
         diff.main(old, program)
@@ -465,6 +465,40 @@ def test_packages_are_compared_with_packages(packages, builds):
         diff.main(old, old, bindiff="x")
     with pytest.raises(UsageError, match="--unpack_limit is for packages"):
         diff.main(program, program, unpack_limit=1)
+    with pytest.raises(UserError, match=r"^cannot read missing: No such file or directory$"):
+        diff.main(old, "missing", outputDir=str(tmp_path / "output"))
+
+
+@pytest.mark.parametrize("flag", ["json", "csv", "markdown", "html", "outputDir"])
+def test_nothing_is_written_into_what_is_compared(builds, tmp_path, flag):
+    shutil.copytree(builds, tmp_path / "old")
+    outputs = {"outputDir": str(tmp_path / "o"), flag: str(tmp_path / "old" / "O1" / "new")}
+    with pytest.raises(UsageError, match=f"--{flag} .* lies in .*old, which is an input"):
+        diff.main(str(tmp_path / "old"), str(builds), **outputs)
+    (tmp_path / "index.html").write_bytes(TAR)
+    with pytest.raises(UsageError, match=r"--html .*index.html would replace .*index.html, which"):
+        diff.main(str(tmp_path / "index.html"), str(builds), html=str(tmp_path))
+
+
+def test_many_members_of_one_name_are_told_apart_at_once(tmp_path):
+    """It took the square of their number, which is minutes for a package of a megabyte."""
+    asked = 0
+
+    class Watched(dict):
+        def __contains__(self, name):
+            nonlocal asked
+            asked += 1
+            return super().__contains__(name)
+
+    reader = contents._Reader(tmp_path, 1.0)
+    reader.members = Watched()
+    names = []
+    for _ in range(500):
+        names.append(reader._member("twin", ""))
+        reader.members[names[-1]] = 1
+    assert names[:3] == ["twin", "twin (2)", "twin (3)"]
+    assert len(set(names)) == 500
+    assert asked < 2000
 
 
 @pytest.mark.parametrize(

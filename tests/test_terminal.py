@@ -133,6 +133,14 @@ def test_wrong_usage(typed, message):
         received(two, *typed)
 
 
+def test_a_flag_that_must_be_given():
+    def query(binary: str, *, function: str, top: int = 1):
+        pass
+
+    with pytest.raises(UsageError, match=r"^--function must be given$"):
+        received(query, "a", "--top", "2")
+
+
 @pytest.mark.parametrize(
     ("typed", "on"),
     [

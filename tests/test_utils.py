@@ -11,6 +11,10 @@ import pydantic
 import pytest
 
 import utils
+from checkpoint import load_pt
+from files.arrays import read_arrays, weights_of
+from tasks.catalogue import Samefunc
+from tasks.tables import read_examples
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,11 +224,40 @@ def test_no_output_replaces_an_input(place, path):
         utils.check_outputs({"json": path}, ["folder/inside", "file"])
 
 
+def test_no_output_lies_in_a_folder_that_is_read(place):
+    os.symlink("folder", "alias")
+    for path in ("folder/inside", "folder/new", "folder/new/file", "alias/new"):
+        for source in ("folder", "alias"):
+            with pytest.raises(utils.UsageError, match=f"--json {path} lies in {source}, which is"):
+                utils.check_outputs({"json": path}, [source])
+    utils.check_outputs({}, ["folder"], {"outputDir": "folder/new"})  # apart from what is read
+    with pytest.raises(utils.UsageError, match="--outputDir folder/new lies in folder, which is"):
+        utils.check_outputs({}, (), {"outputDir": "folder/new"}, whole=["file", "folder"])
+
+
 @pytest.mark.parametrize("path", ["folder", ".", "folder/"])
 def test_no_folder_replaces_an_input(place, path):
     with pytest.raises(utils.UsageError, match="would replace folder/inside, which is an input"):
         utils.check_outputs({}, ["folder/inside"], replaced={"to": path})
     utils.check_outputs({}, ["folder/inside"], {"to": path})  # only more files in it
+
+
+@pytest.mark.parametrize("path", ["pipe", "/dev/zero"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        utils.sha256_of,
+        lambda path: utils.read_text(path, "text"),
+        lambda path: read_arrays(path, {}, "analysis", ""),
+        lambda path: weights_of(path, "model", "a test").__enter__(),
+        lambda path: load_pt(path),
+        lambda path: read_examples(Samefunc, path, labelled=True),
+    ],
+)
+def test_pipes_and_devices_are_refused(place, path, read):
+    """Reading a pipe would wait for a writer, and a device may never end."""
+    with pytest.raises(UserError, match=f"{path}: it is a pipe or a device; give a regular file"):
+        read(path)
 
 
 def test_folders_to_write(place):

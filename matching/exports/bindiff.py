@@ -17,6 +17,7 @@ from features.extract import Features
 from matching.alignment import align
 from matching.changes import Diff
 from matching.exports.records import function_matches
+from terminal.escape import printable
 
 TABLES = """
 CREATE TABLE file (id INTEGER PRIMARY KEY, filename TEXT, exefilename TEXT, hash CHARACTER(40),
@@ -47,7 +48,8 @@ VERSION = "BinDiff 8"
 
 def export_names(paths: tuple[str, str]) -> list[str]:
     """Return the names of both BinExport files, without the suffix."""
-    names = [Path(path).name for path in paths]
+    # The database holds them, too, and can only hold text.
+    names = [printable(Path(path).name) for path in paths]
     return (
         names
         if names[0] != names[1]
@@ -70,7 +72,7 @@ def write_bindiff(
         "INSERT INTO basicblockalgorithm VALUES (?, ?)", (MANUAL_BLOCK, "basicBlock: manual")
     )
     for side, (code, name) in enumerate(zip(codes, export_names(paths), strict=True)):
-        about = name, os.path.basename(paths[side]), hashes[side]
+        about = name, printable(os.path.basename(paths[side])), hashes[side]
         database.execute(
             f"INSERT INTO file VALUES ({', '.join('?' * 13)})", (side + 1, *about, *_sizes(code))
         )

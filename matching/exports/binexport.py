@@ -22,6 +22,7 @@ from binary.binexport import (
 )
 from binary.demangle import demangle
 from features.extract import Features
+from terminal.escape import printable
 
 NUMBER = re.compile(r"#?(-?(?:0x[0-9a-f]+|\d+))")
 MASK = (1 << 64) - 1
@@ -74,7 +75,7 @@ class _Writer:
         )
         self.mnemonics, self.operands, self.expressions = _Numbers(), _Numbers(), _Numbers()
         meta = self.file.meta_information
-        meta.executable_name, meta.executable_id = Path(path).name, sha256
+        meta.executable_name, meta.executable_id = printable(Path(path).name), sha256
         names = {processor: name for name, processor in PROCESSORS.items()}
         meta.architecture_name = names.get(self.analysis.processor, self.analysis.processor)
         self._instructions()

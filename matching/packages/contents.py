@@ -26,6 +26,7 @@ import re
 import stat
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -107,7 +108,7 @@ def is_package(path: str) -> bool:
 
 def _kind_of(path: str) -> str | None:
     try:
-        with open(path, "rb") as file:
+        with utils.open_regular(path) as file:
             return _kind(file.read(BEGINNING))
     except OSError:
         return None  # reading it will report why
@@ -165,8 +166,10 @@ def read_contents(path: str, folder: str, listing: str, limit: float = UNPACK_LI
         reader.read_folder(path)
     else:
         try:
-            with open(path, "rb") as file:
+            with utils.open_regular(path) as file:
                 reader.read_archive(file, "", 0, Path(path).stem)
+        except OSError as error:
+            raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
         except utils.UserError as error:
             if reader.count == 0 and _kind_of(path) == "compressed":
                 why = f"{path} is compressed, but contains no readable program or tar archive"
@@ -246,6 +249,7 @@ class _Reader:
         self.members: dict[str, Member] = {}
         self.left_out: dict[str, int] = {}
         self.failed: dict[str, str] = {}
+        self.twins = Counter[str]()  # how many more members of each name there were
 
     def read_folder(self, top: str) -> None:
         """List a folder and everything below it."""
@@ -384,10 +388,10 @@ class _Reader:
             self.failed[before + name[:LONGEST]] = "its name is too long"
             return ""
         name = before + "/".join(parts)
-        number, unique = 1, name
+        unique = name
         while unique in self.members or unique in self.failed:  # a member must not hide another
-            number += 1
-            unique = f"{name} ({number})"
+            self.twins[name] += 1
+            unique = f"{name} ({self.twins[name] + 1})"
         return unique
 
     def _count(self) -> None:
