@@ -49,6 +49,8 @@ class Build:
     package, program, build : str
         Where it comes from: <build>/<program>, a build of the package.
     processor : str
+    sha256 : str
+        Of the file.
     first, last : int
         Its functions in the corpus.
     """
@@ -57,6 +59,7 @@ class Build:
     program: str
     build: str
     processor: str
+    sha256: str
     first: int
     last: int
 
@@ -137,15 +140,21 @@ def read_corpus(files: Iterable[tuple[str, str]], output_dir: str | os.PathLike[
     output_dir : path-like
         Where their analyses are, and what is kept of each for the next time.
     """
+    found = []
+    for package, path in progress.bar(list(files), desc="functions"):
+        sha256, place = utils.sha256_of(path), Path(path)
+        origin = package, place.name, place.parent.name, sha256
+        found.append((origin, read_part(cache_file(output_dir, sha256))))
+    return join_parts(found)
+
+
+def join_parts(found: Iterable[tuple[tuple[str, str, str, str], dict]]) -> Corpus:
+    """Join the parts of several binaries; each comes with package, program, build and SHA-256."""
     builds, parts = [], []
     first = 0
-    for package, path in progress.bar(list(files), desc="functions"):
-        part = read_part(cache_file(output_dir, utils.sha256_of(path)))
+    for (package, program, build, sha256), part in found:
         last = first + len(part["name"])
-        place = Path(path)
-        builds.append(
-            Build(package, place.name, place.parent.name, part["processor"][0], first, last)
-        )
+        builds.append(Build(package, program, build, part["processor"][0], sha256, first, last))
         parts.append(part)
         first = last
     line, offsets, lines, positions = [], [np.zeros(1, np.int64)], 0, 0
@@ -181,7 +190,7 @@ def _joined(offsets: list[np.ndarray]) -> np.ndarray:
 
 def read_part(analysis_file: Path) -> dict:
     """Return one binary's part of the corpus; it is cached."""
-    kept = analysis_file.parent / "positions" / f"{analysis_file.stem}-{VERSION}.npz"
+    kept = part_file(analysis_file)
     if not kept.exists():
         analysis = load_analysis(analysis_file)
         code = extract_features(analysis)
@@ -200,7 +209,17 @@ def read_part(analysis_file: Path) -> dict:
             part[f"{name} count"] = matrix.data
         with utils.atomic_file(kept, "wb") as file:
             write_arrays(file, part, SCHEMA)
-    return read_arrays(kept, SCHEMA, "kept positions", "delete the file and run again")
+    return load_part(kept)
+
+
+def part_file(analysis_file: Path) -> Path:
+    """Return where the part of an analysed binary is kept."""
+    return analysis_file.parent / "positions" / f"{analysis_file.stem}-{VERSION}.npz"
+
+
+def load_part(file: Path) -> dict:
+    """Return a part that `read_part` has kept."""
+    return read_arrays(file, SCHEMA, "kept positions", "delete the file and run again")
 
 
 def _digests(positions: Positions) -> np.ndarray:

@@ -30,6 +30,7 @@ from encoder.inputs import (
     Vocabulary,
     look_up,
     ranges,
+    sketch,
 )
 from features.extract import Features
 from features.positions import read_positions
@@ -92,7 +93,7 @@ class Encoder:
 
         Returns
         -------
-        float32 (F, D), or (n, D)
+        float32 (F, D + SKETCH), or (n, D + SKETCH)
             Of length 1.
         """
         inputs = look_up(read_positions(code), self.vocabulary)
@@ -103,7 +104,8 @@ class Encoder:
         w = self.weights
         table = w["transformer.embed.words.weight"]
         functions, width = len(inputs.offsets) - 1, table.shape[1]
-        read = ((names | ~NAMES) & (around | ~AROUND)).astype(np.float32)[:, None]
+        groups = (names | ~NAMES) & (around | ~AROUND)
+        read = groups.astype(np.float32)[:, None]
         vectors = np.empty((functions, width), np.float32)
         context = np.empty((functions, 2, width), np.float32)
         for start in range(0, functions, 1024):
@@ -135,7 +137,8 @@ class Encoder:
             h = self._states(x + w["transformer.embed.seg_embed.weight"][segment], mask)
             pooled = np.einsum("nsd,ns->nd", h, mask.astype(np.float32)) / mask.sum(1)[:, None]
             vectors[some] += pooled @ w["out.weight"].T
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        vectors = np.concatenate([_unit(vectors), w["share"] * sketch(inputs, groups)], axis=1)
+        return _unit(vectors)
 
     def _states(self, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """float32 (n, S, D), bool (n, S) -> the hidden states of the last block, (n, S, D)"""
@@ -187,6 +190,11 @@ class Encoder:
     def layers(self) -> int:
         """Number of blocks."""
         return sum(key.endswith("pwff.fc1.bias") for key in self.weights)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    """Scale vectors (m, D) to length 1."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def _norm(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -255,6 +263,7 @@ def schema(layers: int) -> dict[str, Numbers]:
         "transformer.embed.seg_embed.weight": Numbers("f2", 3, "D"),
         "gain": Numbers("f2", len(GROUPS), "D"),
         "out.weight": Numbers("f2", "D", "D"),
+        "share": Numbers("f2", 1),
     }
     norms = ["transformer.embed.norm"]
     for layer in range(layers):

@@ -14,6 +14,9 @@ OFFSET = np.array([WORD_KINDS.index(kind) * DIMENSIONS for kind in BAG.values()]
 # Groups of words by what they tell: names (of a function and of others), and what lies around it.
 NAMES = np.array([BAG[group] == "name" for group in GROUPS])
 AROUND = np.array([" " in group or group == "size" for group in GROUPS])
+# Groups whose exact words are sketched. Those of the processor tell functions apart worse.
+SKETCHED = np.array([group not in ("token", "gram", "operation") for group in GROUPS])
+SKETCH = 256  # width of a sketch
 CONTEXT = 2  # positions before the instructions: words of callees, and of callers
 NEAR = [GROUPS.index("name near"), GROUPS.index("number near")]  # words of the first
 UP = [GROUPS.index("name up"), GROUPS.index("number up")]  # of the second
@@ -58,6 +61,8 @@ class Inputs:
         Rows of the table that each instruction, and the names at each position, are the sum of.
     bags : csr float32 (F * len(GROUPS), R)
         The words of each group of each function; of length 1.
+    exact : csr float32 (F * len(GROUPS), len(GROUPS) * DIMENSIONS)
+        The same weights, by the words themselves: for `sketch`.
     """
 
     line: np.ndarray
@@ -65,6 +70,15 @@ class Inputs:
     of_line: scipy.sparse.csr_matrix
     names: scipy.sparse.csr_matrix
     bags: scipy.sparse.csr_matrix
+    exact: scipy.sparse.csr_matrix
+    _sketches: dict[bytes, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+
+    def sketches(self, read: np.ndarray) -> np.ndarray:
+        """Return `sketch` of all functions in half precision, float16 (F, SKETCH); made once."""
+        key = read.tobytes()
+        if key not in self._sketches:
+            self._sketches[key] = sketch(self, read).astype(np.float16)
+        return self._sketches[key]
 
     def only(self, functions: np.ndarray) -> "Inputs":
         """Return the inputs of some functions, int64 (n,), in this order."""
@@ -73,7 +87,10 @@ class Inputs:
         lines, line = np.unique(self.line[at], return_inverse=True)
         group = (functions[:, None] * len(GROUPS) + np.arange(len(GROUPS))).ravel()
         offsets = np.append(0, np.cumsum(length))
-        return Inputs(line, offsets, self.of_line[lines], self.names[at], self.bags[group])
+        return Inputs(
+            *(line, offsets, self.of_line[lines], self.names[at]),
+            *(self.bags[group], self.exact[group]),
+        )
 
 
 def look_up(positions: Positions, vocabulary: Vocabulary) -> Inputs:
@@ -101,7 +118,62 @@ def look_up(positions: Positions, vocabulary: Vocabulary) -> Inputs:
     bag = scipy.sparse.csr_matrix(
         (weight.astype(np.float32), row, offsets), (len(offsets) - 1, rows)
     )
-    return Inputs(positions.line, positions.offsets, lines, named, bag)
+    exact = scipy.sparse.csr_matrix(
+        (bag.data, bags.indices, offsets), (len(offsets) - 1, bags.shape[1])
+    )
+    return Inputs(positions.line, positions.offsets, lines, named, bag, exact)
+
+
+def sketch(inputs: Inputs, read: np.ndarray) -> np.ndarray:
+    """Return vectors whose cosines are about those of TF-IDF vectors of the exact words.
+
+    Each word has signs of its own, so a word that no training program had counts as much as any.
+
+    Parameters
+    ----------
+    inputs : Inputs
+        F functions.
+    read : bool (len(GROUPS),)
+        The groups of words that may be read.
+
+    Returns
+    -------
+    float32 (F, SKETCH)
+        Of length 1, or zero where a function has none of these words.
+
+    References
+    ----------
+    Achlioptas, "Database-friendly random projections", 2003, theorem 1.1.
+    """
+    functions = len(inputs.offsets) - 1
+    found = np.zeros((functions, SKETCH), np.float32)
+    weight = np.where((read & SKETCHED)[inputs.exact.indices // DIMENSIONS], inputs.exact.data, 0)
+    offsets = inputs.exact.indptr[:: len(GROUPS)]
+    for start in range(0, functions, 1024):  # bounds the memory of signs
+        end = min(start + 1024, functions)
+        some = slice(offsets[start], offsets[end])
+        words, column = np.unique(inputs.exact.indices[some], return_inverse=True)
+        rows = scipy.sparse.csr_matrix(
+            (weight[some], column, offsets[start : end + 1] - offsets[start]),
+            (end - start, len(words)),
+        )
+        found[start:end] = rows @ signs(words)
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+
+def signs(words: np.ndarray) -> np.ndarray:
+    """Return +1 or -1, by a hash of the numbers of words: (n,) -> float32 (n, SKETCH).
+
+    The hash is splitmix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014).
+    """
+    parts = SKETCH // 64
+    x = words.astype(np.uint64)[:, None] * np.uint64(parts) + np.arange(parts, dtype=np.uint64)
+    x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    x ^= x >> np.uint64(31)
+    bits = np.unpackbits(x.astype("<u8").view(np.uint8), axis=1)
+    return bits.astype(np.float32) * 2 - 1
 
 
 def choose_words(packages: list[list[Positions]], size: int) -> Vocabulary:

@@ -1,9 +1,10 @@
 """The encoder as a torch module: BERT's blocks on instructions, beside a bag of words.
 
 A position is the sum of the vectors of its words; two positions more hold the words of the
-functions called and of the callers. The vector of a function is the mean of the hidden states plus
-the sum of the vectors of all its words. The first part begins at zero, so training starts with the
-bag alone.
+functions called and of the callers. What is learned of a function is the mean of the hidden states
+plus the sum of the vectors of all its words. The first part begins at zero, so training starts with
+the bag alone. Beside it stands a sketch of the exact words, of which only the weight is learned:
+names and numbers that no training program had are in no table.
 """
 
 import dataclasses
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 import models
 from encoder.inputs import AROUND, CONTEXT, GROUPS, NAMES, NEAR, UP, Inputs, ranges
+from features.positions import LONGEST
 
-TOGETHER = 64  # functions of about the same length to compute at a time
-TRAINED = 64  # instructions per function to read in training: long functions cost most
+TOGETHER = (
+    64  # functions of about the same length to compute at a time; on a GPU four times as many
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Network(nn.Module):
         nn.init.zeros_(self.out.weight)
         self.reads_order = True  # False: only the bag, many times faster
         self.predict = nn.Linear(cfg.dim, cfg.dim)  # of masked words; for pre-training only
+        self.share = nn.Parameter(torch.tensor([0.7]))  # the sketch's length; the rest has 1
+        self.longest = LONGEST  # instructions per function to read in training
 
     @property
     def table(self) -> Tensor:
@@ -87,13 +92,18 @@ class Network(nn.Module):
         """
         bags = self.bags(inputs, functions, left_out)  # (N, G, D)
         with torch.autocast(bags.device.type, enabled=False):
-            read = torch.from_numpy(view.groups).to(bags)
+            read = self.on(view.groups).to(bags)
             vectors = (bags * (self.gain * read[:, None])).sum(1)
         if self.reads_order:
             pooled = torch.cat([h for _, h in self.pooled(inputs, functions, bags, view)])
             order = np.concatenate([some for some, _ in self.chunks(inputs, functions)])
-            vectors = vectors + self.out(pooled[np.argsort(order)]).float()
-        return F.normalize(vectors, dim=1)
+            vectors = vectors + self.out(pooled[self.on(np.argsort(order))]).float()
+        exact = self.on(inputs.sketches(view.groups)[functions]).float() * self.share
+        return F.normalize(torch.cat([F.normalize(vectors, dim=1), exact], 1), dim=1)
+
+    def on(self, array: np.ndarray) -> Tensor:
+        """Return an array as a tensor on the device of the network."""
+        return torch.from_numpy(array).to(self.table.device, non_blocking=True)
 
     def bags(self, inputs: Inputs, functions: np.ndarray, left_out: float = 0.0) -> Tensor:
         """Return the sums of the words of each group, float32 (N, len(GROUPS), D)."""
@@ -101,18 +111,17 @@ class Network(nn.Module):
         segment = (functions[:, None] * len(GROUPS) + np.arange(len(GROUPS))).ravel()
         start, size = rows.indptr[segment], np.diff(rows.indptr)[segment]
         place = ranges(start, size)
-        weights = torch.from_numpy(rows.data[place])
+        weights = self.on(rows.data[place])
         if left_out:
-            weights = weights * (torch.rand(len(weights)) > left_out)
+            weights = weights * (torch.rand(len(weights), device=weights.device) > left_out)
         return self.sum_words(rows.indices[place], size, weights).unflatten(0, (-1, len(GROUPS)))
 
     def sum_words(self, row: np.ndarray, size: np.ndarray, weights: Tensor) -> Tensor:
         """Sum weighed vectors of words; the first size[0] words are the first sum."""
-        offsets = torch.from_numpy(np.cumsum(size) - size)
         return F.embedding_bag(
-            torch.from_numpy(row.astype(np.int64)),
+            self.on(row.astype(np.int64)),
             self.table,
-            offsets,
+            self.on(np.cumsum(size) - size),
             mode="sum",
             per_sample_weights=weights,
         )
@@ -121,11 +130,10 @@ class Network(nn.Module):
         """Group functions of about the same length; return them and their instruction counts."""
         length = inputs.offsets[functions + 1] - inputs.offsets[functions]
         if self.training:
-            length = np.minimum(length, TRAINED)
+            length = np.minimum(length, self.longest)
         order = np.argsort(length, kind="stable")
-        return [
-            (some, length[some]) for some in np.split(order, range(TOGETHER, len(order), TOGETHER))
-        ]
+        size = 4 * TOGETHER if self.table.is_cuda else TOGETHER
+        return [(some, length[some]) for some in np.split(order, range(size, len(order), size))]
 
     def pooled(self, inputs: Inputs, functions: np.ndarray, bags: Tensor, view: View):
         """Yield chunks of functions and the means of their hidden states."""
@@ -145,28 +153,28 @@ class Network(nn.Module):
         of_line = inputs.of_line
         size = np.diff(of_line.indptr)[line]
         place = ranges(of_line.indptr[line], size)
-        sums = self.sum_words(of_line.indices[place], size, torch.from_numpy(of_line.data[place]))
-        flat = sums[torch.from_numpy(number)]
+        sums = self.sum_words(of_line.indices[place], size, self.on(of_line.data[place]))
+        flat = sums[self.on(number)]
         if view.names:
             size = np.diff(inputs.names.indptr)[at]
             named = np.flatnonzero(size)
             place = ranges(inputs.names.indptr[at[named]], size[named])
-            weights = torch.from_numpy(inputs.names.data[place])
+            weights = self.on(inputs.names.data[place])
             names = self.sum_words(inputs.names.indices[place], size[named], weights)
-            flat = flat.index_add(0, torch.from_numpy(named), names)
+            flat = flat.index_add(0, self.on(named), names.to(flat))
         row = np.repeat(np.arange(len(functions)), length)
         column = CONTEXT + np.arange(len(at)) - np.repeat(np.cumsum(length) - length, length)
-        read = torch.from_numpy(view.groups).to(bags)[:, None]
+        read = self.on(view.groups).to(bags)[:, None]
         context = [(bags * read)[:, groups].sum(1) for groups in (NEAR, UP)]
         x = flat.new_zeros(len(functions), width, flat.shape[1])
-        x = x.index_put((torch.from_numpy(row), torch.from_numpy(column)), flat)
+        x = x.index_put((self.on(row), self.on(column)), flat)
         x[:, 0], x[:, 1] = context
         return x, row * width + column
 
     def states(self, x: Tensor, length: np.ndarray, view: View) -> tuple[Tensor, Tensor]:
         """Return hidden states (n, S, D), and which positions are read, float (n, S)."""
-        at = torch.arange(x.shape[1])
-        mask = (at < torch.from_numpy(length)[:, None] + CONTEXT) & ((at >= CONTEXT) | view.around)
+        at = torch.arange(x.shape[1], device=x.device)
+        mask = (at < self.on(length)[:, None] + CONTEXT) & ((at >= CONTEXT) | view.around)
         mask[:, 0] |= ~mask.any(1)  # a function of no instruction
-        seg = (torch.tensor([1, 2] + [0] * (x.shape[1] - CONTEXT))).expand(len(x), -1)
+        seg = torch.where(at < CONTEXT, at + 1, 0).expand(len(x), -1)
         return self.transformer(x, seg, mask), mask.float()

@@ -15,7 +15,7 @@ from encoder.corpus import Build, Corpus
 from encoder.inputs import Inputs, ranges
 from encoder.network import Network, View
 
-SCALE = 16.0  # of cosines in the contrast: one over the temperature
+SCALE = 20.0  # of cosines in the contrast: one over the temperature
 WORDS_LEFT_OUT = 0.3  # of a function's bag, at random, each time it is encoded
 MASKED = 0.2  # share of instructions that are masked
 MIN_BLOCKS = 3  # functions with fewer are often alike, so most are left out
@@ -78,12 +78,13 @@ class Same(Objective):
         loss = vectors[0].new_zeros(())
         for i, j in ((0, 1), (1, 0)):
             others = pairs[there[:, j], j]
-            logits = SCALE * vectors[i][torch.from_numpy(row[i])] @ vectors[j].T
+            with torch.autocast(vectors[i].device.type, enabled=False):  # halves are too coarse
+                logits = SCALE * vectors[i][network.on(row[i])] @ vectors[j].T
             # A function that reads like the partner, or has its name, is no negative.
             alike = _alike(data.corpus, pairs[both, j], others)
             alike[np.arange(both.sum()), row[j]] = False
-            logits = logits.masked_fill(torch.from_numpy(alike), -1e4)
-            loss = loss + F.cross_entropy(logits, torch.from_numpy(row[j])) / 2
+            logits = logits.masked_fill(network.on(alike), -1e4)
+            loss = loss + F.cross_entropy(logits, network.on(row[j])) / 2
         return loss
 
 
@@ -112,21 +113,21 @@ class Masked(Objective):
         found, rows, owners, n = [], [], [], 0
         for some, length in network.chunks(inputs, functions):
             x, place = network.positions(inputs, functions[some], length, bags[some], view)
-            masked = torch.rand(len(place)) < MASKED
-            at = torch.from_numpy(place)[masked]
-            x.flatten(0, 1)[at] = embed.mask
+            masked = (torch.rand(len(place)) < MASKED).numpy()
+            at = network.on(place[masked])
+            x.flatten(0, 1)[at] = embed.mask.to(x)
             h, _ = network.states(x, length, view)
             found.append(h.flatten(0, 1)[at].float())
-            line = inputs.line[ranges(inputs.offsets[functions[some]], length)[masked.numpy()]]
+            line = inputs.line[ranges(inputs.offsets[functions[some]], length)[masked]]
             size = np.diff(inputs.of_line.indptr)[line]
             rows.append(inputs.of_line.indices[ranges(inputs.of_line.indptr[line], size)])
             owners.append(n + np.repeat(np.arange(len(line)), size))
             n += len(line)
         words, word = np.unique(np.concatenate(rows), return_inverse=True)
         h = network.predict(torch.cat(found))
-        logits = (h @ network.table[torch.from_numpy(words.astype(np.int64))].T).log_softmax(1)
-        owner = torch.from_numpy(np.concatenate(owners))
-        return -logits[owner, torch.from_numpy(word)].mean()
+        logits = (h @ network.table[network.on(words.astype(np.int64))].T).log_softmax(1)
+        owner = network.on(np.concatenate(owners))
+        return -logits[owner, network.on(word)].mean()
 
 
 def _alike(corpus: Corpus, first: np.ndarray, second: np.ndarray) -> np.ndarray:

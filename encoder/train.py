@@ -18,7 +18,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pydantic
@@ -68,6 +68,8 @@ class Stage(train.Config):
         Weights in the loss, of `encoder.objectives.OBJECTIVES`.
     transformer : bool
         False: the bag alone is trained, many times as quick.
+    instructions : int
+        Only the first ones of each function are read in training: long functions cost most.
     packages : int or None
         From so many packages only (in the order of the hashes of their names); None: of all.
     """
@@ -76,6 +78,7 @@ class Stage(train.Config):
     words_lr: pydantic.PositiveFloat
     objectives: dict[str, pydantic.PositiveFloat]
     transformer: bool = True
+    instructions: PositiveInt = 64
     packages: PositiveInt | None = None
 
     @pydantic.model_validator(mode="after")
@@ -156,7 +159,10 @@ def main(
     with utils.one_writer(save_dir), limited_memory(memory_limit, "training the encoder"):
         found, skipped = analyse_files([file for _, file in files], outputDir, workers, limits)
         files = [(package, file) for package, file in files if file in found]
-        train_encoder(cfg, files, outputDir, save_dir, to)
+        held_out = [file for file in files if file[0] in VALIDATION]
+        corpus = read_corpus([file for file in files if file not in held_out], outputDir)
+        judged = read_corpus(held_out, outputDir) if held_out else None
+        train_encoder(cfg, prepare(cfg, corpus, judged), analysis_settings(), save_dir, to)
     for file, reason in skipped.items():
         print(f"skipped {printable(reason_of(file, reason))}", file=sys.stderr)
     return PARTLY if skipped else 0
@@ -188,23 +194,35 @@ def package_of(build: str) -> str:
     return max(known, key=len) if known else re.split(r"-(?=\d)", build)[0]
 
 
-def train_encoder(
-    cfg: Config, files: list[tuple[str, str]], output_dir: str, save_dir: str, to: str
-) -> None:
-    """Train on analysed binaries (package, file), and write the encoder; see `main`."""
-    corpus = read_corpus([f for f in files if f[0] not in VALIDATION], output_dir)
-    held_out = [f for f in files if f[0] in VALIDATION]
+class Prepared(NamedTuple):
+    """What all stages read: words, functions to learn from, and those to judge by, if any."""
+
+    vocabulary: Vocabulary
+    data: Data
+    judge: "Judge | None"
+
+
+def prepare(cfg: Config, corpus: Corpus, held_out: Corpus | None) -> Prepared:
+    """Choose the words and look them up in all functions."""
     vocabulary = choose_words(by_package(corpus), cfg.words)
     data = Data(corpus, look_up(corpus.positions, vocabulary), programs_of(corpus))
     if not data.programs:
         raise utils.UserError("no program is there in two builds that may be trained on")
-    judge = Judge(read_corpus(held_out, output_dir), vocabulary) if held_out else None
+    return Prepared(vocabulary, data, Judge(held_out, vocabulary) if held_out else None)
+
+
+def train_encoder(cfg: Config, read: Prepared, analysis: str, save_dir: str, to: str) -> None:
+    """Train on the functions of analysed binaries, and write the encoder; see `main`.
+
+    ``analysis`` says for the encoder's card how these were made.
+    """
+    vocabulary, data, judge = read
+    corpus = data.corpus
     utils.set_seed(cfg.stages[0].seed)
     network = Network(cfg.model, vocabulary.rows)
     words = "".join(f"{word}\n" for word in vocabulary.words.tolist()).encode()
-    manifest = "".join(
-        f"{Path(file).parent.name}/{Path(file).name} {utils.sha256_of(file)}\n" for _, file in files
-    )
+    builds = corpus.builds + (judge.corpus.builds if judge else [])
+    manifest = "".join(f"{b.build}/{b.program} {b.sha256}\n" for b in builds)
     info = Info(
         cfg.model,
         vocabulary.rows,
@@ -225,8 +243,9 @@ def train_encoder(
         "files": info.data_sha256,
         "settings": str(dataclasses.asdict(cfg)),
         "validation": " ".join(f"{name} {value:.3f}" for name, value in measures.items()),
-        "analysis": analysis_settings(),
+        "analysis": analysis,
     }
+    network.cpu()
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
     calibration = judge.calibrate(network) if judge else Calibration(scale=20.0, none=0.8)
     write_encoder(weights, vocabulary, cfg.model.n_heads, calibration, to, card)
@@ -268,7 +287,8 @@ def run_stage(
     words: bytes,
 ) -> dict[str, float]:
     """Train one stage; ``network`` has its weights afterwards."""
-    device = torch.device("cpu")
+    device = utils.get_device()
+    network.longest = stage.instructions
     data = data._replace(programs=programs_of(data.corpus, stage.packages))
     network.reads_order = stage.transformer
     objectives = {OBJECTIVES[key]: weight for key, weight in stage.objectives.items()}
@@ -282,7 +302,7 @@ def run_stage(
 
     def get_losses(network: Network, batch: dict[str, Tensor]) -> train.Losses:
         view = VIEWS[int(batch["view"][0])]
-        pairs = batch["input_ids"].numpy()
+        pairs = batch["input_ids"].cpu().numpy()
         return {
             objective.key: weight * objective.loss(network, data, pairs, view)
             for objective, weight in objectives.items()
@@ -296,7 +316,7 @@ def run_stage(
     ]
     weights = hashlib.sha256()
     for value in network.state_dict().values():
-        weights.update(value.numpy().tobytes())
+        weights.update(value.cpu().numpy().tobytes())
     precision = train.best_precision(device)
     settings = train.settings_of(stage, info, precision) | {"weights_sha256": weights.hexdigest()}
     settings["objectives"] = str(stage.objectives)
@@ -321,6 +341,7 @@ class Judge:
     """Recall@1 among functions of libraries that are not trained on, by their other build."""
 
     def __init__(self, corpus: Corpus, vocabulary: Vocabulary) -> None:
+        self.corpus = corpus
         self.inputs = look_up(corpus.positions, vocabulary)
         pairs = []
         for builds in programs_of(corpus):
@@ -348,7 +369,7 @@ class Judge:
         measures = {"queries": float(len(self.pairs))}
         for name, view in (("all", View()), ("body", View(names=False, around=False))):
             x, y = self.encode(network, view)
-            right = (x @ y.T).argmax(1) == torch.arange(len(x))
+            right = (x @ y.T).argmax(1).cpu() == torch.arange(len(x))
             measures[f"recall_{name}"] = right.float().mean().item()
         return measures
 

@@ -18,7 +18,18 @@ from encoder import corpus as corpora
 from encoder import train as encoder_train
 from encoder.calibration import Calibration
 from encoder.encoder import read_encoder, write_encoder
-from encoder.inputs import GROUPS, OFFSET, Vocabulary, choose_words, look_up
+from encoder.inputs import (
+    AROUND,
+    GROUPS,
+    NAMES,
+    OFFSET,
+    SKETCH,
+    Vocabulary,
+    choose_words,
+    look_up,
+    signs,
+    sketch,
+)
 from encoder.network import Network, View
 from encoder.objectives import OBJECTIVES, Data, Same, draw
 from encoder.train import Config, Stage, find_files, package_of, programs_of
@@ -157,6 +168,38 @@ def test_bags_are_weighed_by_tfidf(positions):
         expected = np.zeros(vocabulary.rows)
         np.add.at(expected, row, weight / max(np.linalg.norm(weight), 1e-9))
         assert np.allclose(rows[f].toarray()[0], expected, atol=1e-6)
+
+
+def test_a_sketch_keeps_cosines_of_exact_words(positions):
+    """Also of words that are not in the vocabulary."""
+    found = positions["O2"]
+    empty = Vocabulary(np.zeros(0, np.int32), np.ones(1, np.float32))
+    inputs = look_up(found, empty)
+    read = NAMES & ~AROUND
+    group = GROUPS.index("name")
+    counts = found.bags[:, group * DIMENSIONS : (group + 1) * DIMENSIONS]
+    weighed = counts.toarray()[:, np.unique(counts.indices)]
+    weighed = np.where(weighed > 0, 1 + np.log(np.maximum(weighed, 1)), 0)
+    weighed /= np.maximum(np.linalg.norm(weighed, axis=1, keepdims=True), 1e-9)
+    expected = weighed @ weighed.T
+    vectors = sketch(inputs, read)
+    named = expected.diagonal() > 0
+    assert named.any()
+    assert not named.all()
+    assert not vectors[~named].any()
+    error = (vectors @ vectors.T - expected)[np.ix_(named, named)]
+    assert np.abs(error).max() < 6 / SKETCH**0.5  # standard deviations
+    assert np.abs(error).mean() < 1 / SKETCH**0.5
+    assert np.array_equal(sketch(inputs.only(np.arange(5)), read), vectors[:5])
+
+
+def test_signs_are_fair_and_stay_the_same():
+    found = signs(np.arange(1000))
+    assert set(np.unique(found)) == {-1.0, 1.0}
+    assert abs(found.mean()) < 6 / found.size**0.5
+    # The first output of splitmix64 from 0 is 0xE220A8397B1DCDAF; its lowest byte comes first.
+    first = np.unpackbits(np.array([0xAF, 0xCD, 0x1D, 0x7B, 0x39, 0xA8, 0x20, 0xE2], np.uint8))
+    assert np.array_equal(found[0, :64] > 0, first.astype(bool))
 
 
 def test_numpy_computes_what_torch_does(data, small, corpus, codes, tmp_path):

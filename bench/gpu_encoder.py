@@ -1,0 +1,197 @@
+"""Train the encoder and its rivals on a GPU machine that has torch, numpy and scipy alone.
+
+    python bench/gpu_encoder.py pack     here: what training reads of builds, to gpu/encoder/
+    python bench/gpu_encoder.py train    there: all rows at once, several seeds each, to gpu/out/
+    python bench/gpu_encoder.py unpack   here: gpu/out/*.tar -> models for bench/retrieval.py
+
+All rows have the same number of seconds. How many steps these are is measured first, by all
+processes together, so that all seeds of a row have the same number. bench/gpu.sh packs the wheels.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import utils
+from encoder import train as encoder_train
+from encoder.corpus import join_parts, load_part, part_file, read_part
+from encoder.objectives import VIEWS
+from experiment_data.recipes import VALIDATION
+from terminal.command_line import command_line
+
+PLACE = Path("gpu/encoder")
+TRIAL = 30  # steps to measure the time of
+BAG = 0.4  # seconds of a step of the bag, in those of a step of both
+SHARE = 0.8  # of the time is planned; the rest is for evaluations
+# Row -> seeds, and stages: objectives, with the transformer or not, packages, share of the time.
+BOTH = {"masked": 1.0, "twins": 1.0}
+SAME = {"same": 1.0}
+ROWS = {
+    "labels": (3, [(SAME, False, None, 0.15), (SAME, True, None, 0.85)]),
+    "bag": (2, [(SAME, False, None, 1.0)]),
+    "pretrained": (2, [(BOTH, True, None, 0.4), (SAME, True, None, 0.6)]),
+    "pretrained-only": (1, [(BOTH, True, None, 1.0)]),
+    "few-labels": (2, [(SAME, False, 10, 0.1), (SAME, True, 10, 0.3)]),
+    "few-labels-long": (1, [(SAME, False, 10, 0.1), (SAME, True, 10, 0.7)]),
+    "pretrained-few-labels": (
+        2,
+        [(BOTH, True, None, 0.4), (SAME, False, 10, 0.1), (SAME, True, 10, 0.3)],
+    ),
+}
+
+
+def pack(
+    path: str = encoder_train.path, outputDir: str = encoder_train.outputDir, most: float = 45.0
+) -> None:
+    """Copy what the training reads of each analysed build.
+
+    Parameters
+    ----------
+    path : str
+        Folder of builds, as for encoder/train.py.
+    outputDir : str
+        Where their analyses are; builds without one are left out.
+    most : float
+        Megabytes that may be sent.
+    """
+    from binary.analysis import analysis_settings, cache_file
+
+    shutil.rmtree(PLACE, ignore_errors=True)
+    PLACE.mkdir(parents=True)
+    entries, size = [], 0
+    for package, file in encoder_train.find_files([path]):
+        sha256, place = utils.sha256_of(file), Path(file)
+        analysis = cache_file(outputDir, sha256)
+        if not analysis.exists():
+            continue
+        read_part(analysis)
+        kept = shutil.copy(part_file(analysis), PLACE / f"{len(entries)}.npz")
+        size += os.path.getsize(kept)
+        entries.append((package, place.name, place.parent.name, sha256))
+    utils.write_json(PLACE / "list.json", {"analysis": analysis_settings(), "builds": entries})
+    packages = {package for package, *_ in entries} - set(VALIDATION)
+    print(f"{PLACE}: {size / 1e6:.1f} MB, {len(entries)} builds, {len(packages)} packages to learn")
+    if size > most * 1e6:
+        raise utils.UserError(f"that is more than {most} MB")
+
+
+def train(out: str = "gpu/out", minutes: float = 3.0, rows: str = " ".join(ROWS)) -> None:
+    """Train all rows at the same time.
+
+    Parameters
+    ----------
+    out : str
+        Gets the rows' models, and what they print.
+    minutes : float
+        How long to train.
+    rows : str
+        Which rows, with blanks between.
+    """
+    end = time.monotonic() + 60 * minutes
+    packed = json.loads((PLACE / "list.json").read_text())
+    parts = [(tuple(b), load_part(PLACE / f"{i}.npz")) for i, b in enumerate(packed["builds"])]
+    corpus = join_parts(p for p in parts if p[0][0] not in VALIDATION)
+    held_out = join_parts(p for p in parts if p[0][0] in VALIDATION)
+    cfg = utils.read_config(encoder_train.Config, encoder_train.train_cfg)
+    read = encoder_train.prepare(cfg, corpus, held_out)
+    for inputs in (read.data.inputs, read.judge.inputs):
+        for view in VIEWS:
+            inputs.sketches(view.groups)  # once for all processes
+    names = [(row, seed) for row in rows.split() for seed in range(ROWS[row][0])]
+    fork = multiprocessing.get_context("fork")  # what was read is shared
+    wait, times = fork.Barrier(len(names)), fork.Array("d", len(names))
+    Path(out).mkdir(parents=True, exist_ok=True)
+    jobs = [
+        fork.Process(
+            target=run, args=(cfg, read, packed["analysis"], *name, i, wait, times, end, out)
+        )
+        for i, name in enumerate(names)
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    for row in rows.split():
+        with tarfile.open(Path(out, f"{row}.tar"), "w") as tar:
+            for file in sorted(Path(out).glob(f"{row}-seed*")):
+                tar.add(file, file.name)
+                file.unlink()
+
+
+def run(
+    cfg, read, analysis: str, row: str, seed: int, number: int, wait, times, end: float, out: str
+) -> None:
+    """Train one row with one seed."""
+    torch.set_num_threads(1)
+    name = f"{row}-seed{seed}"
+    work = Path("gpu/work", name)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    sys.stdout = sys.stderr = open(Path(out, f"{name}.txt"), "w", buffering=1)  # noqa: SIM115
+    base = dataclasses.replace(cfg.stages[-1], batch_size=256, seed=seed, keep=1)
+    trial = dataclasses.replace(base, total_steps=TRIAL, save_steps=TRIAL, objectives=SAME)
+    for repetition in range(2):  # the first one warms up
+        start = time.monotonic()
+        one = dataclasses.replace(cfg, stages=[trial])
+        unjudged = read._replace(judge=None)
+        place = str(work / f"{repetition}"), work / "trial"
+        encoder_train.train_encoder(one, unjudged, analysis, *place)
+        times[number] = (time.monotonic() - start) / TRIAL
+        wait.wait()
+    seconds = max(times)
+    room = SHARE * (end - time.monotonic())
+    stages = []
+    for objectives, transformer, packages, part in ROWS[row][1]:
+        steps = max(int(part * room / seconds / (1 if transformer else BAG)), 8)
+        stages.append(
+            dataclasses.replace(
+                base,
+                name=f"{len(stages)}",
+                objectives=objectives,
+                transformer=transformer,
+                packages=packages,
+                total_steps=steps,
+                save_steps=max(steps // 3, 1),
+                words_lr=base.words_lr if transformer else cfg.stages[0].words_lr,
+            )
+        )
+    print(f"{seconds:.3f} s a step; {[stage.total_steps for stage in stages]} steps")
+    encoder_train.train_encoder(
+        *(dataclasses.replace(cfg, stages=stages), read, analysis),
+        *(str(work), Path(out, f"{name}.safetensors")),
+    )
+
+
+def unpack(out: str = "gpu/out", to: str = "out-retrieval/models") -> None:
+    """Unpack the rows' models.
+
+    Parameters
+    ----------
+    out : str
+        Folder of the archives.
+    to : str
+        The folder that bench/retrieval.py reads.
+    """
+    Path(to).mkdir(parents=True, exist_ok=True)
+    for archive in sorted(Path(out).glob("*.tar")):
+        with tarfile.open(archive) as tar:
+            tar.extractall(to, filter="data")
+
+
+def main() -> None:
+    """Say what to do: pack, train or unpack."""
+    raise utils.UsageError("say what to do: pack, train or unpack")
+
+
+if __name__ == "__main__":
+    command_line(main, pack=pack, train=train, unpack=unpack)
