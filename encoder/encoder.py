@@ -25,6 +25,7 @@ from encoder.inputs import (
     GROUPS,
     NAMES,
     NEAR,
+    SKETCH,
     UP,
     Inputs,
     Vocabulary,
@@ -70,7 +71,7 @@ class Encoder:
     @property
     def dimensions(self) -> int:
         """Length of the vectors."""
-        return self.weights["gain"].shape[1]
+        return self.weights["gain"].shape[1] + SKETCH
 
     def __call__(
         self,
