@@ -13,7 +13,9 @@ from typing import IO
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import classify  # noqa: F401 - these are imported before the forks
+import angr  # noqa: F401 - these are imported before the forks
+
+import classify  # noqa: F401
 import diff  # noqa: F401
 import encoder.train  # noqa: F401
 import gendata  # noqa: F401
@@ -67,6 +69,7 @@ def _run(command: list[str], folder: Path, errors: IO[str]) -> object:
         if command[0].endswith(".py"):
             runpy.run_path(sys.argv[0], run_name="__main__")
         else:
+            sys.modules.pop(command[0], None)  # or runpy warns that it runs twice
             runpy.run_module(command[0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         return end.code

@@ -70,6 +70,7 @@ def main(
     biname: str = "chroot",
     builds: int = 3,
     kills: int = 20,
+    flips: int = 200,
     mutants: int = 200,
     stages: str = "gendata,dataprocess,pretrain,classify,diff,search,samefunc,train,encoder",
     at_once: bool = True,
@@ -88,8 +89,10 @@ def main(
         Number of its builds to use.
     kills : int
         How often to kill each stage.
+    flips : int
+        Number of copies of a binary with flipped bits.
     mutants : int
-        Number of copies with flipped bits, and of changed files of each kind.
+        Number of changed files of each kind.
     stages : str
         The stages to kill. Those that make their input run before, undisturbed.
     at_once : bool
@@ -145,10 +148,11 @@ def main(
             lost += stress(stage, commands, after, kills, rng)
         if at_once:
             lost += together(gendata, inputs)
+        file = inputs / "binaries" / chosen[0]["build"] / biname
+        if flips:
+            print(f"{flips} copies of {biname} with flipped bits: ", end="")
+            print(outcomes(mutate(file.read_bytes(), flips, seed), folder), flush=True)
         if mutants:
-            file = inputs / "binaries" / chosen[0]["build"] / biname
-            print(f"{mutants} mutants of {biname}: ", end="")
-            print(outcomes(mutate(file.read_bytes(), mutants, seed), folder), flush=True)
             failed = change_files(str(file), mutants, seed, Path(folder), kinds)
     return 1 if lost or failed else 0
 
