@@ -53,6 +53,10 @@ def parse(
 
     With ``--help`` (``-h``) or ``--version``, print that and exit.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the working directory was removed; change to another one") from error
     script, words = sys.argv[0], sys.argv[1:]
     module = sys.modules["__main__"].__spec__
     if module is not None:

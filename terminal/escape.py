@@ -5,6 +5,7 @@ direction of writing; a spreadsheet evaluates a cell that begins with ``=``; tex
 become a link. There is one function for each kind of output.
 """
 
+import os
 import re
 import sys
 from typing import Any
@@ -75,11 +76,28 @@ class Escaped:
 
 def escape_output() -> None:
     """Send everything that this process prints, logs and reports through `Escaped`."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, _nowhere(number))
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, Escaped):
             stream.reconfigure(errors="backslashreplace")  # if the terminal's encoding is not UTF-8
             setattr(sys, name, Escaped(stream, strict=name == "stdout"))
+
+
+def _nowhere(number: int) -> Any:
+    """Open the null device as a standard stream that is closed, as by ``>&-`` in a shell.
+
+    Otherwise the next file that is opened would get its number, and what libraries print would go
+    to that file.
+    """
+    handle = os.open(os.devnull, os.O_RDWR)
+    if handle != number:
+        os.dup2(handle, number)
+        os.close(handle)
+    os.set_inheritable(number, True)
+    return open(number, "w" if number else "r", closefd=False)
 
 
 def raw(stream: Any) -> Any:

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -368,6 +369,52 @@ def test_stopped_from_outside(number, stubborn):
     _, error = process.communicate(timeout=30)
     assert process.returncode == (-number if stubborn else 130)
     assert error == "" if stubborn else error.startswith("interrupted; ")
+
+
+CLOSED = """
+import os
+from terminal.command_line import command_line
+
+def main(file: str):
+    with open(file, "w") as out:
+        print("to nobody", flush=True)
+        os.write(1, b"nor this")
+        os.write(2, b"nor that")
+        out.write("its own")
+    return 3
+
+command_line(main)
+"""
+
+
+def test_streams_that_are_closed(tmp_path):
+    """As by >&- in a shell: otherwise the file would have got the number of such a stream."""
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(CLOSED)} made"
+    for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(
+            f"{command} {closed}",
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            shell=True,
+            capture_output=True,
+        )
+        assert done.returncode == 3
+        assert (tmp_path / "made").read_text() == "its own"
+
+
+def test_a_working_directory_that_was_removed(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'diff.py'))} a b"
+    done = subprocess.run(
+        f"rmdir ../gone && {command}",
+        cwd=gone,
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == "error: the working directory was removed; change to another one\n"
+    assert done.returncode == 1
 
 
 def test_output_into_a_full_file(tmp_path):
