@@ -25,7 +25,6 @@ import platform
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +33,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-import forks
 import mutants as changed_files
 import numpy as np
 
@@ -164,32 +162,41 @@ def together(command: list[str], inputs: Path) -> int:
     -------
     After another run of the command: the number of bytes that differ from those of a lone run.
     """
+    import forks  # as in until_the_end
+
     work, alone = inputs.with_name("together"), inputs.with_name("alone")
-    command = [sys.executable, str(ROOT / command[0]), *command[1:]]
     for folder in (work, alone):
         shutil.copytree(inputs, folder)
-        shutil.rmtree(folder / "data", ignore_errors=True)
-    subprocess.run(command, cwd=alone, check=True, capture_output=True)
+    run_well(command, alone)
     others = [*command, "--num_walks", "3"]
-    runs = [
-        subprocess.Popen((others if i % 2 else command), cwd=work, stderr=subprocess.PIPE,
-                         stdout=subprocess.DEVNULL, text=True)
-        for i in range(TOGETHER)
-    ]  # fmt: skip
-    count = collections.Counter()
-    for run in runs:
-        said = run.communicate()[1]
-        if run.returncode == 1 and said.count("\n") == 1 and "another run writes" in said:
-            count["refused in one sentence"] += 1
-        elif run.returncode == 0:
-            count["ended well"] += 1
-        else:
-            raise utils.UserError(f"one of several gendata.py ended with {run.returncode}: {said}")
-    subprocess.run(command, cwd=work, check=True, capture_output=True)
+    with contextlib.ExitStack() as opened:
+        runs = []
+        for i in range(TOGETHER):
+            errors = opened.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+            runs.append((forks.start(others if i % 2 else command, work, errors), errors))
+        count = collections.Counter()
+        for child, errors in runs:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            errors.seek(0)
+            said = errors.read()
+            if code == 1 and said.count("\n") == 1 and "another run writes" in said:
+                count["refused in one sentence"] += 1
+            elif code == 0:
+                count["ended well"] += 1
+            else:
+                raise utils.UserError(f"one of several gendata.py ended with {code}: {said}")
+    run_well(command, work)
     lost = differing(alone, work)
     ends = ", ".join(f"{number} {what}" for what, number in count.items())
     print(f"{TOGETHER} gendata.py at once on one folder: {ends}; {lost:,} bytes lost", flush=True)
     return lost
+
+
+def run_well(command: list[str], folder: Path) -> None:
+    """Run a command that must end with exit code 0."""
+    code, _ = until_the_end(command, folder, 0, 0.0, np.random.default_rng())
+    if code:
+        raise utils.UserError(f"{command[0]} ended with exit code {code}")
 
 
 def change_files(binary: str, number: int, seed: int, folder: Path, kinds: str) -> int:
@@ -294,9 +301,7 @@ def undisturbed(
         write_pairs(after[before], rng)
     shutil.copytree(after[before], folder)
     began = time.perf_counter()
-    code, _ = until_the_end(commands[stage], folder, 0, 0.0, rng)
-    if code != 0:
-        raise utils.UserError(f"{stage} ended with exit code {code}")
+    run_well(commands[stage], folder)
     after[stage] = folder
     return folder, time.perf_counter() - began
 
@@ -313,6 +318,8 @@ def until_the_end(
     int
         How often it was killed.
     """
+    import forks  # here, because it takes ten seconds, and tests import this file
+
     killed = 0
     while True:
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
