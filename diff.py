@@ -211,11 +211,11 @@ def main(
         if bindiff:
             write_bindiff(bindiff, (old, new), hashes, codes, diff)
         if binexport:
-            Path(binexport).mkdir(parents=True, exist_ok=True)
             about = zip(export_names((old, new)), (old, new), hashes, codes, strict=True)
-            for name, path, sha256, code in about:
-                with utils.atomic_file(Path(binexport) / f"{name}.BinExport", "wb") as file:
-                    file.write(as_binexport(path, sha256, code))
+            with utils.one_writer(binexport):
+                for name, path, sha256, code in about:
+                    with utils.atomic_file(Path(binexport) / f"{name}.BinExport", "wb") as file:
+                        file.write(as_binexport(path, sha256, code))
     summary((old, new), codes, diff, top, time.perf_counter() - began)
     statuses = {row["status"] for row in diff.functions}
     failing = {"changed": {CHANGED, ONLY_OLD, ONLY_NEW}, "unmatched": {ONLY_OLD, ONLY_NEW}}

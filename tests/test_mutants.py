@@ -27,7 +27,7 @@ def test_whatever_is_changed_reading_ends_in_a_sentence(name, analyses, tmp_path
     ends = {"read": 0, "refused": 0}
 
     @settings(
-        max_examples=200,
+        max_examples=300,
         deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

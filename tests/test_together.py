@@ -11,6 +11,8 @@ import pytest
 
 import gendata
 import utils
+from matching.packages.compare import PackageDiff
+from matching.packages.page import write_pages
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,3 +136,13 @@ def test_two_gendata_on_one_folder(tmp_path, builds, monkeypatch):
     ):
         gendata.main("shapes", str(builds), num_walks=2, workers=1)
     assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.npz")} == before
+
+
+def test_pages_of_packages_have_one_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "PATIENCE", 0.2)
+    nothing = PackageDiff(("a.deb", "b.deb"), [], ({}, {}))
+    with held(tmp_path), pytest.raises(UserError, match="another run writes to the folder"):
+        write_pages(nothing, tmp_path)
+    assert not os.listdir(tmp_path)
+    write_pages(nothing, tmp_path)
+    assert os.listdir(tmp_path) == ["index.html"]

@@ -13,12 +13,13 @@ SCRIPTS = ("data.js", "package.js")
 
 def write_pages(diff: PackageDiff, folder: Path) -> None:
     """Write index.html and the pages of the files into a folder; other files there stay."""
-    for file in diff.files:
-        if file.page:
-            with utils.atomic_file(folder / Path(file.page).name, "wb") as out:
-                out.write(Path(file.page).read_bytes())
-    with utils.atomic_file(folder / "index.html") as out:
-        out.write(make_package_page(diff))
+    with utils.one_writer(folder):
+        for file in diff.files:
+            if file.page:
+                with utils.atomic_file(folder / Path(file.page).name, "wb") as out:
+                    out.write(Path(file.page).read_bytes())
+        with utils.atomic_file(folder / "index.html") as out:
+            out.write(make_package_page(diff))
 
 
 def make_package_page(diff: PackageDiff) -> str:
