@@ -615,18 +615,15 @@ def _compiled(losses_of: nn.Module) -> Callable[[dict[str, Tensor]], Losses]:
         except Exception as error:
             if run is losses_of or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
+            message = " ".join(str(error).partition("\n\n")[0].split())  # hints on debugging follow
             progress.write(
-                f"note: torch.compile failed ({type(error).__name__}: {_first_line(error)}); this "
-                "training goes on without it, more slowly"
+                f"note: torch.compile failed ({type(error).__name__}: {message}); this training "
+                "goes on without it, more slowly"
             )
             run = losses_of
             return run(batch)
 
     return compiled
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 class Log:

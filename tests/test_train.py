@@ -1,5 +1,6 @@
 """train.py: settings, exact ends, saving and resuming, several processes."""
 
+import functools
 import json
 import math
 import os
@@ -728,6 +729,29 @@ def test_compiled_training_is_the_plain_one(tmp_path):
     compiled = make_trainer(tmp_path / "compiled", p_drop=0.0, how=("float32", True))
     assert compiled.train() == pytest.approx(plain.train(), rel=1e-5)
     assert torch.allclose(weights(compiled), weights(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiler_that_fails_costs_only_speed(tmp_path, monkeypatch, capsys):
+    """As torch 2.11's did, on a GPU; errors of the model itself are still raised."""
+
+    def failing(graph, inputs):
+        raise AssertionError("no kernel for this")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=failing))
+    trainer = make_trainer(tmp_path / "a", how=("float32", True))
+    trainer.train()
+    notes = [line for line in capsys.readouterr().out.splitlines() if "torch.compile" in line]
+    assert len(notes) == 1  # not one for each step
+    assert "no kernel for this" in notes[0]
+    plain = make_trainer(tmp_path / "b")
+    plain.train()
+    assert torch.equal(weights(trainer), weights(plain))
+
+    def broken(model, batch):
+        raise ValueError("not the compiler's fault")
+
+    with pytest.raises(ValueError, match="not the compiler's fault"):
+        make_trainer(tmp_path / "c", losses=broken, how=("float32", True)).train()
 
 
 def test_bfloat16_rounds_products_and_keeps_weights(tmp_path):
