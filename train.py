@@ -289,7 +289,11 @@ class Trainer:
         losses_of = _Losses(self.model, self.get_losses)
         parallel = nn.parallel.DistributedDataParallel(losses_of) if self.world > 1 else None
         losses_of = parallel or losses_of
-        losses_of = _compiled(losses_of) if self.compile else losses_of
+        if self.compile:
+            # A CUDA graph starts all kernels at once, which small models need. It reuses its
+            # memory; gradients summed over parts or sent to other processes do not allow that.
+            alone = self.device.type == "cuda" and self.world == self.cfg.accumulate == 1
+            losses_of = _compiled(losses_of, "reduce-overhead" if alone else "default")
         unread: list[Losses] = []
         measures: dict[str, float] = {}
         with (
@@ -510,7 +514,7 @@ class Trainer:
                 # DistributedDataParallel averages over processes, but our losses are to be summed.
                 self.scaler.scale(total * self.world).backward()
             for name, loss in losses.items():
-                sums[name] = sums.get(name, 0) + loss.detach()
+                sums[name] = sums.get(name, 0) + loss.detach()  # a copy: CUDA graphs reuse theirs
         return sums
 
     def _gradient_norm(self) -> Tensor:
@@ -602,11 +606,11 @@ class _Losses(nn.Module):
         return self.get_losses(self.model, batch)
 
 
-def _compiled(losses_of: nn.Module) -> Callable[[dict[str, Tensor]], Losses]:
+def _compiled(losses_of: nn.Module, mode: str) -> Callable[[dict[str, Tensor]], Losses]:
     """Return ``losses_of``, compiled; if the compiler fails, say so and go on without it."""
-    # A kernel for each shape of batch. There are few, and kernels for any shape are slower; torch
-    # 2.11 cannot even make them for all our models.
-    run = torch.compile(losses_of, dynamic=False)
+    # Each of the few shapes of batches gets kernels of its own. Kernels for any shape are slower,
+    # and torch 2.11 fails to make them for some of our models.
+    run = torch.compile(losses_of, mode=mode, dynamic=False)
 
     def compiled(batch: dict[str, Tensor]) -> Losses:
         nonlocal run

@@ -5,7 +5,6 @@ Each part starts only if there is time for it; the report says what was left out
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import multiprocessing
@@ -74,7 +73,7 @@ COMPILERS = 2  # processes that help each of them
 ROW_SECONDS = 45  # no group is started with less time than that
 SHAPES = {64: 512, 512: 64}  # examples of so many tokens
 PROFILED = "bert_base 64 x 512: ours, bfloat16"
-LOOP, LOOP_GRAPHS = "training loop, compiled", "training loop, CUDA graphs"
+LOOP = "the whole training loop"
 
 
 def row_of(size: str, length: int, row: str, **dropouts: float) -> tuple[str, tuple]:
@@ -93,7 +92,6 @@ TABLE = dict(
         row_of("base", 512, speed_training.GRAPHS, p_drop_attn=0),
         row_of("base", 512, speed_training.GRAPHS, p_drop_attn=0, p_drop_hidden=0),
         (f"bert_small 256 x 64: {LOOP}", ("small", LOOP)),
-        (f"bert_small 256 x 64: {LOOP_GRAPHS}", ("small", LOOP_GRAPHS)),
         *(
             row_of(size, length, row)
             for size, length in (
@@ -470,9 +468,7 @@ def serve(pipe: Connection, name: str, tiny: bool) -> None:
     try:
         device = utils.get_device()
         work = TABLE[name]
-        measure = (prepare_loop if work[1] in (LOOP, LOOP_GRAPHS) else prepare_step)(
-            name, *work, device, tiny
-        )
+        measure = (prepare_loop if work[1] == LOOP else prepare_step)(name, *work, device, tiny)
         pipe.send("ready")
         pipe.recv()
         pipe.send(measure())
@@ -524,9 +520,7 @@ def prepare_loop(
 ) -> Callable[[], tuple]:
     """Return a function that measures the whole training loop, which draws its batches."""
     loader, sizes = read_loader(CONFIG / f"bert_{size}.json", 8 if tiny else 256, 64, 16)
-    if row == LOOP_GRAPHS:
-        torch.compile = functools.partial(torch.compile, mode="reduce-overhead")
-    place = FOLDER / f"work/{''.join(c for c in row if c.isalnum())}"
+    place = FOLDER / "work/loop"
     how = {"precision": train.best_precision(device), "compile": device.type == "cuda"}
     make_trainer(loader, sizes, device, place, 5 if tiny else 40, **how).train()
 

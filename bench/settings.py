@@ -223,7 +223,7 @@ def run(
         f"{steps * costs[REFERENCE]:.0f} s of processor time each; held out {text.split.rule}; "
         f"{text.searches:,} searches; bags of words find {text.recall(text.bags()):.1%}",
         f"{'':38}{'steps':>6}{'seeds':>6}"
-        + "".join(f"{name:>22}" for name in [*(name for name, *_ in MEASURED), FOUND]),
+        + "".join(f"{name:>24}" for name in [*(name for name, *_ in MEASURED), FOUND]),
     ]
     for row in chosen:
         values = [
@@ -235,7 +235,7 @@ def run(
             lines.append(
                 f"{row:38}{of_row[row]:6}{len(values):6}"
                 + "".join(
-                    f"{f'{np.mean(v):.1%} ({np.min(v):.1%}-{np.max(v):.1%})':>22}"
+                    f"{f'{np.mean(v):.1%} ({np.min(v):.1%}-{np.max(v):.1%})':>24}"
                     for v in zip(*values, strict=True)
                 )
             )
