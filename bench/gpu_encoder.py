@@ -18,7 +18,8 @@ import tarfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import torch
 
@@ -85,7 +86,12 @@ def pack(
         raise utils.UserError(f"that is more than {most} MB")
 
 
-def train(out: str = "gpu/out", minutes: float = 3.0, rows: str = " ".join(ROWS)) -> None:
+def train(
+    out: str = "gpu/out",
+    minutes: float = 3.0,
+    rows: str = " ".join(ROWS),
+    train_cfg: str = str(ROOT / encoder_train.train_cfg),
+) -> None:
     """Train all rows at the same time.
 
     Parameters
@@ -96,13 +102,15 @@ def train(out: str = "gpu/out", minutes: float = 3.0, rows: str = " ".join(ROWS)
         How long to train.
     rows : str
         Which rows, with blanks between.
+    train_cfg : str
+        Words, model and rates; the stages are the rows'.
     """
     end = time.monotonic() + 60 * minutes
     packed = json.loads((PLACE / "list.json").read_text())
     parts = [(tuple(b), load_part(PLACE / f"{i}.npz")) for i, b in enumerate(packed["builds"])]
     corpus = join_parts(p for p in parts if p[0][0] not in VALIDATION)
     held_out = join_parts(p for p in parts if p[0][0] in VALIDATION)
-    cfg = utils.read_config(encoder_train.Config, encoder_train.train_cfg)
+    cfg = utils.read_config(encoder_train.Config, train_cfg)
     read = encoder_train.prepare(cfg, corpus, held_out)
     for inputs in (read.data.inputs, read.judge.inputs):
         for view in VIEWS:

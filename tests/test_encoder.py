@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,10 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors import safe_open
+
+sys.path.append(str(ROOT / "bench"))
+
+import gpu_encoder
 
 import utils
 from encoder import corpus as corpora
@@ -359,6 +364,34 @@ def test_the_command_trains_and_goes_on(builds, corpus, small, tmp_path, monkeyp
     assert card["builds"] == "3"
     assert "recall_all" in card["validation"]
     assert read_encoder("a").calibration.scale > 0
+
+
+def test_rows_are_packed_and_trained_at_once(builds, corpus, small, tmp_path, monkeypatch):
+    """Both seeds of a row have the same number of steps, and other weights."""
+    for build in ("O0", "O1", "O2"):
+        (tmp_path / f"b/shapes-1.0-{build}").mkdir(parents=True)
+        shutil.copy(builds / build / "shapes", tmp_path / f"b/shapes-1.0-{build}")
+    for level, build in (("O0", "O0"), ("O3", "O3-noplt")):
+        (tmp_path / f"b/{VALIDATION[0]}-bookworm-{level}").mkdir()
+        shutil.copy(builds / build / "shapes", tmp_path / f"b/{VALIDATION[0]}-bookworm-{level}")
+    stage = dict(seed=0, batch_size=16, lr=1e-3, words_lr=1e-3, n_epochs=99, warmup=0.5)
+    stage |= dict(name="same", save_steps=4, total_steps=4, objectives={"same": 1.0})
+    cfg = dict(words=500, model=dataclasses.asdict(small), stages=[stage])
+    (tmp_path / "cfg.json").write_text(json.dumps(cfg))
+    monkeypatch.chdir(tmp_path)
+    gpu_encoder.pack("b", str(corpus.output))
+    train = ["train", "--train_cfg", "cfg.json", "--minutes", "0.01", "--rows", "few-labels"]
+    # A fork of this process could hang: torch has started threads.
+    subprocess.run([sys.executable, ROOT / "bench/gpu_encoder.py", *train], check=True)
+    gpu_encoder.unpack(to="models")
+    first, second = (
+        read_encoder(tmp_path / f"models/few-labels-seed{i}.safetensors") for i in "01"
+    )
+    assert first.identity != second.identity
+    said = [(tmp_path / f"models/few-labels-seed{i}.txt").read_text() for i in "01"]
+    steps = [re.search(r"a step; (.*) steps", text)[1] for text in said]
+    assert steps == ["[8, 8]", "[8, 8]"]
+    assert all("recall_body" in text for text in said)
 
 
 def test_unknown_objectives_are_refused():
