@@ -5,6 +5,7 @@ The patterns match lines of an analysis as capstone writes them: mnemonic, space
 
 import dataclasses
 import re
+from typing import Any
 
 
 def _mnemonics(pattern: str) -> re.Pattern[str]:
@@ -214,11 +215,11 @@ _BIG = {
 }
 
 
-def processor_of(arch) -> str | None:
+def processor_of(arch: Any) -> str | None:
     """Return LLVM's name of one of angr's processors; None if it is not in ARCHITECTURES."""
     return (_LITTLE if arch.memory_endness == "Iend_LE" else _BIG).get(arch.name)
 
 
-def architecture_of(arch) -> Architecture:
+def architecture_of(arch: Any) -> Architecture:
     """Return the family of one of angr's processors."""
-    return ARCHITECTURES[processor_of(arch)]
+    return ARCHITECTURES[str(processor_of(arch))]

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def _key(sha256: str, analysis: Analysis, f: int) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _project(path: str):
+def _project(path: str) -> Any:
     """Load a file, and keep it for the worker's next functions."""
     import angr
 

@@ -75,7 +75,7 @@ def slices(content: bytes) -> dict[str, tuple[int, int]]:
     size = struct.calcsize(form)
     if not 0 < count < MANY_SLICES or len(content) < 8 + count * size:
         return {}
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
     for i in range(count):
         kind, _, offset, length, *_ = struct.unpack_from(form, content, 8 + i * size)
         found.setdefault(OF_MACHO.get(kind, f"processor {kind:#x}"), (offset, length))
@@ -91,12 +91,12 @@ def processors(content: bytes) -> list[str]:
         return [name] if name else []
     if content[:4] in MACHO and len(content) >= 8:
         order = "<" if content[3] == 0xFE else ">"
-        name = OF_MACHO.get(struct.unpack_from(f"{order}I", content, 4)[0])
+        name = OF_MACHO.get(struct.unpack_from(f"{order}I", content, 4)[0], "")
         return [name] if name else []
     if content[:2] == b"MZ" and len(content) >= 64:
         (place,) = struct.unpack_from("<I", content, 60)
         if content[place : place + 4] == b"PE\0\0" and len(content) >= place + 6:
-            name = OF_PE.get(struct.unpack_from("<H", content, place + 4)[0])
+            name = OF_PE.get(struct.unpack_from("<H", content, place + 4)[0], "")
             return [name] if name else []
     return list(slices(content))
 

@@ -6,9 +6,10 @@ another. So each table is cut where the next one begins.
 """
 
 import itertools
+from typing import Any
 
 
-def cut_tables(cfg) -> None:
+def cut_tables(cfg: Any) -> None:
     """Remove the edges of an angr graph for entries behind the end of a jump table."""
     tables = sorted(
         (table.jumptable_addr, table.jumptable_entry_size, block, table.jumptable_entries)

@@ -2,6 +2,7 @@
 
 import functools
 from collections import defaultdict
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def normal_line(line: str, marks: tuple[tuple[int, str], ...] = ()) -> str:
     return f"{mnemonic} {operands}" if operands else mnemonic
 
 
-def numbered(*sides: list[tuple]) -> list[np.ndarray]:
+def numbered(*sides: Iterable[Hashable]) -> list[np.ndarray]:
     """Return a number for each item; equal items get the same number on all sides."""
-    number: dict[tuple, int] = {}
+    number: dict[Hashable, int] = {}
     return [np.array([number.setdefault(x, len(number)) for x in side]) for side in sides]

@@ -44,7 +44,7 @@ def pairs_by_texts(codes: tuple[Features, Features], anchors: np.ndarray) -> np.
     """
     old, new = (_used_once(code) for code in codes)
     votes = Counter((old[text], new[text]) for text in old.keys() & new.keys())
-    total = [Counter(), Counter()]
+    total: list[Counter[int]] = [Counter(), Counter()]
     for pair, count in votes.items():
         for side in (0, 1):
             total[side][pair[side]] += count
@@ -57,10 +57,10 @@ def pairs_by_texts(codes: tuple[Features, Features], anchors: np.ndarray) -> np.
     return np.array(sorted(found), np.int64).reshape(-1, 2)
 
 
-def _used_once(code: Features) -> dict[str, int]:
+def _used_once(code: Features) -> dict[bytes, int]:
     """Return text -> the function that alone uses it."""
     analysis = code.analysis
-    users: dict[str, int] = {}
+    users: dict[bytes, int] = {}
     functions = analysis.function[analysis.string_block].tolist()
     for text, f in zip(analysis.string, functions, strict=True):
         if len(text) >= TEXT:

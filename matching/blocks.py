@@ -36,7 +36,7 @@ def match_blocks(first: Features, second: Features, functions: Matches) -> Match
     words = _weighed_blocks(first, second, functions)
     edges = [_flow(code.analysis) for code in (first, second)]
     forms = numbered(first.forms, second.forms)
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    found: list[tuple[np.ndarray, ...]] = []
     for f, g in zip(functions.a.tolist(), functions.b.tolist(), strict=True):
         a, b = first.blocks[f], second.blocks[g]
         if np.array_equal(forms[0][a], forms[1][b]):  # the same code from beginning to end
@@ -138,7 +138,9 @@ def _flow(analysis: Analysis) -> scipy.sparse.csr_matrix:
     return scipy.sparse.csr_matrix((ones, (source[inside], target[inside])), (n, n))
 
 
-def _match(a, b, words, forms, edges, threshold) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _match(
+    a: np.ndarray, b: np.ndarray, words: list, forms: list, edges: list, threshold: float
+) -> tuple[np.ndarray, ...]:
     """Match the blocks a of the first binary with the blocks b of the second."""
     from scipy.optimize import linear_sum_assignment  # here, because the import takes half a second
 
@@ -199,7 +201,7 @@ def _depths(behind: scipy.sparse.csr_matrix, before: scipy.sparse.csr_matrix) ->
     """Return the distances of each block from the first one and from the exits, 0..1."""
     last = np.flatnonzero(_degrees(behind) == 0)
     if not len(last):  # an endless loop
-        last = [behind.shape[0] - 1]
+        last = np.array([behind.shape[0] - 1])
     found = []
     for edges, start in ((behind, [0]), (before, last)):
         distance = dijkstra(edges, indices=start, unweighted=True, min_only=True)

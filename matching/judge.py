@@ -100,7 +100,7 @@ class Judge:
 
     # ------------------------------------------------------------------------------ code
 
-    def _same_code(self, source, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    def _same_code(self, source: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Compare blocks x and y, to which blocks ``source`` of the first refer (-1: data does)."""
         f, g = self.function[0][x], self.function[1][y]
         inside = (source >= 0) & (self.function[0][np.maximum(source, 0)] == f)
@@ -162,7 +162,9 @@ class Judge:
         section = places.section_of(addresses)
         return (section >= 0) & places.analysis.data_constant[section]
 
-    def _match_variables(self, pairs, numbers, which, users) -> np.ndarray:
+    def _match_variables(
+        self, pairs: np.ndarray, numbers: np.ndarray, which: np.ndarray, users: np.ndarray
+    ) -> np.ndarray:
         """Match variables one to one, by how many functions use both in the same place.
 
         Parameters

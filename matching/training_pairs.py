@@ -91,7 +91,7 @@ def pairs_of(
     both = list(itertools.combinations(codes, 2))
     chosen = sorted(rng.permutation(len(both))[:limit].tolist())
     pairs = [both[i] if n % 2 else both[i][::-1] for n, i in enumerate(chosen)]
-    return [make_pair(program, *pair, fitted) for pair in pairs]
+    return [make_pair(program, old, new, fitted) for old, new in pairs]
 
 
 def make_pair(program: str, first: Features, second: Features, fitted: Encoder) -> Pair:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # No deadline: a test must not fail because the machine is busy.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+
+def pytest_xdist_auto_num_workers():
+    """Start one process more than there are CPUs, because some tests only wait for others."""
+    return os.cpu_count() + 1
 
 
 def run_script(cwd, script, *arguments):

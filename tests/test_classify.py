@@ -331,10 +331,6 @@ def test_a_start_without_sizes_or_vocabulary(tmp_path, pretrained):
 # The script
 
 
-def run(cwd, *arguments):
-    return run_script(cwd, "classify.py", *arguments)
-
-
 @pytest.fixture(scope="module")
 def trained(pretrained, tmp_path_factory):
     """A folder with a trained classifier: "same" means that both texts contain a call, or none."""
@@ -357,7 +353,7 @@ def trained(pretrained, tmp_path_factory):
     (folder / "cfg.json").write_text(json.dumps(cfg))
     arguments = ["--train_cfg", "cfg.json", "--data_file", "train.tsv", "--save_dir", "out"]
     arguments += ["--pretrain_file", pretrained[0] / "model_steps_7.pt", "--eval_file", "test.tsv"]
-    return folder, arguments, run(folder, *arguments)
+    return folder, arguments, run_script(folder, "classify.py", *arguments)
 
 
 def test_a_fine_tuned_model_is_a_start_too(trained):
@@ -372,7 +368,7 @@ def test_a_fine_tuned_model_is_a_start_too(trained):
     assert (start.max_len, list(start.tokenizer.vocab)) == (16, VOCAB)
 
 
-def test_training_learns(trained):
+def test_training_learns(trained, monkeypatch, capsys):
     folder, arguments, (code, out, err) = trained
     assert (code, err) == (0, "")
     assert "600 examples, 2 labels; steps 0 to 228 of 32 x 16 tokens" in out
@@ -380,8 +376,9 @@ def test_training_learns(trained):
     names = {path.name for path in (folder / "out").iterdir()}
     models_saved = {f"model_steps_{k}.pt" for k in (100, 200, 228)}
     assert names == {*models_saved, "last.pt", "model.json", "runs", "vocab.txt"}
-    code, out, _ = run(folder, *arguments)
-    assert code == 0
+    monkeypatch.chdir(folder)
+    assert typed(classify.main, *arguments) == 0
+    out = capsys.readouterr().out
     assert out.startswith("the training in out is finished; --resume False repeats it\n")
     assert "model out/model_steps_228.pt; measure it" in out
 
@@ -407,18 +404,13 @@ def test_killed_training_goes_on_to_the_same_model(trained, monkeypatch, capsys)
         assert (folder / "killed" / name).read_bytes() == (folder / "out" / name).read_bytes()
 
 
-def test_evaluation(trained):
+def test_evaluation(trained, monkeypatch, capsys):
     folder, _, _ = trained
-    code, out, err = run(
-        folder,
-        "--mode",
-        "eval",
-        "--model_file",
-        "out/model_steps_228.pt",
-        "--data_file",
-        "test.tsv",
-    )
-    assert (code, err) == (0, "")
+    monkeypatch.chdir(folder)
+    model = ["--model_file", "out/model_steps_228.pt"]
+    assert typed(classify.main, "--mode", "eval", *model, "--data_file", "test.tsv") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
     rows = [
         line.split("\t") for line in (folder / "out/test_predictions.tsv").read_text().splitlines()
     ]
@@ -439,19 +431,20 @@ def test_evaluation(trained):
     assert lines[-2].split() == ["different", *map(str, table[0])]
 
 
-def test_prediction_without_labels(trained):
+def test_prediction_without_labels(trained, monkeypatch, capsys):
     folder, _, _ = trained
+    monkeypatch.chdir(folder)
     write(folder / "new.tsv", "text_b\ttext_a\nmov push push mov\tmov reg8 mov push call\n")
     arguments = ["--model_file", "out/model_steps_228.pt", "--data_file", "new.tsv"]
-    code, out, err = run(folder, "--mode", "predict", *arguments)
-    assert (code, err) == (0, "")
+    assert typed(classify.main, "--mode", "predict", *arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
     assert out.endswith("new_predictions.tsv: 1 predictions\n")
     rows = (folder / "out/new_predictions.tsv").read_text().splitlines()
     assert rows[0] == "prediction\tp(different)\tp(same)"
     assert rows[1].startswith("different\t")
-    code, out, err = run(folder, "--mode", "eval", *arguments)
-    assert code == 1
-    assert err.startswith("error: new.tsv:1: no column 'label' in the header")
+    assert typed(classify.main, "--mode", "eval", *arguments) == 1
+    assert capsys.readouterr().err.startswith("error: new.tsv:1: no column 'label' in the header")
 
 
 def test_mistakes(trained, pretrained, monkeypatch, capsys):
@@ -532,10 +525,9 @@ def test_a_new_task_is_one_class(pretrained, tmp_path, monkeypatch, capsys):
     assert json.loads(Path("out-called/table_metrics.json").read_text())["accuracy"] > 0.95
 
 
-def test_an_unknown_task_names_those_there_are(tmp_path):
-    code, _, err = run(tmp_path, "--task", "nothing")
-    assert code == 2
-    assert "--task nothing: the tasks are mrpc, mnli, samefunc" in err
+def test_an_unknown_task_names_those_there_are(capsys):
+    assert typed(classify.main, "--task", "nothing") == 2
+    assert "--task nothing: the tasks are mrpc, mnli, samefunc" in capsys.readouterr().err
 
 
 def test_mnli_rows_without_an_agreed_label_are_left_out_and_counted(tmp_path, capsys):

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, typed
 
 import diff
 from matching.changes import STATUS
@@ -38,18 +38,14 @@ def test_command_line(builds, tmp_path):
 
 
 @pytest.mark.parametrize("which", ["missing", "text"])
-def test_mistakes_are_one_sentence(builds, tmp_path, which):
+def test_mistakes_are_one_sentence(builds, tmp_path, monkeypatch, capsys, which):
     (tmp_path / "text").write_text("no program")
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "diff.py"), str(builds / "O1" / "shapes"), which],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 1
-    assert run.stderr.startswith("error: ")
-    assert which in run.stderr
-    assert "Traceback" not in run.stderr
+    monkeypatch.chdir(tmp_path)
+    assert typed(diff.main, builds / "O1" / "shapes", which) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert which in err
+    assert err.count("\n") == 1
 
 
 def test_a_flag_that_would_be_ignored_is_refused(builds):

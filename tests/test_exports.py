@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from conftest import run_script
+from conftest import typed
 
 import diff
 from binary.demangle import brief, demangle
@@ -96,18 +96,19 @@ def test_binaries_are_compared_from_python(builds, patched_file, tmp_path):
         ("patched", None, 0),
     ],
 )
-def test_exit_code_and_last_line(builds, patched_file, tmp_path_factory, which, fail_on, code):
+def test_exit_code_and_last_line(
+    builds, patched_file, tmp_path_factory, capsys, which, fail_on, code
+):
     old = builds / "O1" / "shapes"
     asked = ["--fail_on", fail_on] if fail_on else []
     folder = tmp_path_factory.getbasetemp() / "shared-output"
-    done = run_script(
-        folder.parent, "diff.py", old, old if which == "same" else patched_file, *asked,
-        "--outputDir", folder, "--markdown", folder.parent / "m.md",
-    )  # fmt: skip
-    assert done[0] == code, done
-    last = done[1].splitlines()[-1]
+    written = folder.parent / "m.md"
+    new = old if which == "same" else patched_file
+    outputs = ["--outputDir", folder, "--markdown", written]
+    assert typed(diff.main, old, new, *asked, *outputs) == code
+    last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("verdict: identical" if which == "same" else "verdict: ")
-    assert last.removeprefix("verdict: ") in (folder.parent / "m.md").read_text()
+    assert last.removeprefix("verdict: ") in written.read_text()
 
 
 HOSTILE = ["a|b", "`code` <b>", "\\| x", "<script>alert(1)</script>", "x\n# title", "[a](http://b)"]

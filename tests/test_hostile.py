@@ -258,7 +258,7 @@ def test_mutants(odd, tmp_path):
         files[str(i)] = file
     before = snapshot(tmp_path / "binaries")
     jobs = ((key, (str(file), tmp_path / "output" / key)) for key, file in files.items())
-    limits = {"time_limit": 20, "memory_limit": 2}  # some jobs exceed them
+    limits = {"time_limit": 8, "memory_limit": 2}  # some jobs exceed them
     errors = dict(in_processes(analyse_one, jobs, len(files), 2, "mutants", **limits))
     assert errors.keys() == files.keys()
     assert errors[str(N_MUTANTS)] is None  # the pool still works at the end

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, typed
 from safetensors import safe_open
 
 import utils
@@ -28,7 +28,7 @@ from matching.networks import (
     train_networks,
     train_similarity,
 )
-from matching.train import measure
+from matching.train import main, measure
 from matching.training_pairs import NONE, UNKNOWN, make_pair
 
 
@@ -172,6 +172,7 @@ def test_words_of_one_program_alone_are_not_learned(codes, cfg):
 
 @pytest.fixture(scope="module")
 def trained(builds, tmp_path_factory):
+    """A folder with two equal trainings, one of them by the command, and what the command said."""
     folder = tmp_path_factory.mktemp("trained")
     cfg = json.loads((ROOT / "config/contrast.json").read_text()) | {
         "n_epochs": 3,
@@ -179,32 +180,23 @@ def trained(builds, tmp_path_factory):
         "words": 2048,
     }
     (folder / "cfg.json").write_text(json.dumps(cfg))
-    runs = []
-    for to in ("a.safetensors", "b.safetensors"):
-        arguments = [
-            "--path",
-            f"{builds},{builds}",  # the same builds again count once
-            "--held_out",
-            "nothing",
-            "--train_cfg",
-            "cfg.json",
-            "--to",
-            to,
-        ]
-        runs.append(
-            subprocess.run(
-                [sys.executable, "-m", "matching.train", *map(str, arguments)],
-                cwd=folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-            )
-        )
-    return folder, runs
+    arguments = ["--path", f"{builds},{builds}"]  # the same builds again count once
+    arguments += ["--held_out", "nothing", "--train_cfg", "cfg.json", "--to"]
+    run = subprocess.run(
+        [sys.executable, "-m", "matching.train", *arguments, "a.safetensors"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert typed(main, *arguments, "b.safetensors") == 0
+    return folder, run
 
 
 def test_training_writes_networks_and_their_card(trained):
-    folder, (run, _) = trained
+    folder, run = trained
     assert run.returncode == 0, run.stderr
     assert "pairs of builds of: shapes (5 builds)" in run.stdout
     model = read_model(folder / "a.safetensors")
@@ -219,12 +211,6 @@ def test_training_is_deterministic(trained):
     assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
 
 
-def test_nothing_to_learn_from(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-m", "matching.train", "--path", str(tmp_path / "none")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 1
-    assert run.stderr.startswith(f"error: no builds under {tmp_path / 'none'}")
+def test_nothing_to_learn_from(tmp_path, capsys):
+    assert typed(main, "--path", tmp_path / "none") == 1
+    assert capsys.readouterr().err.startswith(f"error: no builds under {tmp_path / 'none'}")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 
 from features.extract import Features
-from matching.changes import CHANGED, IDENTICAL, ORDER, STATUS, Diff, describe
+from matching.changes import CHANGED, IDENTICAL, ORDER, STATUS, Diff
 from matching.exports.records import Function, FunctionMatch, function_matches
 from matching.pseudo import COME, GONE, SAME, PseudoDiff, Sides
 from terminal.escape import markdown_text
@@ -48,8 +48,8 @@ def as_markdown(
         if len(shown) > top:
             lines += ["", f"{len(shown) - top:,} more are not listed."]
     for sides, found in (pseudo or {}).items():
-        old, new = (describe(code, f) for code, f in zip(codes, sides, strict=True))
-        lines += ["", f"## {markdown_text(old['name'])} → {markdown_text(new['name'])}", ""]
+        names = (code.analysis.function_name[f] for code, f in zip(codes, sides, strict=True))
+        lines += ["", f"## {' → '.join(map(markdown_text, names))}", ""]
         lines += _pseudo_lines(found)
     return "\n".join(lines) + "\n"
 

@@ -74,7 +74,7 @@ def as_csv(diff: PackageDiff) -> str:
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerow(["old file", "new file", *CSV_COLUMNS])
     for file, match in diff.functions():
-        names = [csv_cell(side.name) for side in file.pair[:2]]
+        names = [csv_cell(side.name if side else "") for side in file.pair[:2]]
         writer.writerow([*names, *csv_cells(match)])
     return out.getvalue()
 

@@ -35,6 +35,11 @@ class FilePair(NamedTuple):
     new: Member | None
     how: str
 
+    @property
+    def name(self) -> str:
+        """Its name in OLD; in NEW if it exists only there."""
+        return next(member.name for member in self[:2] if member)
+
 
 def without_versions(name: str) -> str:
     """Return a name with versions and hashes replaced by #.
@@ -83,7 +88,7 @@ def pair_files(old: list[Member], new: list[Member]) -> list[FilePair]:
         take(a, b, "texts")
     pairs += [FilePair(m, None, "") for m in left[0].values()]
     pairs += [FilePair(None, m, "") for m in left[1].values()]
-    return sorted(pairs, key=lambda pair: (pair.old or pair.new).name)
+    return sorted(pairs, key=lambda pair: pair.name)
 
 
 def _grouped(members: Iterable[Member], key: Callable[[Member], object]) -> dict:

@@ -94,8 +94,7 @@ class Listing:
         """
         targets = [self._target(block, t) for t in self.leads_to[block]]
         number = NUMBER.search(text)
-        direct = number and text.endswith(number[0]) and "[" not in text
-        if direct:
+        if number and text.endswith(number[0]) and "[" not in text:
             address = int(number[0], 16)
             away = [t for t in targets if t[0] in "fi"]
             near = [t for t in targets if t[0] == "b" and int(t[1], 16) & ~1 == address & ~1]
@@ -141,7 +140,8 @@ def shorten(text: str) -> str:
 
 def _line(text: str, named: list[tuple[int, list]]) -> list:
     """Put references in place of their addresses, or else behind the instruction."""
-    inside, behind = [], []
+    inside: list[tuple[re.Match, list]] = []
+    behind: list = []
     for address, reference in named:
         places = [m for m in NUMBER.finditer(text) if int(m[0], 16) == address]
         places = places or list(RELATIVE.finditer(text))

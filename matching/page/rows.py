@@ -43,13 +43,13 @@ class Rows:
             for place, block in enumerate(side.code.blocks[f].tolist() if f >= 0 else []):
                 if block not in self.partner[which]:
                     continue
-                found, same = self.partner[which][block]
+                found, equal = self.partner[which][block]
                 function = int(other.code.analysis.function[found])
                 if function != functions[1 - which]:
-                    away.append([which, place, function, other.address(found), int(same)])
+                    away.append([which, place, function, other.address(found), int(equal)])
                 elif which == 0:
-                    pairs.append([place, other.place[found], int(same)])
-        graphs = [[None, None], [None, None]]
+                    pairs.append([place, other.place[found], int(equal)])
+        graphs: list[list[dict | None]] = [[None, None], [None, None]]
         for which, side in enumerate(self.sides):
             if draws and blocks[which]:
                 same = {pair[which] for pair in pairs if pair[2]}
