@@ -3,12 +3,12 @@
     python bench/edits.py
 
 A small program is built as it is, and once for each of a dozen edits: a constant, a callee, a
-comparison, a table, a string, a field's offset, an instruction more. The edited function must be
-"changed" and lead the list. The same objects are also linked with one more file in front, and with
-their functions shuffled, and stripped: there all functions must be "identical" but the new ones.
-And each program is compared with itself. Nothing of all this is run.
+comparison, a table, a string, a field's offset, an added instruction. The edited function must be
+"changed" and come first in the list. The same objects are also linked with another file in front,
+with shuffled functions, and stripped; then all functions except new ones must be "identical". Each
+program is also compared with itself. None of the programs is run.
 
-The package ziglang brings the compiler (clang) and the linker (lld) for all processors.
+The package ziglang contains a compiler (clang) and a linker (lld) for all processors.
 """
 
 import datetime
@@ -36,7 +36,7 @@ from terminal.command_line import command_line
 
 HERE = Path(__file__).resolve().parent
 ZIG = [sys.executable, "-m", "ziglang"]
-PROCESSORS = {  # name -> what clang calls it
+PROCESSORS = {  # name -> clang's name
     "x86-64": "x86_64-linux-musl",
     "i386": "x86-linux-musl",
     "AArch64": "aarch64-linux-musl",
@@ -55,7 +55,7 @@ PROCESSORS = {  # name -> what clang calls it
 FLAGS = ["-ffunction-sections", "-fno-sanitize=all", "-fno-stack-protector", "-w"]
 KINDS = {"position-independent": ("-fPIC", "-pie"), "fixed": ("-fno-PIC", "-no-pie")}
 EDIT = re.compile(r"EDIT == (\d+) /\* (\w+): ([^*]+) \*/")
-NEW = {"version_banner"}  # what edits_pad.c brings
+NEW = {"version_banner"}  # functions of edits_pad.c
 
 
 class Edit(NamedTuple):
@@ -83,7 +83,7 @@ class Programs(NamedTuple):
 
 
 def edits() -> list[Edit]:
-    """Return the edits that edits.c knows, by number."""
+    """Return the edits in edits.c, by number."""
     found = EDIT.findall((HERE / "edits.c").read_text())
     return sorted(Edit(int(number), function, what) for number, function, what in found)
 
@@ -106,9 +106,9 @@ def main(
     level : str
         Optimisation level.
     work : str
-        Where programs and analyses are kept. Default: a temporary folder.
+        Folder for programs and analyses. Default: a temporary folder.
     workers : int
-        Processes that analyse.
+        Number of processes that analyse.
     """
     for given, known in ((processors, PROCESSORS), (kinds, KINDS)):
         if unknown := set(given.split(",")) - set(known):
@@ -135,7 +135,7 @@ def main(
 def build(
     folder: Path, processor: str, kind: str, level: str = "O2", numbers: Iterable[int] = ()
 ) -> Programs:
-    """Build the programs of a processor that are not there yet; numbers: only these edits."""
+    """Build the missing programs of a processor; ``numbers``: only these edits."""
     folder.mkdir(parents=True, exist_ok=True)
     target = ["-target", PROCESSORS[processor], f"-{level}", *FLAGS]
     compiler_flag, linker_flag = KINDS[kind]
@@ -189,7 +189,7 @@ def link(out: Path, items: list[Path], *flags: str) -> None:
 
 
 def run(command: list[str]) -> None:
-    """Run a command; raise a UserError that says what it said if it fails."""
+    """Run a command; raise a UserError with its output if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise utils.UserError(f"{' '.join(command[2:4])} failed: {done.stderr.strip()[-300:]}")
@@ -218,7 +218,7 @@ def names(code: Features, f: int) -> str:
 
 
 def found(diff: Diff, codes: tuple[Features, Features], function: str) -> tuple[bool, int]:
-    """Return whether a function is changed and leads the list, and how many others differ."""
+    """Return whether a function is changed and comes first, and how many others differ."""
     rows = [row for row in diff.functions if STATUS[row["status"]] != "identical"]
     ours = [(names(codes[0], row["sides"][0]), names(codes[1], row["sides"][1])) for row in rows]
     leads = bool(rows) and STATUS[rows[0]["status"]] == "changed" and function in ours[0]
@@ -226,7 +226,7 @@ def found(diff: Diff, codes: tuple[Features, Features], function: str) -> tuple[
 
 
 def statuses(diff: Diff, codes: tuple[Features, Features], *wanted: str) -> tuple[int, int]:
-    """Return how many functions have one of the wanted statuses, of how many both programs have."""
+    """Return how many functions have a wanted status, and how many are in both programs."""
     rows = [row for row in diff.functions if names(codes[1], row["sides"][1]) not in NEW]
     return sum(STATUS[row["status"]] in wanted for row in rows), len(rows)
 

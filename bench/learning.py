@@ -1,16 +1,16 @@
-"""Does pre-training learn? BERT beside simple models of the same text, on held-out programs.
+"""Does pre-training learn? Compare BERT with simple models of the same text, on held-out programs.
 
     python bench/learning.py --path DIR     # DIR/<build>/<program>; three seeds, 3 minutes each
     python bench/learning.py picture        # the curves of the training in out/, as SVG
     python bench/learning.py next --model_file out/model_steps_3000.pt    # next sentence alone
 
-Runs the main line in a folder of its own (a second time, only what changed), with both of BERT's
-objectives, then measures all on the very same examples of the programs that gendata.py holds out.
-Masked LM: always the commonest token; a 5-gram model with backoff, which sees the four true tokens
-to the left. Next sentence: logistic regression on the lengths and bags of tokens of both segments
-and on what the bags share, at the best of three strengths of regularisation, chosen on the held-out
-examples themselves. To see what the model goes by, it answers again with parts of the text hidden
-from it, and with each segment's tokens in random order.
+Runs the whole pipeline in a separate folder (a second run repeats only what changed) with both of
+BERT's objectives, then measures all models on the same examples of the programs that gendata.py
+holds out. Masked LM: always the most common token; a 5-gram model with backoff, which sees the four
+true tokens to the left. Next sentence: logistic regression on the lengths and bags of tokens of
+both segments and on their common tokens, with the best of three strengths of regularisation,
+chosen on the held-out examples themselves. To find out what the model's answers depend on, it
+answers again with parts of the text hidden, and with each segment's tokens in random order.
 """
 
 import datetime
@@ -39,8 +39,8 @@ from tokenization import CorpusTokenizer
 
 TRAINING_BATCHES = 1500  # of 64 pairs, for the logistic regression
 REGULARISATION = (1e-6, 1e-5, 1e-4)
-BORDER = 8  # tokens on either side of the border between two segments
-BATCHES = 64  # of held-out examples
+BORDER = 8  # tokens on each side of the border between two segments
+BATCHES = 64  # number of batches of held-out examples
 
 
 def main(
@@ -58,13 +58,13 @@ def main(
     path : str
         Builds, as for gendata.py.
     biname : str
-        The programs' names; of three or more, some are held out.
+        The programs' names; if there are three or more, some are held out.
     steps : int
-        Of each training; its other settings are those of config/pretrain.json.
+        Steps of each training; the other settings are those of config/pretrain.json.
     seeds : int
-        Trainings, of which mean, least and most are printed.
+        Number of trainings; mean, minimum and maximum are printed.
     work : str
-        Where everything is made.
+        Folder for all results.
     plot : str
         The picture to draw, .svg.
     """
@@ -135,12 +135,12 @@ def main(
 
 
 def next_sentence(model_file: str) -> None:
-    """Print what a trained model goes by when it says which segment follows.
+    """Print on which parts of the text a model's answers to "does B follow A?" depend.
 
     Parameters
     ----------
     model_file : str
-        Of a training with next sentence; its corpus has to be where it was.
+        A model trained with next sentence; its corpus must still be in the same place.
     """
     model, info, tokenizer = checkpoint.load_pretrained(model_file)
     text = HeldOut(info, tokenizer)
@@ -151,7 +151,7 @@ def next_sentence(model_file: str) -> None:
 
 
 class HeldOut:
-    """A model's corpus: held-out batches, and what is trained on.
+    """A model's corpus: its training part, and batches of the held-out part.
 
     Parameters
     ----------
@@ -178,12 +178,12 @@ class HeldOut:
 
 
 def picture(save_dir: str = "out", plot: str = "out-learning/learning.svg") -> None:
-    """Draw the curves of one training that was done with --check, as `make train` does it.
+    """Draw the curves of a training with --check, such as that of `make train`.
 
     Parameters
     ----------
     save_dir : str
-        Of the training.
+        Folder of the training.
     plot : str
         The picture to draw, .svg.
     """
@@ -193,7 +193,7 @@ def picture(save_dir: str = "out", plot: str = "out-learning/learning.svg") -> N
 
 
 def curve(save_dir: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Return a training's log: steps and values of its losses, and of held-out measures."""
+    """Return a training's log: steps and values of losses and held-out measures."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = EventAccumulator(str(save_dir / "runs")).Reload()
@@ -203,7 +203,7 @@ def curve(save_dir: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def draw(curves: list[dict], measures: dict[str, float], file: Path) -> None:
-    """Draw each seed's curves beside what ``measures`` has of peers; the same bytes each time."""
+    """Draw each seed's curves and the peers in ``measures``; equal inputs give equal bytes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -242,7 +242,7 @@ VIEWS = ("all", f"{BORDER} tokens on each side of the border", "all but these", 
 
 @torch.inference_mode()
 def next_accuracy(model: torch.nn.Module, batches: list[dict], view: str) -> float:
-    """Return the share of right answers when the model sees a part of the text, a `VIEWS`."""
+    """Return the share of right answers if the model sees only a part of the text (see `VIEWS`)."""
     rng = np.random.default_rng(0)
     right = []
     for batch in batches:
@@ -285,7 +285,7 @@ def bag_accuracy(text: HeldOut) -> tuple[float, float]:
 
 
 def bags(batch: dict, vocab_size: int) -> scipy.sparse.csr_matrix:
-    """Return lengths, bag of A, bag of B, and what they share, of each pair (masked as it is)."""
+    """Return lengths, bag of A, bag of B and their common tokens for each pair, with its masks."""
     rows = np.arange(len(batch["is_next"]))[:, None]
     sides = []
     ordinary = batch["input_ids"] >= 5

@@ -1,14 +1,13 @@
-"""How many library functions of a stripped program does an index name, and how many rightly?
+"""How many library functions of a stripped program does an index name, and how many correctly?
 
     python search.py index --index_dir index-musl libc.so      # a library with symbols
     python bench/names.py --program lua-musl --index_dir index-musl
 
-The program is linked statically and has its symbols: these say what is right. Its stripped copy is
-what `search.py scan` reads. A name is right if it is one of the symbols at that address. Precision
-is the share of the names given that are right; recall, the share of the functions with a name that
-the index holds which are named rightly. Functions of fewer than three basic blocks are neither
-named nor counted; functions of the index that have no symbol give no name; and what has no name in
-the index (the program's own code) can only be named wrongly.
+The program is statically linked and has symbols, which are the ground truth. `search.py scan` reads
+a stripped copy. A name is right if it is one of the symbols at that address. Precision is the share
+of right names among the given ones. Recall is the share of correctly named functions among those
+whose name is in the index. Functions with fewer than three basic blocks do not count. Functions
+whose name is not in the index (the program's own code) can only be named wrongly.
 """
 
 import re
@@ -31,21 +30,21 @@ from binary.cache import analyse_files
 from binary.symbols import is_symbol
 from terminal.command_line import command_line
 
-LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.95)  # chances below which no name is given
-LEAST_BLOCKS = 3  # of functions that `search.py scan` names
+LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.95)  # minimum probabilities for giving a name
+LEAST_BLOCKS = 3  # minimum number of blocks of functions that `search.py scan` names
 ROOT = Path(__file__).resolve().parent.parent
 LINE = re.compile(r" *(-?[\d.]+)  0x([0-9a-f]+)  (\S+)  ")
 
 
 def main(*, program: str, index_dir: str = "index", outputDir: str = "output/") -> None:
-    """Print precision and recall at several least chances.
+    """Print precision and recall at several minimum probabilities.
 
     Parameters
     ----------
     program : str
-        A program with symbols, linked statically at a fixed place (ELF).
+        A program with symbols, statically linked at a fixed address (ELF).
     index_dir : str
-        The folder that `search.py index` filled.
+        The index made by `search.py index`.
     outputDir : str
         Where analysed binaries are cached.
     """
@@ -106,7 +105,7 @@ def block_counts(analysis_file: Path) -> dict[int, int]:
 def judge(
     given: list[tuple[float, int, str]], symbols: dict[int, set[str]], counted: set[int]
 ) -> tuple[int, int]:
-    """Return how many of the counted functions are given a name, and how many the right one."""
+    """Return how many of the counted functions get a name, and how many get the right one."""
     names = {at: name for _, at, name in given if at in counted}
     return len(names), sum(name in symbols[at] for at, name in names.items())
 

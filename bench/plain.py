@@ -1,4 +1,4 @@
-"""BERT in plain PyTorch, like the implementations that this project descends from, to compare with.
+"""BERT in plain PyTorch, as in the implementations that this project descends from.
 
 Every operation is one line of PyTorch in float32: three projections, the whole matrix of attention
 weights, layer normalisation and gelu by their formulas, Adam parameter by parameter. The names of
@@ -91,7 +91,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Like `models.Transformer.forward`; without a mask, nothing is masked.
 
-        The hidden states of all positions are computed, and then those ``at`` some are selected.
+        It computes the hidden states of all positions, then selects those ``at`` some positions.
         """
         mask = torch.ones_like(x) if mask is None else mask
         h = self.embed(x, seg)

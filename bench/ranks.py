@@ -1,28 +1,28 @@
 """How often the right function is found in a pool: recall, mean reciprocal rank, intervals.
 
-Of each query it is counted once how many functions of the whole collection are nearer than the
-right one. What follows for a pool of N functions drawn at random needs no drawing: how many of the
-nearer ones are in it has a hypergeometric distribution, so all figures are exact expectations.
+For each query, count the functions of the whole collection that are nearer than the right one. The
+number of these in a random pool of N functions has a hypergeometric distribution. So all figures
+are exact expectations, and no pool is drawn.
 """
 
 import numpy as np
 import scipy.sparse
 from scipy.stats import hypergeom
 
-CHUNK = 512  # queries that are compared with the collection at a time
-EQUAL = 1e-6  # cosines that differ by less are ties: products of equal vectors differ by rounding
+CHUNK = 512  # number of queries compared with the collection at a time
+EQUAL = 1e-6  # cosines that differ by less are ties, because of rounding
 MEASURES = ("R@1", "R@10", "MRR")
 
 
 def count_nearer(queries, collection, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count what is nearer to each query than its target, and what is just as near.
+    """Count the functions nearer to each query than its target, and those equally near.
 
     Parameters
     ----------
     queries : float32 (Q, D), collection : float32 (M, D), arrays or csr
-        Vectors of length 1; zero vectors are equally far from everything.
+        Vectors of length 1, or zero vectors, which are equally far from everything.
     target : int64 (Q,)
-        Which row of the collection is the right one.
+        The row of the right function in the collection.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def count_nearer(queries, collection, target: np.ndarray) -> tuple[np.ndarray, n
         cosine = cosine.toarray() if scipy.sparse.issparse(cosine) else cosine
         right = cosine[np.arange(len(cosine)), target[part]][:, None]
         nearer[part] = (cosine > right + EQUAL).sum(1)
-        ties[part] = (np.abs(cosine - right) <= EQUAL).sum(1) - 1  # but the target itself
+        ties[part] = (np.abs(cosine - right) <= EQUAL).sum(1) - 1  # without the target itself
     return nearer, ties
 
 
@@ -46,11 +46,11 @@ def pool_figures(nearer: np.ndarray, ties: np.ndarray, all_: int, pool: int) -> 
     Parameters
     ----------
     nearer, ties : int64 (Q,)
-        Of the other functions of the collection; the target stands anywhere among its ties.
+        Counts of other functions; the target's position among its ties is random.
     all_, pool : int
-        Functions in the collection, and how many of these are in the pool, the target included.
+        Number of functions in the collection, and in the pool, which contains the target.
     """
-    x = np.arange(all_)  # so many others are nearer
+    x = np.arange(all_)  # number of nearer functions
     figures = [hypergeom.cdf(k - 1, all_ - 1, x, pool - 1) for k in (1, 10)]
     # E[1 / (1 + X)] in closed form: C(x, i) / (i + 1) is C(x + 1, i + 1) / (x + 1).
     none = np.where(x + 1 > all_ - pool, 0, hypergeom.pmf(0, all_, x + 1, pool))
@@ -69,9 +69,9 @@ def resampled_means(
     Parameters
     ----------
     figures : float64 (S, Q)
-        Of S trainings from different seeds.
+        The figures of S trainings with different seeds.
     library : int64 (Q,)
-        Which library each query is of.
+        The library of each query.
 
     Returns
     -------

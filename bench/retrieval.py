@@ -1,18 +1,18 @@
 """Which encoder finds a function's other build among the functions of libraries it has never seen?
 
     python experiment_data/build_packages.py          # see experiment_data/README.md for which
-    python bench/retrieval.py analyse                 # hours on two cores; what is done is kept
+    python bench/retrieval.py analyse                 # hours on two cores; can be continued
     python bench/retrieval.py train --rows "tokens tfidf word2vec table"
     python bench/retrieval.py                         # the tables
 
-A query is a function of at least three basic blocks of a TEST library (experiment_data/recipes.py)
-in one build; the right answer is the same source function in another build, and the pool holds that
-and other functions of that kind of build, of TEST and VALIDATION libraries. Source names from
-symbols say what is right; no row reads a symbol. Functions whose normalised body occurs in a
-training package are left out, and of functions with the same normalised body one is taken.
+A query is a function of a TEST library (experiment_data/recipes.py) in one build, with at least
+three basic blocks. The right answer is the same source function in another build. The pool contains
+it and other functions of TEST and VALIDATION libraries in that kind of build. The ground truth are
+names from symbols; no row reads symbols. Functions whose normalised body occurs in a training
+package are left out, and of functions with the same normalised body only one is kept.
 
-train writes what a row learns into the folder of models; the encoder's variants are model files
-that `python -m encoder.train` makes, put into the same folder. A row with seeds is several files:
+`train` writes the rows' models to the folder models/. The encoder's variants are model files made
+by `python -m encoder.train`, in the same folder. A row with several seeds has several files:
 table-seed0.npz, table-seed1.npz.
 """
 
@@ -54,9 +54,9 @@ PACKAGES = "experiment_data/packages/"
 WORK = "out-retrieval/"
 WORKERS = os.cpu_count() or 1
 POOLS = (32, 100, 1000, 10_000)
-LEAST_BLOCKS = 3  # of a function that is asked about, in both builds
+LEAST_BLOCKS = 3  # minimum number of blocks of a query's function, in both builds
 AARCH64 = "aarch64-linux-gnu-gcc"
-# Task -> the builds that are asked about, and those that are searched: release, compiler, level.
+# Task -> builds of the queries and of the pool: release, compiler, level.
 TASKS = {
     "optimisation, O0 to O3": (("bookworm", "gcc", "O0"), ("bookworm", "gcc", "O3")),
     "compiler, gcc to clang, O2": (("bookworm", "gcc", "O2"), ("bookworm", "clang", "O2")),
@@ -68,7 +68,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Build:
-    """One file of one build, as the manifest has it."""
+    """One file of one build, according to the manifest."""
 
     package: str
     setting: tuple[str, str, str]  # release, compiler, level
@@ -78,12 +78,12 @@ class Build:
 
 @dataclass(frozen=True)
 class Known:
-    """What the bench knows of the functions of one file.
+    """Names and bodies of the functions of one file.
 
     Attributes
     ----------
     name : list of str
-        Of the source; "" where it is not sure.
+        Name in the source; "" if it is not certain.
     blocks : int64 (F,)
     body : uint64 (F,)
         Digests of normalised bodies.
@@ -96,14 +96,14 @@ class Known:
 
 @dataclass
 class Task:
-    """Queries and a pool: rows of files.
+    """Queries and a pool.
 
     Attributes
     ----------
     queries, pool : list of (Build, int)
-        Functions.
+        Functions: a file, and the index of a function.
     target : list of int
-        Which function of the pool each query looks for.
+        For each query, the right function's index in the pool.
     """
 
     queries: list[tuple[Build, int]] = field(default_factory=list)
@@ -114,8 +114,8 @@ class Task:
 def builds_of(packages: str, output_dir: str, wanted: Iterable[str]) -> tuple[list[Build], int]:
     """Return the analysed files of some packages, and how many are not analysed.
 
-    Of a held-out library only shared libraries and the programs of its recipe are taken: its other
-    programs may hold copies of its code.
+    From a held-out library, only shared libraries and the programs of its recipe are used, because
+    its other programs may contain copies of its code.
     """
     file = Path(packages) / "manifest.json"
     if not file.exists():
@@ -139,9 +139,9 @@ def builds_of(packages: str, output_dir: str, wanted: Iterable[str]) -> tuple[li
 
 
 def training_packages() -> list[str]:
-    """Return the packages that may be trained on, in an order by chance."""
+    """Return the packages for training, in random order."""
     names = [name for name in RECIPES if name not in {*TEST, *VALIDATION}]
-    # In the order that encoder/train.py adds packages in.
+    # The order in which encoder/train.py adds packages.
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
@@ -150,7 +150,7 @@ def features_of(build: Build, output_dir: str) -> Features:
 
 
 def known_of(build: Build, output_dir: str, work: str) -> Known:
-    """Return what is known of one file's functions, from the cache if it is there."""
+    """Return names and bodies of one file's functions, from the cache if possible."""
     file = Path(work) / "functions" / f"{build.sha256}.npz"
     if not file.exists():
         code = features_of(build, output_dir)
@@ -162,7 +162,7 @@ def known_of(build: Build, output_dir: str, work: str) -> Known:
 
 
 def not_seen(builds: list[Build], known: dict[Build, Known], seen: np.ndarray) -> set[tuple]:
-    """Return (package, file, function) of held-out functions that no training package holds."""
+    """Return (package, file, function) of held-out functions that are in no training package."""
     files = defaultdict(list)
     for build in builds:
         files[build.package, build.file.name].append((known[build].name, known[build].body))
@@ -172,7 +172,7 @@ def not_seen(builds: list[Build], known: dict[Build, Known], seen: np.ndarray) -
 def make_task(
     between: tuple | None, builds: list[Build], known: dict[Build, Known], asked: set[tuple]
 ) -> Task:
-    """Choose queries and pool of one task: two kinds of builds, or (None) any two of a function."""
+    """Choose queries and pool for two kinds of builds, or (None) for any two builds."""
     place: dict[tuple, dict[tuple, tuple[Build, int]]] = defaultdict(dict)
     for build in builds:
         of = known[build]
@@ -181,7 +181,7 @@ def make_task(
             if key in asked and blocks >= LEAST_BLOCKS:
                 place[key][build.setting] = build, f
     task, rng = Task(), np.random.default_rng(0)
-    number: dict[int, int] = {}  # normalised body -> place in the pool
+    number: dict[int, int] = {}  # normalised body -> index in the pool
     queried: set[int] = set()
     for key in sorted(place):
         settings = sorted(place[key])
@@ -209,7 +209,7 @@ def make_task(
 
 
 class Vectors:
-    """Vectors of files by rows: cached by the identity of the row and the hash of the file."""
+    """Vectors of functions by each row, cached by the row's identity and the file's hash."""
 
     def __init__(self, rows: dict[str, list[Row]], output_dir: str, work: str) -> None:
         self.rows, self.output_dir = rows, output_dir
@@ -220,7 +220,7 @@ class Vectors:
         return self.folder / name / f"{build.sha256}.npz"
 
     def make(self, builds: list[Build], cells: list[str]) -> None:
-        """Make what is missing; each file's features are extracted once for all rows."""
+        """Make missing vectors; each file's features are extracted once for all rows."""
         every = [(row, cell) for seeds in self.rows.values() for row in seeds for cell in cells]
         for build in progress.bar(builds, desc="vectors"):
             missing = [(r, c) for r, c in every if not self.file(r, c, build).exists()]
@@ -256,26 +256,26 @@ def main(
     reference: str = "table",
     to: str | None = None,
 ) -> int:
-    """Measure all rows of the folder of models on the TEST libraries, and print the tables.
+    """Measure all rows in models/ on the TEST libraries, and print the tables.
 
     Parameters
     ----------
     packages : str
-        The folder that build_packages.py filled.
+        The folder made by build_packages.py.
     outputDir : str
-        Where the analyses are.
+        Folder of the analyses.
     work : str
-        The folder of models/ and of what is cached.
+        Folder with models/ and the cache.
     only : str
-        Rows, with blanks between. Default: all.
+        Rows, separated by blanks. Default: all.
     tasks : str or list of str
-        How the names of tasks begin: optimisation,mixed.
+        Beginnings of the names of tasks: optimisation,mixed.
     cells : str or list of str
-        What may be looked at. Default: each of the three.
+        Which features may be used. Default: each of the three.
     reference : str
-        The row that the others are compared with.
+        The row with which the others are compared.
     to : str
-        A JSON file that gets every figure.
+        A JSON file for all figures.
     """
     cells, tasks = names_of(cells), names_of(tasks)
     for cell in cells:
@@ -400,13 +400,13 @@ def analyse(
     Parameters
     ----------
     packages : str
-        The folder that build_packages.py filled.
+        The folder made by build_packages.py.
     outputDir : str
-        Where the analyses go.
+        Folder for the analyses.
     largest : float
-        Megabytes; a larger file of a training package is left out.
+        Maximum size of a training package's file in megabytes; larger ones are left out.
     workers : int
-        Processes that work at the same time.
+        Number of parallel processes.
     """
     failed = {}
     for held in (True, False):
@@ -440,19 +440,19 @@ def train(
     Parameters
     ----------
     rows : str
-        With blanks between: tokens tfidf word2vec table.
+        Separated by blanks: tokens tfidf word2vec table.
     numbers : str
-        Train once on so many packages only, for each number. Default: on all.
+        Numbers of packages to train on, one training for each. Default: all packages.
     steps : int
-        Of the word table.
+        Training steps of the word table.
     seed : int
-        Of the word table and word2vec.
+        Random seed of the word table and word2vec.
     packages : str
-        The folder that build_packages.py filled.
+        The folder made by build_packages.py.
     outputDir : str
-        Where the analyses are.
+        Folder of the analyses.
     work : str
-        The folder that gets models/.
+        Folder for models/.
     """
     for row in rows.split():
         if row not in KINDS_OF_ROWS:

@@ -1,8 +1,8 @@
-"""Rows of bench/retrieval.py: what makes a vector of a function, from what it learned beforehand.
+"""Rows of bench/retrieval.py: trained models that make vectors of functions.
 
-A row is called with a binary's features, and with what it may look at: names (strings, imports),
-and context (what the functions called and the callers have). It returns vectors of length 1,
-float32 (F, D) or csr, and zero rows for functions that it can say nothing of.
+A row is called with a binary's features and a cell, which says whether it may use names (strings,
+imports) and context (the words of callees and callers). It returns vectors of length 1, float32
+(F, D) or csr; rows of functions without any known feature are zero.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from features.extract import GROUPS, KINDS, Features
 from features.tfidf import DIMENSIONS, normalise
 
 BODY = tuple(kind for kind in KINDS if kind != "name")
-# Cells of the tables: may names and context be looked at? The groups of words that are left then.
+# Cell -> whether names and context may be used, and the groups of words that remain.
 CELLS = {
     "names and context": ((True, True), GROUPS),
     "names alone": ((True, False), KINDS),
@@ -32,7 +32,7 @@ Programs = dict[str, list[Features]]
 
 
 def identity_of(*arrays: np.ndarray) -> str:
-    """Return 16 hexadecimal digits that other arrays do not have."""
+    """Return 16 hexadecimal digits of a hash of the arrays."""
     content = hashlib.sha256()
     for array in arrays:
         content.update(np.ascontiguousarray(array).tobytes())
@@ -40,14 +40,14 @@ def identity_of(*arrays: np.ndarray) -> str:
 
 
 class Tfidf:
-    """TF-IDF of groups of words; how rare a word is, the training packages say.
+    """TF-IDF of groups of words, with document frequencies from the training packages.
 
     Parameters
     ----------
-    columns : int64 (V,), found : int64 (V,)
-        How many functions have each word; others have none.
+    columns, found : int64 (V,)
+        The words that occur, and the number of functions that contain each.
     functions : int64 ()
-        How many were counted.
+        Number of all functions.
     """
 
     def __init__(self, columns: np.ndarray, found: np.ndarray, functions: np.ndarray) -> None:
@@ -87,10 +87,10 @@ class TfidfOfTokens(Tfidf):
 
 
 class Word2vec:
-    """The mean of instructions' vectors by word2vec, the rarer ones weighing more.
+    """The IDF-weighted mean of the instructions' word2vec vectors.
 
-    An instruction is its mnemonic with its operands' classes, as BERT reads it; a sentence is a
-    basic block.
+    A word is an instruction's mnemonic with the classes of its operands, as BERT reads it; a
+    sentence is a basic block.
     """
 
     def __init__(self, words: np.ndarray, vectors: np.ndarray, idf: np.ndarray) -> None:
@@ -136,7 +136,7 @@ def sentences_of(code: Features) -> list[list[str]]:
 
 
 class WordTable:
-    """The table of words that diff.py has; of bodies alone, one that was trained on these."""
+    """The word table of diff.py; for the cells without names, a table trained without them."""
 
     def __init__(self, **arrays: np.ndarray) -> None:
         self.arrays = arrays
@@ -161,7 +161,7 @@ class WordTable:
 
 
 def only(code: Features, groups: Sequence[str]) -> Features:
-    """Return features with no words but of some groups."""
+    """Return the features with only some groups of words."""
     none = scipy.sparse.csr_matrix((code.functions, DIMENSIONS), dtype=np.float32)
     words = {group: m if group in groups else none for group, m in code.words.items()}
     return dataclasses.replace(code, words=words)
@@ -186,13 +186,13 @@ KINDS_OF_ROWS = {"tfidf": Tfidf, "tokens": TfidfOfTokens, "word2vec": Word2vec, 
 
 
 def write_row(path: Path, row: Tfidf | Word2vec | WordTable) -> None:
-    """Write what a row has learned."""
+    """Write a row's model."""
     with utils.atomic_file(path, "wb") as file:
         np.savez_compressed(file, **row.arrays)
 
 
 def read_row(path: Path) -> Row:
-    """Read what a row has learned; the file's name begins with the kind of row."""
+    """Read a row's model; the file's name begins with the kind of row."""
     if path.suffix == ".safetensors":
         return OfEncoder(path)
     kind = KINDS_OF_ROWS.get(path.stem.split("-")[0])

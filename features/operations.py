@@ -1,14 +1,14 @@
-"""What an instruction does, in words that all processors share.
+"""Say what an instruction does in words that are the same for all processors.
 
 x86's "movzx eax, byte ptr [rdi]", AArch64's "ldrb w0, [x0]" and RISC-V's "lbu a0, 0(a0)" are all
-"load 1". So code for one processor says something about code for another. The words are coarse:
-which registers are meant, how flags are made and in what order operands stand is left out.
+"load 1". So code for different processors can be compared. The words are coarse: they leave out
+registers, the computation of flags, and the order of operands.
 """
 
 import functools
 import re
 
-# In this order: the first that fits is taken. Vector instructions are their scalar namesakes.
+# The first pattern that matches is used. Vector instructions count as their scalar counterparts.
 _TABLE = [
     ("call", r"(?:bnd |notrack )?l?call|jalr?|bal\w*|blr\w*"),
     ("call", r"blx?(?:eq|ne|[lg][te]|hi|hs|l[os]|c[cs]|mi|pl)?"),
@@ -46,7 +46,7 @@ _TABLE = [
 ]
 TABLE = [(word, re.compile(f"(?:{pattern})$")) for word, pattern in _TABLE]
 _CALL = re.compile("|".join(f"(?:{pattern})$" for word, pattern in _TABLE if word == "call"))
-# Compilers turn conditions round, so each stands for its opposite, too.
+# Compilers may negate conditions, so each word also stands for the opposite.
 _CONDITIONS = [
     ("equal", r"n?[ez]|eq|ne|eqz|nez|cbn?z"),
     ("bit", r"tbn?z|n?[sop]|mi|pl|v[sc]|ltz|gez|n?p[eo]"),
@@ -60,7 +60,7 @@ _STORE = re.compile(r"v?stu?x?l?r?\w*|s[bhwd]|c\.s\w+|s[wd]c1|fs[wd]")
 _BRANCH = re.compile(
     r"(?:bnd |notrack )?(?:j(?P<x86>[a-z]+)|b\.?(?P<risc>\w*)|(?P<zero>[ct]bn?z))$"
 )
-# Bytes of what is read or written; by x86's operands, and by other processors' mnemonics.
+# Number of bytes read or written: from the operands on x86, from the mnemonic elsewhere.
 _NARROW = [(1, re.compile("byte ptr")), (2, re.compile(r"\bword ptr"))]
 _NARROW_NAMES = [
     (1, re.compile(r"(?:v?ld|v?st)\w*b$|[ls]bu?$")),

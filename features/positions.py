@@ -1,11 +1,11 @@
-"""A function as the encoder reads it: a position for each instruction, each the sum of its words.
+"""Prepare a function for the encoder: one position per instruction, with the instruction's words.
 
-The words are those of `extract`, kept where they stand: an instruction's mnemonic with the classes
-of its operands, its numbers and offsets of fields, and what it does in words that all processors
-share (`operations`). The last instruction of a block also has the block's names: imports and the
-words of string literals. No symbol is looked at: a stripped copy gives the same positions.
+The words are those of `extract`, but in order: an instruction's mnemonic with the classes of its
+operands, its numbers and offsets of fields, and what it does in words that all processors share
+(`operations`). The last instruction of a block also has the block's names: imports and the words of
+string literals. Symbols are not used, so a stripped copy gives the same positions.
 
-Besides, a function has a bag of all its words, with those of its callees and callers.
+A function also has a bag of all its words and those of its callees and callers.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from features.extract import GROUPS, KINDS, Features
 from features.operations import operations
 from features.tfidf import DIMENSIONS, hashed
 
-LONGEST = 256  # instructions of a function that are read
-# A word's number is its column, plus DIMENSIONS times the place of its kind here.
+LONGEST = 256  # maximum number of instructions of a function
+# A word's number is its column, plus DIMENSIONS times the index of its kind here.
 WORD_KINDS = (*KINDS, "size", "operation")
-# Of a bag: whose words, as in extract.GROUPS; and the kind that they are of.
+# Groups of a bag: group as in extract.GROUPS, and the kind of its words.
 BAG = {group: group.split(" ")[0] for group in GROUPS} | {"operation": "operation"}
-IDLE = ("nothing",)  # an instruction that only fills room; it has no position
+IDLE = ("nothing",)  # padding; it has no position
 
 
 @dataclasses.dataclass
@@ -32,15 +32,15 @@ class Positions:
     Attributes
     ----------
     line : int32 (n,)
-        Which of the L instructions stands at each position.
+        The instruction at each position, 0..L - 1.
     offsets : int64 (F + 1,)
         Function f has the positions offsets[f] up to offsets[f + 1].
     of_line : csr float32 (L, W)
         The words of each instruction, by their numbers.
     names : csr float32 (n, W)
-        The names that stand at each position.
+        The names at each position.
     bags : csr float32 (F, len(BAG) * DIMENSIONS)
-        How often each function has each word, a group of BAG after the other.
+        How often each function has each word, in the groups of BAG.
     """
 
     line: np.ndarray
@@ -51,7 +51,7 @@ class Positions:
 
 
 def read_positions(code: Features) -> Positions:
-    """Return what the encoder reads of a binary's functions."""
+    """Return the encoder's input for a binary's functions."""
     lines, n_blocks = code.lines, code.analysis.code_blocks
     does = [operations(*_split(text)) for text in lines.texts]
     kinds = {**lines.words, "operation": hashed(does)}
@@ -99,7 +99,7 @@ def _split(line: bytes) -> tuple[str, str]:
 
 
 def _stack(parts: list, rows: int) -> scipy.sparse.csr_matrix:
-    """Put matrices of DIMENSIONS columns side by side; None is one without words."""
+    """Put matrices of DIMENSIONS columns side by side; None is an empty one."""
     empty = scipy.sparse.csr_matrix((rows, DIMENSIONS), dtype=np.float32)
     stacked = scipy.sparse.hstack([empty if m is None else m for m in parts], "csr", np.float32)
     stacked.sort_indices()
