@@ -489,7 +489,8 @@ def main(
     probabilities = predict(model.to(device), data, device)
     base = Path(save_dir or Path(model_file).parent, Path(data_file).stem)
     write_predictions(Path(f"{base}_predictions.tsv"), labels, examples, probabilities)
-    print(f"{base}_predictions.tsv: {len(probabilities):,} predictions")
+    n = len(probabilities)
+    print(f"{base}_predictions.tsv: {n:,} {utils.plural(n, 'prediction')}")
     if mode == "eval":
         measures = measure(probabilities, examples.label)
         table = metrics.confusion_matrix(

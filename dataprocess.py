@@ -57,6 +57,7 @@ from utils import (
     check_outputs,
     disk_errors,
     one_writer,
+    plural,
     read_json,
     remove_leftovers,
     sha256_of,
@@ -371,7 +372,8 @@ def main(
         about = read_current(about_file, vocab_file, corpus_file, vocab_size, folders)
         if about:
             print(
-                f"{corpus_file} and {vocab_file} are up to date: {len(folders):,} pairs, "
+                f"{corpus_file} and {vocab_file} are up to date: "
+                f"{len(folders):,} {plural(len(folders), 'pair')}, "
                 f"{about['documents']:,} documents, {about['tokens']:,} tokens; "
                 f"next: {train_command(corpus_file, vocab_file)}"
             )

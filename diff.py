@@ -286,11 +286,11 @@ def package_summary(found: PackageDiff, top: int, seconds: float) -> None:
     """Print what was found in two packages, and the most changed functions."""
     width = columns()
     for which, path, left_out in zip(("old", "new"), found.paths, found.left_out, strict=True):
-        links = ", ".join(f"{n:,} {kind}{'s'[: n > 1]}" for kind, n in left_out.items())
+        links = ", ".join(f"{n:,} {utils.plural(n, kind)}" for kind, n in left_out.items())
         print(f"{which}  {fit(relative(path), width)}{f': left out {links}' if links else ''}")
     for status in FILE_STATUS:
         if count := found.count(status):
-            print(f"{count:6,} files {status}")
+            print(f"{count:6,} {utils.plural(count, 'file')} {status}")
     for file in found.files:
         if file.status == FAILED:
             print(f"failed: {printable(file.name)}: {printable(file.reason)}")
@@ -313,16 +313,20 @@ def summary(
     """Print what was found, and the most changed functions."""
     width = columns()
     for which, path, code in zip(("old", "new"), paths, codes, strict=True):
-        counts = f"{code.functions:,} functions, {code.analysis.code_blocks:,} blocks"
+        counts = ", ".join(
+            f"{n:,} {utils.plural(n, noun)}"
+            for n, noun in ((code.functions, "function"), (code.analysis.code_blocks, "block"))
+        )
         room = width and width - len(f"{which}  : {counts}")
         print(f"{which}  {fit(relative(path), room)}: {counts}")
         sources = code.analysis.start_sources()
         said = ", ".join(f"{name} {n:,}" for name, n in sources.items())
         print(f"     function starts found in: {said}")
     for status, name in enumerate(STATUS):
-        print(f"{sum(row['status'] == status for row in diff.functions):6,} functions {name}")
+        n = sum(row["status"] == status for row in diff.functions)
+        print(f"{n:6,} {utils.plural(n, 'function')} {name}")
     n = len(diff.blocks.a)
-    print(f"{n:6,} blocks matched, {int(diff.same.sum()):,} of them identical")
+    print(f"{n:6,} {utils.plural(n, 'block')} matched, {int(diff.same.sum()):,} of them identical")
     changed = [row for row in diff.functions if row["status"] == CHANGED]
     if changed and top:
         print(

@@ -236,7 +236,8 @@ def twins(
     with utils.atomic_file(to) as file:
         file.write(to_tsv(table))
     programs = {info.program for info in pairs}
-    print(f"{to}: {len(table):,} rows of {len(pairs):,} pairs of {len(programs):,} programs")
+    made = {"row": len(table), "pair": len(pairs), "program": len(programs)}
+    print(f"{to}: {' of '.join(f'{n:,} {utils.plural(n, noun)}' for noun, n in made.items())}")
 
 
 @lru_cache(maxsize=64)

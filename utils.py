@@ -500,6 +500,11 @@ def read_config(cls: type, path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: " + "; ".join(reasons[:FAULTS]) + more) from error
 
 
+def plural(n: int, noun: str) -> str:
+    """Return the noun as it follows a number: file for 1, files for any other."""
+    return noun if n == 1 else f"{noun}s"
+
+
 def set_seed(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators."""
     import numpy as np  # both imported here, so that --help need not wait for them

@@ -44,7 +44,8 @@ def analyse_all(
     if missing and cluster is None:
         seconds = sum(sizes.values()) / BYTES_A_SECOND / min(workers, len(missing))
         seconds = LOADING + max(seconds, max(sizes.values()) / BYTES_A_SECOND)
-        size = f"{len(missing)} files, {sum(sizes.values()) / 1e6:.1f} MB"
+        n = len(missing)
+        size = f"{n} {utils.plural(n, 'file')}, {sum(sizes.values()) / 1e6:.1f} MB"
         progress.line(f"analysing {size}: about {seconds:.0f} seconds")
         progress.notice("loading angr ...")
         with rare_collections():

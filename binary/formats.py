@@ -7,7 +7,7 @@
 import re
 import struct
 
-from utils import UserError
+from utils import UserError, plural
 
 UNPACK_FIRST = {  # first bytes of a file -> what it is
     b"!<thin>\n": "a thin archive: compare the object files that it names",
@@ -122,9 +122,10 @@ def refuse(path: object, content: bytes) -> None:
     if what := image(content[:IMAGE_HEADER]):
         raise UserError(f"{path} is {what}")
     if content.startswith(ARCHIVE):
+        n = _members(content)
         raise UserError(
-            f"{path} is a static archive of {_members(content)} files: unpack it (ar x) and "
-            "compare them one by one"
+            f"{path} is a static archive of {n} {plural(n, 'file')}: unpack it (ar x) and compare "
+            "them one by one"
         )
     if parts := slices(content):
         raise UserError(

@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from terminal.command_line import command_line
-from utils import UserError, atomic_file, atomic_folder, check_outputs, disk_errors
+from utils import UserError, atomic_file, atomic_folder, check_outputs, disk_errors, plural
 
 OUTPUT = Path(__file__).resolve().parent / "coreutils"
 LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
@@ -175,7 +175,8 @@ def main(
 
     for program in program_list:
         builds = len(list((output / "binaries").glob(f"*/{program}")))
-        print(f"{program}: {builds} builds, {builds * (builds - 1) // 2} pairs")
+        pairs = builds * (builds - 1) // 2
+        print(f"{program}: {builds} {plural(builds, 'build')}, {pairs} {plural(pairs, 'pair')}")
     flags = "" if output == OUTPUT else f" --path {shlex.quote(str(output / 'binaries'))}"
     flags += "" if "chroot" in program_list else f" --biname {program_list[0]}"
     print(f"in {output / 'binaries'}, after {time.monotonic() - START:.0f} s")

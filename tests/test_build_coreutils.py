@@ -145,7 +145,7 @@ def test_compilers_are_named_in_the_folders(build, tmp_path, monkeypatch):
     }
     for name, text in made.items():
         assert f"[{name.split('/')[0].removeprefix('coreutils-1.2-')[:-3]}]" in text
-    assert "ls: 2 builds, 1 pairs" in printed.out
+    assert "ls: 2 builds, 1 pair\n" in printed.out
 
 
 def test_the_environment_does_not_change_the_binaries(build, tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_a_failed_build_leaves_no_binary_and_the_others_go_on(tarball, tmp_path,
         )
     made = tree(tmp_path / "out" / "binaries")
     assert list(made) == ["coreutils-1.2-O0/ls", "coreutils-1.2-O1/ls"]
-    assert "ls: 2 builds, 1 pairs" in capsys.readouterr().out
+    assert "ls: 2 builds, 1 pair\n" in capsys.readouterr().out
 
 
 # Mistakes

@@ -439,7 +439,7 @@ def test_prediction_without_labels(trained, monkeypatch, capsys):
     assert typed(classify.main, "--mode", "predict", *arguments) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.endswith("new_predictions.tsv: 1 predictions\n")
+    assert out.endswith("new_predictions.tsv: 1 prediction\n")
     rows = (folder / "out/new_predictions.tsv").read_text().splitlines()
     assert rows[0] == "prediction\tp(different)\tp(same)"
     assert rows[1].startswith("different\t")

@@ -70,7 +70,7 @@ def test_twins_have_one_name(made):
     cwd, (code, out, err) = made
     assert (code, err) == (0, "")
     rows = rows_of(cwd)
-    assert f"data/twins.tsv: {len(rows)} rows of 3 pairs of 1 programs" in out
+    assert f"data/twins.tsv: {len(rows)} rows of 3 pairs of 1 program" in out
     programs = {origin.split("/")[0] for row in rows for origin in row[3:]}
     assert len(programs) == 1  # the other one is for validation
     names = {b: symbols(cwd / "named" / b / next(iter(programs))) for b in BUILDS}

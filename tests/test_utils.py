@@ -285,3 +285,8 @@ def test_outputs_without_permission(place, monkeypatch):
     monkeypatch.setattr(os, "access", closed)  # root may write everywhere
     with pytest.raises(UserError, match=r"cannot write to .*/folder"):
         utils.check_outputs({"json": "folder/new/file"})
+
+
+@pytest.mark.parametrize(("n", "said"), [(0, "files"), (1, "file"), (2, "files")])
+def test_plural(n, said):
+    assert utils.plural(n, "file") == said

@@ -9,6 +9,7 @@ from matching.changes import CHANGED, IDENTICAL, ORDER, STATUS, Diff
 from matching.exports.records import Function, FunctionMatch, function_matches
 from matching.pseudo import COME, GONE, SAME, PseudoDiff, Sides
 from terminal.escape import markdown_text
+from utils import plural
 
 TOP = 20  # number of functions in the list
 
@@ -21,7 +22,8 @@ def verdict(diff: Diff) -> str:
     if count[IDENTICAL] == len(diff.functions):
         return "identical: every function has an identical partner"
     parts = [f"{count[status]:,} {STATUS[status]}" for status in ORDER if count[status]]
-    return f"{len(diff.functions):,} functions: {', '.join(parts)}"
+    n = len(diff.functions)
+    return f"{n:,} {plural(n, 'function')}: {', '.join(parts)}"
 
 
 def as_markdown(

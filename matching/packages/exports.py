@@ -11,6 +11,7 @@ from matching.exports.markdown import TOP, table
 from matching.exports.records import CSV_COLUMNS, as_record, csv_cells
 from matching.packages.compare import FAILED, FILE_STATUS, FileDiff, PackageDiff
 from terminal.escape import csv_cell, markdown_text
+from utils import plural
 
 FORMAT = 1  # of the JSON; packages.schema.json describes it
 SCHEMA = Path(__file__).resolve().parent / "packages.schema.json"
@@ -24,7 +25,8 @@ def verdict(diff: PackageDiff) -> str:
     counts = Counter(match.status for _, match in diff.functions())
     functions = [f"{counts[STATUS[s]]:,} {STATUS[s]}" for s in ORDER if counts[STATUS[s]]]
     of = f"; functions: {', '.join(functions)}" if functions else ""
-    return f"{len(diff.files):,} files: {', '.join(parts)}{of}"
+    n = len(diff.files)
+    return f"{n:,} {plural(n, 'file')}: {', '.join(parts)}{of}"
 
 
 def fails_on(diff: PackageDiff, fail_on: str) -> bool:
