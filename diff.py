@@ -90,7 +90,7 @@ def main(
     Parameters
     ----------
     old : str
-        An executable that angr reads (ELF, PE, Mach-O), or a .BinExport file of one, which IDA,
+        An executable that angr can read (ELF, PE, Mach-O), or a .BinExport file of one, which IDA,
         Ghidra and Binary Ninja write. Or a package: a folder or an archive.
     new : str
         Another build or version of it.

@@ -81,7 +81,9 @@ def analyse(
     os.environ["RTDB_BASE"] = rtdb.RTDB_BASEDIR = str(scratch or tempfile.gettempdir())
 
     fill_gaps()
-    no_executable = utils.UserError(f"{path} is no executable that angr reads (ELF, PE, Mach-O)")
+    no_executable = utils.UserError(
+        f"{path} is not an executable that angr can read (ELF, PE, Mach-O)"
+    )
     try:
         content = Path(path).read_bytes()
     except OSError as error:

@@ -1,5 +1,6 @@
 """Shared fixtures: tiny programs, compiled once per session, and a tiny BERT."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -182,17 +183,20 @@ NO_DATA = {
 
 
 def gendata_py(cwd, *arguments, check=True):
-    """Run gendata.py in ``cwd``; unless ``check`` is False, assert that it does not fail."""
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "gendata.py"), *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-    )
-    assert "Traceback" not in run.stderr
+    """Run gendata.py in ``cwd``, but in this process; unless ``check`` is False, it must not fail."""
+    import gendata
+
+    commands = {"show": gendata.show, "text": gendata.text}
+    first, *others = arguments or [""]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        if first in commands:
+            code = typed(commands[first], *others)
+        else:
+            code = typed(gendata.main, *arguments)
     if check:
-        assert run.returncode == 0, run.stderr
-    return run
+        assert code == 0, err.getvalue()
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def bytes_of(folder: Path) -> dict[str, str]:

@@ -314,7 +314,7 @@ def test_analysis_is_the_same_in_another_process(builds, tmp_path):
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (b"#!/bin/sh\necho hello\n", "no executable"),
+        (b"#!/bin/sh\necho hello\n", "not an executable"),
         (b"\x7fELF" + bytes(8), "cannot be loaded"),
     ],
 )

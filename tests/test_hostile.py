@@ -73,9 +73,9 @@ REFUSED = {
     "fifo": "it is a special file",
     "unreadable": "it cannot be read: Input/output error",
     "dangling": "it cannot be read: No such file",
-    "script": "is no executable",
+    "script": "is not an executable",
     "header": "cannot be loaded",
-    "sparse": "is no executable",
+    "sparse": "is not an executable",
 }
 ANALYSED = {"O0", "O2", "static", "shared", "object", "module", "symbols"}
 ODD_NAMES = {
