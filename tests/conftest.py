@@ -183,7 +183,7 @@ NO_DATA = {
 
 
 def gendata_py(cwd, *arguments, check=True):
-    """Run gendata.py in ``cwd``, but in this process; unless ``check`` is False, it must not fail."""
+    """Run gendata.py in ``cwd``, but in this process; it must not fail if ``check``."""
     import gendata
 
     commands = {"show": gendata.show, "text": gendata.text}

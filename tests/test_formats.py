@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pefile
 import pytest
-from conftest import run_script
+from conftest import typed
 from elftools.elf.elffile import ELFFile
 from zig import SOURCE, STRINGS, zig
 
+import diff
 from binary.analysis import SOURCES
 from binary.cache import take_slices
 from binary.disassemble import analyse
@@ -130,10 +131,8 @@ def test_of_a_universal_file_one_slice_is_compared(folder, tmp_path, capsys):
     assert Path(old).read_bytes() == Path(pair[1]).read_bytes() != Path(new).read_bytes()
     with pytest.raises(UserError, match="has no slice for mips; it has x86_64, aarch64"):
         take_slices((str(both), str(both)), str(tmp_path), "mips")
-    code, _, errors = run_script(tmp_path, "diff.py", both, both)
-    assert code != 0
-    assert "choose one with --arch" in errors
-    assert "Traceback" not in errors
+    assert typed(diff.main, both, both, "--outputDir", tmp_path / "output") == 1
+    assert "choose one with --arch" in capsys.readouterr().err
 
 
 def test_object_file(folder):
@@ -208,14 +207,15 @@ def test_gos_table_of_functions(tmp_path):
     assert "Go's pclntab" not in analyse(tmp_path / "go").start_sources()
 
 
-def test_addresses_of_a_kernel(tmp_path):
+def test_addresses_of_a_kernel(tmp_path, monkeypatch):
     source = "int g[9]; int f(int x) { g[x & 7] += x; return x; } void _start(void) { f(MORE); }"
     for name, more in (("old", "1"), ("new", "2")):
         (tmp_path / f"{name}.c").write_text(source.replace("MORE", more))
         flags = ["-O0", "-nostdlib", "-static", "-mcmodel=kernel", "-fno-pic"]
         place = "-Wl,--image-base=0xffffffff81000000"
         zig("x86_64-linux-gnu", *flags, place, tmp_path / f"{name}.c", "-o", tmp_path / name)
-    run_script(tmp_path, "diff.py", "old", "new", "--json", "d.json")
+    monkeypatch.chdir(tmp_path)
+    assert typed(diff.main, "old", "new", "--json", "d.json") == 0
     functions = json.loads((tmp_path / "d.json").read_text())["functions"]
     text = json.dumps(functions)
     assert len(set(re.findall(r"0xffffffff81[0-9a-f]{6}", text))) == 2
