@@ -1,9 +1,9 @@
 #!/bin/sh
-# Build what the model in model/ learned from, but DeepBinDiff's builds of chroot and ls, on Debian 12:
+# Build the training programs of model/diff.safetensors on Debian 12, except DeepBinDiff's builds:
 #     sh experiment_data/build_training.sh && python -m matching.train \
 #         --path experiment_data/coreutils/binaries,experiment_data/packages/binaries
-# Takes gcc, clang, make and libncurses-dev. What is there is kept; what fails is named, and the
-# rest is built.
+# Needs gcc, clang, make and libncurses-dev. Existing results are kept. Failed builds are reported,
+# and the others go on.
 set -u
 cd "$(dirname "$0")"
 

@@ -1,5 +1,5 @@
 "use strict";
-// What the page knows. Everything from the binaries goes into the page as text nodes only.
+// The page's data. Everything from the binaries goes into the page as text nodes only.
 
 const $ = id => document.getElementById(id);
 const OLD = 0, NEW = 1;
@@ -48,12 +48,12 @@ async function readIndex() {
   });
 }
 
-// What is known of a change: its kinds, or where the code of a function without a partner likely is
+// The kinds of a change, or the functions that likely contain the code of one without a partner
 const inlinedText = row => row.inlined.length
   ? `likely inlined ${row.sides[OLD] ? "into" : "in"} ${row.inlined.map(f => f.brief).join(", ")}` : "";
 const said = row => row.kinds.join(", ") || inlinedText(row);
 
-// Names that a disassembler makes up say nothing beside a symbol.
+// Do not show a disassembler's made-up name beside a symbol.
 const madeUp = name => /^sub_[0-9a-f]+$/.test(name);
 
 const SHORT = { "compiled differently": "compiled" };  // what the table has room for
@@ -68,7 +68,7 @@ const notes = {
   get place() { return "notes on a comparison of binaries " + index.digest; },
   read() {
     try { this.all = JSON.parse(localStorage.getItem(this.place)) || {}; }
-    catch { this.all = {}; }  // storage may be forbidden: then they last as long as the page
+    catch { this.all = {}; }  // without storage, notes last as long as the page is open
   },
   of(row) { return this.all[row.key] || { reviewed: false, note: "" }; },
   set(row, change) {
@@ -84,7 +84,7 @@ const notes = {
         { old: about(row.sides[OLD]), new: about(row.sides[NEW]), ...this.of(row) })),
     };
   },
-  // Add what another page has exported; of two notes on a function, both stay.
+  // Add notes exported by another page; if a function has a note in both, keep both.
   take(content) {
     if (content?.format !== 1 || !Array.isArray(content.notes)) throw new Error("these are no notes of such a page");
     const rowOf = new Map(rows.map(row => [row.key, row]));

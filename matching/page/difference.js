@@ -1,5 +1,5 @@
-// What differs between two blocks: lines are aligned, then compared token by token. A register
-// or a stack slot that has another name is no difference, as long as it has it throughout.
+// The differences of two blocks: lines are aligned, then compared token by token. A register or a
+// stack slot may have another name, as long as it has the same one throughout the block.
 
 const FRAME = /^([re]?sp|x29|fp)$/;
 const BRANCH = /^(j\w+|call|bl?|b\.\w+|cbn?z|tbn?z)$/;
@@ -53,7 +53,7 @@ function sameReference(a, b, context) {
     || (index.functions[OLD][a[1]][1] === index.functions[NEW][b[1]][1]);
   if (a[0] === "i") return a[2] === b[2];
   if (a[0] === "s") return a[2] === b[2];
-  if (a[0] === "d") return a[2] === b[2];  // without names, nobody knows: data moves
+  if (a[0] === "d") return a[2] === b[2];  // data without a name may have moved
   return context.sameTarget(a[1], b[1]);
 }
 
@@ -68,7 +68,7 @@ function compareTokens(a, b, context, names) {
   return "differs";
 }
 
-function likeness(a, b, context) {  // of two lines, for their alignment; 0: never beside each other
+function likeness(a, b, context) {  // of two lines, to align them; 0: never side by side
   if (a[0].text !== b[0].text) {
     return BRANCH.test(a[0].text) && BRANCH.test(b[0].text) ? 1 : 0;
   }
@@ -103,7 +103,7 @@ function registerNames(pairs, mine, theirs) {
   const count = new Map();
   for (const [i, j] of pairs) {
     if (i === null || j === null || mine[i].length !== theirs[j].length) continue;
-    if (/^(push|pop)$/.test(mine[i][0].text)) continue;  // what is saved stands for nothing
+    if (/^(push|pop)$/.test(mine[i][0].text)) continue;  // saved registers are not used for matching
     mine[i].forEach((a, k) => {
       const b = theirs[j][k];
       if (!a.register || !b.register || a.register[1] !== b.register[1]) return;

@@ -1,4 +1,4 @@
-// The function that is open: its blocks, how they correspond, its differences, and its lines.
+// The opened function: its blocks and their partners, its differences, and its lines.
 
 const shorten = text => text.length <= 48 ? text : text.slice(0, 47) + "…";  // as listing.py does
 function shownText(part, side) {
@@ -22,7 +22,7 @@ function readFunction(row, content) {
     lines.some(line => /^mov (rbp, rsp|ebp, esp)$/.test(line[0]))));
   const context = {
     rbpIsFrame,
-    sameTarget(a, b) {  // unknown targets count as equal: that addresses move is no difference
+    sameTarget(a, b) {  // unknown targets count as equal, because addresses move
       const [x, y] = [placeAt[OLD].get(a), placeAt[NEW].get(b)];
       if (x === undefined && y === undefined) return true;
       const match = partner[OLD].get(x);
@@ -41,8 +41,8 @@ function differs(item) {
   return linesOf(item).some(sides => sides.some(one => !one || one.marks.includes("differs")));
 }
 
-// Blocks of both sides beside each other, in OLD's order; what is only in NEW stands behind the
-// block that it follows there.
+// Blocks of both sides, side by side in OLD's order; a block that is only in NEW comes after the
+// block that it follows in NEW.
 function inOrder(blocks, partner) {
   const items = blocks[OLD].map((_, a) => {
     const [b, same] = partner[OLD].get(a) || [null, 0];
@@ -86,7 +86,7 @@ function linesOf(item) {
   });
 }
 
-// One line as elements: references explain themselves, and lead where they name.
+// One line as elements; references have tooltips and link to their targets.
 function writeLine(line, side) {
   const out = make("span");
   line.tokens.forEach(({ text, part }, i) => {

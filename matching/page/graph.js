@@ -1,9 +1,9 @@
-// Both flow graphs. Where boxes and edges are was computed when the page was written (layout.py).
+// Both flow graphs. The places of boxes and edges were computed by layout.py.
 
 const SVG = "http://www.w3.org/2000/svg";
 const EDGE = ["", "taken", "not-taken"];
 const stages = [null, null];  // of each side: {pane, stage, boxes, size, x, y}
-const READABLE = 0.85;  // of the size in which text is written
+const READABLE = 0.85;  // share of the normal text size
 let zoom = 1;
 
 const hasGraph = () => opened.graphs.some((graphs, side) => opened.row.sides[side] && graphs.some(g => g));
@@ -131,7 +131,7 @@ function movable(stage) {
   pane.onpointermove = event => {
     if (!from) return;
     const [x, y] = [event.clientX - from[0], event.clientY - from[1]];
-    if (!moved && Math.hypot(x - stage.x, y - stage.y) < 4) return;  // a click that trembles
+    if (!moved && Math.hypot(x - stage.x, y - stage.y) < 4) return;  // a slightly moved click
     if (!moved) { pane.setPointerCapture(event.pointerId); pane.classList.add("moving"); }
     moved = true;
     [stage.x, stage.y] = [x, y];

@@ -1,7 +1,7 @@
-// Both functions line by line beside each other; runs of what is the same are folded.
+// Both functions side by side, line by line; runs of equal blocks are folded.
 
 const CONTEXT = 1;   // blocks that stay on each side of a difference
-const SHORTEST = 3;  // of a run that is folded
+const SHORTEST = 3;  // minimum number of blocks to fold a run
 
 function drawLinear() {
   const pane = make("div"), { items, row } = opened;

@@ -1,6 +1,6 @@
-// What is shown is what the address bar says: #OLD,NEW or #OLD,NEW;old:BLOCK, all addresses.
+// The address bar says what is shown: #OLD,NEW or #OLD,NEW;old:BLOCK, all addresses.
 
-let view = null;  // "linear" or "graph", once somebody chose
+let view = null;  // "linear" or "graph", once the user chose one
 
 function go(row, side = null, block = null, replaces = false) {
   if (!row) return;

@@ -1,6 +1,6 @@
-// The page of two packages: files and functions, each leading to the page of its file.
+// The page of two packages: files and functions, with links to the files' pages.
 
-const FIRST = 300;  // rows that are drawn until somebody asks for all
+const FIRST = 300;  // number of rows drawn at first
 const STATUS = {
   "identical": "same", "same code": "same", "changed": "changed", "changed (no program)": "changed",
   "only in old": "gone", "only in new": "new", "compiled differently": "compiled", "failed": "failed",

@@ -1,4 +1,4 @@
-// Pseudo-code of both functions, line by line; numbers of variables are no difference.
+// Pseudo-code of both functions, line by line; numbers in names of variables are ignored.
 
 function drawPseudo() {
   const pane = make("div"), { lines, reasons } = opened.pseudo;
