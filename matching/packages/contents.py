@@ -425,7 +425,7 @@ class _Reader:
         digest, size = hashlib.sha256(), 0
         copy = self.folder / f"member{depth}"
         keeps = not path and (program or kind)
-        with utils.disk_errors(copy), copy.open("wb") if keeps else _nothing() as out:
+        with utils.disk_errors(copy), copy.open("wb") if keeps else contextlib.nullcontext() as out:
             while chunk:
                 digest.update(chunk)
                 size += len(chunk)
@@ -460,11 +460,6 @@ class _Reader:
             self.members |= inner[0]
             self.failed |= inner[1]
         return True
-
-
-@contextlib.contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
 
 
 def _what_is(mode: int) -> str:
