@@ -37,7 +37,7 @@ import checkpoint
 import models
 import utils
 from binary.tokens import tokenise
-from encoder.table import Encoder, choose_words
+from encoder.table import WordVectors, choose_words
 from encoder.train_table import train_encoder
 from features.extract import Features, extract_features
 from matching import blocks as matching_blocks
@@ -184,12 +184,12 @@ def main(
 
 def with_encoders(
     codes: dict[str, list[Features]], both: dict[str, list], cfg: MatchingConfig
-) -> tuple[Encoder, list[Pair], dict[str, list]]:
+) -> tuple[WordVectors, list[Pair], dict[str, list]]:
     """Train encoders; return the one trained on all programs, and the pairs with its measures.
 
     Returns
     -------
-    Encoder
+    WordVectors
     list of Pair
         For training the networks.
     dict

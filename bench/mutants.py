@@ -411,7 +411,7 @@ def make_scores(folder: Path, _: Analysis) -> None:
         for name in ("similarity", "neighbours")
     ]
     words = (arrays[f"encoder.{name}"] for name in ("words", "idf", "table"))
-    model = matching_model.Model(matching_model.Encoder(*words), *networks)
+    model = matching_model.Model(matching_model.WordVectors(*words), *networks)
     matching_model.write_model(model, folder / "m.safetensors", {"what": "a test"})
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse
 
 import utils
-from encoder.table import OFFSET, Encoder
+from encoder.table import OFFSET, WordVectors
 from encoder.train_table import TableConfig, train_encoder
 from features.extract import GROUPS, KINDS, Features
 from features.tfidf import DIMENSIONS, normalise
@@ -142,8 +142,8 @@ class WordTable:
         self.arrays = arrays
         self.identity = identity_of(*arrays.values())
         fields = ("words", "idf", "table")
-        self.encoder = Encoder(*(arrays[name] for name in fields))
-        self.body = Encoder(*(arrays[f"body_{name}"] for name in fields))
+        self.encoder = WordVectors(*(arrays[name] for name in fields))
+        self.body = WordVectors(*(arrays[f"body_{name}"] for name in fields))
 
     @classmethod
     def train(cls, programs: Programs, steps: int, seed: int = 0) -> "WordTable":

@@ -1,9 +1,8 @@
-"""Functions as vectors that know libraries: what an encoder learned of words it has met before.
+"""diff.py's encoder: each word has a vector, and a function's vector is the sum over its words.
 
-A vector is a sum over the words of a function, each with a vector of its own, that
-matching/train.py trained so that two builds of one source function lie near each other. Unlike the
-TF-IDF measures it remembers which words tell apart the functions of a library that the training
-programs held, too.
+matching/train.py trains the vectors so that two builds of one source function are near each other.
+Unlike the TF-IDF measures, they remember which words distinguish the functions of the libraries in
+the training programs.
 """
 
 import dataclasses
@@ -18,15 +17,15 @@ OFFSET = {group: i * DIMENSIONS for i, group in enumerate(GROUPS)}
 
 
 @dataclasses.dataclass
-class Encoder:
+class WordVectors:
     """V words with vectors of D dimensions.
 
     Attributes
     ----------
     words : int32 (V,)
-        Sorted: a word's column in `features`, plus its group's OFFSET.
+        A word's column in `features` plus its group's OFFSET; sorted.
     idf : float32 (V,)
-        How rare each is in the programs that it was trained on.
+        How rare each word is in the training programs.
     table : float16 (V, D)
     """
 
@@ -40,9 +39,9 @@ class Encoder:
         Returns
         -------
         float32 (F, D)
-            Of length 1; zero for functions without a known word.
+            Vectors of length 1; zero for functions without a known word.
         float32 (F,)
-            Which share of each function's words is known.
+            The share of each function's words that is known.
         """
         rows = known_words(code, self.words, self.idf)
         vectors = rows @ self.table.astype(np.float32)
@@ -72,19 +71,19 @@ def known_words(code: Features, words: np.ndarray, idf: np.ndarray) -> scipy.spa
 
 
 def choose_words(programs: list[list[Features]], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the words that most programs have, two or more, and weigh them.
+    """Choose the words that occur in the most programs, at least two, and weigh them.
 
     Parameters
     ----------
-    programs : list of list of Code
+    programs : list of list of Features
         Builds of each program.
     size : int
-        How many words at most.
+        Maximum number of words.
 
     Returns
     -------
     int32 (V,), float32 (V,)
-        `Encoder.words` and `Encoder.idf`.
+        `WordVectors.words` and `WordVectors.idf`.
     """
     total = len(GROUPS) * DIMENSIONS
     in_programs = np.zeros(total, np.int64)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import utils
 from binary.symbols import source_names
-from encoder.table import Encoder, choose_words, known_words
+from encoder.table import WordVectors, choose_words, known_words
 from features.extract import Features
 from terminal import progress
 
@@ -74,7 +74,7 @@ class Learner:
         return F.normalize(vectors, dim=1)
 
 
-def train_encoder(programs: dict[str, list[Features]], cfg: TableConfig, what: str) -> Encoder:
+def train_encoder(programs: dict[str, list[Features]], cfg: TableConfig, what: str) -> WordVectors:
     """Train an encoder on pairs of builds, half of them of different programs.
 
     Each function of a batch shall be nearer to its partner than to the other functions of the
@@ -90,7 +90,7 @@ def train_encoder(programs: dict[str, list[Features]], cfg: TableConfig, what: s
         if len(learners) > 1:
             builds[program] = learners
     if not builds:
-        return Encoder(words[:0], idf[:0], np.zeros((0, cfg.dimensions), np.float16))
+        return WordVectors(words[:0], idf[:0], np.zeros((0, cfg.dimensions), np.float16))
     table = (torch.randn(len(words), cfg.dimensions) / cfg.dimensions**0.5).requires_grad_()
     optimizer = torch.optim.Adam([table], cfg.encoder_lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -119,7 +119,7 @@ def train_encoder(programs: dict[str, list[Features]], cfg: TableConfig, what: s
         (loss / weight.sum()).backward()
         optimizer.step()
         schedule.step()
-    return Encoder(words, idf, table.detach().numpy().astype(np.float16))
+    return WordVectors(words, idf, table.detach().numpy().astype(np.float16))
 
 
 def choose_builds(

@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 import scipy.sparse
 
-from encoder.table import Encoder
+from encoder.table import WordVectors
 from features.extract import GROUPS, KINDS, Features
 from features.tfidf import weigh
 
@@ -62,7 +62,7 @@ class Candidates:
 
 
 def find_candidates(
-    first: Features, second: Features, encoder: Encoder, anchors: np.ndarray | None = None
+    first: Features, second: Features, encoder: WordVectors, anchors: np.ndarray | None = None
 ) -> Candidates:
     """Find the pairs of functions that are worth a closer look, and measure them.
 

@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 
 import utils
-from encoder.table import Encoder
+from encoder.table import WordVectors
 from features.extract import GROUPS
 from features.tfidf import DIMENSIONS
 from files.arrays import Damage, Numbers, check_arrays, weights_of
@@ -56,14 +56,14 @@ class Model:
 
     Attributes
     ----------
-    encoder : Encoder
+    encoder : WordVectors
     similarity : Network
         Scores two functions by their measures, see `matching.candidates.MEASURES`.
     neighbours : Network
         Scores them by the matches around them, see `matching.evidence.EVIDENCE`.
     """
 
-    encoder: Encoder
+    encoder: WordVectors
     similarity: Network
     neighbours: Network
 
@@ -83,7 +83,7 @@ for _name, _inputs in (("similarity", len(MEASURES)), ("neighbours", len(EVIDENC
         f"{_name}.w2": Numbers("f4", f"hidden {_name}", most=MOST),
         f"{_name}.b2": Numbers("f4", 1, most=MOST),
     }
-PARTS = {"encoder": Encoder, "similarity": Network, "neighbours": Network}
+PARTS = {"encoder": WordVectors, "similarity": Network, "neighbours": Network}
 
 
 def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:

@@ -27,7 +27,7 @@ from pydantic import PositiveInt
 
 import utils
 from binary.analysis import analysis_settings
-from encoder.table import Encoder
+from encoder.table import WordVectors
 from encoder.train_table import train_encoder
 from features.extract import Features, extract_features
 from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
@@ -133,7 +133,7 @@ def cross_fitted(programs: dict[str, list[Features]], cfg: MatchingConfig) -> li
     return pairs
 
 
-def train_model(pairs: list[Pair], fitted: Encoder, cfg: MatchingConfig) -> Model:
+def train_model(pairs: list[Pair], fitted: WordVectors, cfg: MatchingConfig) -> Model:
     """Train the networks; the model also contains the encoder ``fitted``."""
     similarity = train_similarity(pairs, cfg)
     return Model(fitted, similarity, train_neighbours(pairs, similarity, cfg))

@@ -11,7 +11,7 @@ import utils
 from binary.analysis import Analysis, cache_file, load_analysis
 from binary.cache import analyse_all
 from binary.symbols import source_names
-from encoder.table import Encoder
+from encoder.table import WordVectors
 from encoder.train_table import loss_weights
 from features.extract import Features
 from jobs.processes import LIMITS
@@ -84,7 +84,7 @@ def find_builds(
 
 
 def pairs_of(
-    program: str, codes: list[Features], fitted: Encoder, limit: int, seed: int
+    program: str, codes: list[Features], fitted: WordVectors, limit: int, seed: int
 ) -> list[Pair]:
     """Return at most ``limit`` pairs of a program's builds; every second one is reversed."""
     rng = np.random.default_rng(seed)
@@ -94,7 +94,7 @@ def pairs_of(
     return [make_pair(program, old, new, fitted) for old, new in pairs]
 
 
-def make_pair(program: str, first: Features, second: Features, fitted: Encoder) -> Pair:
+def make_pair(program: str, first: Features, second: Features, fitted: WordVectors) -> Pair:
     """Find the candidates of two builds and their true partners."""
     candidates = find_candidates(first, second, fitted)
     names = (
