@@ -32,6 +32,7 @@ import truth
 from build_coreutils import distribution, open_tarball, private_apt
 from build_packages import download, extract, require_tools
 from pydantic import PositiveInt
+from scipy.stats import binomtest
 
 import utils
 from binary.analysis import cache_file, load_analysis
@@ -370,11 +371,14 @@ def show(what: str, rows: list[tuple[int, int, int]]) -> None:
     if not rows:
         return
     differ, _, first = np.array(rows).T
+    soon = binomtest(int(np.sum((first > 0) & (first <= 5))), len(rows))
+    low, high = soon.proportion_ci(method="wilson")
     print(
         f"{what}: of {len(rows)} patches {np.sum(first == 1)} have their function first, "
         f"{np.sum((first > 1) & (first <= 5))} second to fifth, {np.sum(first > 5)} later, "
         f"{np.sum(first == 0)} nowhere; of functions {np.median(differ):.0f} differ (median; "
-        f"{np.max(differ)} at most)"
+        f"{np.max(differ)} at most); in the first five: {soon.statistic:.0%} "
+        f"(95 % interval {low:.0%} to {high:.0%})"
     )
 
 

@@ -191,6 +191,7 @@ def test_registers_and_slots_that_are_renamed_throughout_are_no_difference(opene
             [["mov eax, ebx"], ["mov rax, rbx"]],
             [["add x0, x1, #8"], ["add x9, x1, #8"]],
             [["push rbp", "ret"], ["ret"]],
+            [["ret"], ["endbr64", "ret"]],
         ],
     )
     renamed, same = "renamed", []
@@ -204,6 +205,7 @@ def test_registers_and_slots_that_are_renamed_throughout_are_no_difference(opene
         [[[["eax", "differs"], ["ebx", "differs"]], [["rax", "differs"], ["rbx", "differs"]]]],
         [[[["x0", renamed]], [["x9", renamed]]]],
         [[[["push", "differs"], [" ", "differs"], ["rbp", "differs"]], None], [same, same]],
+        [[None, same], [same, same]],
     ]
 
 

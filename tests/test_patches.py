@@ -95,7 +95,8 @@ def test_the_patched_function_comes_first(step, tmp_path, capsys):
     patches.show("shapes", [(1, 1, 1), (3, 2, 0), (5, 0, 0), (9, 1, 6), (4, 1, 5)])
     assert capsys.readouterr().out.splitlines()[1] == (
         "shapes: of 4 patches 1 have their function first, 1 second to fifth, 1 later, 1 nowhere; "
-        "of functions 4 differ (median; 9 at most)"
+        "of functions 4 differ (median; 9 at most); in the first five: 50% (95 % interval 15% to "
+        "85%)"
     )
 
 

@@ -7,6 +7,10 @@ const NUMBER = /^-?(0x[0-9a-f]+|\d+)$/;
 const NOT_REGISTERS = new Set(("byte word dword qword xmmword ymmword zmmword tbyte ptr lsl lsr asr ror " +
   "uxtb uxth uxtw uxtx sxtb sxth sxtw sxtx eq ne lt le gt ge lo ls hi hs mi pl vs vc cs cc al").split(" "));
 
+// Instructions that compute nothing, as features/normalised.py has them
+const IDLE = new Set("nop endbr64 endbr32 bti hint c.nop nopr fnop".split(" "));
+const isIdle = tokens => IDLE.has(tokens[0].text);
+
 function register(text) {  // [family, width]: rax and eax are one register of two widths
   if (NOT_REGISTERS.has(text) && text !== "cs") return null;
   let m;
@@ -128,7 +132,8 @@ function compareBlocks(mine, theirs, same, context) {
   const all = (tokens, mark) => ({ tokens, marks: tokens.map(() => mark) });
   return pairs.map(([i, j]) => {
     if (same) return [i === null ? null : all(a[i], "same"), j === null ? null : all(b[j], "same")];
-    if (i === null || j === null) return [i === null ? null : all(a[i], "differs"), j === null ? null : all(b[j], "differs")];
+    const alone = tokens => all(tokens, isIdle(tokens) ? "same" : "differs");
+    if (i === null || j === null) return [i === null ? null : alone(a[i]), j === null ? null : alone(b[j])];
     return markLine(a[i], b[j], context, names);
   });
 }

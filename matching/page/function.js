@@ -38,7 +38,8 @@ function readFunction(row, content) {
 // Whether more than names of registers and stack slots differs in an item
 function differs(item) {
   if (item.places.includes(null)) return true;
-  return linesOf(item).some(sides => sides.some(one => !one || one.marks.includes("differs")));
+  return linesOf(item).some(sides => sides.some((one, side) =>
+    one ? one.marks.includes("differs") : !isIdle(sides[1 - side].tokens)));
 }
 
 // Blocks of both sides, side by side in OLD's order; a block that is only in NEW comes after the
