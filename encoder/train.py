@@ -160,7 +160,13 @@ def main(
         found, skipped = analyse_files([file for _, file in files], outputDir, workers, limits)
         files = [(package, file) for package, file in files if file in found]
         held_out = [file for file in files if file[0] in VALIDATION]
-        corpus = read_corpus([file for file in files if file not in held_out], outputDir)
+        known = [file for file in files if file not in held_out]
+        if not known:
+            raise utils.UserError(
+                f"{path} has builds of {', '.join(sorted({file[0] for file in held_out}))} only, "
+                "which are not trained on; add builds of other packages"
+            )
+        corpus = read_corpus(known, outputDir)
         judged = read_corpus(held_out, outputDir) if held_out else None
         train_encoder(cfg, prepare(cfg, corpus, judged), analysis_settings(), save_dir, to)
     for file, reason in skipped.items():

@@ -333,6 +333,17 @@ def test_what_is_set_aside_for_the_test_is_never_read(tmp_path):
         find_files([str(tmp_path / "none")])
 
 
+def test_builds_that_only_choose_are_not_enough(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(encoder_train, "analyse_files", lambda files, *_: (files, {}))
+    (tmp_path / "builds" / f"{VALIDATION[0]}-1.0-O0").mkdir(parents=True)
+    (tmp_path / "builds" / f"{VALIDATION[0]}-1.0-O0" / "program").write_text("x")
+    settings = str(ROOT / "config" / "encoder.json")
+    with pytest.raises(utils.UserError, match=f"builds has builds of {VALIDATION[0]} only, which"):
+        encoder_train.main(path="builds", train_cfg=settings, to="to")
+    assert not (tmp_path / "to").exists()
+
+
 def test_the_command_trains_and_goes_on(builds, corpus, small, tmp_path, monkeypatch, capfd):
     """All stages, from cached analyses; the same again gives the same bytes."""
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -9,11 +10,17 @@ import pytest
 import torch
 
 import diff
+import encoder.train
+import matching.train
+import samefunc
+import search
 import utils
 from binary import cache
 from features.extract import read_binaries
 from jobs.processes import limited_memory
 from utils import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def grown(more):
@@ -69,3 +76,33 @@ def test_a_file_that_is_missing_stops_all(tmp_path, monkeypatch):
     (tmp_path / "slow").write_bytes(b"slow")
     with pytest.raises(UserError, match="none: No such file"):
         read_binaries((str(tmp_path / "slow"), str(tmp_path / "none")), str(tmp_path), 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "inside", "command", "message"),
+    [
+        (matching.train, "find_builds", lambda: matching.train.main(path="a"), "training on a"),
+        (samefunc, "find_binaries", lambda: samefunc.main(path="a"), "choosing pairs of functions"),
+        (
+            encoder.train,
+            "read_corpus",
+            lambda: encoder.train.main(path="a", to="to"),
+            "training the encoder",
+        ),
+        (search, "read_encoder", lambda: search.scan("a"), "searching index"),
+    ],
+)
+def test_what_takes_memory_in_the_main_process(
+    tmp_path, monkeypatch, module, inside, command, message
+):
+    def too_much(*_, **__):
+        raise MemoryError
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    monkeypatch.setattr(module, inside, too_much)
+    monkeypatch.setattr(encoder.train, "find_files", lambda paths: [("p", "a")])
+    monkeypatch.setattr(encoder.train, "analyse_files", lambda *_: ({"a"}, {}))
+    monkeypatch.setattr(search, "read_binaries", lambda *_: (None,))
+    with pytest.raises(UserError, match=rf"^{message} takes more than .* GiB of memory; raise"):
+        command()
