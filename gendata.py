@@ -39,7 +39,7 @@ from pydantic import Field
 import utils
 from binary.analysis import Analysis, analysis_settings, cache_file, count_imports, load_analysis
 from binary.builds import find_programs, find_refused
-from binary.cache import analyse_all
+from binary.cache import analyse_all, take_slices
 from binary.tokens import VERSION as TOKENS
 from binary.tokens import Tokens, tokenise
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit
@@ -100,6 +100,7 @@ def main(
     time_limit: Limit = time_limit,
     memory_limit: Limit = memory_limit,
     cluster: str | None = None,
+    arch: str | None = None,
 ) -> int:
     """Turn all pairs of builds of a program into walks over their merged control-flow graphs.
 
@@ -144,6 +145,8 @@ def main(
         GiB of memory per binary or pair; those that need more are skipped.
     cluster : str
         Address of a Dask scheduler; its workers replace the processes on this machine.
+    arch : str
+        Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
     began = time.perf_counter()
     if validation + test >= 1:
@@ -160,6 +163,9 @@ def main(
     with utils.one_writer(data):
         utils.remove_leftovers(outputDir, data)
         refused = {file: why for name in programs for file, why in find_refused(path, name).items()}
+        if arch is not None:
+            refused |= replace_by_slices(programs, outputDir, arch)
+            binaries = list(itertools.chain.from_iterable(programs.values()))
         limits = (time_limit, memory_limit)
         skipped = refused | analyse_all(binaries, outputDir, workers, limits, cluster)
         analysed = {
@@ -198,6 +204,24 @@ def main(
         for number, reason in sorted(failed.items()):
             print(f"skipped pair {number}: {printable(reason)}", file=sys.stderr)
         return PARTLY if skipped or failed else 0
+
+
+def replace_by_slices(
+    programs: dict[str, list[dict[str, str]]], output_dir: str, arch: str
+) -> dict[str, str]:
+    """Replace universal files by their slices; leave out those that have none, and say why."""
+    refused = {}
+    for program, builds in programs.items():
+        taken = []
+        for build in builds:
+            try:
+                (file,) = take_slices((build["path"],), output_dir, arch)
+            except utils.UserError as error:
+                refused[build["path"]] = str(error)
+            else:
+                taken.append({**build, "path": file, "sha256": utils.sha256_of(file)})
+        programs[program] = taken
+    return refused
 
 
 def failures(results: Iterator[tuple[int, str | None]]) -> dict[int, str]:

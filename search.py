@@ -24,7 +24,7 @@ from pydantic import Field, PositiveInt
 
 import utils
 from binary.analysis import load_analysis
-from binary.cache import analyse_files, reason_of
+from binary.cache import analyse_files, reason_of, take_slices
 from encoder.encoder import Encoder, read_encoder
 from encoder.index import Binary, Index, add, index_file, nearest, read
 from encoder.map import PICTURES, draw_map
@@ -56,6 +56,7 @@ def index(
     workers: PositiveInt = workers,
     time_limit: Limit = TIME_LIMIT,
     memory_limit: Limit = MEMORY_LIMIT,
+    arch: str | None = None,
 ) -> int:
     """Add the functions of binaries to the index.
 
@@ -77,6 +78,8 @@ def index(
         Seconds of processor time that the analysis of one file may take.
     memory_limit : float
         GiB of memory that it may take, and that all the rest may take.
+    arch : str
+        Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
     if not paths:
         raise utils.UsageError("name binaries or folders: python search.py index DIR...")
@@ -87,19 +90,24 @@ def index(
         raise utils.UserError(f"{', '.join(paths)}: no ELF, PE or Mach-O file is there")
     utils.check_outputs({"plot": plot}, files, {"outputDir": outputDir, "index_dir": index_dir})
     encoder = read_encoder()
-    new, skipped = {}, {}
+    new, skipped, taken = {}, {}, {}
     for file in files:
         try:
-            sha256 = utils.sha256_of(file)
+            (taken[file],) = take_slices((file,), outputDir, arch)
+            sha256 = utils.sha256_of(taken[file])
         except utils.UserError as error:
             skipped[file] = str(error)
             continue
         if not index_file(index_dir, sha256).exists():
             new.setdefault(sha256, file)
+    if len(skipped) == len(files):
+        raise utils.UserError("; ".join(reason_of(file, why) for file, why in skipped.items()))
     if new:
         limits = time_limit, memory_limit
-        analyses, failed = analyse_files(list(new.values()), outputDir, workers, limits)
-        skipped |= failed
+        named = {taken[file]: file for file in new.values()}
+        analyses, failed = analyse_files(list(named), outputDir, workers, limits)
+        analyses = {named[part]: analysis for part, analysis in analyses.items()}
+        skipped |= {named[part]: why for part, why in failed.items()}
         with limited_memory(memory_limit, f"making vectors of {len(analyses)} binaries"):
             for sha256, file in new.items():
                 if file in analyses:
@@ -128,6 +136,7 @@ def query(
     outputDir: str = outputDir,
     time_limit: Limit = TIME_LIMIT,
     memory_limit: Limit = MEMORY_LIMIT,
+    arch: str | None = None,
 ) -> None:
     """Print the functions of the index that are most like one: chance, address, name, file.
 
@@ -154,7 +163,10 @@ def query(
         Seconds of processor time that the analysis of the file may take.
     memory_limit : float
         GiB of memory that it may take, and that all the rest may take.
+    arch : str
+        Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
+    (binary,) = take_slices((binary,), outputDir, arch)
     (code,) = read_binaries((binary,), outputDir, 1, (time_limit, memory_limit))
     asked = find_function(code, binary, function)
     with limited_memory(memory_limit, f"searching {index_dir}"):
@@ -177,6 +189,7 @@ def scan(
     outputDir: str = outputDir,
     time_limit: Limit = TIME_LIMIT,
     memory_limit: Limit = MEMORY_LIMIT,
+    arch: str | None = None,
 ) -> None:
     """Name the functions of a binary by the most similar ones of the index.
 
@@ -201,7 +214,10 @@ def scan(
         Seconds of processor time that the analysis of the file may take.
     memory_limit : float
         GiB of memory that it may take, and that all the rest may take.
+    arch : str
+        Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
+    (binary,) = take_slices((binary,), outputDir, arch)
     (code,) = read_binaries((binary,), outputDir, 1, (time_limit, memory_limit))
     with limited_memory(memory_limit, f"searching {index_dir}"):
         encoder = read_encoder()

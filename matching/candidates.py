@@ -9,6 +9,7 @@ the encoder as far as it holds for others.
 import dataclasses
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse
@@ -81,21 +82,31 @@ def find_candidates(
     shape = first.functions, second.functions
     keys = np.unique(np.concatenate([x.astype(np.int64) * shape[1] + y for x, y in found]))
     rows, columns = np.divmod(keys, shape[1])
-    measures = [_products(a, b, rows, columns) for a, b in weighed.values()]
-    size_a, size_b = _sizes(first), _sizes(second)
-    for x, y in zip(size_a.T, size_b.T, strict=True):
-        measures += [np.abs(x[rows] - y[columns]), np.minimum(x[rows], y[columns])]
-    for group in ("token", "name"):
-        x, y = _unique_rows(first.words[group], second.words[group])
-        measures.append((x[rows] == y[columns]) & (x[rows] >= 0))
-    measures += _of_encoder(encoded, rows, columns, shape)
-    return Candidates(rows, columns, shape, np.stack(measures, 1).astype(np.float32))
+
+    def columns_of_measures() -> Iterator[np.ndarray]:
+        for x, y in weighed.values():
+            yield _products(x, y, rows, columns)
+        for x, y in zip(_sizes(first).T, _sizes(second).T, strict=True):
+            yield np.abs(x[rows] - y[columns])
+            yield np.minimum(x[rows], y[columns])
+        for group in ("token", "name"):
+            x, y = _unique_rows(first.words[group], second.words[group])
+            yield (x[rows] == y[columns]) & (x[rows] >= 0)
+        yield from _of_encoder(encoded, rows, columns, shape)
+
+    measures = np.empty((len(rows), len(MEASURES)), np.float32)
+    for i, column in enumerate(columns_of_measures()):  # one at a time: pairs are many
+        measures[:, i] = column
+    return Candidates(rows, columns, shape, measures)
 
 
 def _of_encoder(encoded, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> list:
     """Cosine, how far it is below the best of each function, and the share of known words."""
     (x, known_x), (y, known_y) = encoded
-    cosine = np.einsum("nd,nd->n", x[rows], y[columns])
+    cosine = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), PAIRS):
+        part = slice(start, start + PAIRS)
+        cosine[part] = np.einsum("nd,nd->n", x[rows[part]], y[columns[part]])
     measures = [cosine]
     for index, n in zip((rows, columns), shape, strict=True):
         best = np.full(n, -1, np.float32)

@@ -15,12 +15,14 @@ from elftools.elf.elffile import ELFFile
 from zig import SOURCE, STRINGS, zig
 
 import diff
+import gendata
+import search
 from binary.analysis import SOURCES
 from binary.cache import take_slices
 from binary.disassemble import analyse
 from binary.formats import processors, slices
 from binary.starts import is_thumb
-from utils import UserError
+from utils import UserError, sha256_of
 
 # Without imports, so that no libraries of Windows and macOS are needed.
 BARE = (
@@ -133,6 +135,31 @@ def test_of_a_universal_file_one_slice_is_compared(folder, tmp_path, capsys):
         take_slices((str(both), str(both)), str(tmp_path), "mips")
     assert typed(diff.main, both, both, "--outputDir", tmp_path / "output") == 1
     assert "choose one with --arch" in capsys.readouterr().err
+
+
+def test_gendata_takes_the_slice_that_is_asked_for(folder, tmp_path):
+    both, alone = folder / "universal.dylib", folder / "aarch64.dylib"
+    builds = [{"path": str(f), "build": f.stem, "sha256": sha256_of(f)} for f in (both, alone)]
+    programs = {"a": builds}
+    assert gendata.replace_by_slices(programs, str(tmp_path), "arm64") == {}
+    assert [build["sha256"] for build in programs["a"]] == [sha256_of(alone)] * 2
+    assert [build["build"] for build in programs["a"]] == ["universal", "aarch64"]
+    programs = {"a": builds}
+    refused = gendata.replace_by_slices(programs, str(tmp_path), "mips")
+    assert "has no slice for mips; it has x86_64, aarch64" in refused[str(both)]
+    assert programs["a"] == builds[1:]
+
+
+def test_search_takes_the_slice_that_is_asked_for(folder, tmp_path, capsys):
+    both, alone = folder / "universal.dylib", folder / "aarch64.dylib"
+    where = {"index_dir": str(tmp_path / "index"), "outputDir": str(tmp_path / "output")}
+    with pytest.raises(UserError, match="for x86_64 and aarch64: choose one with --arch"):
+        search.index(str(both), **where)
+    assert search.index(str(both), arch="arm64", **where) == 0
+    assert [file.stem for file in (tmp_path / "index").iterdir()] == [sha256_of(alone)]
+    capsys.readouterr()
+    search.query(str(both), function="_scale", own=True, top=1, arch="arm64", **where)
+    assert capsys.readouterr().out.split()[-2:] == ["_scale", str(both)]
 
 
 def test_object_file(folder):
