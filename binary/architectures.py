@@ -16,6 +16,9 @@ def _jumps(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?:{pattern}) #?(?:0x[0-9a-f]+|\d+)$")
 
 
+_NEVER = re.compile(r"(?!)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """One family of processors.
@@ -45,6 +48,11 @@ class Architecture:
         Whether several instructions may make up one address.
     pools : bool
         Whether code loads constants and addresses from pools between functions.
+    return_if : pattern
+        Returns that depend on a condition, if angr does not know that the code goes on behind them.
+    restore : pattern
+        Instructions that restore the return address: a jump right behind one is a tail call. None
+        where that is not known.
     """
 
     branch: re.Pattern[str]
@@ -60,6 +68,8 @@ class Architecture:
     delay: int = 0
     composes: bool = True
     pools: bool = False
+    return_if: re.Pattern[str] = _NEVER
+    restore: re.Pattern[str] | None = None
 
     def branching(self, lines: list[str]) -> str:
         """Return the line at which a block may branch: the last, or the one before a delay slot."""
@@ -76,7 +86,8 @@ _ARM_FIELD = re.compile(rb"\[(?P<base>\w+), #(?P<sign>-?)(?P<offset>0x[0-9a-f]+|
 _RISC_FIELD = re.compile(
     rb"(?P<sign>-?)\b(?P<offset>0x[0-9a-f]+|\d+)\((?:%\w+, )?[$%]?(?P<base>\w+)\)"
 )
-_CONDITION = "(?:eq|ne|cs|hs|cc|lo|mi|pl|vs|vc|hi|ls|ge|lt|gt|le|al)"
+_IF = "(?:eq|ne|cs|hs|cc|lo|mi|pl|vs|vc|hi|ls|ge|lt|gt|le)"
+_CONDITION = rf"(?:{_IF}|al)"
 _VECTORS = ((re.compile(r"f\d+"), 8), (re.compile(r"(?:v|w|vs)\d+"), 16))
 
 _X86 = Architecture(
@@ -113,6 +124,8 @@ _ARM = Architecture(
     frame=frozenset({b"sp", b"fp", b"pc"}),
     sizes=((re.compile(r"q\d+"), 16),),
     pools=True,
+    return_if=re.compile(rf"bx{_IF} lr$|(?:pop|ldm\w*?){_IF}(?:\.w)? .*\bpc\}}$"),
+    restore=re.compile(r"(?:pop|ldm)[\w.]* .*\blr\}$|ldr(?:\.w)? lr, \[sp\], "),
 )
 _AARCH64 = dataclasses.replace(
     _ARM,
@@ -124,6 +137,8 @@ _AARCH64 = dataclasses.replace(
     idle=_mnemonics("nop|hint|bti"),
     frame=frozenset({b"sp", b"x29"}),
     pools=False,
+    return_if=_NEVER,
+    restore=None,
 )
 _MIPS = Architecture(
     branch=_mnemonics(

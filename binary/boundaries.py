@@ -14,8 +14,10 @@ from binary.analysis import CALL, PART, Analysis
 ALIGNMENT = 16  # of functions in code that is optimised for speed
 
 
-def mend_boundaries(analysis: Analysis) -> Analysis:
+def mend_boundaries(analysis: Analysis, names: dict[int, str] | None = None) -> Analysis:
     """Return the analysis with corrected functions (``function``, ``function_address``, names).
+
+    ``names`` are the names of code by address, for functions that angr did not find.
 
     A function begins wherever the file says so, and a range in the file is one function. The other
     code is cut into stretches where angr begins a function. A stretch belongs to the function that
@@ -23,7 +25,7 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
     to its aligned beginning. In unaligned code that makes tail calls, any jump to a stretch counts.
     """
     architecture = analysis.architecture
-    n, names = analysis.code_blocks, len(analysis.import_name)
+    n, imports = analysis.code_blocks, len(analysis.import_name)
     address = analysis.address[:n].astype(np.int64)
     angr = analysis.function[:n]
     old = analysis.function_address[: analysis.code_functions].astype(np.int64)
@@ -43,7 +45,7 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
     pointed[analysis.pointer_block] = True
     pointed[target[target < n]] = False
     pointed &= (known_range < 0) & (address % ALIGNMENT == 0)
-    certain |= pointed
+    certain |= pointed | (_tail_called(analysis) & (known_range < 0))
     beginning[certain] = 1
     keys = np.stack([np.cumsum(beginning), np.where(known_range < 0, angr, -1)], 1)
     _, head, stretch = np.unique(keys, axis=0, return_index=True, return_inverse=True)
@@ -99,11 +101,11 @@ def mend_boundaries(analysis: Analysis) -> Analysis:
     where = np.empty(len(head), np.int64)
     where[roots[best]] = address[head[best]]
     function = np.searchsorted(entry, where[roots[stretch]])
-    known = dict(zip(old.tolist(), analysis.function_name, strict=False))
+    known = (names or {}) | dict(zip(old.tolist(), analysis.function_name, strict=False))
     return dataclasses.replace(
         analysis,
-        function=np.append(function, np.arange(len(entry), len(entry) + names)).astype(np.int32),
-        function_address=np.append(entry, np.zeros(names, np.int64)).astype(np.uint64),
+        function=np.append(function, np.arange(len(entry), len(entry) + imports)).astype(np.int32),
+        function_address=np.append(entry, np.zeros(imports, np.int64)).astype(np.uint64),
         function_name=[known.get(a, f"sub_{a:x}") for a in entry.tolist()]
         + analysis.function_name[len(old) :],
     )
@@ -118,6 +120,27 @@ def _ranges(analysis: Analysis) -> np.ndarray:
     begin, end = analysis.start_address[has_end], analysis.start_end[has_end]
     found = np.searchsorted(begin, address, "right") - 1
     return np.where((found >= 0) & (address < end[found]), found, -1)
+
+
+def _tail_called(analysis: Analysis) -> np.ndarray:
+    """Return what is only jumped to right after the return address is restored, bool (n,)."""
+    architecture = analysis.architecture
+    n = analysis.code_blocks
+    gave_back = np.zeros(n, bool)
+    for block, text in enumerate(analysis.instructions[:n] if architecture.restore else ()):
+        lines = text.decode("ascii", "replace").rsplit("\n", 2)[-2:]
+        gave_back[block] = (
+            len(lines) == 2
+            and architecture.restore.match(lines[0]) is not None
+            and architecture.jump.match(lines[1]) is not None
+        )
+    source, target = analysis.edges[analysis.kind != CALL].T
+    inside = (source < n) & (target < n)
+    source, target = source[inside], target[inside]
+    found = np.zeros(n, bool)
+    found[target[gave_back[source]]] = True
+    found[target[~gave_back[source]]] = False
+    return found
 
 
 def _branching_line(analysis: Analysis, block: int) -> str:

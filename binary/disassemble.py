@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import tempfile
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from binary.angr_gaps import fill_gaps
 from binary.architectures import ARCHITECTURES, architecture_of, processor_of
 from binary.binexport import SUFFIX, read_binexport
 from binary.boundaries import mend_boundaries
-from binary.formats import processors, refuse
+from binary.formats import cut_off, processors, refuse
 from binary.imports import KINDS, calls_through_slots, is_stub, name_imports, slots
 from binary.instructions import (
     Operand,
@@ -51,6 +52,8 @@ CS_GRP_INT = 4
 IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
 # ARM's markers of code and data, and labels within functions, are not names of functions.
 NO_NAME = re.compile(r"\$[adtx](\.|$)|\.L|$")
+LLD_FILLS, THUMB_NOP = b"\xd4\xd4", b"\x00\xbf"  # what lld fills gaps with, to trap; no operation
+CONSTANT = 16  # bytes, at most, that one instruction reads
 OF_DATA = {"TYPE_OBJECT", "TYPE_SECTION", "TYPE_TLS_OBJECT"}
 
 
@@ -94,10 +97,12 @@ def analyse(
         project = angr.Project(str(path), auto_load_libs=False, cache_limits=known)
     except cle.CLECompatibilityError as error:
         if processors(content):  # cle knows this kind of header, too
-            raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
+            reason = cut_off(content) or _reason(error)
+            raise utils.UserError(f"{path} cannot be loaded: {reason}") from error
         raise no_executable from error
     except Exception as error:  # a broken header can fail anywhere inside the loader
-        raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
+        reason = cut_off(content) or _reason(error)
+        raise utils.UserError(f"{path} cannot be loaded: {reason}") from error
     if isinstance(project.loader.main_object, cle.Blob):
         raise no_executable
     if processor_of(project.arch) is None:
@@ -113,7 +118,8 @@ def analyse(
             cut_tables(cfg)
         except Exception as error:
             raise utils.UserError(f"angr fails on the code of {path}: {_reason(error)}") from error
-        return mend_boundaries(_tidy(project, cfg, path, starts, names, exported))
+        found = _tidy(project, cfg, path, starts, names, exported)
+        return mend_boundaries(found, {a: _display(name) for a, name in names.items()})
 
 
 @contextmanager
@@ -132,8 +138,12 @@ def rare_collections() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
+    """Return what an error says, or where it arose if it says nothing."""
     first_line = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+    if first_line:
+        return f"{type(error).__name__}: {first_line}"
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    return type(error).__name__ + "".join(f" in {frame.name}" for frame in place)
 
 
 def _exchange_symbols(project, starts) -> tuple[dict[int, str], dict[str, int]]:
@@ -169,24 +179,65 @@ def _show_starts(project, addresses: list[int]) -> None:
 
 
 def _recover(project):
-    """Return angr's graph; on 32-bit ARM, run it again with the functions that only pools name."""
+    """Return angr's graph; on 32-bit ARM once more, with the functions that only pools name."""
     import angr
 
-    segments = not len(project.loader.main_object.sections)  # the section headers are cut off
+    segments = not len(project.loader.main_object.sections)  # where section headers are cut off
     cfg = project.analyses.CFGFast(normalize=True, force_segment=segments)
     if not architecture_of(project.arch).pools:
         return cfg
+    taken = _taken(project, cfg)
+    missed = [address for address in sorted(taken) if _begins(project, address)]
+    gaps = _filled_gaps(project, cfg.graph)
+    if missed or gaps:
+        for gap in gaps:
+            project.loader.memory.store(gap, THUMB_NOP)
+        _show_starts(project, missed)
+        project.kb = angr.KnowledgeBase(project)
+        cfg = project.analyses.CFGFast(normalize=True, force_segment=segments)
+    _remove_constants(cfg.graph, taken)
+    return cfg
+
+
+def _taken(project, cfg) -> set[int]:
+    """Return the addresses that code makes or reads from pools, other than those of blocks."""
     taken: set[int] = set()
     for node in cfg.graph:
         if not node.is_simprocedure and not node.is_syscall:
             taken.update(made_addresses(project, node, {}).values())
-    taken -= {node.addr for node in cfg.graph}
-    missed = [address for address in sorted(taken) if _begins(project, address)]
-    if not missed:
-        return cfg
-    _show_starts(project, missed)
-    project.kb = angr.KnowledgeBase(project)
-    return project.analyses.CFGFast(normalize=True, force_segment=segments)
+            ahead = 3 if node.thumb else 8  # see made_addresses
+            for instruction in in_detail(project, node, node.addr, node.size):
+                if instruction.mnemonic.startswith("adr") and len(instruction.operands) == 2:
+                    taken.add((instruction.address + ahead & ~3) + instruction.operands[1].imm)
+    return taken - {node.addr for node in cfg.graph}
+
+
+def _filled_gaps(project, graph) -> list[int]:
+    """Return where lld filled gaps before Thumb code, with branches into the code before."""
+
+    def is_filled(address: int) -> bool:
+        is_there = is_code(project.loader.main_object, address)
+        return is_there and project.loader.memory.load(address, 2) == LLD_FILLS
+
+    unreached = [node for node in graph if node.addr & 1 and not graph.in_degree(node)]
+    behind = [node.addr + 2 for node in unreached if node.size == 2 and is_filled(node.addr - 1)]
+    gaps = []
+    for start in sorted({*project.kb.functions, *behind}):
+        before = start - 3
+        while start % 4 == 1 and is_filled(before):
+            gaps.append(before)
+            before -= 2
+    return gaps
+
+
+def _remove_constants(graph, taken: set[int]) -> None:
+    """Remove Thumb code that nothing leads to, and that code reads as constants of 16 bytes."""
+    constants = np.array(sorted(taken), np.int64)
+    for node in [node for node in graph if node.addr & 1 and not graph.in_degree(node)]:
+        start = node.addr - 1
+        low, high = np.searchsorted(constants, [start - CONSTANT + 1, start + (node.size or 0)])
+        if low < high:
+            graph.remove_node(node)
 
 
 def _begins(project, address: int) -> bool:
@@ -240,6 +291,7 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
     if not code:
         raise utils.UserError(f"{path} holds no code that angr can find")
     block_at = {node.addr: block for block, node in enumerate(code)}
+    _go_on(graph, code, architecture)
     stubs = {node.addr: name for node, name in imports.items()}
     # If the file itself exports the function of a stub, the stub leads to that function.
     exported = {name: block_at[a] for name, a in exported.items() if a in block_at}
@@ -368,6 +420,16 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
         start_end=np.array([start.end for start in starts], np.uint64),
         start_source=np.array([start.source for start in starts], np.uint8),
     )
+
+
+def _go_on(graph, code, architecture) -> None:
+    """Add the edges behind returns that depend on a condition (Thumb) to angr's graph."""
+    node_at = {node.addr: node for node in code}
+    for node, instructions in code.items():
+        if architecture.return_if.match(instructions[-1].line):
+            following = node_at.get(node.addr + sum(i.size for i in instructions))
+            if following is not None:
+                graph.add_edge(node, following, jumpkind="Ijk_Boring")
 
 
 def _made(fields: dict[str, np.ndarray]) -> dict[int, dict[int, int]]:

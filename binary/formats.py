@@ -135,6 +135,40 @@ def refuse(path: object, content: bytes) -> None:
         raise UserError(f"{path} is packed with UPX: unpack it first (upx -d)")
 
 
+def cut_off(content: bytes) -> str:
+    """Return how an ELF or PE file is shorter than its headers say, as a reason; else "".
+
+    >>> cut_off(b"\\x7fELF\\2\\1" + bytes(14))
+    'it is cut off: it has 20 bytes, its headers speak of 64'
+    """
+    try:
+        size = _size_by_headers(content)
+    except struct.error:  # within the headers
+        return f"it is cut off: it has {len(content):,} bytes, not even whole headers"
+    if size <= len(content):
+        return ""
+    return f"it is cut off: it has {len(content):,} bytes, its headers speak of {size:,}"
+
+
+def _size_by_headers(content: bytes) -> int:
+    if content[:4] == b"\x7fELF" and len(content) >= 6:
+        order, wide = ">" if content[5] == 2 else "<", content[4] == 2
+        header = 64 if wide else 52
+        if len(content) < header:
+            return header
+        places = struct.unpack_from(f"{order}2{'Q' if wide else 'I'}", content, 32 if wide else 28)
+        sizes = struct.unpack_from(f"{order}4H", content, header - 10)
+        ends = [start + sizes[2 * i] * sizes[2 * i + 1] for i, start in enumerate(places)]
+        return max(header, *ends)
+    if content[:2] == b"MZ":
+        (place,) = struct.unpack_from("<I", content, 60)
+        _, sections, optional = struct.unpack_from("<2H12xH", content, place + 4)
+        table = place + 24 + optional
+        rows = [struct.unpack_from("<2I", content, table + 40 * i + 16) for i in range(sections)]
+        return max([table, *map(sum, rows)])
+    return 0
+
+
 def _members(content: bytes) -> int:
     """Count the files in an archive; its indexes do not count."""
     place, count = len(ARCHIVE), 0

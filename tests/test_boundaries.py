@@ -6,9 +6,10 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import analysis_of, compile_c
+from zig import zig
 
 from binary.analysis import CALL, JUMP, STEP_OVER
-from binary.boundaries import mend_boundaries
+from binary.boundaries import ALIGNMENT, mend_boundaries
 from binary.disassemble import analyse
 
 # gcc saves registers only where needed (shrink-wrapping), and turns last calls into jumps.
@@ -144,3 +145,67 @@ def test_functions_begin_where_symbols_say(level, place, tmp_path):
         block = mended.address[mended.function == entries.index(start)]
         later = [entry for entry in code if entry > start] or [1 << 62]
         assert block.max() < later[0], f"{name} reaches into the next function"
+
+
+THUMB = """
+.syntax unified
+.macro function name
+.thumb_func
+.globl \\name
+.type \\name, %function
+\\name:
+.endm
+.text
+.thumb
+function start
+    push {r7, lr}
+    bl early
+    bl tail
+    pop {r7, pc}
+    nop
+function early
+    cmp r0, #1
+    itt lt
+    movlt r0, #0
+    bxlt lr
+    adds r0, #2
+    bx lr
+function tail
+    push {r7, lr}
+    adds r0, #1
+    adds r0, #2
+    adds r0, #3
+    adds r0, #4
+    adds r0, #5
+    pop.w {r7, lr}
+    b.w only
+.section .text.only, "ax", %progbits
+.p2align 3
+.thumb_func
+.type only, %function
+only:
+    adr r1, numbers
+    ldrd r0, r2, [r1, #8]
+    bx lr
+.p2align 2
+numbers:
+    .word 2, 3, 5, 7
+"""
+
+
+def test_thumb(tmp_path):
+    """A return under a condition, a tail call to what is not called, a gap, and constants."""
+    (tmp_path / "a.s").write_text(THUMB)
+    flags = ["-nostdlib", "-shared", tmp_path / "a.s", "-o", tmp_path / "a.so"]
+    zig("thumb-linux-musleabihf", *flags)
+    analysis = analyse(tmp_path / "a.so")
+    names = analysis.function_name[: analysis.code_functions]
+    assert names == ["start", "early", "tail", "only"]
+    only = int(analysis.function_address[3])
+    assert only % ALIGNMENT != 1, "else the alignment alone would say that it is a function"
+    early = np.flatnonzero(analysis.function[: analysis.code_blocks] == 1)
+    assert early.tolist() == [early[0], early[0] + 1]
+    assert [early[0], early[1], JUMP] in np.column_stack([analysis.edges, analysis.kind]).tolist()
+    # lld fills the gap with 0xd4d4, a branch into the middle of other functions.
+    assert not any(b"bmi" in text for text in analysis.instructions)
+    assert analysis.address[: analysis.code_blocks].max() == only, "constants are no code"

@@ -19,7 +19,7 @@ import gendata
 import search
 from binary.analysis import SOURCES
 from binary.cache import take_slices
-from binary.disassemble import analyse
+from binary.disassemble import _reason, analyse
 from binary.formats import processors, slices
 from binary.starts import is_thumb
 from utils import UserError, sha256_of
@@ -276,6 +276,22 @@ def test_the_loaders_reason_is_told(folder, tmp_path):
     with pytest.raises(UserError, match=r"cannot be loaded: \w+") as refused:
         analyse(tmp_path / "cut")
     assert str(tmp_path) in str(refused.value)
+    for name, share in (("tiny.so", 0.01), ("tiny.so", 0.5), ("x86_64.dll", 0.5)):
+        content = (folder / name).read_bytes()
+        size = int(share * len(content))
+        (tmp_path / "cut").write_bytes(content[:size])
+        with pytest.raises(UserError, match=f"it is cut off: it has {size:,} bytes, its headers"):
+            analyse(tmp_path / "cut")
+
+
+def test_a_failure_without_a_message_is_told_by_its_place():
+    def of_angr():
+        raise AssertionError
+
+    with pytest.raises(AssertionError) as failed:
+        of_angr()
+    assert _reason(failed.value) == "AssertionError in of_angr"
+    assert _reason(ValueError("a\nb")) == "ValueError: a"
 
 
 def test_arm_and_thumb_code_are_told_apart():
