@@ -276,8 +276,8 @@ def test_the_loaders_reason_is_told(folder, tmp_path):
     with pytest.raises(UserError, match=r"cannot be loaded: \w+") as refused:
         analyse(tmp_path / "cut")
     assert str(tmp_path) in str(refused.value)
-    for name, share in (("tiny.so", 0.01), ("tiny.so", 0.5), ("x86_64.dll", 0.5)):
-        content = (folder / name).read_bytes()
+    for share in (0.01, 0.5):
+        content = (folder / "tiny.so").read_bytes()
         size = int(share * len(content))
         (tmp_path / "cut").write_bytes(content[:size])
         with pytest.raises(UserError, match=f"it is cut off: it has {size:,} bytes, its headers"):
