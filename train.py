@@ -290,10 +290,7 @@ class Trainer:
         parallel = nn.parallel.DistributedDataParallel(losses_of) if self.world > 1 else None
         losses_of = parallel or losses_of
         if self.compile:
-            # A CUDA graph starts all kernels at once, which small models need. It reuses its
-            # memory; gradients summed over parts or sent to other processes do not allow that.
-            alone = self.device.type == "cuda" and self.world == self.cfg.accumulate == 1
-            losses_of = _compiled(losses_of, "reduce-overhead" if alone else "default")
+            losses_of = _compiled(losses_of)
         unread: list[Losses] = []
         measures: dict[str, float] = {}
         with (
@@ -514,7 +511,7 @@ class Trainer:
                 # DistributedDataParallel averages over processes, but our losses are to be summed.
                 self.scaler.scale(total * self.world).backward()
             for name, loss in losses.items():
-                sums[name] = sums.get(name, 0) + loss.detach()  # a copy: CUDA graphs reuse theirs
+                sums[name] = sums.get(name, 0) + loss.detach()
         return sums
 
     def _gradient_norm(self) -> Tensor:
@@ -606,11 +603,11 @@ class _Losses(nn.Module):
         return self.get_losses(self.model, batch)
 
 
-def _compiled(losses_of: nn.Module, mode: str) -> Callable[[dict[str, Tensor]], Losses]:
+def _compiled(losses_of: nn.Module) -> Callable[[dict[str, Tensor]], Losses]:
     """Return ``losses_of``, compiled; if the compiler fails, say so and go on without it."""
     # Each of the few shapes of batches gets kernels of its own. Kernels for any shape are slower,
     # and torch 2.11 fails to make them for some of our models.
-    run = torch.compile(losses_of, mode=mode, dynamic=False)
+    run = torch.compile(losses_of, dynamic=False)
 
     def compiled(batch: dict[str, Tensor]) -> Losses:
         nonlocal run
