@@ -124,14 +124,16 @@ def _ranges(analysis: Analysis) -> np.ndarray:
 
 def _tail_called(analysis: Analysis) -> np.ndarray:
     """Return what is only jumped to right after the return address is restored, bool (n,)."""
-    architecture = analysis.architecture
-    n = analysis.code_blocks
+    architecture, n = analysis.architecture, analysis.code_blocks
+    restore = architecture.restore
+    if restore is None:
+        return np.zeros(n, bool)
     gave_back = np.zeros(n, bool)
-    for block, text in enumerate(analysis.instructions[:n] if architecture.restore else ()):
+    for block, text in enumerate(analysis.instructions[:n]):
         lines = text.decode("ascii", "replace").rsplit("\n", 2)[-2:]
         gave_back[block] = (
             len(lines) == 2
-            and architecture.restore.match(lines[0]) is not None
+            and restore.match(lines[0]) is not None
             and architecture.jump.match(lines[1]) is not None
         )
     source, target = analysis.edges[analysis.kind != CALL].T
