@@ -62,7 +62,7 @@ FOLDER = Path("gpu")
 CONFIG = ROOT / "config"
 # Packages to take along as wheels: transformers, the peer, and its dependencies.
 NAMES = "annotated-types fire pydantic pydantic-core safetensors termcolor tokenizers tqdm"
-NAMES += " typing-extensions typing-inspection"
+NAMES += " typing-extensions typing-inspection pebble pefile pyelftools zstandard"
 PEER = "transformers huggingface-hub packaging pyyaml regex anyio filelock h11 httpcore2 httpx2"
 PEER += " idna sniffio truststore"
 PYTHONS = ("3.11", "3.12", "3.13")

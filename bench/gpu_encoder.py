@@ -105,6 +105,9 @@ def train(
     train_cfg : str
         Words, model and rates; the stages are the rows'.
     """
+    unknown = [row for row in rows.split() if row not in ROWS]
+    if unknown:
+        raise utils.UserError(f"--rows {unknown[0]}: the rows are {' '.join(ROWS)}")
     end = time.monotonic() + 60 * minutes
     packed = json.loads((PLACE / "list.json").read_text())
     parts = [(tuple(b), load_part(PLACE / f"{i}.npz")) for i, b in enumerate(packed["builds"])]
@@ -117,7 +120,8 @@ def train(
             inputs.sketches(view.groups)  # once for all processes
     names = [(row, seed) for row in rows.split() for seed in range(ROWS[row][0])]
     fork = multiprocessing.get_context("fork")  # what was read is shared
-    wait, times = fork.Barrier(len(names)), fork.Array("d", len(names))
+    # Whoever waits for a process that has failed gives up after a minute or two.
+    wait, times = fork.Barrier(len(names), timeout=100), fork.Array("d", len(names))
     Path(out).mkdir(parents=True, exist_ok=True)
     jobs = [
         fork.Process(
@@ -134,6 +138,9 @@ def train(
             for file in sorted(Path(out).glob(f"{row}-seed*")):
                 tar.add(file, file.name)
                 file.unlink()
+    failed = [row for (row, _), job in zip(names, jobs, strict=True) if job.exitcode]
+    if failed:
+        raise utils.UserError(f"{' '.join(failed)}: failed; the reasons are in the archives' texts")
 
 
 def run(
