@@ -547,8 +547,18 @@ def settings(
 
     Parameters
     ----------
-    out, steps, seeds, rows, workers, minutes
-        See `run` there.
+    out : str
+        Gets settings.jsonl with a line per training, and settings.txt.
+    steps : int
+        Steps of the first row; the others get the same processor time.
+    seeds : int
+        Trainings of each row.
+    rows : str or list of str
+        Which rows. Default: all.
+    workers : int
+        Trainings at the same time, with a core each; 0: three quarters of the cores.
+    minutes : float
+        No training is started that would end later.
     """
     import settings as table_of_settings
 

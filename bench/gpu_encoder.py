@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
+import encoder.train as encoder_train
 import utils
-from encoder import train as encoder_train
 from encoder.corpus import join_parts, load_part, part_file, read_part
 from encoder.objectives import VIEWS
 from experiment_data.recipes import VALIDATION

@@ -143,8 +143,12 @@ def pack(
 
     Parameters
     ----------
-    path, biname, work : str
-        As for the table itself.
+    path : str
+        Builds, as for gendata.py.
+    biname : str
+        The programs' names; of three or more, some are held out.
+    work : str
+        Where everything is made.
     to : str
         The folder.
     """
@@ -175,8 +179,16 @@ def run(
         Where the text is.
     out : str
         Gets settings.jsonl with a line per training, settings.txt, and the models of the first row.
-    steps, seeds, rows, workers, minutes
-        As for the table itself; 0 workers: a core is left for each three.
+    steps : int
+        Of the first row; others have as many as the same processor time allows.
+    seeds : int
+        Trainings of each row.
+    rows : str or list of str
+        Which settings; left out, all.
+    workers : int
+        Trainings at a time, with one core each; 0: on three quarters of the cores.
+    minutes : float
+        Start no training that would end later.
     """
     end = time.time() + 60 * minutes
     chosen = names_of(rows) if rows else list(SETTINGS)
