@@ -117,8 +117,9 @@ def index(
         if plot:
             draw_map(table, plot)
     print(
-        f"{index_dir}: {len(table.name):,} functions of {len(table.binaries):,} binaries, "
-        f"{sum(file not in skipped for file in new.values()):,} of these binaries new"
+        f"{index_dir}: {len(table.name):,} functions of {len(table.binaries):,} "
+        f"{utils.plural(len(table.binaries), 'file')}, "
+        f"{sum(file not in skipped for file in new.values()):,} new"
     )
     for file, reason in skipped.items():
         print(f"skipped {printable(reason_of(file, reason))}", file=sys.stderr)

@@ -38,9 +38,9 @@ def made(builds, tmp_path_factory):
 def test_an_index_grows(made):
     cwd, first, second, before = made
     assert first.returncode == 0
-    assert "functions of 1 binaries, 1 of these binaries new" in first.stdout
+    assert "functions of 1 file, 1 new" in first.stdout
     assert second.returncode == 3  # one was skipped
-    assert "functions of 2 binaries, 1 of these binaries new" in second.stdout
+    assert "functions of 2 files, 1 new" in second.stdout
     assert "skipped more/broken" in second.stderr
     assert "text" not in second.stderr
     for file, content in before.items():
