@@ -193,9 +193,9 @@ def _check_header(opened: pyarrow.parquet.ParquetFile, size: int) -> tuple[dict[
     vector = schema.field("vector").type
     if not pa.types.is_fixed_size_list(vector) or vector.value_type != pa.float16():
         raise ValueError(f"'vector' is of type {vector}")
+    # Not asked of each column: pyarrow aborts the process if a column's header is damaged.
     groups = [header.row_group(group) for group in range(header.num_row_groups)]
-    columns = [group.column(c) for group in groups for c in range(group.num_columns)]
-    unpacked = sum(max(0, column.total_uncompressed_size) for column in columns)
+    unpacked = sum(max(0, group.total_byte_size) for group in groups)
     # A column may also repeat one value very often, which unpacking does not show.
     bytes_of_row = 3 * 8 + vector.list_size * np.dtype(np.float32).itemsize
     unpacked = max(unpacked, header.num_rows * bytes_of_row)
