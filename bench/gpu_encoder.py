@@ -32,7 +32,7 @@ from terminal.command_line import command_line
 
 PLACE = Path("gpu/encoder")
 TRIAL = 30  # steps to measure the time of
-BAG = 0.4  # seconds of a step of the bag, in those of a step of both
+BAG = 0.4  # a step of the bag alone takes this share of the time of a step of both
 SHARE = 0.8  # of the time is planned; the rest is for evaluations
 # Row -> seeds, and stages: objectives, with the transformer or not, packages, share of the time.
 BOTH = {"masked": 1.0, "twins": 1.0}

@@ -14,7 +14,7 @@ OFFSET = np.array([WORD_KINDS.index(kind) * DIMENSIONS for kind in BAG.values()]
 # Groups of words by what they tell: names (of a function and of others), and what lies around it.
 NAMES = np.array([BAG[group] == "name" for group in GROUPS])
 AROUND = np.array([" " in group or group == "size" for group in GROUPS])
-# Groups whose exact words are sketched. Those of the processor tell functions apart worse.
+# Groups whose exact words are sketched. Most functions share mnemonics and operations.
 SKETCHED = np.array([group not in ("token", "gram", "operation") for group in GROUPS])
 SKETCH = 256  # width of a sketch
 CONTEXT = 2  # positions before the instructions: words of callees, and of callers
@@ -147,12 +147,13 @@ def sketch(inputs: Inputs, read: np.ndarray) -> np.ndarray:
     """
     functions = len(inputs.offsets) - 1
     found = np.zeros((functions, SKETCH), np.float32)
-    weight = np.where((read & SKETCHED)[inputs.exact.indices // DIMENSIONS], inputs.exact.data, 0)
-    offsets = inputs.exact.indptr[:: len(GROUPS)]
+    kept = np.flatnonzero((read & SKETCHED)[inputs.exact.indices // DIMENSIONS])
+    word, weight = inputs.exact.indices[kept], inputs.exact.data[kept]
+    offsets = np.searchsorted(kept, inputs.exact.indptr[:: len(GROUPS)])
     for start in range(0, functions, 1024):  # bounds the memory of signs
         end = min(start + 1024, functions)
         some = slice(offsets[start], offsets[end])
-        words, column = np.unique(inputs.exact.indices[some], return_inverse=True)
+        words, column = np.unique(word[some], return_inverse=True)
         rows = scipy.sparse.csr_matrix(
             (weight[some], column, offsets[start : end + 1] - offsets[start]),
             (end - start, len(words)),

@@ -18,9 +18,8 @@ import models
 from encoder.inputs import AROUND, CONTEXT, GROUPS, NAMES, NEAR, UP, Inputs, ranges
 from features.positions import LONGEST
 
-TOGETHER = (
-    64  # functions of about the same length to compute at a time; on a GPU four times as many
-)
+# Functions of about the same length that are computed at a time; four times as many on a GPU.
+TOGETHER = 64
 
 
 @dataclasses.dataclass(frozen=True)
