@@ -1,17 +1,17 @@
-"""Search many binaries for the functions most like one, or name the functions of a binary.
+"""Search many binaries for similar functions, or name the functions of a stripped binary.
 
-    python search.py index DIR... BINARY...               # vectors of all functions -> index/
-    python search.py query BINARY --function 0x401230     # the known functions most like this one
-    python search.py scan BINARY                          # which known functions a binary holds
+    python search.py index DIR... BINARY...               # adds their functions to index/
+    python search.py query BINARY --function 0x401230     # the most similar functions of the index
+    python search.py scan BINARY                          # which functions of the index it contains
 
-The index grows: each binary has a file of its own in it, named by its content, and is read only
-once. Symbols are shown, and never used to search. No binary is executed.
+Each binary is added to the index only once. Names from symbols are shown, but never used to search.
+No binary is executed.
 """
 
 if __name__ == "__main__":
     from terminal.early import answer
 
-    answer(__file__)  # --help and messages about wrong flags need not wait for the imports below
+    answer(__file__)  # --help and messages about wrong flags do not wait for the imports below
 
 import os
 import sys
@@ -33,18 +33,18 @@ from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from terminal.command_line import PARTLY, command_line
 from terminal.escape import printable
 
-index_dir = "index"  # the table of vectors, a file for each binary
-outputDir = "output/"  # analysed binaries, shared with gendata.py
-workers = os.cpu_count() or 1  # processes
+index_dir = "index"  # folder of vectors, with a file for each binary
+outputDir = "output/"  # cache of analysed binaries, shared with gendata.py
+workers = os.cpu_count() or 1  # number of parallel processes
 
-# How ELF, PE and Mach-O files begin, of either byte order and of several processors.
+# The first bytes of ELF, PE and Mach-O files; Mach-O has both byte orders, and universal files.
 MAGIC = (b"\x7fELF", b"MZ", b"\xca\xfe\xba\xbe")
 MAGIC += (b"\xfe\xed\xfa\xce", b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xcf", b"\xcf\xfa\xed\xfe")
-LEAST_BLOCKS = 3  # of a function that scan names: a smaller one looks like too many others
+LEAST_BLOCKS = 3  # scan names no function with fewer blocks: it looks like too many others
 
 
 def main() -> None:
-    """Search many binaries for the functions most like one, or name the functions of a binary."""
+    """Search many binaries for similar functions, or name the functions of a stripped binary."""
     raise utils.UsageError("say what to do: index, query or scan (python search.py --help)")
 
 
@@ -60,24 +60,24 @@ def index(
 ) -> int:
     """Add the functions of binaries to the index.
 
-    Ends with exit code 3 when files were skipped.
+    The exit code is 3 if files were skipped.
 
     Parameters
     ----------
     paths : str
-        Binaries, and folders whose binaries are all added.
+        Binaries, and folders to search for binaries.
     index_dir : str
-        The folder that holds the index.
+        Folder of the index.
     plot : str
-        Draw a map of the functions of the index in two dimensions here (.png, .svg, .pdf).
+        Also draw the functions of the index in two dimensions, to this file (.png, .svg, .pdf).
     outputDir : str
         Where analysed binaries are cached.
     workers : int
-        Processes that work at the same time.
+        Number of parallel processes.
     time_limit : float
-        Seconds of processor time that the analysis of one file may take.
+        Seconds of CPU time that the analysis of one file may take.
     memory_limit : float
-        GiB of memory that it may take, and that all the rest may take.
+        GiB of memory that the analysis may use, and that the rest may use.
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
@@ -87,7 +87,7 @@ def index(
         raise utils.UsageError(f"--plot {plot}: use a name that ends in {', '.join(PICTURES)}")
     files = list(find_binaries(paths))
     if not files:
-        raise utils.UserError(f"{', '.join(paths)}: no ELF, PE or Mach-O file is there")
+        raise utils.UserError(f"{', '.join(paths)}: no ELF, PE or Mach-O file found")
     utils.check_outputs({"plot": plot}, files, {"outputDir": outputDir, "index_dir": index_dir})
     encoder = read_encoder()
     new, skipped, taken = {}, {}, {}
@@ -139,31 +139,31 @@ def query(
     memory_limit: Limit = MEMORY_LIMIT,
     arch: str | None = None,
 ) -> None:
-    """Print the functions of the index that are most like one: chance, address, name, file.
+    """Print the functions of the index most similar to one: chance, address, name, file.
 
-    The chance is how likely it is that the name is right, if every second function that is asked
-    about is in the index.
+    The chance that the name is right assumes that the index contains half of the functions that are
+    asked about.
 
     Parameters
     ----------
     binary : str
-        The file that holds the function.
+        The file that contains the function.
     function : str
         Its address, such as 0x401230, or its name.
     index_dir : str
-        The folder that holds the index.
+        Folder of the index.
     top : int
-        How many are printed.
+        Number of functions to print.
     same_processor : bool
         Search only binaries for the same processor.
     own : bool
-        Search the functions of the same file, too.
+        Also search the functions of the same file.
     outputDir : str
         Where analysed binaries are cached.
     time_limit : float
-        Seconds of processor time that the analysis of the file may take.
+        Seconds of CPU time that the analysis of the file may take.
     memory_limit : float
-        GiB of memory that it may take, and that all the rest may take.
+        GiB of memory that the analysis may use, and that the rest may use.
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
@@ -192,29 +192,30 @@ def scan(
     memory_limit: Limit = MEMORY_LIMIT,
     arch: str | None = None,
 ) -> None:
-    """Name the functions of a binary by the most similar ones of the index.
+    """Name the functions of a binary after the most similar functions of the index.
 
-    Prints the chance that it is right, address in the binary, the known function's name and its
-    file. Functions of fewer than three basic blocks are left out: they look like too many others.
+    Prints the chance that the name is right, the address in the binary, the name, and the file of
+    the index's function. Leaves out functions with fewer than three basic blocks, because they look
+    like too many others.
 
     Parameters
     ----------
     binary : str
-        The file whose functions are asked about.
+        The file to name functions of.
     index_dir : str
-        The folder that holds the index.
+        Folder of the index.
     least : float
-        Names that are less likely than this to be right are not printed.
+        Print only names with at least this chance to be right.
     same_processor : bool
         Search only binaries for the same processor.
     own : bool
-        Search the functions of the same file, too.
+        Also search the functions of the same file.
     outputDir : str
         Where analysed binaries are cached.
     time_limit : float
-        Seconds of processor time that the analysis of the file may take.
+        Seconds of CPU time that the analysis of the file may take.
     memory_limit : float
-        GiB of memory that it may take, and that all the rest may take.
+        GiB of memory that the analysis may use, and that the rest may use.
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
@@ -231,11 +232,11 @@ def scan(
         if len(match) and score[0] >= least and code.sizes[f] >= LEAST_BLOCKS:
             named += 1
             print(line(table, match[0], score[0], int(code.analysis.function_address[f])))
-    print(f"{named:,} of {code.functions:,} functions are like one of the index")
+    print(f"{named:,} of {code.functions:,} functions are similar to one of the index")
 
 
 def find_binaries(paths: tuple[str, ...]) -> Iterator[str]:
-    """Yield the files that are named, and below each folder those that begin like a binary."""
+    """Yield the given files, and the files in the given folders that start like a binary."""
     for path in paths:
         if not os.path.isdir(path):
             yield path
@@ -246,13 +247,13 @@ def find_binaries(paths: tuple[str, ...]) -> Iterator[str]:
                     with open(file, "rb") as opened:
                         begins = opened.read(4).startswith(MAGIC)
                 except OSError:
-                    begins = True  # whoever reads it says why that is not possible
+                    begins = True  # whoever analyses it will report the error
                 if begins:
                     yield str(file)
 
 
 def add_binary(file: str, sha256: str, analysis: Path, index_dir: str, encoder: Encoder) -> None:
-    """Write the vectors of one binary's functions."""
+    """Add one analysed binary to the index."""
     code = extract_features(load_analysis(analysis))
     add(
         index_dir,
@@ -266,7 +267,13 @@ def add_binary(file: str, sha256: str, analysis: Path, index_dir: str, encoder: 
 
 
 def find_function(code: Features, binary: str, function: str) -> int:
-    """Return the one function that begins at an address, or has a name."""
+    """Return the function with this address or name.
+
+    Raises
+    ------
+    utils.UserError
+        There is none, or more than one.
+    """
     starts = code.analysis.function_address[: code.functions].tolist()
     names = code.analysis.function_name[: code.functions]
     found = [
@@ -276,7 +283,7 @@ def find_function(code: Features, binary: str, function: str) -> int:
     ]
     if len(found) != 1:
         raise utils.UserError(
-            f"{len(found)} functions of {binary} begin at {function} or have that name; give the "
+            f"{len(found)} functions of {binary} start at {function} or have this name; give the "
             "address that diff.py shows, such as 0x401230"
         )
     return found[0]
@@ -285,7 +292,7 @@ def find_function(code: Features, binary: str, function: str) -> int:
 def searched(
     table: Index, binary: str, code: Features, same_processor: bool, own: bool
 ) -> np.ndarray:
-    """Return which functions of the index may be found, bool (N,)."""
+    """Return which of the N functions of the index may be found, bool (N,)."""
     sha256, processor = utils.sha256_of(binary), code.analysis.processor
     files = [
         (own or known.sha256 != sha256) and (not same_processor or known.processor == processor)
@@ -295,7 +302,7 @@ def searched(
 
 
 def line(table: Index, match: int, score: float, address: int) -> str:
-    """Return what is printed of a function of the index that was found."""
+    """Return the line to print for a function found in the index."""
     path = printable(table.binaries[table.binary[match]].path)
     return f"{score:6.3f}  0x{address:x}  {table.name[match]}  {path}"
 

@@ -1,8 +1,8 @@
-"""Cosines -> chances of being right, whatever number of functions is searched.
+"""From the cosines of a query to the chance that a name is right, for any number of candidates.
 
-A function that is asked about is one of the names searched, or none of them. The chance of a name
-is its share in a softmax over all names, by the best cosine that each has, and over none. Two
-numbers say how steep that is: they are fitted on libraries that nothing was trained on.
+The query has one of the candidates' names, or none of them. The chance of a name is its share of a
+softmax over all names and "none of these"; a name counts with the best cosine of its functions. The
+softmax has two parameters, which are fitted on libraries that nothing was trained on.
 """
 
 import dataclasses
@@ -11,36 +11,55 @@ import numpy as np
 
 SCALES = np.geomspace(4, 200, 40)
 NONES = np.linspace(0, 1, 41)
-POOLS = (30, 100, 300, 1000)  # functions among which each is searched
-STRANGERS = 0.5  # share of the functions asked about that are not there
+POOLS = (30, 100, 300, 1000)  # numbers of candidates to fit on
+STRANGERS = 0.5  # share of the queries whose partner is not among the candidates
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How a cosine counts.
+    """The parameters of the softmax.
 
     Attributes
     ----------
     scale : float
-        Of cosines in the softmax.
+        Factor of the cosines; the larger, the more the best candidate stands out.
     none : float
-        The cosine of "none of these".
+        The cosine that "none of these" counts with.
     """
 
     scale: float
     none: float
 
     def chances(self, cosine: np.ndarray) -> np.ndarray:
-        """Return the chance of each name, float32 (Q, M) -> (Q, M); the rest is that of none."""
+        """Return the chance of each of M names; the rest, up to 1, is that of "none of these".
+
+        Parameters
+        ----------
+        cosine : float32 (Q, M)
+            For each of Q queries, the best cosine of each name.
+
+        Returns
+        -------
+        float32 (Q, M)
+        """
         e = np.exp(self.scale * (cosine - 1))
         return e / (e.sum(1, keepdims=True) + np.exp(self.scale * (self.none - 1)))
 
 
 def fit(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Calibration:
-    """Fit on pairs: float32 (N, D), of which row i of both is the same function in two builds.
+    """Find the parameters with the highest likelihood, by trying a grid of them.
 
-    The likelihood of what is true is highest: of the partner where it is in the pool, of none
-    where it is not.
+    Parameters
+    ----------
+    x, y : float32 (N, D)
+        Vectors of length 1; row i of both is the same function in two builds.
+    seed : int
+        Decides which functions of ``y`` are candidates, and which queries have no partner there.
+
+    Returns
+    -------
+    Calibration
+        With fewer functions than the smallest of POOLS, a default.
     """
     rng = np.random.default_rng(seed)
     n = len(x)
@@ -53,7 +72,7 @@ def fit(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Calibration:
             asked = np.concatenate([columns[there[columns]], np.flatnonzero(~there)])[:size]
             cosine = x[asked] @ y[columns].T
             own = there[asked]
-            # A stranger's partner is taken out.
+            # A query without a partner: its true partner does not count.
             same = asked[:, None] == columns
             cosine[same & ~own[:, None]] = -1
             pools.append((cosine, np.where(own, same.argmax(1), -1)))

@@ -1,8 +1,9 @@
-"""The functions of many builds, and which of them are the same: what the encoder learns from.
+"""What the encoder learns from: the functions of many builds, and which of them are the same.
 
-Functions of two builds of a program are the same if their symbols have the same name. Without
-symbols there are twins: each import or word of a string that only one function of each build has is
-a vote for this pair, and a pair is a twin if each gets most of the other's votes.
+Two functions of two builds of a program are the same if their symbols have the same name. There is
+also a way without symbols, called twins: an import or a word of a string that only one function of
+each build uses is a vote for this pair of functions. A pair are twins if no other pair of either
+function has more votes.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from features.tfidf import DIMENSIONS
 from files.arrays import Numbers, Texts, read_arrays, write_arrays
 from terminal import progress
 
-VERSION = 1  # of what is kept of a binary; a change of it makes the kept files stale
+VERSION = 1  # of the cached files: raise it if their content changes, so that they are made again
 SPARSE = ("of_line", "names", "bags")
 SCHEMA = {
     "line": Numbers("i4", "n", below="L"),
@@ -47,12 +48,13 @@ class Build:
     Attributes
     ----------
     package, program, build : str
-        Where it comes from: <build>/<program>, a build of the package.
+        The package, and the name and folder of the file: <build>/<program>.
     processor : str
+        As in `binary.analysis.Analysis`.
     sha256 : str
-        Of the file.
+        Hash of the file.
     first, last : int
-        Its functions in the corpus.
+        Its functions are number ``first`` to ``last - 1`` of the corpus.
     """
 
     package: str
@@ -66,16 +68,21 @@ class Build:
 
 @dataclasses.dataclass
 class Corpus:
-    """The functions of all builds, one after the other.
+    """The F functions of all builds, one build after the other.
 
     Attributes
     ----------
     builds : list of Build
     positions : Positions
+        The words of all functions.
     name : list of str
-        Of each function's source; "" where no symbol says it for sure.
+        Each function's name in the source; "" if no symbol tells it for certain.
     blocks : int64 (F,)
-        Number of blocks of each.
+        Number of basic blocks.
+    label : int64 (F,)
+        A number for each different name; -1 for functions without a name.
+    content : int64 (F,)
+        Hash of the words of each function's own instructions.
     """
 
     builds: list[Build]
@@ -92,7 +99,7 @@ class Corpus:
         self._unique_names: dict[int, dict[int, int]] = {}
 
     def same(self, a: Build, b: Build) -> np.ndarray:
-        """Return the pairs of functions that have one name, int64 (k, 2)."""
+        """Return the pairs of functions that have the same name, int64 (k, 2)."""
         sides = []
         for build in (a, b):
             label = self.label[build.first : build.last]
@@ -102,7 +109,7 @@ class Corpus:
         return np.stack([sides[0][1][i], sides[1][1][j]], 1)
 
     def twins(self, a: Build, b: Build) -> np.ndarray:
-        """Return the pairs of functions that are twins, without any symbol, int64 (k, 2)."""
+        """Return the pairs of functions that are twins, int64 (k, 2); symbols are not used."""
         first, second = self._unique(a), self._unique(b)
         votes: dict[tuple[int, int], int] = {}
         for word in first.keys() & second.keys():
@@ -116,7 +123,7 @@ class Corpus:
         return np.array(found, np.int64).reshape(-1, 2)
 
     def _unique(self, build: Build) -> dict[int, int]:
-        """Return word -> function for the names that only one function of a build has."""
+        """Return word -> function for imports and words of strings that only one function uses."""
         if build.first not in self._unique_names:
             own = self.positions.bags[build.first : build.last].tocoo()
             is_name = own.col // DIMENSIONS == GROUPS.index("name")
@@ -136,9 +143,14 @@ def read_corpus(files: Iterable[tuple[str, str]], output_dir: str | os.PathLike[
     Parameters
     ----------
     files : iterable of (str, str)
-        Package and path, <build>/<program>.
+        Package, and path of a binary, which ends in <build>/<program>.
     output_dir : path-like
-        Where their analyses are, and what is kept of each for the next time.
+        Where their analyses are, and where what is read from them is cached.
+
+    Raises
+    ------
+    utils.UserError
+        A binary, its analysis or a cached file cannot be read.
     """
     found = []
     for package, path in progress.bar(list(files), desc="functions"):
@@ -149,7 +161,13 @@ def read_corpus(files: Iterable[tuple[str, str]], output_dir: str | os.PathLike[
 
 
 def join_parts(found: Iterable[tuple[tuple[str, str, str, str], dict]]) -> Corpus:
-    """Join the parts of several binaries; each comes with package, program, build and SHA-256."""
+    """Join parts of binaries to a corpus.
+
+    Parameters
+    ----------
+    found : iterable of ((str, str, str, str), dict)
+        Package, program, build and SHA-256 of a binary, and its arrays as `read_part` returns them.
+    """
     builds, parts = [], []
     first = 0
     for (package, program, build, sha256), part in found:
@@ -189,7 +207,13 @@ def _joined(offsets: list[np.ndarray]) -> np.ndarray:
 
 
 def read_part(analysis_file: Path) -> dict:
-    """Return one binary's part of the corpus; it is cached."""
+    """Return one binary's part of the corpus, from the cache if it is there.
+
+    Returns
+    -------
+    dict
+        Arrays and lists of strings, as SCHEMA describes them.
+    """
     kept = part_file(analysis_file)
     if not kept.exists():
         analysis = load_analysis(analysis_file)
@@ -213,17 +237,26 @@ def read_part(analysis_file: Path) -> dict:
 
 
 def part_file(analysis_file: Path) -> Path:
-    """Return where the part of an analysed binary is kept."""
+    """Return the cache file for an analysed binary's part."""
     return analysis_file.parent / "positions" / f"{analysis_file.stem}-{VERSION}.npz"
 
 
 def load_part(file: Path) -> dict:
-    """Return a part that `read_part` has kept."""
-    return read_arrays(file, SCHEMA, "kept positions", "delete the file and run again")
+    """Read a cache file of `read_part`.
+
+    Raises
+    ------
+    utils.UserError
+        The file is missing or damaged.
+    """
+    return read_arrays(file, SCHEMA, "cache of words", "delete the file and run again")
 
 
 def _digests(positions: Positions) -> np.ndarray:
-    """Return a hash of the words of each function's own instructions, int64 (F,)."""
+    """Return a hash of the words of each function's own instructions, int64 (F,).
+
+    Neither names nor what lies around a function count.
+    """
     own = np.array([" " not in group and group != "size" for group in GROUPS]) & ~NAMES
     bags, found = positions.bags, []
     for start, end in itertools.pairwise(bags.indptr.tolist()):

@@ -1,7 +1,7 @@
-"""The encoder as search.py uses it: functions -> vectors of length 1, by numpy alone.
+"""The encoder as search.py uses it: from functions to vectors of length 1, in NumPy alone.
 
-It computes what `encoder.network.Network` does; torch would take longer to import than most
-comparisons take. The file is what `python -m encoder.train` wrote.
+It computes the same as `encoder.network.Network`, but importing torch would take longer than most
+comparisons do. The weights are read from a file that `python -m encoder.train` has written.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from features.positions import read_positions
 from files.arrays import Damage, Numbers, check_arrays, weights_of
 
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "encoder.safetensors"
-SCORES = 1 << 17  # attention scores per head to compute at a time
+SCORES = 1 << 17  # attention scores per head computed at a time, so that they stay in the cache
 LAYERS = 12  # maximum number of blocks
 MOST = 1e4  # larger weights would overflow
 PREFIX = "transformer.blocks."
@@ -47,19 +47,21 @@ OWN = {"words", "idf", "heads", "calibration"}  # arrays that are not weights
 
 @dataclasses.dataclass
 class Encoder:
-    """An encoder that encoder/train.py has trained.
+    """A trained encoder.
 
     Attributes
     ----------
     vocabulary : Vocabulary
+        The words that have a vector of their own.
     heads : int
-        Of attention.
+        Number of attention heads.
     weights : dict of str to float32 array
         Names and shapes as in the state dict of `encoder.network.Network`.
     calibration : Calibration
-        From cosines to chances of being right.
+        Turns cosines into the chance that a name is right.
     identity : str
-        16 hexadecimal digits of a hash; every other encoder has another one.
+        16 hexadecimal digits of a hash of all the above: vectors of encoders that differ in
+        it cannot be compared.
     """
 
     vocabulary: Vocabulary
@@ -80,28 +82,28 @@ class Encoder:
         around: bool = True,
         functions: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Encode the functions of a binary.
+        """Encode the F functions of a binary.
 
         Parameters
         ----------
         code : Features
         names : bool
-            Whether imports and strings are read.
+            Use imports and strings.
         around : bool
-            Whether words of callees and callers are read.
+            Use words of callees and callers.
         functions : int64 (n,), optional
-            Encode only these.
+            Encode only these functions.
 
         Returns
         -------
         float32 (F, D + SKETCH), or (n, D + SKETCH)
-            Of length 1.
+            Vectors of length 1.
         """
         inputs = look_up(read_positions(code), self.vocabulary)
         return self.encode(inputs if functions is None else inputs.only(functions), names, around)
 
     def encode(self, inputs: Inputs, names: bool = True, around: bool = True) -> np.ndarray:
-        """Encode functions whose words were already looked up; see `__call__`."""
+        """Encode functions whose words are already looked up; otherwise like `__call__`."""
         w = self.weights
         table = w["transformer.embed.words.weight"]
         functions, width = len(inputs.offsets) - 1, table.shape[1]
@@ -209,7 +211,12 @@ def _norm(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
-    """BERT's gelu by tanh, off by 0.0005 at most (Hendrycks and Gimpel, 2016)."""
+    """The gelu approximated by tanh, at most 0.0005 off.
+
+    References
+    ----------
+    Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016, https://arxiv.org/abs/1606.08415
+    """
     inner = x * x
     inner *= np.float32(0.044715)
     inner += 1
@@ -224,21 +231,21 @@ def _gelu(x: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(512)
 def _angles(length: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines for `_rotate`, as `models.rotate` has them, (S, 1, 1, W / 2)."""
+    """Return cosines and sines for `_rotate`, the same as in `models.rotate`, (S, 1, 1, W / 2)."""
     half = width // 2
     angle = np.arange(length)[:, None] * 10000 ** (np.arange(half) / -half)
     return tuple(f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
 
 
 def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Turn float32 (n, S, 2, H, W) by the angles of the positions."""
+    """Rotate pairs of elements of float32 (n, S, 2, H, W) by the angles of their positions."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 def _chunks(length: np.ndarray) -> list[np.ndarray]:
-    """Group functions of about the same length, few enough to fit in the processor's cache."""
+    """Group functions of similar length, so few that their scores fit in the processor's cache."""
     order = np.argsort(length, kind="stable")
     chunks, start = [], 0
     while start < len(order):
@@ -281,12 +288,12 @@ def schema(layers: int) -> dict[str, Numbers]:
 
 
 def read_encoder(path: str | os.PathLike[str] = DEFAULT) -> Encoder:
-    """Read what encoder/train.py wrote.
+    """Read an encoder.
 
     Raises
     ------
     utils.UserError
-        The file is missing, or encoder/train.py did not write it.
+        The file is missing or damaged, or encoder/train.py did not write it.
     """
     with weights_of(path, "encoder", "encoder/train.py") as arrays:
         layers = sum(key.endswith("pwff.fc1.bias") for key in arrays)
@@ -319,7 +326,18 @@ def write_encoder(
     path: str | os.PathLike[str],
     card: dict[str, Any],
 ) -> None:
-    """Write an encoder as safetensors, weights in half precision, ``card`` as JSON beside them."""
+    """Write an encoder as safetensors, with weights in half precision.
+
+    Parameters
+    ----------
+    weights : dict of str to array
+        The state dict of `encoder.network.Network`; what only training needs is left out.
+    vocabulary, heads, calibration
+        As in `Encoder`.
+    path : path-like
+    card : dict
+        How it was trained; stored as JSON in the file's metadata.
+    """
     layers = sum(key.endswith("pwff.fc1.bias") for key in weights)
     own = {
         "words": vocabulary.words,

@@ -1,7 +1,7 @@
-"""A table of functions' vectors that grows: one Parquet file for each binary, named by its content.
+"""A growing table of functions' vectors: one Parquet file per binary, named by its content's hash.
 
-A binary that is added writes one file and touches no other. All vectors of a folder are made by one
-encoder: each file names it, and files of another one are refused.
+Adding a binary writes one file and touches no other. All vectors in a folder come from the same
+encoder: each file names its encoder, and files of other encoders are refused.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ from files.arrays import largest
 from terminal.escape import printable
 
 FORMAT = "1"
-CHUNK = 256  # queries that are multiplied with the table at a time
-TYPES = {"address": pa.uint64(), "name": pa.string(), "blocks": pa.int32()}  # of columns
-ABOUT = ("format", "encoder", "path", "sha256", "processor")  # what a file's metadata says
+CHUNK = 256  # number of queries multiplied with the table at a time
+TYPES = {"address": pa.uint64(), "name": pa.string(), "blocks": pa.int32()}  # column -> type
+ABOUT = ("format", "encoder", "path", "sha256", "processor")  # keys of a file's metadata
 
 
 @dataclasses.dataclass(frozen=True)
 class Binary:
-    """Where a file lay when it was added, the SHA-256 of its bytes, and its processor."""
+    """A file's path when it was added, the SHA-256 of its bytes, and its processor."""
 
     path: str
     sha256: str
@@ -40,10 +40,13 @@ class Index:
     ----------
     binaries : list of Binary
     binary : int32 (N,)
-        Which of them each function is in.
-    address : uint64 (N,), name : list of str, blocks : int32 (N,)
+        Index of each function's binary.
+    address : uint64 (N,)
+    name : list of str
+    blocks : int32 (N,)
+        Number of basic blocks.
     vector : float32 (N, D)
-        Of length 1; zero where the encoder knows no word of a function.
+        Vectors of length 1.
     """
 
     binaries: list[Binary]
@@ -55,7 +58,7 @@ class Index:
 
 
 def index_file(folder: str | os.PathLike[str], sha256: str) -> Path:
-    """Return where the functions of the binary with this content are (to be) kept."""
+    """Return the file for the functions of the binary with this hash; it need not exist."""
     return Path(folder) / f"{sha256}.parquet"
 
 
@@ -68,12 +71,20 @@ def add(
     blocks: np.ndarray,
     vector: np.ndarray,
 ) -> None:
-    """Write the functions of one binary, whole or not at all; parameters as `Index` has them.
+    """Add the functions of one binary; if that fails, no file is left behind.
 
-    ``encoder`` names the encoder that made the vectors (`Encoder.identity`).
+    Parameters
+    ----------
+    folder : path-like
+        The index.
+    encoder : str
+        Identity of the encoder that made the vectors (`Encoder.identity`).
+    binary : Binary
+    address, name, blocks, vector
+        As in `Index`.
     """
     about = {"format": FORMAT, "encoder": encoder, **dataclasses.asdict(binary)}
-    about["path"] = printable(binary.path)  # a file name need not be text, and this must be
+    about["path"] = printable(binary.path)  # file names can be invalid UTF-8
     columns = {
         "address": pa.array(address, pa.uint64()),
         "name": pa.array(name, pa.string()),
@@ -91,12 +102,18 @@ def add(
 def read(folder: str | os.PathLike[str], encoder: str, dimensions: int) -> Index:
     """Read all files of a folder, in the order of their names.
 
-    ``encoder`` names the encoder that made the vectors (`Encoder.identity`), which have so many
-    ``dimensions``.
+    Parameters
+    ----------
+    folder : path-like
+        The index.
+    encoder : str
+        Identity of the encoder that must have made the vectors (`Encoder.identity`).
+    dimensions : int
+        Length of its vectors.
 
     Raises
     ------
-    UserError
+    utils.UserError
         The folder holds no index, a file is damaged, or another encoder made its vectors.
     """
     files = sorted(Path(folder).glob("*.parquet"))
@@ -129,7 +146,7 @@ def read(folder: str | os.PathLike[str], encoder: str, dimensions: int) -> Index
 
 def _read_file(file: Path) -> tuple[dict[str, str], dict]:
     try:
-        # Names stay in their dictionary: a long one that many functions have is kept once.
+        # With a dictionary, a long name that many functions have takes memory only once.
         with utils.open_regular(file) as content:
             opened = pyarrow.parquet.ParquetFile(content, read_dictionary=["name"])
             about, width = _check_header(opened, file.stat().st_size)
@@ -153,30 +170,31 @@ def _read_file(file: Path) -> tuple[dict[str, str], dict]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0]
         raise utils.UserError(
-            f"{file} is no part of an index ({reason}); delete it and index its binary again"
+            f"{file} is not part of an index ({reason}); delete it and index its binary again"
         ) from error
     return about, part
 
 
 def _check_header(opened: pyarrow.parquet.ParquetFile, size: int) -> tuple[dict[str, str], int]:
-    """Check what a file says of itself, before any of its columns is unpacked.
+    """Check a file's metadata before any column is decompressed.
 
     Parameters
     ----------
+    opened : pyarrow.parquet.ParquetFile
     size : int
-        Bytes of the file.
+        The file's size in bytes.
 
     Returns
     -------
     dict of str to str
-        What `add` noted about the binary.
+        The metadata that `add` wrote about the binary.
     int
-        Dimensions of the vectors.
+        Length of the vectors.
 
     Raises
     ------
     ValueError or KeyError
-        It is not a file that `add` wrote, or it would unpack to too much.
+        `add` did not write this file, or it would need too much memory.
     """
     schema, header = opened.schema_arrow, opened.metadata
     metadata = schema.metadata or {}
@@ -193,10 +211,10 @@ def _check_header(opened: pyarrow.parquet.ParquetFile, size: int) -> tuple[dict[
     vector = schema.field("vector").type
     if not pa.types.is_fixed_size_list(vector) or vector.value_type != pa.float16():
         raise ValueError(f"'vector' is of type {vector}")
-    # Not asked of each column: pyarrow aborts the process if a column's header is damaged.
+    # Ask row groups, not columns: pyarrow aborts the process if a column's header is damaged.
     groups = [header.row_group(group) for group in range(header.num_row_groups)]
     unpacked = sum(max(0, group.total_byte_size) for group in groups)
-    # A column may also repeat one value very often, which unpacking does not show.
+    # A column that repeats one value takes few bytes here, but many once its rows are expanded.
     bytes_of_row = 3 * 8 + vector.list_size * np.dtype(np.float32).itemsize
     unpacked = max(unpacked, header.num_rows * bytes_of_row)
     if unpacked > largest(size):
@@ -211,23 +229,28 @@ def nearest(
     calibration: Calibration,
     allowed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the functions whose vectors are nearest, by exact products.
+    """Find the nearest functions of the index by comparing with all of them.
 
     Parameters
     ----------
+    index : Index
     vector : float32 (Q, D)
+        Vectors of the queries.
     count : int
-        How many for each; fewer where fewer are allowed.
+        How many functions to find for each query; fewer if fewer are allowed.
     calibration : Calibration
-        Of the encoder.
+        The encoder's.
     allowed : bool (N,), optional
-        Which functions of the index may be found.
+        Which functions of the index may be found. Default: all.
 
     Returns
     -------
-    int64 (Q, k), float32 (Q, k), float32 (Q, k)
-        Functions of the index, their cosines, and the chance that the name of each is right; the
-        nearest first; among equally near ones, the first in the index.
+    int64 (Q, k)
+        Functions of the index, the nearest first; of equally near ones, the first in the index.
+    float32 (Q, k)
+        Their cosines.
+    float32 (Q, k)
+        The chance that the name of each is right.
     """
     rows = np.arange(len(index.vector)) if allowed is None else np.flatnonzero(allowed)
     table = index.vector[rows]
@@ -241,7 +264,7 @@ def nearest(
     starts = np.flatnonzero(np.diff(name[order], prepend=-1))
     for start in range(0, len(vector), CHUNK):
         products = vector[start : start + CHUNK] @ table.T
-        # A stable sort of the few best: equal cosines keep the order of the index.
+        # Sort only the best. The sort is stable, so equal cosines keep the order of the index.
         bound = np.partition(products, len(rows) - k, axis=1)[:, len(rows) - k]
         of_name = calibration.chances(np.maximum.reduceat(products[:, order], starts, axis=1))
         for i, row in enumerate(products):

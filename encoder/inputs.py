@@ -1,4 +1,4 @@
-"""What the encoder reads: rows of its table of words, by position and as bags."""
+"""What the encoder reads of a function: its words, in order and as a bag, as rows of a table."""
 
 import dataclasses
 
@@ -8,18 +8,18 @@ import scipy.sparse
 from features.positions import BAG, WORD_KINDS, Positions
 from features.tfidf import DIMENSIONS
 
-BUCKETS = 4096  # rows of the table shared by all words outside of the vocabulary
+BUCKETS = 4096  # rows of the table that all words outside the vocabulary share, by hash
 GROUPS = list(BAG)
 OFFSET = np.array([WORD_KINDS.index(kind) * DIMENSIONS for kind in BAG.values()])
-# Groups of words by what they tell: names (of a function and of others), and what lies around it.
+# Groups of words that are names (the function's own, or of others), or come from its surroundings.
 NAMES = np.array([BAG[group] == "name" for group in GROUPS])
 AROUND = np.array([" " in group or group == "size" for group in GROUPS])
-# Groups whose exact words are sketched. Most functions share mnemonics and operations.
+# Groups that go into the sketch. Mnemonics and operations do not: most functions share them.
 SKETCHED = np.array([group not in ("token", "gram", "operation") for group in GROUPS])
 SKETCH = 256  # width of a sketch
-CONTEXT = 2  # positions before the instructions: words of callees, and of callers
-NEAR = [GROUPS.index("name near"), GROUPS.index("number near")]  # words of the first
-UP = [GROUPS.index("name up"), GROUPS.index("number up")]  # of the second
+CONTEXT = 2  # positions before the instructions, with the words of callees and of callers
+NEAR = [GROUPS.index("name near"), GROUPS.index("number near")]  # groups of the first position
+UP = [GROUPS.index("name up"), GROUPS.index("number up")]  # groups of the second position
 
 
 @dataclasses.dataclass
@@ -29,9 +29,10 @@ class Vocabulary:
     Attributes
     ----------
     words : int32 (V,)
-        Numbers of words, see `features.positions`; sorted.
+        Sorted numbers of words; `features.positions` says how words are numbered.
     idf : float32 (V + 1,)
-        How rare each is in the programs of the training; the last: all other words.
+        Inverse document frequency of each word among the functions trained on; the last one is for
+        all words outside the vocabulary.
     """
 
     words: np.ndarray
@@ -43,7 +44,7 @@ class Vocabulary:
         return len(self.words) + BUCKETS
 
     def row(self, word: np.ndarray) -> np.ndarray:
-        """Return each word's row of the table, int32."""
+        """Return the row of the table of each word, int (n,) -> int32 (n,)."""
         at = np.minimum(np.searchsorted(self.words, word), max(len(self.words) - 1, 0))
         known = self.words[at] == word if len(self.words) else np.zeros(len(word), bool)
         return np.where(known, at, len(self.words) + word % BUCKETS).astype(np.int32)
@@ -51,18 +52,20 @@ class Vocabulary:
 
 @dataclasses.dataclass
 class Inputs:
-    """F functions as `Positions` has them, with weighed rows of the table for words.
+    """F functions like `Positions`, but with weighted rows of the table (R rows) instead of words.
 
     Attributes
     ----------
     line, offsets
         As in `Positions`.
-    of_line : csr float32 (L, R), names : csr float32 (n, R)
-        Rows of the table that each instruction, and the names at each position, are the sum of.
+    of_line : csr float32 (L, R)
+        The rows whose sum stands for an instruction.
+    names : csr float32 (n, R)
+        The rows whose sum stands for the names at a position.
     bags : csr float32 (F * len(GROUPS), R)
-        The words of each group of each function; of length 1.
+        TF-IDF weights of the words of each group of each function; rows of length 1.
     exact : csr float32 (F * len(GROUPS), len(GROUPS) * DIMENSIONS)
-        The same weights, by the words themselves: for `sketch`.
+        The same weights by words instead of rows of the table, for `sketch`.
     """
 
     line: np.ndarray
@@ -74,14 +77,17 @@ class Inputs:
     _sketches: dict[bytes, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
 
     def sketches(self, read: np.ndarray) -> np.ndarray:
-        """Return `sketch` of all functions in half precision, float16 (F, SKETCH); made once."""
+        """Return `sketch` of all functions in half precision, float16 (F, SKETCH).
+
+        It is computed once for each choice of groups.
+        """
         key = read.tobytes()
         if key not in self._sketches:
             self._sketches[key] = sketch(self, read).astype(np.float16)
         return self._sketches[key]
 
     def only(self, functions: np.ndarray) -> "Inputs":
-        """Return the inputs of some functions, int64 (n,), in this order."""
+        """Return the inputs of these functions, int64 (n,), in this order."""
         length = np.diff(self.offsets)[functions]
         at = ranges(self.offsets[functions], length)
         lines, line = np.unique(self.line[at], return_inverse=True)
@@ -94,7 +100,10 @@ class Inputs:
 
 
 def look_up(positions: Positions, vocabulary: Vocabulary) -> Inputs:
-    """Return what the encoder reads of functions."""
+    """Look words up in a vocabulary, and weigh them.
+
+    The weight of a word in a bag is (1 + log count) times its IDF, scaled to rows of length 1.
+    """
     rows = vocabulary.rows
     of_line, names, bags = positions.of_line, positions.names, positions.bags
     lines = scipy.sparse.csr_matrix(
@@ -110,7 +119,7 @@ def look_up(positions: Positions, vocabulary: Vocabulary) -> Inputs:
     row = vocabulary.row(OFFSET[group] + column)
     function = np.repeat(np.arange(bags.shape[0]), np.diff(bags.indptr))
     segment = function * len(GROUPS) + group
-    known = np.minimum(row, len(vocabulary.words))  # the last one: all others
+    known = np.minimum(row, len(vocabulary.words))  # the last IDF is for all other words
     weight = (1 + np.log(bags.data)) * vocabulary.idf[known]
     length = np.sqrt(np.bincount(segment, weight**2, bags.shape[0] * len(GROUPS)))
     weight /= np.maximum(length, 1e-9)[segment].astype(np.float32)
@@ -125,21 +134,22 @@ def look_up(positions: Positions, vocabulary: Vocabulary) -> Inputs:
 
 
 def sketch(inputs: Inputs, read: np.ndarray) -> np.ndarray:
-    """Return vectors whose cosines are about those of TF-IDF vectors of the exact words.
+    """Return short vectors whose cosines approximate those of the functions' TF-IDF vectors.
 
-    Each word has signs of its own, so a word that no training program had counts as much as any.
+    A function's vector is the weighted sum of its words' vectors, which are random signs made from
+    a hash. So a word that occurs in no training program counts as much as any other.
 
     Parameters
     ----------
     inputs : Inputs
         F functions.
     read : bool (len(GROUPS),)
-        The groups of words that may be read.
+        The groups of words to use.
 
     Returns
     -------
     float32 (F, SKETCH)
-        Of length 1, or zero where a function has none of these words.
+        Vectors of length 1; zero if a function has none of these words.
 
     References
     ----------
@@ -150,7 +160,7 @@ def sketch(inputs: Inputs, read: np.ndarray) -> np.ndarray:
     kept = np.flatnonzero((read & SKETCHED)[inputs.exact.indices // DIMENSIONS])
     word, weight = inputs.exact.indices[kept], inputs.exact.data[kept]
     offsets = np.searchsorted(kept, inputs.exact.indptr[:: len(GROUPS)])
-    for start in range(0, functions, 1024):  # bounds the memory of signs
+    for start in range(0, functions, 1024):  # limits the memory for signs
         end = min(start + 1024, functions)
         some = slice(offsets[start], offsets[end])
         words, column = np.unique(word[some], return_inverse=True)
@@ -163,9 +173,10 @@ def sketch(inputs: Inputs, read: np.ndarray) -> np.ndarray:
 
 
 def signs(words: np.ndarray) -> np.ndarray:
-    """Return +1 or -1, by a hash of the numbers of words: (n,) -> float32 (n, SKETCH).
+    """Return SKETCH random signs for each word: numbers (n,) -> float32 (n, SKETCH), +1 or -1.
 
-    The hash is splitmix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014).
+    They are the bits of a hash of the word's number, splitmix64 (Steele et al., "Fast Splittable
+    Pseudorandom Number Generators", 2014), so they are the same on each machine.
     """
     parts = SKETCH // 64
     x = words.astype(np.uint64)[:, None] * np.uint64(parts) + np.arange(parts, dtype=np.uint64)
@@ -178,14 +189,14 @@ def signs(words: np.ndarray) -> np.ndarray:
 
 
 def choose_words(packages: list[list[Positions]], size: int) -> Vocabulary:
-    """Choose the words that most packages have, two or more, and weigh them.
+    """Choose the words that occur in most packages, at least in two, and compute their IDFs.
 
     Parameters
     ----------
     packages : list of list of Positions
-        Builds of each package.
+        The builds of each package.
     size : int
-        How many words at most.
+        Maximum number of words.
     """
     total = len(WORD_KINDS) * DIMENSIONS
     in_packages, in_functions = np.zeros(total, np.int32), np.zeros(total, np.int64)
@@ -207,6 +218,6 @@ def choose_words(packages: list[list[Positions]], size: int) -> Vocabulary:
 
 
 def ranges(start: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return start[0], ..., start[0] + size[0] - 1, start[1], ..., int64."""
+    """Return start[0], ..., start[0] + size[0] - 1, start[1], ..., as int64 (sum of sizes,)."""
     size = size.astype(np.int64)
     return np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())

@@ -1,4 +1,4 @@
-"""A picture of an index: its functions in two dimensions, a colour for each binary."""
+"""A picture of an index: its functions in two dimensions, with a colour for each binary."""
 
 import os
 
@@ -9,12 +9,21 @@ from encoder.index import Index
 from terminal.escape import printable
 
 PICTURES = (".png", ".svg", ".pdf")
-LEGEND = 20  # binaries that the legend has room for
-MOST = 5000  # functions that are drawn; of more, as many at random
+LEGEND = 20  # maximum number of binaries in the legend; with more there is none
+MOST = 5000  # maximum number of functions drawn; if there are more, a random choice is drawn
 
 
 def draw_map(index: Index, path: str, seed: int = 0) -> None:
-    """Draw the functions of an index by PCA and t-SNE; ``path`` ends in one of PICTURES."""
+    """Draw the functions of an index, placed by PCA and t-SNE.
+
+    Parameters
+    ----------
+    index : Index
+    path : str
+        The picture's file; its name ends in one of PICTURES.
+    seed : int
+        Random seed of the choice of functions and of t-SNE.
+    """
     import matplotlib
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

@@ -1,10 +1,12 @@
-"""The encoder as a torch module: BERT's blocks on instructions, beside a bag of words.
+"""The encoder as a torch module: a transformer over instructions, a bag of words, and a sketch.
 
-A position is the sum of the vectors of its words; two positions more hold the words of the
-functions called and of the callers. What is learned of a function is the mean of the hidden states
-plus the sum of the vectors of all its words. The first part begins at zero, so training starts with
-the bag alone. Beside it stands a sketch of the exact words, of which only the weight is learned:
-names and numbers that no training program had are in no table.
+The input of the transformer at each position is an instruction: the sum of the vectors of its
+words. Two more positions hold the words of the functions called and of the callers. A function's
+vector has two parts. The learned part is the mean of the transformer's hidden states plus the sum
+of the vectors of all words of the function. The weights behind the transformer start at zero, so
+that training starts with the bag of words alone. The second part is a sketch of the exact words,
+because names and numbers that occur in no training program have no vector of their own. Only its
+weight is learned.
 """
 
 import dataclasses
@@ -18,25 +20,25 @@ import models
 from encoder.inputs import AROUND, CONTEXT, GROUPS, NAMES, NEAR, UP, Inputs, ranges
 from features.positions import LONGEST
 
-# Functions of about the same length that are computed at a time; four times as many on a GPU.
+# Number of functions of similar length computed at a time; on a GPU four times as many.
 TOGETHER = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Which words are read: names (imports, strings), and those of callees and callers."""
+    """Which words may be used: names (imports, strings), and words of callees and callers."""
 
     names: bool = True
     around: bool = True
 
     @property
     def groups(self) -> np.ndarray:
-        """The groups of the bag that are read, bool (len(GROUPS),)."""
+        """Which groups of words may be used, bool (len(GROUPS),)."""
         return (self.names | ~NAMES) & (self.around | ~AROUND)
 
 
 class WordSums(nn.Module):
-    """The embeddings of a `models.Transformer` whose tokens are sums of words' vectors."""
+    """The embeddings of a `models.Transformer` whose inputs are sums of vectors already."""
 
     def __init__(self, cfg: models.Config, rows: int) -> None:
         super().__init__()
@@ -53,7 +55,15 @@ class WordSums(nn.Module):
 
 
 class Network(nn.Module):
-    """Functions -> vectors of length 1; see the top of this file."""
+    """Turns functions into vectors of length 1, as the top of this file describes.
+
+    Parameters
+    ----------
+    cfg : models.Config
+        Sizes of the transformer.
+    rows : int
+        Number of rows of the table of words (`Vocabulary.rows`).
+    """
 
     def __init__(self, cfg: models.Config, rows: int) -> None:
         super().__init__()
@@ -62,14 +72,14 @@ class Network(nn.Module):
         self.gain = nn.Parameter(torch.sign(torch.randn(len(GROUPS), cfg.dim)))
         self.out = nn.Linear(cfg.dim, cfg.dim, bias=False)
         nn.init.zeros_(self.out.weight)
-        self.reads_order = True  # False: only the bag, many times faster
-        self.predict = nn.Linear(cfg.dim, cfg.dim)  # of masked words; for pre-training only
-        self.share = nn.Parameter(torch.tensor([0.7]))  # the sketch's length; the rest has 1
-        self.longest = LONGEST  # instructions per function to read in training
+        self.reads_order = True  # False: without the transformer, many times faster
+        self.predict = nn.Linear(cfg.dim, cfg.dim)  # predicts masked words, in pre-training only
+        self.share = nn.Parameter(torch.tensor([0.7]))  # length of the sketch; the rest has 1
+        self.longest = LONGEST  # maximum number of instructions per function in training
 
     @property
     def table(self) -> Tensor:
-        """The vectors of words, (R, D)."""
+        """The vectors of words, float32 (R, D)."""
         return self.transformer.embed.words.weight
 
     def forward(
@@ -79,15 +89,21 @@ class Network(nn.Module):
         view: View,
         left_out: float = 0.0,
     ) -> Tensor:
-        """Return the vectors of some functions, float32 (N, D).
+        """Encode some functions.
 
         Parameters
         ----------
         inputs : Inputs
         functions : int64 (N,)
+            Numbers of functions of ``inputs``.
         view : View
         left_out : float
-            Share of the words of bags that are left out at random.
+            Share of each bag's words to leave out at random.
+
+        Returns
+        -------
+        float32 (N, D + SKETCH)
+            Vectors of length 1.
         """
         bags = self.bags(inputs, functions, left_out)  # (N, G, D)
         with torch.autocast(bags.device.type, enabled=False):
@@ -101,11 +117,11 @@ class Network(nn.Module):
         return F.normalize(torch.cat([F.normalize(vectors, dim=1), exact], 1), dim=1)
 
     def on(self, array: np.ndarray) -> Tensor:
-        """Return an array as a tensor on the device of the network."""
+        """Return an array as a tensor on the network's device."""
         return torch.from_numpy(array).to(self.table.device, non_blocking=True)
 
     def bags(self, inputs: Inputs, functions: np.ndarray, left_out: float = 0.0) -> Tensor:
-        """Return the sums of the words of each group, float32 (N, len(GROUPS), D)."""
+        """Return the weighted sum of each group's words, float32 (N, len(GROUPS), D)."""
         rows = inputs.bags
         segment = (functions[:, None] * len(GROUPS) + np.arange(len(GROUPS))).ravel()
         start, size = rows.indptr[segment], np.diff(rows.indptr)[segment]
@@ -116,7 +132,7 @@ class Network(nn.Module):
         return self.sum_words(rows.indices[place], size, weights).unflatten(0, (-1, len(GROUPS)))
 
     def sum_words(self, row: np.ndarray, size: np.ndarray, weights: Tensor) -> Tensor:
-        """Sum weighed vectors of words; the first size[0] words are the first sum."""
+        """Return weighted sums of words' vectors; the first size[0] words are the first sum."""
         return F.embedding_bag(
             self.on(row.astype(np.int64)),
             self.table,
@@ -126,7 +142,13 @@ class Network(nn.Module):
         )
 
     def chunks(self, inputs: Inputs, functions: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Group functions of about the same length; return them and their instruction counts."""
+        """Group functions of similar length.
+
+        Returns
+        -------
+        list of (int64 array, int64 array)
+            For each group, indices into ``functions`` and the numbers of instructions.
+        """
         length = inputs.offsets[functions + 1] - inputs.offsets[functions]
         if self.training:
             length = np.minimum(length, self.longest)
@@ -135,7 +157,7 @@ class Network(nn.Module):
         return [(some, length[some]) for some in np.split(order, range(size, len(order), size))]
 
     def pooled(self, inputs: Inputs, functions: np.ndarray, bags: Tensor, view: View):
-        """Yield chunks of functions and the means of their hidden states."""
+        """Yield the indices of each chunk's functions, and their mean hidden states (n, D)."""
         for some, length in self.chunks(inputs, functions):
             x, _ = self.positions(inputs, functions[some], length, bags[some], view)
             h, mask = self.states(x, length, view)
@@ -145,7 +167,15 @@ class Network(nn.Module):
     def positions(
         self, inputs: Inputs, functions: np.ndarray, length: np.ndarray, bags: Tensor, view: View
     ) -> tuple[Tensor, np.ndarray]:
-        """Return the sums of words at each position (n, S, D), and which instruction each is."""
+        """Return the transformer's input.
+
+        Returns
+        -------
+        float (n, S, D)
+            The sum of the vectors of the words at each position.
+        int64 (sum of ``length``,)
+            Where each instruction is, as an index into the first two dimensions, flattened.
+        """
         width = CONTEXT + int(length.max(initial=0))
         at = ranges(inputs.offsets[functions], length)
         line, number = np.unique(inputs.line[at], return_inverse=True)
@@ -171,9 +201,9 @@ class Network(nn.Module):
         return x, row * width + column
 
     def states(self, x: Tensor, length: np.ndarray, view: View) -> tuple[Tensor, Tensor]:
-        """Return hidden states (n, S, D), and which positions are read, float (n, S)."""
+        """Return hidden states (n, S, D), and 1 for what is not padding, float (n, S)."""
         at = torch.arange(x.shape[1], device=x.device)
         mask = (at < self.on(length)[:, None] + CONTEXT) & ((at >= CONTEXT) | view.around)
-        mask[:, 0] |= ~mask.any(1)  # a function of no instruction
+        mask[:, 0] |= ~mask.any(1)  # a function without instructions still needs one position
         seg = torch.where(at < CONTEXT, at + 1, 0).expand(len(x), -1)
         return self.transformer(x, seg, mask), mask.float()

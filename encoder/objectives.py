@@ -1,7 +1,7 @@
-"""The objectives of the encoder's training: each is a loss of a batch of functions.
+"""The objectives of the encoder's training: each computes a loss from a batch of functions.
 
-`Masked` and `Twins` need no symbols, so they are for pre-training; `Same` is the contrast of
-functions of one name.
+`Masked` and `Twins` need no symbols, so they can pre-train on stripped programs. `Same` learns from
+functions that have the same name in two builds.
 """
 
 from typing import NamedTuple
@@ -15,21 +15,21 @@ from encoder.corpus import Build, Corpus
 from encoder.inputs import Inputs, ranges
 from encoder.network import Network, View
 
-SCALE = 20.0  # of cosines in the contrast: one over the temperature
-WORDS_LEFT_OUT = 0.3  # of a function's bag, at random, each time it is encoded
+SCALE = 20.0  # factor of cosines in the contrastive loss: one over the temperature
+WORDS_LEFT_OUT = 0.3  # share of a bag's words, at random, each time a function is encoded
 MASKED = 0.2  # share of instructions that are masked
-MIN_BLOCKS = 3  # functions with fewer are often alike, so most are left out
-SMALL = 0.3  # share of them that is drawn
-FEW = 4  # pairs; two builds that have fewer are not drawn
-TRIED = 20  # programs, until two are found that have enough
+MIN_BLOCKS = 3  # functions with fewer blocks often look alike, so most are left out
+SMALL = 0.3  # share of these small functions that is kept
+FEW = 4  # two builds with fewer pairs than this are not used
+TRIED = 20  # maximum number of programs to look at, until two have enough pairs
 VIEWS = (View(), View(names=False, around=False), View(around=False))
-SHARES = (0.5, 0.4, 0.1)  # of the batches that are read in each of these views
+SHARES = (0.5, 0.4, 0.1)  # share of the batches that are encoded in each of these views
 
-OBJECTIVES: dict[str, type["Objective"]] = {}  # by key; filled by the classes' definition
+OBJECTIVES: dict[str, type["Objective"]] = {}  # by key; each subclass adds itself
 
 
 class Data(NamedTuple):
-    """The corpus, what the network reads of it, and the programs with two builds or more."""
+    """The corpus, the network's inputs for it, and the builds of each program that has several."""
 
     corpus: Corpus
     inputs: Inputs
@@ -37,7 +37,7 @@ class Data(NamedTuple):
 
 
 class Objective:
-    """How to pair functions of two builds, and a loss; subclasses with a key are registered."""
+    """Which functions of two builds are pairs, and a loss; subclasses with a key are registered."""
 
     key: str
 
@@ -47,17 +47,17 @@ class Objective:
 
     @staticmethod
     def pairs(corpus: Corpus, a: Build, b: Build) -> np.ndarray:
-        """Return the pairs that may be drawn of two builds, int64 (k, 2)."""
+        """Return the pairs of functions of two builds that may be drawn, int64 (k, 2)."""
         raise NotImplementedError
 
     @staticmethod
     def loss(network: Network, data: Data, pairs: np.ndarray, view: View) -> Tensor:
-        """Return the loss of pairs (n, 2), where -1 means that there is no partner."""
+        """Return the loss of pairs int64 (n, 2), where -1 means that there is no partner."""
         raise NotImplementedError
 
 
 class Same(Objective):
-    """Symmetric InfoNCE: a function is nearer to its partner than to all others of the batch.
+    """Symmetric InfoNCE: a function should be nearer to its partner than to the rest of the batch.
 
     References
     ----------
@@ -78,9 +78,10 @@ class Same(Objective):
         loss = vectors[0].new_zeros(())
         for i, j in ((0, 1), (1, 0)):
             others = pairs[there[:, j], j]
-            with torch.autocast(vectors[i].device.type, enabled=False):  # halves are too coarse
+            # In half precision, cosines would be too coarse.
+            with torch.autocast(vectors[i].device.type, enabled=False):
                 logits = SCALE * vectors[i][network.on(row[i])] @ vectors[j].T
-            # A function that reads like the partner, or has its name, is no negative.
+            # A function with the partner's name or instructions is not a negative example.
             alike = _alike(data.corpus, pairs[both, j], others)
             alike[np.arange(both.sum()), row[j]] = False
             logits = logits.masked_fill(network.on(alike), -1e4)
@@ -89,16 +90,16 @@ class Same(Objective):
 
 
 class Twins(Same):
-    """The same of functions that are twins by their names, so that no symbol is needed."""
+    """The same loss for twins (`Corpus.twins`), so that no symbols are needed."""
 
     key = "twins"
     pairs = staticmethod(Corpus.twins)
 
 
 class Masked(Objective):
-    """Masked instructions: say which words stood at random places.
+    """Masked instructions: predict the words of instructions that were masked at random.
 
-    A word is to be told from all other words of the masked places of the batch.
+    The choices are all words of the batch's masked instructions.
     """
 
     key = "masked"
@@ -131,20 +132,28 @@ class Masked(Objective):
 
 
 def _alike(corpus: Corpus, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whether functions have one name or the same instructions, bool (n, m)."""
+    """Return whether functions have the same name or the same instructions, bool (n, m)."""
     label = corpus.label[first][:, None]
     named = (label == corpus.label[second]) & (label >= 0)
     return named | (corpus.content[first][:, None] == corpus.content[second])
 
 
 def draw(data: Data, objective: type[Objective], size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw pairs from two programs, and functions of the same builds that have no partner.
+    """Draw a batch: pairs of functions from two programs, and functions without a partner.
+
+    Parameters
+    ----------
+    data : Data
+    objective : type of Objective
+        Says which functions are pairs.
+    size : int
+        Number of rows; there are fewer if the programs do not have so many functions.
+    rng : numpy.random.Generator
 
     Returns
     -------
     int64 (n, 2)
-        ``size`` rows, or what there is; a quarter of them has one function only, and -1 in the
-        place of the other.
+        Numbers of functions. A quarter of the rows has only one function, and -1 for the other.
     """
     corpus, rows = data.corpus, []
     sizes = np.array([builds[0].last - builds[0].first for builds in data.programs]) ** 0.5
