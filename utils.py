@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -159,9 +160,12 @@ def _make_folder(**name: Any) -> tuple[int, str]:
 def _held(path: Path, make: Callable[..., tuple[int, str]]) -> tuple[str, int]:
     """Make a temporary file or folder beside ``path`` and lock it; return its name and handle.
 
-    The kernel releases the lock when this process ends, even when it is killed. Another process may
-    remove the file before it is locked, as a leftover; then a new one is made.
+    What killed runs left of the same ``path`` is removed. The kernel releases the lock when this
+    process ends, even when it is killed. Another process may remove the file before it is locked,
+    as a leftover; then a new one is made.
     """
+    with contextlib.suppress(OSError):  # a folder that cannot be read is reported below
+        _remove_unlocked(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
     while True:
         with contextlib.suppress(FileNotFoundError):
             handle, name = make(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -181,19 +185,23 @@ def remove_leftovers(*folders: str | os.PathLike[str]) -> None:
     Files of running processes are locked and stay. On a file system without locks, all files stay.
     """
     for folder in {Path(folder) for folder in folders}:
-        for path in folder.glob(".*.tmp"):
-            if not LEFTOVER.fullmatch(path.name) or path.is_symlink():
-                continue
-            with contextlib.suppress(OSError):
-                handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if path.is_dir():
-                        shutil.rmtree(path)
-                    else:
-                        path.unlink()
-                finally:
-                    os.close(handle)
+        _remove_unlocked(folder.glob(".*.tmp"))
+
+
+def _remove_unlocked(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if not LEFTOVER.fullmatch(path.name) or path.is_symlink():
+            continue
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            finally:
+                os.close(handle)
 
 
 @contextmanager

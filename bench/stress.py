@@ -361,7 +361,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def write_pairs(folder: Path, rng: np.random.Generator) -> None:
     """Write pairs of sentences of the corpus with random labels: something to fine-tune on."""
-    lines = [line for line in (folder / "data/corpus.txt").read_text().splitlines() if line]
+    text = (folder / "data/corpus.txt").read_text().replace("\t", " ")  # tabs divide columns here
+    lines = [line for line in text.splitlines() if line]
     rows = ["label\ttext_a\ttext_b"]
     for one, two in rng.integers(len(lines), size=(640, 2)):
         rows.append(f"{('same', 'different')[one % 2]}\t{lines[one]}\t{lines[two]}")

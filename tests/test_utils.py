@@ -166,6 +166,23 @@ def test_leftovers_of_killed_runs_go_and_those_of_running_ones_stay(tmp_path):
     assert set(os.listdir(tmp_path)) == set(mine)
 
 
+def test_writing_a_file_again_removes_what_a_killed_run_left_of_it(tmp_path):
+    """Of that file alone, and not what another process is writing at the moment."""
+    left, other = tmp_path / ".[a]*.abcdefgh.tmp", tmp_path / ".aa.abcdefgh.tmp"
+    left.touch()
+    other.touch()
+    with utils.atomic_file(tmp_path / "[a]*") as first:
+        first.write("first")
+        with utils.atomic_file(tmp_path / "[a]*") as second:
+            second.write("second")
+    assert set(os.listdir(tmp_path)) == {"[a]*", other.name}
+    assert (tmp_path / "[a]*").read_text() == "first"
+    left.mkdir()
+    with utils.atomic_folder(tmp_path / "[a]*"):
+        pass
+    assert set(os.listdir(tmp_path)) == {"[a]*", other.name}
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with a file, a folder, links to both, a pipe, and a read-only folder."""
