@@ -28,7 +28,7 @@ from terminal import progress
 
 VERSION = 1  # of the cached files: raise it if their content changes, so that they are made again
 SPARSE = ("of_line", "names", "bags")
-SCHEMA = {
+SCHEMA: dict[str, Numbers | Texts] = {
     "line": Numbers("i4", "n", below="L"),
     "offsets": Numbers("i8", "F + 1", rises_to="n"),
     "blocks": Numbers("i8", "F"),

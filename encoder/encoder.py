@@ -112,8 +112,8 @@ class Encoder:
         vectors = np.empty((functions, width), np.float32)
         context = np.empty((functions, 2, width), np.float32)
         for start in range(0, functions, 1024):
-            some = slice(start * len(GROUPS), (start + 1024) * len(GROUPS))
-            bags = (inputs.bags[some] @ table).reshape(-1, len(GROUPS), width) * read
+            rows = slice(start * len(GROUPS), (start + 1024) * len(GROUPS))
+            bags = (inputs.bags[rows] @ table).reshape(-1, len(GROUPS), width) * read
             vectors[start : start + 1024] = (bags * w["gain"]).sum(1)
             context[start : start + 1024] = np.stack(
                 [bags[:, groups].sum(1) for groups in (NEAR, UP)], 1
@@ -233,8 +233,8 @@ def _gelu(x: np.ndarray) -> np.ndarray:
 def _angles(length: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return cosines and sines for `_rotate`, the same as in `models.rotate`, (S, 1, 1, W / 2)."""
     half = width // 2
-    angle = np.arange(length)[:, None] * 10000 ** (np.arange(half) / -half)
-    return tuple(f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+    angle = np.arange(length)[:, None, None, None] * 10000 ** (np.arange(half) / -half)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
 def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:

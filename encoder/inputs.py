@@ -178,8 +178,8 @@ def signs(words: np.ndarray) -> np.ndarray:
     They are the bits of a hash of the word's number, splitmix64 (Steele et al., "Fast Splittable
     Pseudorandom Number Generators", 2014), so they are the same on each machine.
     """
-    parts = SKETCH // 64
-    x = words.astype(np.uint64)[:, None] * np.uint64(parts) + np.arange(parts, dtype=np.uint64)
+    parts = np.arange(SKETCH // 64, dtype=np.uint64)
+    x: np.ndarray = words.astype(np.uint64)[:, None] * np.uint64(len(parts)) + parts
     x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)

@@ -10,6 +10,8 @@ weight is learned.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -68,7 +70,7 @@ class Network(nn.Module):
     def __init__(self, cfg: models.Config, rows: int) -> None:
         super().__init__()
         self.transformer = models.Transformer(cfg, WordSums(cfg, rows))
-        nn.init.normal_(self.transformer.embed.words.weight, std=cfg.dim**-0.5)
+        nn.init.normal_(self.table, std=cfg.dim**-0.5)
         self.gain = nn.Parameter(torch.sign(torch.randn(len(GROUPS), cfg.dim)))
         self.out = nn.Linear(cfg.dim, cfg.dim, bias=False)
         nn.init.zeros_(self.out.weight)
@@ -78,9 +80,14 @@ class Network(nn.Module):
         self.longest = LONGEST  # maximum number of instructions per function in training
 
     @property
+    def embed(self) -> WordSums:
+        """The first layer."""
+        return cast(WordSums, self.transformer.embed)
+
+    @property
     def table(self) -> Tensor:
         """The vectors of words, float32 (R, D)."""
-        return self.transformer.embed.words.weight
+        return self.embed.words.weight
 
     def forward(
         self,
@@ -156,7 +163,9 @@ class Network(nn.Module):
         size = 4 * TOGETHER if self.table.is_cuda else TOGETHER
         return [(some, length[some]) for some in np.split(order, range(size, len(order), size))]
 
-    def pooled(self, inputs: Inputs, functions: np.ndarray, bags: Tensor, view: View):
+    def pooled(
+        self, inputs: Inputs, functions: np.ndarray, bags: Tensor, view: View
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield the indices of each chunk's functions, and their mean hidden states (n, D)."""
         for some, length in self.chunks(inputs, functions):
             x, _ = self.positions(inputs, functions[some], length, bags[some], view)

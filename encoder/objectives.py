@@ -46,7 +46,7 @@ class Objective:
             OBJECTIVES[cls.key] = cls
 
     @staticmethod
-    def pairs(corpus: Corpus, a: Build, b: Build) -> np.ndarray:
+    def pairs(corpus: Corpus, a: Build, b: Build, /) -> np.ndarray:
         """Return the pairs of functions of two builds that may be drawn, int64 (k, 2)."""
         raise NotImplementedError
 
@@ -110,13 +110,12 @@ class Masked(Objective):
         inputs = data.inputs
         functions = pairs[:, 0][pairs[:, 0] >= 0]
         bags = network.bags(inputs, functions)
-        embed = network.transformer.embed
         found, rows, owners, n = [], [], [], 0
         for some, length in network.chunks(inputs, functions):
             x, place = network.positions(inputs, functions[some], length, bags[some], view)
             masked = (torch.rand(len(place)) < MASKED).numpy()
             at = network.on(place[masked])
-            x.flatten(0, 1)[at] = embed.mask.to(x)
+            x.flatten(0, 1)[at] = network.embed.mask.to(x)
             h, _ = network.states(x, length, view)
             found.append(h.flatten(0, 1)[at].float())
             line = inputs.line[ranges(inputs.offsets[functions[some]], length)[masked]]
