@@ -1,6 +1,6 @@
-"""Measure pre-training on a GPU: see bench/gpu.sh, which calls this on both machines.
+"""Measure pre-training on a GPU; bench/gpu.sh says how, and calls this on both machines.
 
-Each part starts only if there is time for it; the report says what was left out.
+A part starts only if there is enough time left for it. The report says what was left out.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ if importlib.util.find_spec("tensorboard") is None:  # log to a text file instea
     sys.modules["torch.utils.tensorboard"] = _stub
 
     class SummaryWriter:
-        """A stand-in for TensorBoard's in `train.Log`: writes a line of JSON for each number."""
+        """Replaces TensorBoard's in `train.Log`: writes a line of JSON for each number."""
 
         def __init__(self, folder: str, purge_step: int | None = None) -> None:
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ from tokenization import load_vocab
 
 FOLDER = Path("gpu")
 CONFIG = ROOT / "config"
-# Packages to take along as wheels: transformers, the peer, and its dependencies.
+# Packages to send as wheels: what this project needs, and Hugging Face's BERT, the peer.
 NAMES = "annotated-types fire pydantic pydantic-core safetensors termcolor tokenizers tqdm"
 NAMES += " typing-extensions typing-inspection pebble pefile pyelftools zstandard"
 PEER = "transformers huggingface-hub packaging pyyaml regex anyio filelock h11 httpcore2 httpx2"
@@ -71,18 +71,18 @@ SHARD = 14e6  # maximum size in bytes of a file that is sent back
 GROUP = 8  # rows of the table that are compiled at the same time, each by a process of its own
 COMPILERS = 2  # processes that help each of them
 ROW_SECONDS = 45  # no group is started with less time than that
-SHAPES = {64: 512, 512: 64}  # examples of so many tokens
+SHAPES = {64: 512, 512: 64}  # tokens per example -> examples per batch
 PROFILED = "bert_base 64 x 512: ours, bfloat16"
 LOOP = "the whole training loop"
 
 
 def row_of(size: str, length: int, row: str, **dropouts: float) -> tuple[str, tuple]:
-    """Return a row's name, and what `Step` needs to make it."""
+    """Return a row's name, and the arguments of `prepare_step` for it."""
     named = "".join(f", {name} {value:g}" for name, value in dropouts.items())
     return f"bert_{size} {SHAPES[length]} x {length}: {row}{named}", (size, length, row, dropouts)
 
 
-# The most important ones first: time may run out before the last ones.
+# The most important rows come first, because time may run out.
 TABLE = dict(
     [
         row_of("tiny", 64, speed_training.GRAPHS),
@@ -118,13 +118,13 @@ def pack(
     Parameters
     ----------
     data_file : str
-        The corpus; its first documents are used.
+        The corpus. If it is too long, only its first documents are used.
     vocab : str
         The vocabulary.
     tokens : int
         Maximum number of tokens.
     wheels : bool
-        Download wheels; False: keep those that are there.
+        Download wheels. False: keep those of an earlier run.
     """
     from corpus.ids import read_corpus
     from corpus.split import split_corpus
@@ -136,7 +136,7 @@ def pack(
     tokenizer = CorpusTokenizer(vocab)
     corpus = read_corpus(Path(data_file), tokenizer, utils.sha256_of(vocab))
     split = split_corpus(corpus)
-    # All held-out documents, and as many others as fit.
+    # All held-out documents, and as many training documents as fit.
     sizes = np.diff(corpus.bounds)
     room = tokens - sizes[split.heldout].sum()
     taken = split.heldout | (split.training & (np.cumsum(sizes * split.training) <= room))
@@ -173,7 +173,7 @@ def download() -> None:
         try:
             names.append(f"{name}=={importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            print(f"{name} is not installed here, so it is not taken along")
+            print(f"{name} is not installed here, so it is left out")
     for python in PYTHONS:
         done = subprocess.run(
             [
@@ -190,7 +190,7 @@ def download() -> None:
 
 
 class Report:
-    """Prints lines, keeps them in a file, and knows how much time is left."""
+    """Prints lines, also writes them to a file, and knows how much time is left."""
 
     def __init__(self, file: Path, minutes: float) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ class Report:
             out.write(line + "\n")
 
     def left(self) -> float:
-        """Return the seconds that are left."""
+        """Return how many seconds are left."""
         return self.end - time.monotonic()
 
 
@@ -219,19 +219,18 @@ def speed(
     rows: str | list[str] = "",
     tiny: bool = False,
 ) -> None:
-    """Compare losses with the CPU's, then tokens per second with Hugging Face's.
+    """Compare losses with the CPU's, then tokens per second with Hugging Face's BERT.
 
     Parameters
     ----------
     out : str
-        Gets speed.txt, line by line.
+        Folder for speed.txt, which is written line by line.
     minutes : float
-        No new part is started after so many minutes.
+        Start no new part after this time.
     losses : str
-        In which ways to compute the losses of the same steps: all; float32, bfloat16 or compiled;
-        or none.
+        Ways to compute the losses of the same steps: float32, bfloat16, compiled, all or none.
     rows : str or list of str
-        Rows of the table: those whose names start so. Default: all.
+        Beginnings of the names of rows. Default: all rows.
     tiny : bool
         A trial run: one small model, few steps.
     """
@@ -241,7 +240,7 @@ def speed(
     starts = tuple(names_of(rows)) if rows else ("",)
     chosen = [name for name in TABLE if name.startswith(starts)]
     if not chosen:
-        raise utils.UserError(f"--rows {starts[0]}: no row starts so; there are {', '.join(TABLE)}")
+        raise utils.UserError(f"--rows {starts[0]}: no such row; there are {', '.join(TABLE)}")
     loader, sizes = read_loader(CONFIG / "bert_tiny.json", 32, 64, 16)
 
     def checks() -> None:
@@ -255,7 +254,7 @@ def speed(
 def read_loader(
     model_cfg: str | Path, batch_size: int, max_len: int, max_pred: int
 ) -> tuple[pretrain.SentPairDataLoader, models.Config]:
-    """Return batches of the training text that was packed, and the model's sizes."""
+    """Return a loader of batches from the packed training text, and the model's sizes."""
     corpus, training, vocab = read_packed()
     sizes = models.Config.from_json(model_cfg)
     sizes = sizes.with_vocab_size(len(vocab), model_cfg, "gpu/vocab.txt")
@@ -266,7 +265,7 @@ def read_loader(
 
 
 def read_packed() -> tuple[Corpus, np.ndarray, dict[str, int]]:
-    """Return the corpus that was packed, which documents are for training, the vocabulary."""
+    """Return the packed corpus, which of its documents are for training, and the vocabulary."""
     with np.load(FOLDER / "corpus.npz") as arrays:
         sentences = np.cumsum([0, *arrays["sentences"]], dtype=np.int64)
         documents = np.cumsum([0, *arrays["documents"]], dtype=np.int64)
@@ -291,7 +290,7 @@ def make_trainer(
     evaluate: object = lambda model: {},
     **how: object,
 ) -> train.Trainer:
-    """Return the same training as in pretrain.py, starting from nothing."""
+    """Return a trainer like that of pretrain.py, with a new model."""
     cfg = train.Config.from_json(CONFIG / "train_samefunc.json")
     cfg = dataclasses.replace(
         cfg, batch_size=loader.batch_size, lr=how.pop("lr", 1e-3), total_steps=steps
@@ -314,7 +313,7 @@ def make_trainer(
 
 @contextlib.contextmanager
 def losses_kept() -> Iterator[list[float]]:
-    """Record the masked-LM loss of each step of a training."""
+    """Record the masked-LM loss of each training step inside the `with` block."""
     kept: list[float] = []
     real = train.Trainer._gradients
 
@@ -333,7 +332,7 @@ def losses_kept() -> Iterator[list[float]]:
 def check_losses(
     report: Report, loader, sizes, device: torch.device, steps: int, which: str
 ) -> None:
-    """Train the same steps on the CPU in float32 and here in other ways; compare the losses."""
+    """Train the same steps on the CPU in float32 and on this device; compare the losses."""
     ways = {"CPU, float32": (torch.device("cpu"), {"precision": "float32"})}
     for precision in ("float32", "bfloat16"):
         ways[f"{device.type}, {precision}"] = (device, {"precision": precision})
@@ -341,7 +340,7 @@ def check_losses(
             how = {"precision": precision, "compile": True}
             ways[f"{device.type}, {precision}, compiled"] = (device, how)
     reference: np.ndarray | None = None
-    report.say(f"losses of {steps} steps of bert_tiny, the same batches and weights")
+    report.say(f"losses of {steps} steps of bert_tiny with the same batches and initial weights")
     for name, (where, how) in ways.items():
         if which not in ("all", *name.split(", ")) and reference is not None:
             continue
@@ -357,7 +356,7 @@ def check_losses(
 
 
 def check_steps(report, loader, sizes, device: torch.device, steps: int) -> None:
-    """Report the share of the time that steps wait for data, and where they synchronise."""
+    """Report how long steps wait for data, and where the CPU waits for the GPU."""
     trainer = make_trainer(
         *(loader, sizes, device, FOLDER / "work/waiting", steps),
         precision=train.best_precision(device),
@@ -366,7 +365,7 @@ def check_steps(report, loader, sizes, device: torch.device, steps: int) -> None
     report.say(
         f"bert_tiny, {loader.batch_size} x {loader.preprocess.max_len}, {steps} steps: waiting for "
         f"data {waiting:.1%} of the time (rows compile meanwhile); "
-        f"{sum(places.values())} synchronisations in all (losses are read each "
+        f"{sum(places.values())} synchronisations in total (losses are read every "
         f"{train.LOG_STEPS} steps, models are saved at the end)"
     )
     for place, count in places.most_common(12):
@@ -374,9 +373,16 @@ def check_steps(report, loader, sizes, device: torch.device, steps: int) -> None
 
 
 def loop_measures(trainer: train.Trainer) -> tuple[float, float, Counter[str]]:
-    """Train; return tokens per second, the share of waiting (medians), and synchronisations.
+    """Train, and measure the loop.
 
-    These are counted by the line of Python that they happen in.
+    Returns
+    -------
+    float
+        Tokens per second (median).
+    float
+        Share of the time that steps wait for data (median).
+    Counter of str
+        Line of Python -> number of synchronisations between CPU and GPU there.
     """
     kept: list[dict[str, float]] = []
     write = train.Log._write
@@ -411,10 +417,10 @@ def table(
     tiny: bool,
     meanwhile: Callable[[], None],
 ) -> None:
-    """Report tokens per second, MFU and peak memory of models and lengths, row by row.
+    """Report tokens per second, MFU (model FLOPs utilisation) and peak memory of each row.
 
-    Processes compile the rows of a group at the same time, then measure one after the other. While
-    the first group compiles, ``meanwhile`` is called.
+    The processes of a group of rows compile at the same time, then measure one after the other.
+    ``meanwhile`` is called while the first group compiles.
     """
     context = multiprocessing.get_context("spawn")
     ceiling = None
@@ -448,12 +454,12 @@ def table(
                 report.say(f"{name:60}{rate:12,.0f}{rate * flops / ceiling:8.1%}{peak:7.1f}")
                 for line in more:
                     report.say(f"    {line}")
-            process.kill()  # its end may take seconds
+            process.kill()  # a normal exit may take seconds
             process.join()
 
 
 def answer_of(pipe: Connection, report: Report, tiny: bool) -> str | tuple:
-    """Return what a process answers before the time is over."""
+    """Return a process's answer, or why there is none."""
     if not pipe.poll(None if tiny else max(1.0, report.left())):
         return "left out for lack of time"
     try:
@@ -463,7 +469,7 @@ def answer_of(pipe: Connection, report: Report, tiny: bool) -> str | tuple:
 
 
 def serve(pipe: Connection, name: str, tiny: bool) -> None:
-    """Prepare a row, say so, and when told to, measure it; errors are answers, too."""
+    """Prepare a row, answer "ready", measure it when told to; an error is sent as the answer."""
     warnings.filterwarnings("ignore", module="torch")  # of the compiler
     try:
         device = utils.get_device()
@@ -472,7 +478,7 @@ def serve(pipe: Connection, name: str, tiny: bool) -> None:
         pipe.send("ready")
         pipe.recv()
         pipe.send(measure())
-    except Exception as error:  # the other rows are measured all the same
+    except Exception as error:  # so that the other rows are still measured
         at = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(str(error).split())[:200]
         pipe.send(f"{type(error).__name__} in {Path(at.filename).name}:{at.lineno}: {text}")
@@ -487,7 +493,7 @@ def prepare_step(
     device: torch.device,
     tiny: bool,
 ) -> Callable[[], tuple]:
-    """Return a function that measures steps with the same batch."""
+    """Return a function that measures steps, always with the same batch."""
     batch, length = (4, 16) if tiny else (SHAPES[length], length)
     predicted = max(1, length // 5)
     model_cfg = str(CONFIG / f"bert_{size}.json")
@@ -518,7 +524,7 @@ def prepare_step(
 def prepare_loop(
     name: str, size: str, row: str, device: torch.device, tiny: bool
 ) -> Callable[[], tuple]:
-    """Return a function that measures the whole training loop, which draws its batches."""
+    """Return a function that measures the whole training loop, including the making of batches."""
     loader, sizes = read_loader(CONFIG / f"bert_{size}.json", 8 if tiny else 256, 64, 16)
     place = FOLDER / "work/loop"
     how = {"precision": train.best_precision(device), "compile": device.type == "cuda"}
@@ -548,17 +554,17 @@ def settings(
     Parameters
     ----------
     out : str
-        Gets settings.jsonl with a line per training, and settings.txt.
+        Folder for settings.jsonl, with a line for each training, and settings.txt.
     steps : int
-        Steps of the first row; the others get the same processor time.
+        Steps of the first row; the others get the same CPU time.
     seeds : int
-        Trainings of each row.
+        Number of trainings of each row.
     rows : str or list of str
         Which rows. Default: all.
     workers : int
-        Trainings at the same time, with a core each; 0: three quarters of the cores.
+        Number of trainings at the same time, on one core each; 0: on three quarters of the cores.
     minutes : float
-        No training is started that would end later.
+        Start no training that would end later than this.
     """
     import settings as table_of_settings
 
@@ -578,13 +584,13 @@ def recipe(
     Parameters
     ----------
     out : str
-        Gets recipe.txt, log/ and the weights in bfloat16, recipe-<n>.pt.
+        Folder for recipe.txt, log/ and the weights in bfloat16, recipe-<n>.pt.
     minutes : float
-        How long to train, without compiling.
+        Time for training, without compilation.
     model_cfg : str
         The model's sizes.
     batch_size : int
-        Examples of 64 tokens.
+        Number of examples, of 64 tokens each.
     lr : float
         Highest learning rate.
     tiny : bool
@@ -637,7 +643,7 @@ def recipe(
 
 
 def write_shards(state: dict[str, torch.Tensor], folder: Path) -> list[Path]:
-    """Write weights in bfloat16, in files of at most SHARD bytes; large ones in several parts."""
+    """Write weights in bfloat16 to files of at most SHARD bytes; split large tensors."""
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     for name, value in state.items():
@@ -656,12 +662,12 @@ def write_shards(state: dict[str, torch.Tensor], folder: Path) -> list[Path]:
 def join(
     out: str = "gpu/out", model_cfg: str = str(CONFIG / "bert_small.json"), to: str = "gpu/model.pt"
 ) -> None:
-    """Join the weights that came back to one file, as float32.
+    """Join the weights that came back into one file, as float32.
 
     Parameters
     ----------
     out : str
-        Folder with recipe-<n>.pt.
+        Folder of recipe-<n>.pt.
     model_cfg : str
         The model's sizes.
     to : str

@@ -1,11 +1,11 @@
-"""Train the encoder and its rivals on a GPU machine that has torch, numpy and scipy alone.
+"""Train variants of the encoder on a GPU machine that has only torch, numpy and scipy.
 
-    python bench/gpu_encoder.py pack     here: what training reads of builds, to gpu/encoder/
-    python bench/gpu_encoder.py train    there: all rows at once, several seeds each, to gpu/out/
+    python bench/gpu_encoder.py pack     here: writes the training data to gpu/encoder/
+    python bench/gpu_encoder.py train    there: trains all rows at once, several seeds each
     python bench/gpu_encoder.py unpack   here: gpu/out/*.tar -> models for bench/retrieval.py
 
-All rows have the same number of seconds. How many steps these are is measured first, by all
-processes together, so that all seeds of a row have the same number. bench/gpu.sh packs the wheels.
+All rows get the same number of seconds. The processes first measure together how long a step takes,
+so that all seeds of a row make the same number of steps. bench/gpu.sh packs the wheels.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ from experiment_data.recipes import VALIDATION
 from terminal.command_line import command_line
 
 PLACE = Path("gpu/encoder")
-TRIAL = 30  # steps to measure the time of
-BAG = 0.4  # a step of the bag alone takes this share of the time of a step of both
-SHARE = 0.8  # of the time is planned; the rest is for evaluations
-# Row -> seeds, and stages: objectives, with the transformer or not, packages, share of the time.
+TRIAL = 30  # number of steps whose time is measured
+BAG = 0.4  # time of a step without the transformer, as a share of a step with it
+SHARE = 0.8  # share of the time to plan for training; the rest is for evaluations
+# Row -> number of seeds, and stages: objectives, with the transformer, packages, share of the time.
 BOTH = {"masked": 1.0, "twins": 1.0}
 SAME = {"same": 1.0}
 ROWS = {
@@ -54,16 +54,16 @@ ROWS = {
 def pack(
     path: str = encoder_train.path, outputDir: str = encoder_train.outputDir, most: float = 45.0
 ) -> None:
-    """Copy what the training reads of each analysed build.
+    """Copy what training needs of each analysed build.
 
     Parameters
     ----------
     path : str
         Folder of builds, as for encoder/train.py.
     outputDir : str
-        Where their analyses are; builds without one are left out.
+        Folder of their analyses; builds without one are left out.
     most : float
-        Megabytes that may be sent.
+        Maximum size in megabytes.
     """
     from binary.analysis import analysis_settings, cache_file
 
@@ -97,13 +97,13 @@ def train(
     Parameters
     ----------
     out : str
-        Gets the rows' models, and what they print.
+        Folder for the rows' models, and what they print.
     minutes : float
-        How long to train.
+        Time for everything.
     rows : str
-        Which rows, with blanks between.
+        Which rows, separated by blanks.
     train_cfg : str
-        Words, model and rates; the stages are the rows'.
+        Settings as for encoder/train.py; each row has its own stages.
     """
     unknown = [row for row in rows.split() if row not in ROWS]
     if unknown:
@@ -117,10 +117,10 @@ def train(
     read = encoder_train.prepare(cfg, corpus, held_out)
     for inputs in (read.data.inputs, read.judge.inputs):
         for view in VIEWS:
-            inputs.sketches(view.groups)  # once for all processes
+            inputs.sketches(view.groups)  # cached before the processes fork
     names = [(row, seed) for row in rows.split() for seed in range(ROWS[row][0])]
-    fork = multiprocessing.get_context("fork")  # what was read is shared
-    # Whoever waits for a process that has failed gives up after a minute or two.
+    fork = multiprocessing.get_context("fork")  # so that processes share what was read
+    # The timeout ends the other processes if one fails before the barrier.
     wait, times = fork.Barrier(len(names), timeout=100), fork.Array("d", len(names))
     Path(out).mkdir(parents=True, exist_ok=True)
     jobs = [
@@ -140,13 +140,13 @@ def train(
                 file.unlink()
     failed = [row for (row, _), job in zip(names, jobs, strict=True) if job.exitcode]
     if failed:
-        raise utils.UserError(f"{' '.join(failed)}: failed; the reasons are in the archives' texts")
+        raise utils.UserError(f"{' '.join(failed)} failed; the archives hold their output as .txt")
 
 
 def run(
     cfg, read, analysis: str, row: str, seed: int, number: int, wait, times, end: float, out: str
 ) -> None:
-    """Train one row with one seed."""
+    """Train one row with one seed, in a process of its own."""
     torch.set_num_threads(1)
     name = f"{row}-seed{seed}"
     work = Path("gpu/work", name)
@@ -155,7 +155,7 @@ def run(
     sys.stdout = sys.stderr = open(Path(out, f"{name}.txt"), "w", buffering=1)  # noqa: SIM115
     base = dataclasses.replace(cfg.stages[-1], batch_size=256, seed=seed, keep=1)
     trial = dataclasses.replace(base, total_steps=TRIAL, save_steps=TRIAL, objectives=SAME)
-    for repetition in range(2):  # the first one warms up
+    for repetition in range(2):  # the first one only warms up
         start = time.monotonic()
         one = dataclasses.replace(cfg, stages=[trial])
         unjudged = read._replace(judge=None)

@@ -1,11 +1,12 @@
-"""Accuracy against seconds: this lineage's recipe and ours, on the same text and vocabulary.
+"""Accuracy after a time of training: the lineage's recipe and ours, on the same text.
 
     python bench/recipe.py --path DIR     # DIR/<build>/chroot; 190 pairs: 15 minutes, two cores
 
-The lineage's: plain.py's model and Adam, 32 x 512 tokens of which 20 are predicted, learning rate
-1e-4, dropout 0.1 everywhere. Its schedule is given as many steps as its minutes allow, so that it
-ends well. Ours: what train.sh does without arguments. Both are measured on the same held-out
-examples, of our length and of the lineage's; the clock stands still meanwhile.
+The lineage's recipe: the model and Adam of plain.py, 32 x 512 tokens of which 20 are predicted,
+learning rate 1e-4, dropout 0.1 everywhere. Its schedule has as many steps as fit into the given
+minutes, so that the learning rate decays to the end. Ours: what train.sh does without arguments.
+Both are evaluated on the same held-out examples, of our length and of the lineage's. The clock
+stops during evaluations.
 """
 
 import dataclasses
@@ -35,14 +36,14 @@ from tokenization import CorpusTokenizer
 
 LINEAGE = {"lr": 1e-4, "warmup": 0.1}
 LINEAGE_BATCH = 32
-THEIRS = (512, 20, 0.15)  # how its examples are made: max_len, max_pred, mask_prob
+THEIRS = (512, 20, 0.15)  # the lineage's max_len, max_pred, mask_prob
 MEASURED = (64, 10, 0.15), (512, 77, 0.15)
-EXAMPLES = 1024  # that a model is measured on
+EXAMPLES = 1024  # number of examples to evaluate on
 pretrain.EVAL_BATCHES = EXAMPLES // pretrain.EVAL_EXAMPLES
 
 
 class Clock:
-    """Measures a model as it is trained: seconds of training, accuracy at both lengths."""
+    """Records a training: seconds so far, and accuracy at both lengths."""
 
     def __init__(self, evaluations: list[pretrain.Evaluation]) -> None:
         self.evaluations, self.rows = evaluations, []
@@ -67,7 +68,7 @@ def main(
     minutes: float = 10,
     work: str = "out-recipe",
 ) -> None:
-    """Train both, and print accuracies against seconds.
+    """Train both, and print accuracies after some seconds of training.
 
     Parameters
     ----------
@@ -76,9 +77,9 @@ def main(
     biname : str
         The program's name.
     minutes : float
-        How long the lineage's training lasts.
+        Time for the lineage's training.
     work : str
-        Where everything is made.
+        Folder for everything that is made.
     """
     vocab, data_file = make_text(path, biname, work)
     tokenizer = CorpusTokenizer(vocab)
@@ -136,12 +137,12 @@ def main(
     utils.write_json(Path(work, "recipe.json"), result)
     for column, name in enumerate(lengths):
         reached = [row[0] for row in clock.rows if row[1 + column] >= goal[column]]
-        text = f"the lineage's {goal[column]:.1%} of {lineage.rows[-1][0]:.0f} s"
+        text = f"the lineage reaches {goal[column]:.1%} in {lineage.rows[-1][0]:.0f} s"
         if reached:
             ratio = lineage.rows[-1][0] / reached[0]
-            print(f"{name} tokens: {text} are ours after {reached[0]:.0f} s, {ratio:.1f} x sooner")
+            print(f"{name} tokens: {text}, ours in {reached[0]:.0f} s, {ratio:.1f} times as fast")
         else:
-            print(f"{name} tokens: {text} are never ours")
+            print(f"{name} tokens: {text}, ours never")
 
 
 def train_plainly(
@@ -151,10 +152,10 @@ def train_plainly(
     seconds: float,
     device: torch.device,
 ) -> None:
-    """Train for so many seconds, and measure each tenth of them."""
+    """Train for about this time, with ten evaluations."""
     optimizer = plain.Adam(model, LINEAGE["lr"], LINEAGE["warmup"])
     tried = 0
-    while clock.seconds() < seconds / 20:  # how many steps it will be
+    while clock.seconds() < seconds / 20:  # to find out how many steps fit
         one_step(model, optimizer, loader.batch(tried), device)
         tried += 1
     total = round(20 * tried)
