@@ -18,11 +18,11 @@ from sortedcontainers import SortedKeyList
 import utils
 from binary.addresses import PLACE, SLOT, Finder
 from binary.analysis import CALL, JUMP, PART, Analysis
-from binary.angr_gaps import fill_gaps
+from binary.angr_gaps import fill_gaps, loadable
 from binary.architectures import ARCHITECTURES, architecture_of, processor_of
 from binary.binexport import SUFFIX, read_binexport
 from binary.boundaries import mend_boundaries
-from binary.formats import cut_off, processors, refuse
+from binary.formats import processors, refuse
 from binary.imports import KINDS, calls_through_slots, is_stub, name_imports, slots
 from binary.instructions import (
     Operand,
@@ -94,15 +94,14 @@ def analyse(
     refuse(path, content)
     try:
         known = {key: n for key, n in IN_MEMORY.items() if key in angr.project.CACHE_CONFIG_KEYS}
-        project = angr.Project(str(path), auto_load_libs=False, cache_limits=known)
+        file = loadable(str(path), content)
+        project = angr.Project(file, auto_load_libs=False, cache_limits=known)
     except cle.CLECompatibilityError as error:
         if processors(content):  # cle knows this kind of header, too
-            reason = cut_off(content) or _reason(error)
-            raise utils.UserError(f"{path} cannot be loaded: {reason}") from error
+            raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
         raise no_executable from error
     except Exception as error:  # a broken header can fail anywhere inside the loader
-        reason = cut_off(content) or _reason(error)
-        raise utils.UserError(f"{path} cannot be loaded: {reason}") from error
+        raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
     if isinstance(project.loader.main_object, cle.Blob):
         raise no_executable
     if processor_of(project.arch) is None:

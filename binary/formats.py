@@ -46,11 +46,14 @@ ARCHIVE_HEADER = 60  # bytes of a member's header; its size is in characters 48 
 # Mach-O files with several slices: first bytes -> layout of a slice's entry.
 UNIVERSAL = {b"\xca\xfe\xba\xbe": ">5I", b"\xca\xfe\xba\xbf": ">2I2Q2I"}
 MANY_SLICES = 32  # Java classes have the same first bytes, then a version, which is at least 45
+PT_LOAD, LC_SEGMENT, LC_SEGMENT_64 = 1, 1, 0x19
 MACHO = (b"\xcf\xfa\xed\xfe", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xce")
 OF_MACHO = {
     **{7: "i386", 0x01000007: "x86_64", 12: "arm", 0x0100000C: "aarch64"},
     **{18: "powerpc", 0x01000012: "powerpc64"},
 }
+FAR = 1 << 12  # a PE header does not begin behind this; in programs for DOS its place is any number
+COFF_SYMBOL = 18  # bytes of an entry in a PE file's table of symbols
 OF_PE = {0x14C: "i386", 0x8664: "x86_64", 0xAA64: "aarch64", 0x1C0: "arm", 0x1C4: "arm"}
 OF_ELF = {  # machine -> LLVM's names: 32 bits (little-endian, big-endian), then 64 bits
     3: ("i386", "", "", ""),
@@ -133,10 +136,12 @@ def refuse(path: object, content: bytes) -> None:
         )
     if PACKER.search(content[:PACKER_WITHIN]):
         raise UserError(f"{path} is packed with UPX: unpack it first (upx -d)")
+    if reason := cut_off(content):  # loaders take parts of a file for all of it
+        raise UserError(f"{path} cannot be loaded: {reason}")
 
 
 def cut_off(content: bytes) -> str:
-    """Return how an ELF or PE file is shorter than its headers say, as a reason; else "".
+    """Return how an ELF, PE or Mach-O file is shorter than its headers say, as a reason; else "".
 
     >>> cut_off(b"\\x7fELF\\2\\1" + bytes(14))
     'it is cut off: it has 20 bytes, its headers speak of 64'
@@ -151,22 +156,53 @@ def cut_off(content: bytes) -> str:
 
 
 def _size_by_headers(content: bytes) -> int:
+    """Return how many bytes the headers speak of, at least; 0 for other kinds of file."""
     if content[:4] == b"\x7fELF" and len(content) >= 6:
-        order, wide = ">" if content[5] == 2 else "<", content[4] == 2
-        header = 64 if wide else 52
-        if len(content) < header:
-            return header
-        places = struct.unpack_from(f"{order}2{'Q' if wide else 'I'}", content, 32 if wide else 28)
-        sizes = struct.unpack_from(f"{order}4H", content, header - 10)
-        ends = [start + sizes[2 * i] * sizes[2 * i + 1] for i, start in enumerate(places)]
-        return max(header, *ends)
+        return _size_of_elf(content)
     if content[:2] == b"MZ":
         (place,) = struct.unpack_from("<I", content, 60)
-        _, sections, optional = struct.unpack_from("<2H12xH", content, place + 4)
+        if place > FAR or content[place : place + 4] not in (b"PE\0\0", b""):
+            return 0  # a program for DOS
+        _, sections, symbols, count, optional = struct.unpack_from("<2H4x2IH", content, place + 4)
         table = place + 24 + optional
         rows = [struct.unpack_from("<2I", content, table + 40 * i + 16) for i in range(sections)]
-        return max([table, *map(sum, rows)])
+        rows.append((symbols, COFF_SYMBOL * count))
+        return max(table, *(sum(row) for row in rows if all(row)))
+    if content[:4] in MACHO:
+        return _size_of_macho(content)
     return 0
+
+
+def _size_of_elf(content: bytes) -> int:
+    order, wide = ">" if content[5] == 2 else "<", content[4] == 2
+    header = 64 if wide else 52
+    if len(content) < header:
+        return header
+    places = struct.unpack_from(f"{order}2{'Q' if wide else 'I'}", content, 32 if wide else 28)
+    sizes = struct.unpack_from(f"{order}4H", content, header - 10)
+    ends = [start + sizes[2 * i] * sizes[2 * i + 1] for i, start in enumerate(places)]
+    if not places[1]:  # no section headers, which are mostly at the end: what is loaded must do
+        layout = "I4xQ16xQ" if wide else "2I8xI"
+        for i in range(sizes[1]):
+            kind, *part = struct.unpack_from(order + layout, content, places[0] + i * sizes[0])
+            ends.append(sum(part) if kind == PT_LOAD else 0)
+    return max(header, *ends)
+
+
+def _size_of_macho(content: bytes) -> int:
+    order, wide = "<" if content[3] == 0xFE else ">", 0xCF in (content[0], content[3])
+    count, size = struct.unpack_from(f"{order}2I", content, 16)
+    place = 32 if wide else 28
+    ends = [place + size]
+    for _ in range(count):
+        if place >= ends[0]:
+            break
+        kind, length = struct.unpack_from(f"{order}2I", content, place)
+        if kind == (LC_SEGMENT_64 if wide else LC_SEGMENT):
+            layout = f"{order}2{'Q' if wide else 'I'}"
+            ends.append(sum(struct.unpack_from(layout, content, place + (40 if wide else 32))))
+        place += max(length, 8)
+    return max(ends)
 
 
 def _members(content: bytes) -> int:
@@ -204,4 +240,7 @@ def choose_slice(path: object, content: bytes, arch: str | None, other: list[str
     fitting = [wanted] if wanted else [name for name in names if name in other] or names
     if len(fitting) > 1:
         raise UserError(f"{path} is for {' and '.join(fitting)}: choose one with --arch")
+    if (end := sum(slices(content)[fitting[0]])) > len(content):
+        size = f"it has {len(content):,} bytes, its headers speak of {end:,}"
+        raise UserError(f"{path} cannot be loaded: it is cut off: {size}")
     return fitting[0]

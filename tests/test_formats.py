@@ -20,10 +20,13 @@ import search
 from binary.analysis import SOURCES
 from binary.cache import take_slices
 from binary.disassemble import _reason, analyse
-from binary.formats import processors, slices
+from binary.formats import processors, refuse, slices
 from binary.starts import is_thumb
+from features.extract import extract_features
+from matching.changes import STATUS, compare
 from utils import UserError, sha256_of
 
+BENCH = Path(__file__).resolve().parent.parent / "bench"
 # Without imports, so that no libraries of Windows and macOS are needed.
 BARE = (
     SOURCE.replace(
@@ -108,6 +111,47 @@ def test_macos(folder, processor):
     assert {f"_{name}" for name in PUBLIC} <= set(names(analysis))
     sources = {SOURCES[s] for s in analysis.start_source.tolist()}
     assert sources == {"__unwind_info", "exported symbols"}
+
+
+def test_macos_bundles_are_read_like_libraries(folder, tmp_path):
+    content = bytearray((folder / "aarch64.dylib").read_bytes())
+    assert content[12] == 6  # MH_DYLIB
+    content[12] = 8  # MH_BUNDLE
+    (tmp_path / "bundle.so").write_bytes(content)
+    library, bundle = analyse(folder / "aarch64.dylib"), analyse(tmp_path / "bundle.so")
+    assert names(bundle) == names(library)
+    assert bundle.instructions == library.instructions
+    assert bundle.import_name == library.import_name
+
+
+def test_efi_applications(tmp_path, model):
+    """A callee and a string are seen as changes; another file in front of the objects is none."""
+    flags = ["-O2", "-nostdlib", "-ffreestanding", "-fno-builtin", "-w", "-fno-unwind-tables"]
+    link = ["-Dbegin=EfiMain", "-Wl,--subsystem,efi_application", "-Wl,--no-gc-sections"]
+    sources = [BENCH / "edits.c", BENCH / "edits_imports.c"]
+    codes = {}
+    for name, more in {
+        "plain": [],
+        "padded": [BENCH / "edits_pad.c"],
+        "check": ["-DEDIT=2"],
+        "complain": ["-DEDIT=5"],
+    }.items():
+        out = tmp_path / f"{name}.efi"
+        zig(WINDOWS["x86_64"], *flags, *link, *more, *sources, "-o", out)
+        codes[name] = extract_features(analyse(out))
+    header = pefile.PE(str(out), fast_load=True).OPTIONAL_HEADER
+    assert pefile.SUBSYSTEM_TYPE[header.Subsystem] == "IMAGE_SUBSYSTEM_EFI_APPLICATION"
+    expected = {  # functions by their order in the source
+        "plain": [],
+        "padded": [("only in new", (-1, 0))],
+        "check": [("changed", (2, 2))],
+        "complain": [("changed", (7, 7))],
+    }
+    for name, other in codes.items():
+        rows = compare(codes["plain"], other, model).functions
+        assert len(rows) > 30
+        found = [(STATUS[row["status"]], row["sides"]) for row in rows]
+        assert [pair for pair in found if pair[0] != "identical"] == expected[name]
 
 
 def test_of_a_universal_file_one_slice_is_compared(folder, tmp_path, capsys):
@@ -256,6 +300,7 @@ def test_addresses_of_a_kernel(tmp_path, monkeypatch):
         (b"\xfd7zXZ\0...", "compressed with xz: unpack it first"),
         (b"BC\xc0\xde....", "LLVM bitcode"),
         (b"\x7fELF" + bytes(200) + b"UPX!", "packed with UPX: unpack it first"),
+        (b"\xcf\xfa\xed\xfe" + bytes(944) + b"UPX!", "packed with UPX: unpack it first (upx -d)"),
         (b"MZ" + bytes(200) + b"UPX0\0", "packed with UPX: unpack it first"),
         (b"hsqs" + bytes(90), "a squashfs image: unpack it first (unsquashfs)"),
         (b"\x7fELF\2\1\1\0AI\2" + bytes(90), "an AppImage: unpack it first"),
@@ -271,17 +316,37 @@ def test_what_is_refused(tmp_path, content, reason):
 
 
 def test_the_loaders_reason_is_told(folder, tmp_path):
-    content = (folder / "aarch64.dylib").read_bytes()
-    (tmp_path / "cut").write_bytes(content[:200])
-    with pytest.raises(UserError, match=r"cannot be loaded: \w+") as refused:
-        analyse(tmp_path / "cut")
-    assert str(tmp_path) in str(refused.value)
-    for share in (0.01, 0.5):
-        content = (folder / "tiny.so").read_bytes()
-        size = int(share * len(content))
-        (tmp_path / "cut").write_bytes(content[:size])
-        with pytest.raises(UserError, match=f"it is cut off: it has {size:,} bytes, its headers"):
-            analyse(tmp_path / "cut")
+    content = bytearray((folder / "aarch64.dylib").read_bytes())
+    content[12] = 1  # an object file
+    (tmp_path / "object").write_bytes(content)
+    with pytest.raises(UserError, match=r"object cannot be loaded: .*Mach-O file type: 1"):
+        analyse(tmp_path / "object")
+
+
+@pytest.mark.parametrize("name", ["tiny.so", "x86_64.dll", "aarch64.dylib", "x86_64.dylib"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_file_that_is_cut_off_is_refused(folder, name, share):
+    content = (folder / name).read_bytes()
+    refuse(name, content)
+    refuse(name, content + b"what is appended, such as a signature")
+    size = int(share * len(content))
+    with pytest.raises(UserError, match=f"{name} cannot be loaded: it is cut off: it has {size:,}"):
+        refuse(name, content[:size])
+
+
+def test_a_cut_off_file_without_section_headers_or_with_slices_is_refused(folder, tmp_path):
+    with (folder / "tiny.so").open("rb") as stream:
+        parts = [s.header for s in ELFFile(stream).iter_segments() if s["p_type"] == "PT_LOAD"]
+    content = bytearray((folder / "tiny.so").read_bytes())
+    content[0x28:0x30] = bytes(8)  # e_shoff
+    size = max(part.p_offset + part.p_filesz for part in parts)
+    refuse("whole", bytes(content[:size]))
+    with pytest.raises(UserError, match=f"its headers speak of {size:,}"):
+        refuse("cut", bytes(content[: size - 1]))
+    (tmp_path / "cut").write_bytes((folder / "universal.dylib").read_bytes()[:-1])
+    with pytest.raises(UserError, match="cut cannot be loaded: it is cut off"):
+        take_slices([str(tmp_path / "cut")] * 2, str(tmp_path), "arm64")
+    refuse("a DOS program", b"MZ" + b"\x11" * 100)
 
 
 def test_a_failure_without_a_message_is_told_by_its_place():
