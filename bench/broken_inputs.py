@@ -1,12 +1,13 @@
-"""Every command on files that somebody changed: python bench/broken_inputs.py --path DIR
+"""Do all commands report damaged files properly? python bench/broken_inputs.py --path DIR
 
-The pipeline runs once on two builds of a program, with a tiny model. Then, again and again, one of
-the files that a command reads is changed as bench/mutants.py changes them, and the command runs as
-a user would run it. It must end with exit code 0, 1 or 3, within the limits of time and memory,
-with one line of error and no traceback. Anything else is printed and ends this with exit code 1.
+The pipeline runs once on two builds of a program, with a tiny model. Then, in each trial,
+bench/mutants.py changes one of the files that a command reads, and the command runs as a user would
+run it. It must end with exit code 0, 1 or 3, within the limits of time and memory, and without a
+traceback; with exit code 1 it must print one line that begins with "error:". Anything else is
+printed, and then this bench ends with exit code 1.
 
-The commands run in forks of one process that has imported everything, so that a trial takes what
-the command does and not the ten seconds that importing angr takes.
+The commands run in forks of a process that has imported everything, because importing angr takes
+ten seconds.
 """
 
 import collections
@@ -37,10 +38,10 @@ import utils
 from binary.builds import find_binaries
 from terminal.command_line import command_line
 
-TIME_LIMIT = 120  # seconds of processor time of a command
-MEMORY_LIMIT = 6 << 30  # bytes that a command may write to, what it has been forked with included
+TIME_LIMIT = 120  # maximum CPU seconds of a command
+MEMORY_LIMIT = 6 << 30  # maximum bytes of writable memory, including what the fork inherited
 LIMITS = {resource.RLIMIT_CPU: TIME_LIMIT, resource.RLIMIT_DATA: MEMORY_LIMIT}
-WELL = (0, 1, 3)  # exit codes that a broken file may lead to
+WELL = (0, 1, 3)  # allowed exit codes
 PREDICT = ["pretrain.py", "predict", "--line", "mov [MASK] imme"]
 
 
@@ -51,9 +52,9 @@ class Input:
     Attributes
     ----------
     files : str
-        Pattern of the files, in the folder that `make_project` fills; one of them is changed.
+        Pattern of files in the folder that `make_project` fills; one of them is changed.
     change : callable
-        (content, random numbers) -> other content.
+        (content, random numbers) -> changed content.
     command : list of str
         Script and arguments.
     """
@@ -113,20 +114,20 @@ def main(
     kinds: str = "all",
     seed: int = 0,
 ) -> int:
-    """Print for each kind of file how often its command ended well.
+    """Print for each kind of file how its command ended.
 
     Parameters
     ----------
     path : str
-        The builds, as for gendata.py.
+        Folder of builds, as for gendata.py.
     biname : str
-        The program; its first two builds are taken.
+        The program; its first two builds are used.
     trials : int
-        Changed files of each kind.
+        Number of changed files of each kind.
     kinds : str
-        Those to try, divided by semicolons; "all" are listed in the file.
+        Kinds to try, separated by semicolons; INPUTS in this file has the list.
     seed : int
-        Seed of the changes.
+        Random seed of the changes.
     """
     first, second = (binary["path"] for binary in find_binaries(path, biname)[:2])
     chosen = list(INPUTS) if kinds == "all" else kinds.split(";")
@@ -141,7 +142,7 @@ def main(
             unchanged = dataclasses.replace(INPUTS[kind], change=lambda content, rng: content)
             code, fault = try_command(unchanged, project, Path(folder, "work"), random.Random(0))
             if code or fault:
-                raise utils.UserError(f"{kind}: exit code {code} with the files as they were made")
+                raise utils.UserError(f"{kind}: exit code {code} with unchanged files")
             for trial in range(trials):
                 rng = random.Random(f"{seed} {kind} {trial}")
                 code, fault = try_command(INPUTS[kind], project, Path(folder, "work"), rng)
@@ -157,7 +158,7 @@ def main(
 
 
 def make_project(project: Path, first: str, second: str) -> None:
-    """Run the pipeline on two binaries in a folder, so that it holds every kind of file."""
+    """Run the pipeline on two binaries in a folder, so that it contains all kinds of files."""
     for build, binary in (("a", first), ("b", second)):
         (project / "binaries" / build).mkdir(parents=True)
         shutil.copy(binary, project / "binaries" / build / "p")
@@ -189,7 +190,7 @@ def make_project(project: Path, first: str, second: str) -> None:
 
 
 def newest_model(project: Path) -> str:
-    """Return the model that a training wrote last, relative to the project."""
+    """Return the file of the last model that was trained, relative to the project."""
     models = sorted(project.glob("out/model_steps_*.pt"), key=lambda file: len(file.name))
     return str(models[-1].relative_to(project))
 
@@ -202,9 +203,9 @@ def try_command(
     Returns
     -------
     int
-        Its exit code.
+        The command's exit code.
     str or None
-        What is wrong with how it ended.
+        What was wrong with its end, if anything.
     """
     shutil.copytree(project, work)
     try:
@@ -218,14 +219,14 @@ def try_command(
             return code, f"{what}: exit code {code}: {said[-600:]}"
         errors = [line for line in said.splitlines() if line.startswith("error:")]
         if "Traceback" in said or (code == 1 and len(errors) != 1):
-            return code, f"{what}: no sentence: {said[-600:]}"
+            return code, f"{what}: not a one-line error: {said[-600:]}"
         return code, None
     finally:
         shutil.rmtree(work)
 
 
 def run_in_fork(command: list[str], folder: Path) -> tuple[int, str]:
-    """Run a script in a fork of this process; return its exit code and what it said on stderr."""
+    """Run a script in a fork of this process; return its exit code and its stderr."""
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         child = forks.start(command, folder, errors, LIMITS)
         began = time.monotonic()
@@ -233,7 +234,7 @@ def run_in_fork(command: list[str], folder: Path) -> tuple[int, str]:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 break
-            if time.monotonic() - began > 10 * TIME_LIMIT:  # waits for something
+            if time.monotonic() - began > 10 * TIME_LIMIT:  # it hangs without using the CPU
                 os.kill(child, 9)
             time.sleep(0.02)
         errors.seek(0)
@@ -241,7 +242,7 @@ def run_in_fork(command: list[str], folder: Path) -> tuple[int, str]:
 
 
 def write_tensorflow(project: Path) -> None:
-    """Write the tests' TensorFlow checkpoint of a tiny BERT, with its settings and vocabulary."""
+    """Write a TensorFlow checkpoint of a tiny BERT, made by the tests' code, and its vocabulary."""
     program = (
         "import json, sys; from google_bert import *; "
         "write_tensorflow('tf/bert_model.ckpt', google_variables()); "

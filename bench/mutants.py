@@ -1,10 +1,10 @@
-"""Change files of every kind that this project reads, to make reading them fail.
+"""Damage files of all kinds that this project reads, to test the code that reads them.
 
-A kind is a folder of good files, one of which is changed, and a function that reads it. Changes use
-the format of a file: other types, shapes and values of arrays, other keys and values in JSON,
-tensors that are no numbers, lines that are missing or doubled; and flipped bits and other lengths
-of any file. Reading must either succeed or fail with one sentence (`utils.UserError`). Used by
-tests/test_mutants.py and bench/stress.py.
+A kind is a folder of good files, one of which is changed, and a function that reads them. Changes
+follow the file's format: other types, shapes and values of arrays, other keys and values in JSON,
+tensors that are not finite, missing or repeated lines. Files of any format may also get flipped
+bits or another length. Reading must either succeed or fail with one sentence (`utils.UserError`).
+tests/test_mutants.py, bench/stress.py and bench/broken_inputs.py use this.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ from terminal.escape import printable
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = 2000  # characters of an error
+LONGEST = 2000  # maximum number of characters of an error message
 WORDS = ["mov", "push", "call", "reg8", "imme", "##a", "a"]
 SIZES = dict(dim=8, n_layers=1, n_heads=2, dim_ff=8, p_drop_hidden=0.1, p_drop_attn=0.1)
 SIZES |= dict(max_len=12, n_segments=2, vocab_size=len(SPECIAL_TOKENS) + len(WORDS))
@@ -63,7 +63,7 @@ LINES = (b"", b" ", b"\t", b"\r", b"\0", b"\xff\xfe", b"\x1b[2J", "\u2028".encod
 
 
 def change_bytes(content: bytes, rng: random.Random) -> bytes:
-    """Flip bits, cut off, take out, double, or put zeros in."""
+    """Flip bits, or truncate, remove, repeat or zero a part."""
     data = bytearray(content)
     how = rng.randrange(6)
     start = rng.randrange(len(data) + 1)
@@ -82,7 +82,7 @@ def change_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_array(values: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Give an array another type, shape, length, order, or other numbers."""
+    """Change the type, shape, length, order or numbers of an array."""
     how = rng.randrange(8)
     with np.errstate(all="ignore"):
         if how == 0:
@@ -106,7 +106,7 @@ def change_array(values: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def change_npz(content: bytes, rng: random.Random) -> bytes:
-    """Change, drop, double or lengthen one array of an .npz; or any bytes."""
+    """Change, remove, repeat or enlarge one array of an .npz; or change any bytes."""
     if rng.random() < 0.2:
         return change_bytes(content, rng)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -132,7 +132,7 @@ def change_npz(content: bytes, rng: random.Random) -> bytes:
 
 
 def zipped(members: list[tuple[str, bytes]], method: int) -> bytes:
-    """Return a zip file of these members, of which two may have one name."""
+    """Return a zip file of these members; two may have the same name."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as archive:
         for name, data in members:
@@ -145,7 +145,7 @@ def zipped(members: list[tuple[str, bytes]], method: int) -> bytes:
 
 
 def change_json(content: bytes, rng: random.Random) -> bytes:
-    """Replace or drop a value of a JSON, double a key, nest brackets, write a long number."""
+    """Replace or remove a value of a JSON, repeat a key, nest brackets, or write a long number."""
     how = rng.random()
     if how < 0.15:
         return change_bytes(content, rng)
@@ -170,7 +170,7 @@ def change_json(content: bytes, rng: random.Random) -> bytes:
 
 
 def places(said: dict | list) -> list[tuple[dict | list, str | int]]:
-    """Return holder and key of each value inside a JSON, or inside what a .pt holds."""
+    """Return container and key of each value, at any depth of dictionaries and lists."""
     found = []
     for key in list(said) if isinstance(said, dict) else range(len(said)):
         found.append((said, key))
@@ -180,7 +180,7 @@ def places(said: dict | list) -> list[tuple[dict | list, str | int]]:
 
 
 def change_safetensors(content: bytes, rng: random.Random) -> bytes:
-    """Change the header of a .safetensors, or its numbers."""
+    """Change the header of a .safetensors, or a number."""
     if rng.random() < 0.2:
         return change_bytes(content, rng)
     (size,) = struct.unpack("<Q", content[:8])
@@ -196,7 +196,7 @@ def change_safetensors(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_pt(content: bytes, rng: random.Random) -> bytes:
-    """Change keys, types, shapes and numbers of a state dict; or bytes of the zip's members."""
+    """Change a key, type, shape or number of a state dict; or bytes of one of the zip's members."""
     how = rng.random()
     if how < 0.2:
         return change_bytes(content, rng)
@@ -239,7 +239,7 @@ def change_pt(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_lines(content: bytes, rng: random.Random) -> bytes:
-    """Drop, double, swap, join and spoil lines of a text."""
+    """Remove, repeat, insert or damage a line of a text, or change all line ends."""
     if rng.random() < 0.2:
         return change_bytes(content, rng)
     lines = content.split(b"\n")
@@ -262,7 +262,7 @@ def change_lines(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_parquet(content: bytes, rng: random.Random) -> bytes:
-    """Change a column of a Parquet file, or what it says of itself; or any bytes."""
+    """Change a column of a Parquet file or its metadata; or any bytes."""
     if rng.random() < 0.3:
         return change_bytes(content, rng)
     table = pyarrow.parquet.read_table(io.BytesIO(content))
@@ -302,16 +302,16 @@ def change_parquet(content: bytes, rng: random.Random) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Good files that ``make`` writes into a folder, and what reads them.
+    """How to make good files, change one of them, and read them.
 
     Attributes
     ----------
     make : callable
-        (folder, a small analysis)
+        (folder, a small analysis) writes good files into the folder.
     changes : dict of str to callable
-        File of the folder -> how it is changed.
+        Name of a file -> function that changes its content.
     read : callable
-        (folder) reads all files as the scripts do.
+        (folder) reads all files like the scripts do.
     """
 
     make: Callable[[Path, Analysis], None]
@@ -324,12 +324,12 @@ def make_analysis(folder: Path, analysis: Analysis) -> None:
 
 
 def use_analysis(folder: Path) -> None:
-    """Read an analysis for the corpus, and for a comparison."""
+    """Read an analysis like the making of the corpus does, and like a comparison does."""
     read_binary.cache_clear()
     read_binary(folder / "a.npz")
     analysis = load_analysis(folder / "a.npz")
     tokenise(analysis)
-    extract_features(analysis).places  # noqa: B018 - it is computed when it is asked for
+    extract_features(analysis).places  # noqa: B018 - accessing it computes it
 
 
 def make_pair(folder: Path, analysis: Analysis) -> None:
@@ -451,7 +451,7 @@ def make_folder(folder: Path, analysis: Analysis) -> None:
 def use_folder(folder: Path) -> None:
     foreign = read_folder(folder)
     if any("\n" in token or "\r" in token or not token for token in foreign.vocab):
-        raise AssertionError("a token holds a line end")
+        raise AssertionError("a token contains a line end")
 
 
 def make_configs(folder: Path, _: Analysis) -> None:
@@ -540,22 +540,23 @@ KINDS = {
 
 
 def try_mutant(kind: Kind, folder: Path, rng: random.Random) -> str | None:
-    """Change one file of a good folder, read it, and put the good file back.
+    """Change one file of a folder, read the folder, and restore the file.
 
     Returns
     -------
-    The error that a user would see, or None.
+    str or None
+        The error that a user would see, if there is one.
 
     Raises
     ------
     AssertionError
-        Reading ended in anything else than a sentence of one line.
+        Reading failed with anything but a `utils.UserError` of one sentence.
     """
     name = rng.choice(sorted(kind.changes))
     file = folder / name
     good = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     changed = kind.changes[name](good[file], rng)
-    file.unlink()  # not written over: it may be mapped
+    file.unlink()  # do not overwrite it: a process may have mapped it into memory
     file.write_bytes(changed)
     try:
         kind.read(folder)

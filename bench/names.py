@@ -1,13 +1,13 @@
-"""How many library functions of a stripped program does an index name, and how many correctly?
+"""How many library functions of a stripped program does search.py name, and how many correctly?
 
-    python search.py index --index_dir index-musl libc.so      # a library with symbols
+    python search.py index libc.so --index_dir index-musl      # a library with symbols
     python bench/names.py --program lua-musl --index_dir index-musl
 
-The program is statically linked and has symbols, which are the ground truth. `search.py scan` reads
+The program is statically linked and has symbols, which are the ground truth. `search.py scan` gets
 a stripped copy. A name is right if it is one of the symbols at that address. Precision is the share
-of right names among the given ones. Recall is the share of correctly named functions among those
-whose name is in the index. Functions with fewer than three basic blocks do not count. Functions
-whose name is not in the index (the program's own code) can only be named wrongly.
+of right names among all names given. Recall is the share of functions named correctly among those
+whose name is in the index. Functions with fewer than three basic blocks do not count. A function
+whose name is not in the index, such as the program's own code, can only be named wrongly.
 """
 
 import re
@@ -30,14 +30,14 @@ from binary.cache import analyse_files
 from binary.symbols import is_symbol
 from terminal.command_line import command_line
 
-LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.95)  # minimum probabilities for giving a name
+LEVELS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.95)  # minimum chances for giving a name
 LEAST_BLOCKS = 3  # minimum number of blocks of functions that `search.py scan` names
 ROOT = Path(__file__).resolve().parent.parent
 LINE = re.compile(r" *(-?[\d.]+)  0x([0-9a-f]+)  (\S+)  ")
 
 
 def main(*, program: str, index_dir: str = "index", outputDir: str = "output/") -> None:
-    """Print precision and recall at several minimum probabilities.
+    """Print precision and recall for several minimum chances.
 
     Parameters
     ----------
@@ -78,14 +78,14 @@ def main(*, program: str, index_dir: str = "index", outputDir: str = "output/") 
 
 
 def symbols_of(program: str) -> dict[int, set[str]]:
-    """Return the names of functions at each address, from the symbol table."""
+    """Return address -> names of functions, from the symbol table."""
     found = defaultdict(set)
     with open(program, "rb") as file:
         elf = ELFFile(file)
         table = elf.get_section_by_name(".symtab")
         if elf["e_type"] != "ET_EXEC" or table is None:
             raise utils.UserError(
-                f"{program} has no symbols, or may lie anywhere; link it with -static -no-pie, and "
+                f"{program} has no symbols or no fixed address; link it with -static -no-pie, and "
                 "do not strip it"
             )
         for symbol in table.iter_symbols():
@@ -95,7 +95,7 @@ def symbols_of(program: str) -> dict[int, set[str]]:
 
 
 def block_counts(analysis_file: Path) -> dict[int, int]:
-    """Return the number of basic blocks of the function at each address."""
+    """Return address of a function -> number of its basic blocks."""
     analysis = load_analysis(analysis_file)
     n = analysis.code_functions
     blocks = np.bincount(analysis.function[: analysis.code_blocks], minlength=n)

@@ -1,16 +1,16 @@
-"""How soon diff.py shows the functions that a patch changed, by real patches of Debian's.
+"""How far up in diff.py's list are the functions that a patch changed? With Debian's patches.
 
     python bench/patches.py
-    python bench/patches.py --old_level O3               # OLD built at another level than NEW
-    python bench/patches.py --old_compiler clang         # or by another compiler
+    python bench/patches.py --old_level O3               # OLD and NEW at different levels
+    python bench/patches.py --old_compiler clang         # or by different compilers
 
-Debian keeps what it changes in a program as a series of patches, most of them for security. Each
-one that changes code makes a pair, built before it and with it, by one compiler with the same
-flags. diff.py is given stripped copies. What a patch changed, debug information tells: the
-functions, as diff.py lists them, that hold code of lines that the patch takes away or adds.
+Debian's changes to a program are a series of patches, most of them for security. Each patch that
+changes code gives a pair: the program built without the patch, and with it. diff.py compares
+stripped copies. Debug information tells which functions the patch changed: those with code from
+lines that the patch removes or adds.
 
-Sources come from the machine's own Debian or Ubuntu, as in experiment_data/. What is built already
-is not built again; delete the folder to have all made anew.
+The sources come from the machine's own Debian or Ubuntu, as in experiment_data/. Programs that are
+built already are not built again; delete the folder to start over.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class Recipe(NamedTuple):
 
     program: str
     configure: tuple[str, ...] | None
-    make: tuple[tuple[str, ...], ...] = ((),)  # the arguments of each call
+    make: tuple[tuple[str, ...], ...] = ((),)  # arguments of each call of make
 
 
 PLAIN = ("--disable-nls", "--disable-dependency-tracking")
@@ -86,8 +86,8 @@ RECIPES = {
         ),
     ),
 }
-C_FILE = re.compile(r"^\+\+\+ [^/\n]+/(\S+\.[ch])\b", re.M)  # that a part of a patch is of
-# Places in the image, as objdump shows them: 0x20(%rip), # 4010 <main+0x8>, call 4010 <main>
+C_FILE = re.compile(r"^\+\+\+ [^/\n]+/(\S+\.[ch])\b", re.M)  # what a part changes
+# Addresses in objdump's output: 0x20(%rip), # 4010 <main+0x8>, call 4010 <main>
 ADDRESS = re.compile(r"-?0x[0-9a-f]+(?=\(%rip\))|\s+#.*|<.*>|(?<=\s)[0-9a-f]+(?= <|$)", re.M)
 HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", re.M)
 
@@ -96,9 +96,17 @@ Lines = set[tuple[str, int]]  # file, line
 
 @dataclasses.dataclass
 class Step:
-    """One patch: the programs without it and with it, and its lines of these two.
+    """One patch.
 
-    ``before`` is the one without it that was built as ``new`` is.
+    Attributes
+    ----------
+    package, patch : str
+    old, new : Path
+        The program without the patch and with it.
+    removed, added : set of (str, int)
+        The lines that the patch removes from ``old`` and adds in ``new``.
+    before : Path
+        The program without the patch, built by the compiler and at the level of ``new``.
     """
 
     package: str
@@ -122,26 +130,26 @@ def main(
     work: str = "out-patches",
     workers: int = 2,
 ) -> None:
-    """Print where each patch's functions stand in diff.py's list.
+    """Print for each patch the place of its functions in diff.py's list.
 
     Parameters
     ----------
     packages : str
-        Source packages, of those that this script has a recipe for.
+        Source packages, separated by blanks; this script must have a recipe for each.
     release : str
-        The release of the distribution that has them. Default: this machine's.
+        The release of the distribution to take them from. Default: this machine's.
     level, compiler : str
-        Optimisation level, and compiler.
+        Optimisation level and compiler.
     old_level, old_compiler : str
-        Of OLD, where these are others.
+        Those of OLD, if they differ.
     every : int
-        Take each patch whose number in its package's series this divides; others are only applied.
+        Measure only each n-th patch of a package's series; the others are only applied.
     model_file : str
-        What matching/train.py wrote.
+        A model written by matching/train.py.
     work : str
-        Where sources, programs and analyses are kept.
+        Folder for sources, programs and analyses.
     workers : int
-        Processes that analyse.
+        Number of parallel analyses.
     """
     old_level, old_compiler = old_level or level, old_compiler or compiler
     require_tools(compiler, old_compiler, "make", "patch", "diff", "objdump", "strip")
@@ -197,7 +205,7 @@ def main(
 
 
 def get_source(package: str, release: str, source: Path) -> None:
-    """Have the upstream source of a package, with Debian's folder of patches in it."""
+    """Download the upstream source of a package, and unpack Debian's folder of patches into it."""
     with private_apt([release], source.parent.parent) as (apt, folder):
         upstream = download(apt, folder, package, release, apt("apt-get", "update"))
         patches = sorted(folder.glob(f"{package}_*.debian.tar.?z"))
@@ -208,7 +216,7 @@ def get_source(package: str, release: str, source: Path) -> None:
             tar.extraction_filter = getattr(tarfile, "data_filter", None)
             tar.extractall(folder / "tree")
         source.parent.mkdir(parents=True, exist_ok=True)
-        (folder / "tree").rename(source)  # whole or not at all
+        (folder / "tree").rename(source)  # so that it is there completely, or not at all
 
 
 def build_series(
@@ -220,7 +228,7 @@ def build_series(
     level: str,
     every: int = 1,
 ) -> list[Step]:
-    """Build a program before and after each patch, or every n-th, that changes C code."""
+    """Build a program before and after every n-th patch that changes C code."""
     recipe = RECIPES[package]
     setting = level if compiler == "gcc" else f"{compiler}-{level}"
     folder = work / f"{package}-{release}-{setting}"
@@ -233,7 +241,7 @@ def build_series(
     configured = False
 
     def program(number: int) -> Path:
-        """Return the program as it is after so many patches."""
+        """Return the program after this number of patches."""
         nonlocal configured
         file = programs / f"{number:03}"
         if not file.exists():
@@ -271,7 +279,7 @@ def build_series(
 
 
 def run(folder: Path, command: list[str], text: str | None = None) -> None:
-    """Run a command, its output in a log; raise a UserError if it fails."""
+    """Run a command with its output in a log; raise a `utils.UserError` if it fails."""
     with (folder / "log").open("a") as log:
         done = subprocess.run(
             command,
@@ -287,13 +295,13 @@ def run(folder: Path, command: list[str], text: str | None = None) -> None:
 
 
 def c_parts(patch: str) -> list[str]:
-    """Return what a patch changes in C files: one part for each."""
+    """Return the parts of a patch that change C files, one for each file."""
     parts = re.split(r"^(?=--- |diff --git )", patch, flags=re.M)
     return [part for part in parts if C_FILE.search(part)]
 
 
 def apply(tree: Path, parts: list[str]) -> tuple[Lines, Lines]:
-    """Apply parts of a patch; return the lines that it takes away and those that it adds."""
+    """Apply parts of a patch; return the lines that they remove and those that they add."""
     files = sorted({C_FILE.search(part)[1] for part in parts})
     before = tree.parent / "before"
     shutil.rmtree(before, ignore_errors=True)
@@ -302,7 +310,7 @@ def apply(tree: Path, parts: list[str]) -> tuple[Lines, Lines]:
         if (tree / file).exists():
             shutil.copy(tree / file, before / file)
     command = ["patch", "-p1", "--no-backup-if-mismatch"]
-    run(tree, [*command, "--dry-run"], "".join(parts))  # all of it, or nothing
+    run(tree, [*command, "--dry-run"], "".join(parts))  # apply all parts or none
     run(tree, command, "".join(parts))
     removed: Lines = set()
     added: Lines = set()
@@ -312,13 +320,13 @@ def apply(tree: Path, parts: list[str]) -> tuple[Lines, Lines]:
         for hunk in HUNK.finditer(said):
             for lines, first, count in ((removed, *hunk.groups()[:2]), (added, *hunk.groups()[2:])):
                 n = int(first)
-                # Line tables are read without folders, too.
+                # Line tables are read without folders as well.
                 lines |= {(Path(file).name, n + i) for i in range(int(count or 1))}
     return removed, added
 
 
 def instructions(program: Path) -> str:
-    """Return what objdump shows of a program's code, without addresses."""
+    """Return objdump's listing of a program's code, without addresses."""
     command = ["objdump", "-d", "--no-addresses", "--no-show-raw-insn", str(program)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return ADDRESS.sub("", text.partition("Disassembly")[2])
@@ -327,7 +335,7 @@ def instructions(program: Path) -> str:
 def patched_functions(
     step: Step, codes: tuple[Features, ...], cache: Path
 ) -> tuple[set[int], set[int]]:
-    """Return the functions of OLD and of NEW that hold code of the patch's lines."""
+    """Return the numbers of the functions of OLD and of NEW with code from the patch's lines."""
     found = []
     for code, file, lines in zip(
         codes, (step.old, step.new), (step.removed, step.added), strict=True
@@ -349,9 +357,16 @@ def judge(
     found: Diff,
     patched: tuple[set[int], set[int]],
 ) -> tuple[int, int, int]:
-    """Print and return how many rows differ, how many hold patched lines, and the first of both.
+    """Find a patch's functions in diff.py's list, and print its row.
 
-    Places count from 1; 0 is nowhere.
+    Returns
+    -------
+    int
+        Number of functions that differ.
+    int
+        Number of functions that the patch changed.
+    int
+        Place of the first function that is both, from 1; 0 if there is none.
     """
     differs = [row["status"] != IDENTICAL for row in found.functions]
     a, b = patched
@@ -366,7 +381,7 @@ def judge(
 
 
 def show(what: str, rows: list[tuple[int, int, int]]) -> None:
-    """Print one line of the summary, of the patches that have a line in some function."""
+    """Print one line of the summary; patches without a line in any function do not count."""
     rows = [row for row in rows if row[1]]
     if not rows:
         return
@@ -374,10 +389,10 @@ def show(what: str, rows: list[tuple[int, int, int]]) -> None:
     soon = binomtest(int(np.sum((first > 0) & (first <= 5))), len(rows))
     low, high = soon.proportion_ci(method="wilson")
     print(
-        f"{what}: of {len(rows)} patches {np.sum(first == 1)} have their function first, "
-        f"{np.sum((first > 1) & (first <= 5))} second to fifth, {np.sum(first > 5)} later, "
-        f"{np.sum(first == 0)} nowhere; of functions {np.median(differ):.0f} differ (median; "
-        f"{np.max(differ)} at most); in the first five: {soon.statistic:.0%} "
+        f"{what}: {len(rows)} patches; their function is first for {np.sum(first == 1)}, "
+        f"second to fifth for {np.sum((first > 1) & (first <= 5))}, later for {np.sum(first > 5)}, "
+        f"missing for {np.sum(first == 0)}; {np.median(differ):.0f} functions differ (median; "
+        f"maximum {np.max(differ)}); in the first five: {soon.statistic:.0%} "
         f"(95 % interval {low:.0%} to {high:.0%})"
     )
 

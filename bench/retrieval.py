@@ -1,18 +1,18 @@
-"""Which encoder finds a function's other build among the functions of libraries it has never seen?
+"""Which encoder best finds a function's other build, among libraries that it has never seen?
 
     python experiment_data/build_packages.py          # see experiment_data/README.md for which
-    python bench/retrieval.py analyse                 # hours on two cores; can be continued
+    python bench/retrieval.py analyse                 # hours on two cores; can be resumed
     python bench/retrieval.py train --rows "tokens tfidf word2vec table"
     python bench/retrieval.py                         # the tables
 
 A query is a function of a TEST library (experiment_data/recipes.py) in one build, with at least
 three basic blocks. The right answer is the same source function in another build. The pool contains
-it and other functions of TEST and VALIDATION libraries in that kind of build. The ground truth are
-names from symbols; no row reads symbols. Functions whose normalised body occurs in a training
+it and other functions of TEST and VALIDATION libraries in that kind of build. Names from symbols
+are the ground truth; no row uses symbols. Functions whose normalised body occurs in a training
 package are left out, and of functions with the same normalised body only one is kept.
 
-`train` writes the rows' models to the folder models/. The encoder's variants are model files made
-by `python -m encoder.train`, in the same folder. A row with several seeds has several files:
+`train` writes the rows' models to the folder models/. Variants of the encoder are model files of
+`python -m encoder.train` in the same folder. A row with several seeds has several files:
 table-seed0.npz, table-seed1.npz.
 """
 
@@ -68,7 +68,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Build:
-    """One file of one build, according to the manifest."""
+    """One file of one build, as the manifest lists it."""
 
     package: str
     setting: tuple[str, str, str]  # release, compiler, level
@@ -78,15 +78,16 @@ class Build:
 
 @dataclass(frozen=True)
 class Known:
-    """Names and bodies of the functions of one file.
+    """Names and bodies of the F functions of one file.
 
     Attributes
     ----------
     name : list of str
         Name in the source; "" if it is not certain.
     blocks : int64 (F,)
+        Number of basic blocks.
     body : uint64 (F,)
-        Digests of normalised bodies.
+        Hash of the normalised body.
     """
 
     name: list[str]
@@ -112,9 +113,9 @@ class Task:
 
 
 def builds_of(packages: str, output_dir: str, wanted: Iterable[str]) -> tuple[list[Build], int]:
-    """Return the analysed files of some packages, and how many are not analysed.
+    """Return the analysed files of some packages, and the number of files not analysed.
 
-    From a held-out library, only shared libraries and the programs of its recipe are used, because
+    Of a held-out library, only shared libraries and the programs of its recipe are used, because
     its other programs may contain copies of its code.
     """
     file = Path(packages) / "manifest.json"
@@ -139,9 +140,9 @@ def builds_of(packages: str, output_dir: str, wanted: Iterable[str]) -> tuple[li
 
 
 def training_packages() -> list[str]:
-    """Return the packages for training, in random order."""
+    """Return the packages for training, in a random but fixed order."""
     names = [name for name in RECIPES if name not in {*TEST, *VALIDATION}]
-    # The order in which encoder/train.py adds packages.
+    # The same order in which encoder/train.py adds packages.
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
@@ -150,7 +151,7 @@ def features_of(build: Build, output_dir: str) -> Features:
 
 
 def known_of(build: Build, output_dir: str, work: str) -> Known:
-    """Return names and bodies of one file's functions, from the cache if possible."""
+    """Return names and bodies of one file's functions; they are cached."""
     file = Path(work) / "functions" / f"{build.sha256}.npz"
     if not file.exists():
         code = features_of(build, output_dir)
@@ -162,7 +163,10 @@ def known_of(build: Build, output_dir: str, work: str) -> Known:
 
 
 def not_seen(builds: list[Build], known: dict[Build, Known], seen: np.ndarray) -> set[tuple]:
-    """Return (package, file, function) of held-out functions that are in no training package."""
+    """Return (package, file, name) of the functions that occur in no training package.
+
+    ``seen`` are the hashes of the bodies in training packages, uint64 (N,).
+    """
     files = defaultdict(list)
     for build in builds:
         files[build.package, build.file.name].append((known[build].name, known[build].body))
@@ -172,7 +176,17 @@ def not_seen(builds: list[Build], known: dict[Build, Known], seen: np.ndarray) -
 def make_task(
     between: tuple | None, builds: list[Build], known: dict[Build, Known], asked: set[tuple]
 ) -> Task:
-    """Choose queries and pool for two kinds of builds, or (None) for any two builds."""
+    """Choose queries and a pool.
+
+    Parameters
+    ----------
+    between : (tuple, tuple) or None
+        Settings of the builds of queries and pool; None: any two builds of each function.
+    builds : list of Build
+    known : dict of Build to Known
+    asked : set of (str, str, str)
+        The functions to use, as (package, file, name).
+    """
     place: dict[tuple, dict[tuple, tuple[Build, int]]] = defaultdict(dict)
     for build in builds:
         of = known[build]
@@ -220,7 +234,7 @@ class Vectors:
         return self.folder / name / f"{build.sha256}.npz"
 
     def make(self, builds: list[Build], cells: list[str]) -> None:
-        """Make missing vectors; each file's features are extracted once for all rows."""
+        """Make missing vectors; extract each file's features only once for all rows."""
         every = [(row, cell) for seeds in self.rows.values() for row in seeds for cell in cells]
         for build in progress.bar(builds, desc="vectors"):
             missing = [(r, c) for r, c in every if not self.file(r, c, build).exists()]
@@ -232,7 +246,7 @@ class Vectors:
                         scipy.sparse.save_npz(file, vectors)
 
     def of(self, row: Row, cell: str, functions: list[tuple[Build, int]]) -> np.ndarray:
-        """Return the vectors of some functions, float32 (n, D) or csr."""
+        """Return the vectors of n functions, float32 (n, D), as an array or csr matrix."""
         inside = defaultdict(list)
         for i, (build, f) in enumerate(functions):
             inside[build].append((i, f))
@@ -269,13 +283,13 @@ def main(
     only : str
         Rows, separated by blanks. Default: all.
     tasks : str or list of str
-        Beginnings of the names of tasks: optimisation,mixed.
+        Beginnings of the names of tasks, such as optimisation,mixed.
     cells : str or list of str
-        Which features may be used. Default: each of the three.
+        Which features the rows may use. Default: each of the three choices.
     reference : str
-        The row with which the others are compared.
+        The row to compare the others with.
     to : str
-        A JSON file for all figures.
+        Also write all figures to this JSON file.
     """
     cells, tasks = names_of(cells), names_of(tasks)
     for cell in cells:
@@ -283,7 +297,7 @@ def main(
             raise utils.UserError(f"--cells {cell}: there are {', '.join(CELLS)}")
     for task in tasks:
         if not any(name.startswith(task) for name in TASKS):
-            raise utils.UserError(f"--tasks {task}: no task begins so, but {'; '.join(TASKS)}")
+            raise utils.UserError(f"--tasks {task}: no such task; there are {'; '.join(TASKS)}")
     models = sorted(
         file
         for file in (Path(work) / "models").glob("*")
@@ -295,7 +309,7 @@ def main(
         if not only or name in only.split():
             rows.setdefault(name, []).append(read_row(file))
     if not rows:
-        raise utils.UserError(f"{work}models holds no row; train makes some")
+        raise utils.UserError(f"{work}models contains no row; train makes some")
     held, lacking = builds_of(packages, outputDir, [*TEST, *VALIDATION])
     learned, _ = builds_of(packages, outputDir, training_packages())
     known = {build: known_of(build, outputDir, work) for build in progress.bar(held, desc="held")}
@@ -315,7 +329,7 @@ def main(
             continue
         task = make_task(between, held, known, asked)
         if not task.queries:
-            print(f"{name}: no library is there in both builds")
+            print(f"{name}: no library has both builds")
             print()
             continue
         vectors.make([b for b in held if between is None or b.setting in between], cells)
@@ -334,7 +348,7 @@ def measure(
     vectors: Vectors,
     reference: str,
 ) -> list[dict]:
-    """Measure all rows in one cell of one task; print its table and return its figures."""
+    """Measure all rows on one task with one choice of features; print and return the figures."""
     libraries = [build.package for build, _ in task.queries]
     library = np.unique(libraries, return_inverse=True)[1]
     target, all_ = np.array(task.target), len(task.pool)
@@ -395,7 +409,7 @@ def analyse(
     largest: PositiveFloat = 2,
     workers: PositiveInt = WORKERS,
 ) -> int:
-    """Analyse what build_packages.py has made, the held-out libraries first.
+    """Analyse the builds of build_packages.py, the held-out libraries first.
 
     Parameters
     ----------
@@ -404,7 +418,7 @@ def analyse(
     outputDir : str
         Folder for the analyses.
     largest : float
-        Maximum size of a training package's file in megabytes; larger ones are left out.
+        Leave out files of training packages that are larger than this, in megabytes.
     workers : int
         Number of parallel processes.
     """
@@ -435,14 +449,15 @@ def train(
     outputDir: str = "output/",
     work: str = WORK,
 ) -> None:
-    """Train rows on the analysed builds of the packages that are not held out.
+    """Train rows on the analysed builds of the training packages.
 
     Parameters
     ----------
     rows : str
-        Separated by blanks: tokens tfidf word2vec table.
+        Which of tokens, tfidf, word2vec and table, separated by blanks.
     numbers : str
-        Numbers of packages to train on, one training for each. Default: all packages.
+        Numbers of packages to train on, separated by blanks; one training for each. Default: train
+        once, on all packages.
     steps : int
         Training steps of the word table.
     seed : int

@@ -1,13 +1,13 @@
-"""What does each setting of pre-training bring, after the same processor time?
+"""How much does each setting of pre-training gain, for the same CPU time?
 
-    python bench/settings.py --path DIR --seeds 3       # DIR/<build>/<program>; what is done stays
+    python bench/settings.py --path DIR --seeds 3       # DIR/<build>/<program>; can be resumed
     python bench/settings.py pack --path DIR --to gpu/settings     # to run it on another machine:
     sh bench/gpu.sh settings                            # there, with torch and numpy alone
 
-Each row changes one thing of BERT's recipe and does what train.sh does. Models are measured on
-programs that they were not trained on: masked tokens in examples of 64 and of 512 tokens, masked
-instructions, and what the vectors are worth: does the mean of a function's hidden states find the
-same function in another build? Each training takes one core.
+Each row changes one setting of BERT's recipe, and otherwise does what train.sh does. Models are
+evaluated on programs that they were not trained on: on masked tokens in examples of 64 and of 512
+tokens, on masked instructions, and on whether the mean of a function's hidden states finds the same
+function in another build. Each training uses one core.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ TRAINING = ROOT / "config/pretrain.json"
 REFERENCE = "BERT's recipe"
 BERTS = {"objectives": {"masked_lm": 1, "next_sentence": 1}}
 WHOLE = {"masked_instructions": 1}
-# Changes to config/pretrain.json, and to the model's sizes.
+# Row -> changes to config/pretrain.json, and to the model's sizes.
 SETTINGS: dict[str, tuple[dict, dict]] = {
     REFERENCE: ({}, {}),
     "no next sentence": ({"objectives": {"masked_lm": 1}}, {}),
@@ -60,7 +60,7 @@ SETTINGS: dict[str, tuple[dict, dict]] = {
     "warm-up-stable-decay": ({"schedule": "warmup_stable_decay"}, {}),
     "growing batches": ({"ramp": 0.2}, {}),
 }
-# How examples are made: max_len, max_pred, mask_prob. The first is train.sh's.
+# How examples are made: max_len, max_pred, mask_prob. OURS is what train.sh uses.
 OURS = (64, 16, 0.25)
 MEASURED = (
     ("tokens of 64", (64, 10, 0.15), pretrain.MaskedTokens),
@@ -68,16 +68,16 @@ MEASURED = (
     ("instructions of 64", (64, 10, 0.15), pretrain.MaskedInstructions),
 )
 FOUND = "functions found"
-EXAMPLES = 1024  # that a model is measured on
-TRIAL, ROUNDS = 30, 3  # steps, and how often, that say what a step costs
-POINTS = 8  # evaluations of a training
-BLOCKS = 5  # functions of fewer are not searched for
-WINDOWS, ENCODED = 6, 256  # windows of each function, and how many at a time
+EXAMPLES = 1024  # number of examples to evaluate a model on
+TRIAL, ROUNDS = 30, 3  # steps of a trial that measures a step's CPU time, and number of trials
+POINTS = 8  # number of evaluations during a training
+BLOCKS = 5  # functions with fewer blocks are not searched for
+WINDOWS, ENCODED = 6, 256  # maximum number of windows of a function, and windows encoded at a time
 PACKED = ("corpus.txt.xz", "corpus.json", "vocab.txt", "functions.npz")
 
 
 def make_text(path: str, biname: str, work: str) -> tuple[Path, Path]:
-    """Make vocabulary and corpus of the builds in ``work``."""
+    """Make vocabulary and corpus from builds; return their files, which are in ``work``."""
     Path(work).mkdir(exist_ok=True)
     vocab, data_file = Path(work, "vocab.txt"), Path(work, "corpus.txt")
     for arguments in (
@@ -100,33 +100,33 @@ def main(
     workers: int = 1,
     minutes: float = 600,
 ) -> None:
-    """Train and measure each setting; print the table.
+    """Train and evaluate each setting; print the table.
 
     Parameters
     ----------
     path : str
-        Builds, as for gendata.py.
+        Folder of builds, as for gendata.py.
     biname : str
-        The programs' names; of three or more, some are held out.
+        The programs' names; if there are three or more, some are held out.
     steps : int
-        Of the first row; others have as many as the same processor time allows.
+        Steps of the first row; the others get the same CPU time.
     seeds : int
-        Trainings of each row.
+        Number of trainings of each row.
     rows : str or list of str
-        Which settings; left out, all.
+        Which rows. Default: all.
     work : str
-        Where everything is made.
+        Folder for everything that is made.
     workers : int
-        Trainings at a time, with one core each.
+        Number of trainings at the same time, on one core each.
     minutes : float
-        Start no training that would end later.
+        Start no training that would end later than this.
     """
     prepare(path, biname, work)
     run(work, work, steps, seeds, rows, workers, minutes)
 
 
 def prepare(path: str, biname: str, work: str) -> None:
-    """Make the corpus and the functions to search for in ``work``."""
+    """Make the corpus, and the functions to search for, in ``work``."""
     vocab, _ = make_text(path, biname, work)
     functions = functions_of(work, CorpusTokenizer(vocab))
     with utils.atomic_file(Path(work, "functions.npz"), "wb") as file:
@@ -144,13 +144,13 @@ def pack(
     Parameters
     ----------
     path : str
-        Builds, as for gendata.py.
+        Folder of builds, as for gendata.py.
     biname : str
-        The programs' names; of three or more, some are held out.
+        The programs' names; if there are three or more, some are held out.
     work : str
-        Where everything is made.
+        Folder for everything that is made.
     to : str
-        The folder.
+        The folder to write.
     """
     prepare(path, biname, work)
     Path(to).mkdir(parents=True, exist_ok=True)
@@ -171,24 +171,25 @@ def run(
     workers: int = 0,
     minutes: float = 600,
 ) -> None:
-    """Train and measure each setting on text that `pack` or `prepare` made; print the table.
+    """Train and evaluate each setting on text that `pack` or `prepare` made; print the table.
 
     Parameters
     ----------
     work : str
-        Where the text is.
+        Folder of the text.
     out : str
-        Gets settings.jsonl with a line per training, settings.txt, and the models of the first row.
+        Folder for settings.jsonl, with a line for each training, settings.txt, and the models of
+        the first row.
     steps : int
-        Of the first row; others have as many as the same processor time allows.
+        Steps of the first row; the others get the same CPU time.
     seeds : int
-        Trainings of each row.
+        Number of trainings of each row.
     rows : str or list of str
-        Which settings; left out, all.
+        Which rows. Default: all.
     workers : int
-        Trainings at a time, with one core each; 0: on three quarters of the cores.
+        Number of trainings at the same time, on one core each; 0: on three quarters of the cores.
     minutes : float
-        Start no training that would end later.
+        Start no training that would end later than this.
     """
     end = time.time() + 60 * minutes
     chosen = names_of(rows) if rows else list(SETTINGS)
@@ -220,7 +221,7 @@ def run(
         for future in as_completed(waiting):
             try:
                 line = future.result()
-            except Exception as error:  # the others go on
+            except Exception as error:  # so that the other trainings go on
                 print(f"{type(error).__name__}: {error}", flush=True)
                 continue
             if line is None:  # no time was left
@@ -230,9 +231,9 @@ def run(
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
     lines = [
-        f"{datetime.date.today()}, {processor()}, {workers} trainings at a time with a core each, "
+        f"{datetime.date.today()}, {processor()}, {workers} trainings at a time, on one core each, "
         f"torch {torch.__version__}, {train.best_precision(torch.device('cpu'))}; bert_tiny, "
-        f"{steps * costs[REFERENCE]:.0f} s of processor time each; held out {text.split.rule}; "
+        f"{steps * costs[REFERENCE]:.0f} s of CPU time each; held out {text.split.rule}; "
         f"{text.searches:,} searches; bags of words find {text.recall(text.bags()):.1%}",
         f"{'':38}{'steps':>6}{'seeds':>6}"
         + "".join(f"{name:>24}" for name in [*(name for name, *_ in MEASURED), FOUND]),
@@ -257,7 +258,7 @@ def run(
 
 
 def one_core() -> None:
-    """Prepare a process that trains: one thread, no GPU, and everything else comes first."""
+    """Prepare a process for training: one thread, no GPU, and a low priority."""
     torch.set_num_threads(1)
     utils.get_device = lambda: torch.device("cpu")
     pretrain.EVAL_BATCHES = EXAMPLES // pretrain.EVAL_EXAMPLES
@@ -267,7 +268,7 @@ def one_core() -> None:
 def measured(
     work: str, out: str, row: str, seed: int, steps: int, cost: float, end: float
 ) -> dict | None:
-    """Train and measure one model; None if there is no time for it."""
+    """Train and evaluate one model; return its figures, or None if there is no time for it."""
     start, spent = time.time(), time.process_time()
     if start + 1.1 * cost * steps > end:
         return None
@@ -294,12 +295,12 @@ def measured(
 
 
 def place_of(row: str, seed: int, steps: int, work: str) -> Path:
-    """Return the folder of a row's training."""
+    """Return the folder for a training of a row."""
     return Path(work, "settings", "".join(c for c in row if c.isalnum()), f"{seed}-{steps}")
 
 
 def costs_of_steps(work: str, pool: ProcessPoolExecutor) -> dict[str, float]:
-    """Return the seconds of processor time of a step of each row, the least of some trials."""
+    """Return row -> CPU seconds of a training step, the minimum of some trials."""
     file = Path(work, "costs.json")
     if not file.exists():
         tries = {row: pool.submit(cost_of_step, work, row) for row in SETTINGS}
@@ -319,7 +320,7 @@ def cost_of_step(work: str, row: str) -> float:
 
 @contextlib.contextmanager
 def clock() -> Iterator[list[float]]:
-    """Note the processor time of each training inside, without its evaluations."""
+    """Record the CPU time of each training inside the `with` block, without evaluations."""
     spent: list[float] = []
     real = train.Trainer.train
 
@@ -340,7 +341,7 @@ def clock() -> Iterator[list[float]]:
 def trained(
     row: str, seed: int, steps: int, vocab: Path, data_file: Path, place: Path
 ) -> tuple[models.BertModel4Pretrain, checkpoint.ModelInfo, Path]:
-    """Do what train.sh does, with the settings of a row; return the model and its file."""
+    """Train like train.sh does, with a row's settings; return the model and its file."""
     changes, of_model = SETTINGS[row]
     lengths = {"total_steps": steps, "save_steps": max(1, steps // POINTS), "n_epochs": 10**6}
     cfg = json.loads(TRAINING.read_text()) | BERTS | changes | lengths
@@ -359,24 +360,25 @@ def trained(
 
 
 def functions_of(work: str, tokenizer: CorpusTokenizer) -> dict[str, np.ndarray]:
-    """Return functions of held-out programs, to find in other builds by their vectors.
+    """Return functions of held-out programs, to search for in other builds by their vectors.
 
-    A search takes a function of one build, and asks for the one of that symbol among all functions
-    of another build of the program. Functions of a name that programs of the training have, too,
-    which is what coreutils shares, are not searched for. Names (strings, imports) are left out of
-    the texts.
+    A task is two builds of a program. It has a query for each function of the first build, whose
+    answer is the function with the same symbol in the second build; the choices are all functions
+    of the second build. Functions whose names also occur in training programs are not searched for,
+    because coreutils programs share code. The texts contain no names (strings, imports).
 
     Parameters
     ----------
     work : str
-        Where `make_text` made data/ and output/.
+        Folder in which `make_text` made data/ and output/.
     tokenizer : CorpusTokenizer
 
     Returns
     -------
     dict of int64 arrays
-        ``ids`` : all texts, one behind the other; ``lengths`` : of each. ``queries``, ``answers``,
-        ``choices`` : texts, of all tasks; ``n_queries``, ``n_choices`` : of each task.
+        ``ids``: the token ids of all texts, one after the other; ``lengths``: of each text;
+        ``queries``, ``answers``, ``choices``: numbers of texts, of all tasks one after the other;
+        ``n_queries``, ``n_choices``: of each task.
     """
     from pairs.folder import analysis_files, find_pairs, read_info
     from samefunc import choose, read_functions
@@ -444,7 +446,7 @@ class HeldOut:
         self.searches = len(parts["queries"])
 
     def evaluations(self) -> list[pretrain.Evaluation]:
-        """Return what measures masked accuracies, as in `MEASURED`."""
+        """Return the evaluations listed in MEASURED."""
         return [
             pretrain.Evaluation(
                 *(self.corpus, self.split.heldout),
@@ -464,7 +466,7 @@ class HeldOut:
             for number, text in enumerate(self.texts)
             for start in range(0, min(len(text), WINDOWS * room), room)
         ]
-        windows.sort(key=lambda window: len(window[1]))  # of similar length together
+        windows.sort(key=lambda window: len(window[1]))  # so that a batch has similar lengths
         sums = np.zeros((len(self.texts), info.model.dim), np.float32)
         model.eval()
         for first in range(0, len(windows), ENCODED):
@@ -479,13 +481,13 @@ class HeldOut:
         return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
     def bags(self) -> np.ndarray:
-        """Return each function's logarithmic counts of words, float64 (functions, V)."""
+        """Return log(1 + count) of each of V words, float64 (functions, V)."""
         n = len(self.tokenizer.vocab)
         return np.log1p([np.bincount(text, minlength=n) for text in self.texts])
 
     def recall(self, vectors: np.ndarray) -> float:
-        """Return how often the nearest of a build's functions, by cosine, is the one searched."""
-        x = vectors - vectors.mean(0)  # what all functions have in common tells nothing
+        """Return the share of queries whose nearest choice, by cosine, is the answer."""
+        x = vectors - vectors.mean(0)  # remove what all functions have in common
         x /= np.linalg.norm(x, axis=1, keepdims=True)
         right = 0
         for queries, answers, choices in self.tasks:

@@ -1,17 +1,16 @@
-"""Do the scripts survive kill -9, other runs and broken files? bench/stress.py --path DIR
+"""Do the scripts survive kill -9, parallel runs and broken files? bench/stress.py --path DIR
 
-Every stage runs once undisturbed. Then it runs again on the same input, is killed with its whole
-process group by SIGKILL at a random moment, and the same command is run again. Whenever a run ends
-by itself, every file is compared with that of the undisturbed run (except TensorBoard's files,
-which contain times, and last.pt, which contains the same numbers in another order); then the stage
-starts again from nothing, until it was killed as often as requested. The runs are forks of a
-process that has imported everything, so that they are killed while they work, not while they load
-libraries.
+Each stage runs once without disturbance. Then it runs again on the same input, SIGKILL ends its
+whole process group at a random moment, and the same command runs again. When a run comes to its
+end, all files are compared with those of the undisturbed run (except TensorBoard's files, which
+contain times, and last.pt, which contains the same numbers in another order). Then the stage starts
+from nothing again, until it was killed as often as requested. The runs are forks of a process that
+has imported everything, so that they are killed at work, not while they load libraries.
 
-Then several gendata.py run at once on one folder, some with other settings; each must succeed, or
-say that another run writes there. Then copies of a binary with flipped bits are analysed. Finally,
-files of every kind that the project reads are changed and read (bench/mutants.py). If any byte
-differs, or a run fails without an error of one sentence, the exit code is 1.
+Next, several gendata.py run at once in one folder, some with other settings; each must succeed, or
+report that another run writes there. Then copies of a binary with flipped bits are analysed.
+Finally, files of all kinds that the project reads are changed and read (bench/mutants.py). The exit
+code is 1 if any byte differs, or if a run fails without a one-sentence error.
 """
 
 import collections
@@ -58,8 +57,8 @@ ENCODER |= dict(stages=[STAGE | dict(name="bag", transformer=False), STAGE | dic
 # The stage that makes the input of another.
 BEFORE = {"dataprocess": "gendata", "samefunc": "gendata"}
 BEFORE |= {"pretrain": "dataprocess", "classify": "pretrain"}
-TOGETHER = 4  # runs of gendata.py at once
-BATCH = 250  # mutants per process
+TOGETHER = 4  # number of gendata.py that run at once
+BATCH = 250  # number of changed files per process
 SIZES = ["--train_cfg", "train.json", "--model_cfg", "model.json", "--max_len", "32"]
 
 
@@ -80,7 +79,7 @@ def main(
     Parameters
     ----------
     path : str
-        The builds, as for gendata.py.
+        Folder of builds, as for gendata.py.
     biname : str
         The program.
     builds : int
@@ -92,13 +91,13 @@ def main(
     mutants : int
         Number of changed files of each kind.
     stages : str
-        The stages to kill. Those that make their input run before, undisturbed.
+        The stages to kill. The stages that make their input run first, without kills.
     at_once : bool
-        Also start several gendata.py at once on one folder.
+        Also run several gendata.py at once in one folder.
     kinds : str
-        Kinds of files to change, divided by commas; bench/mutants.py lists "all".
+        Kinds of files to change, separated by commas; bench/mutants.py has the list.
     seed : int
-        Random seed of moments and bits.
+        Random seed of the moments and the bits.
     """
     binaries = find_binaries(path, biname)
     chosen = binaries[:: -(-len(binaries) // builds)]
@@ -112,7 +111,7 @@ def main(
             target = inputs / "binaries" / binary["build"] / biname
             target.parent.mkdir(parents=True)
             shutil.copy(binary["path"], target)
-            # As builds of a package that is learned from, and of one that is set aside.
+            # Also as builds of a package for training, and of one for validation.
             for package in ("some", VALIDATION[0]):
                 target = inputs / "packages" / f"{package}-1.0-{binary['build']}" / biname
                 target.parent.mkdir(parents=True)
@@ -156,13 +155,14 @@ def main(
 
 
 def together(command: list[str], inputs: Path) -> int:
-    """Run a command several times at once, every second one with other settings.
+    """Run a command several times at once, every second one with other settings, then once alone.
 
     Returns
     -------
-    After another run of the command: the number of bytes that differ from those of a lone run.
+    int
+        Number of bytes that differ from those of a single run.
     """
-    import forks  # as in until_the_end
+    import forks  # here, for the reason given in until_the_end
 
     work, alone = inputs.with_name("together"), inputs.with_name("alone")
     for folder in (work, alone):
@@ -193,14 +193,14 @@ def together(command: list[str], inputs: Path) -> int:
 
 
 def run_well(command: list[str], folder: Path) -> None:
-    """Run a command that must end with exit code 0."""
+    """Run a command; raise a `utils.UserError` if its exit code is not 0."""
     code, _ = until_the_end(command, folder, 0, 0.0, np.random.default_rng())
     if code:
         raise utils.UserError(f"{command[0]} ended with exit code {code}")
 
 
 def change_files(binary: str, number: int, seed: int, folder: Path, kinds: str) -> int:
-    """Change and read files of every kind; print the outcomes, return the number of failures."""
+    """Change and read files of all kinds; print the outcomes, return the number of failures."""
     content = {"path": binary, "sha256": utils.sha256_of(binary)}
     analyse_all([content], str(folder / "output"), 1)
     analysis = cache_file(folder / "output", content["sha256"])
@@ -237,7 +237,7 @@ def change_files(binary: str, number: int, seed: int, folder: Path, kinds: str) 
 def change_some(
     name: str, analysis: Path, folder: Path, seed: int, first: int, number: int
 ) -> None:
-    """Try some changes of one kind of file; runs in a worker."""
+    """Change and read files of one kind, some of the trials; runs in a worker process."""
     kind = changed_files.KINDS[name]
     good = folder / "files"
     good.mkdir(parents=True)
@@ -263,9 +263,9 @@ def stress(
     kills: int,
     rng: np.random.Generator,
 ) -> int:
-    """Kill a stage many times; return how many bytes differ from an undisturbed run.
+    """Kill a stage many times; return the number of bytes that differ from an undisturbed run.
 
-    ``after`` maps each stage to its undisturbed run's folder, and is added to.
+    ``after`` maps stages to the folders of their undisturbed runs; this stage's folder is added.
     """
     command = commands[stage]
     reference, seconds = undisturbed(stage, commands, after, rng)
@@ -292,7 +292,7 @@ def undisturbed(
     after: dict[str | None, Path],
     rng: np.random.Generator,
 ) -> tuple[Path, float]:
-    """Run a stage, and those that it needs, once; return its folder and its seconds."""
+    """Run a stage and those that make its input once; return its folder and its seconds."""
     before = BEFORE.get(stage)
     if before not in after:
         undisturbed(str(before), commands, after, rng)
@@ -309,22 +309,22 @@ def undisturbed(
 def until_the_end(
     command: list[str], work: Path, kills: int, seconds: float, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Start a command again and again, killing it up to ``kills`` times, until it ends by itself.
+    """Start a command again and again, and kill it up to ``kills`` times, until one run ends.
 
     Returns
     -------
     int
-        Its exit code. What it then said is printed if the exit code is not 0.
+        The exit code of the last run. If it is not 0, its error messages are printed.
     int
         How often it was killed.
     """
-    import forks  # here, because it takes ten seconds, and tests import this file
+    import forks  # here, because it takes ten seconds, and the tests import this file
 
     killed = 0
     while True:
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
             child = forks.start(command, work, errors)
-            # The last run is not killed, so that a comparison follows the last kill, too.
+            # The last run is not killed, so that there is a comparison after the last kill as well.
             until = time.monotonic() + rng.uniform(0, seconds) if killed < kills else math.inf
             while time.monotonic() < until:
                 ended, status = os.waitpid(child, os.WNOHANG)
@@ -334,7 +334,7 @@ def until_the_end(
                     print(errors.read() if code else "", end="", file=sys.stderr)
                     return code, killed
                 time.sleep(0.01)
-            with contextlib.suppress(ProcessLookupError):  # no group yet
+            with contextlib.suppress(ProcessLookupError):  # it has not made its process group yet
                 os.killpg(child, signal.SIGKILL)
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -342,7 +342,7 @@ def until_the_end(
 
 
 def differing(reference: Path, work: Path) -> int:
-    """Return the number of bytes in files that differ or that only one folder has."""
+    """Return the number of bytes in files that differ or that exist in only one folder."""
     one, two = contents(reference), contents(work)
     names = [name for name in one.keys() | two.keys() if one.get(name) != two.get(name)]
     for name in names:
@@ -351,7 +351,7 @@ def differing(reference: Path, work: Path) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of all files that must be the same."""
+    """Return name -> bytes of all files that must be the same."""
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in folder.rglob("*")
@@ -360,7 +360,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def write_pairs(folder: Path, rng: np.random.Generator) -> None:
-    """Write pairs of sentences of the corpus with random labels: something to fine-tune on."""
+    """Write pairs of sentences of the corpus with random labels, for classify.py to train on."""
     text = (folder / "data/corpus.txt").read_text().replace("\t", " ")  # tabs divide columns here
     lines = [line for line in text.splitlines() if line]
     rows = ["label\ttext_a\ttext_b"]
@@ -370,9 +370,9 @@ def write_pairs(folder: Path, rng: np.random.Generator) -> None:
 
 
 def mutate(content: bytes, number: int, seed: int) -> list[bytes]:
-    """Return copies with 1 to 64 bits flipped; every tenth is also truncated.
+    """Return copies with 1 to 64 bits flipped; every tenth copy is also truncated.
 
-    Every other copy has its flips in the first KiB, where the headers are.
+    In every other copy, the flips are in the first KiB, where the headers are.
     """
     rng = np.random.default_rng(seed)
     made = []
@@ -385,7 +385,7 @@ def mutate(content: bytes, number: int, seed: int) -> list[bytes]:
 
 
 def outcomes(mutants: list[bytes], folder: str) -> str:
-    """Analyse the mutants like gendata.py; return a summary of the outcomes."""
+    """Analyse the copies like gendata.py does; return a summary of the outcomes."""
     for i, content in enumerate(mutants):
         Path(folder, f"mutant-{i}").write_bytes(content)
     jobs = (

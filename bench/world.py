@@ -1,22 +1,23 @@
-"""Real files that nobody here wrote: are their functions found in other builds of them?
+"""How well does diff.py match functions of published libraries, across processors and versions?
 
     python bench/world.py --work FOLDER
 
-Rows are pairs of builds of one library: for two processors, or of two versions. Their symbols are
-the truth; what is compared are copies from which symbols and debug information are removed. Files
-come from PyPI's wheels by `pip download`; bench/world.sha256 says what they have to be.
+Each row compares two builds of one library, for two processors or of two versions, without symbols
+and debug information. The symbols are the ground truth. The files come from PyPI's wheels by
+`pip download`; bench/world.sha256 lists their hashes.
 
-A pair is right if its names are equal: foo and foo.part.0 are, and so are C++ names that differ
-in their parameters only. Cython numbers its functions anew in each version; the numbers are left
-out. Pairs of which neither name occurs in the other file may be renamed functions; they count as
-wrong, and how many they are is said. Intervals are of 95 %, by bootstrap over functions.
+A pair is right if both names are the same. Endings like .part.0 and the parameters of C++ names do
+not count, nor do the numbers that Cython gives functions anew in each version. Functions may have
+been renamed: pairs with names that do not occur in the other file count as wrong, but their number
+is shown ("unclear"). Confidence intervals are of 95 %, by bootstrap over functions.
 
-FOLDER keeps downloads, analyses and finished rows, so a run that was stopped goes on; rows are
-measured anew when the code or the model changed. `--seconds` ends a run early.
+FOLDER keeps downloads, analyses and finished rows, so that a stopped run can go on. Rows are
+measured again if the code or the model has changed. `--seconds` ends a run early.
 
-The peers get the same analyses: "words" are TF-IDF weighed tokens, strings and imports, matched one
-to one by the highest sum of cosines, with the threshold that is best for all rows of the group.
-qbindiff (pip install qbindiff), where it is installed, aligns the call graphs, given these cosines.
+The peers get the same analyses. "words" matches functions one to one by the cosines of their
+tokens, strings and imports, weighted by TF-IDF; its threshold is the best one for all rows of the
+group. qbindiff (pip install qbindiff), if it is installed, aligns the call graphs, given these
+cosines.
 """
 
 import datetime
@@ -56,17 +57,16 @@ from matching.model import DEFAULT, Model, read_model
 from terminal.command_line import command_line
 
 SUMS = Path(__file__).resolve().with_suffix(".sha256")
-PYTHON = "310"  # the wheels' version
+PYTHON = "310"  # the version of Python that the wheels are for
 PLATFORMS = [f"manylinux{tag}" for tag in ("1", "2010", "2014", "_2_5", "_2_12", "_2_17", "_2_31")]
 MACS = {"macos-arm64": "macosx_11_0_arm64", "macos-x86_64": "macosx_10_9_x86_64"}
 BOOTSTRAPS = 1000
-THRESHOLDS = np.arange(0, 0.9, 0.1)  # of a peer's cosine
+THRESHOLDS = np.arange(0, 0.9, 0.1)  # minimum cosines for the pairs of a peer
 PART = re.compile(r"\.(part|isra|constprop|lto_priv|localalias|llvm)(\.\d+)*")
-LARGE = 100  # functions of a row that an aim of its own is for
 
 
 class File(NamedTuple):
-    """A file in a package; ``member`` is how its name begins."""
+    """A file in a package; ``member`` is the beginning of its name."""
 
     package: str
     version: str
@@ -75,7 +75,7 @@ class File(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A pair of files, and the group that it is pooled in."""
+    """A pair of files, and the group whose results it belongs to."""
 
     group: str
     first: File
@@ -83,14 +83,14 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """The row's name in the table."""
         one, other = self.first, self.second
         versions = "-".join(dict.fromkeys((one.version, other.version)))
         processors = " to ".join(dict.fromkeys((one.processor, other.processor)))
         return f"{one.package} {versions}, {one.member}, {processors}"
 
 
-# package, version, module: in C, with symbols for most processors.
+# Package, version, module; written in C, and with symbols for most processors.
 C_WHEELS = [
     ("bitarray", "2.9.2", "_bitarray"),
     ("bitarray", "2.9.2", "_util"),
@@ -108,7 +108,7 @@ CPP_WHEELS = [
     ("levenshtein", "0.25.1", "levenshtein_cpp"),
     ("rapidfuzz", "3.9.0", "utils_cpp"),
 ]
-NONE_FOR = {  # packages without wheels, or without symbols in them
+NONE_FOR = {  # processor -> packages that have no wheel for it, or one without symbols
     "i686": {"greenlet"},
     "ppc64le": {"msgpack", "zstandard", "lz4", "wrapt"},
     "s390x": {"msgpack", "zstandard", "lz4", "brotli", "wrapt"},
@@ -163,25 +163,25 @@ def main(work: str, groups: str = "", match: str = "", seconds: int = 0) -> None
     Parameters
     ----------
     work : str
-        Folder of what is downloaded, analysed and measured.
+        Folder for downloads, analyses and results.
     groups : str
         Only these groups, separated by semicolons. Default: all.
     match : str
-        Only rows in whose names this occurs.
+        Only rows whose names contain this.
     seconds : int
-        Measure no further row after so many; 0: measure all.
+        Start no row after this time. Default: no limit.
     """
     chosen = [row for row in rows() if match in row.name]
     if groups:
         if unknown := set(groups.split(";")) - {row.group for row in rows()}:
-            raise utils.UserError(f"no group is called {sorted(unknown)[0]!r}")
+            raise utils.UserError(f"there is no group {sorted(unknown)[0]!r}")
         chosen = [row for row in chosen if row.group in groups.split(";")]
     bench = World(Path(work))
     began = time.monotonic()
     results = []
     for row in chosen:
         if seconds and time.monotonic() - began > seconds and not bench.known(row):
-            print(f"stopped after {seconds} s; the same command goes on")
+            print(f"stopped after {seconds} s; run the same command again to go on")
             break
         try:
             results.append((row, bench.result(row)))
@@ -197,7 +197,7 @@ def main(work: str, groups: str = "", match: str = "", seconds: int = 0) -> None
 
 
 class World:
-    """Downloads, analyses and measures, and keeps all that in a folder."""
+    """Downloads, analyses and measures; keeps everything in a folder."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
@@ -209,11 +209,11 @@ class World:
         self.itself = functools.cache(self._itself)
 
     def known(self, row: Row) -> bool:
-        """Whether a row is measured already."""
+        """Return whether a row's result is stored."""
         return self._cell(row).exists()
 
     def result(self, row: Row) -> dict:
-        """Measure a row, unless that was done before."""
+        """Return a row's result; measure it if it is not stored."""
         file = self._cell(row)
         if not file.exists():
             utils.write_json(file, self.measure(row))
@@ -224,7 +224,13 @@ class World:
         return self.work / "rows" / f"{key}.json"
 
     def download(self, file: File) -> Path:
-        """Return the package's file, which has to be what bench/world.sha256 says."""
+        """Return the wheel; download it if it is missing.
+
+        Raises
+        ------
+        utils.UserError
+            It cannot be downloaded, or is not the file listed in bench/world.sha256.
+        """
         folder = self.work / "packages" / f"{file.package}-{file.version}-{file.processor}"
         if not list(folder.glob("*")):
             folder.mkdir(exist_ok=True)
@@ -241,7 +247,7 @@ class World:
         return package
 
     def original(self, file: File) -> Path:
-        """Return the file as the package has it."""
+        """Return the file as it is in the wheel."""
         place = self.work / "files" / "-".join(file)
         if not place.exists():
             package = self.download(file)
@@ -249,13 +255,13 @@ class World:
                 names = [n for n in wheel.namelist() if Path(n).name.startswith(f"{file.member}")]
                 names = [n for n in names if ".so" in n]
                 if not names:
-                    raise utils.UserError(f"{package} holds no {file.member}*.so*")
+                    raise utils.UserError(f"{package} contains no {file.member}*.so*")
                 with utils.atomic_file(place, "wb") as out:
                     out.write(wheel.read(names[0]))
         return place
 
     def stripped(self, file: File) -> Path:
-        """Return a copy without symbols and debug information."""
+        """Return a copy of the file without symbols and debug information."""
         copy = self.work / "files" / f"{'-'.join(file)}.stripped"
         if not copy.exists():
             with utils.atomic_file(copy, "wb") as out:
@@ -265,7 +271,7 @@ class World:
     # ------------------------------------------------------------------------------- analyses
 
     def _code(self, file: File) -> tuple[Features, dict]:
-        """Return features, and what the analysis cost."""
+        """Return the stripped copy's features, and the time and memory of its analysis."""
         copy = self.stripped(file)
         analysis = cache_file(self.work / "output", utils.sha256_of(copy))
         cost = analysis.with_suffix(".cost")
@@ -279,13 +285,13 @@ class World:
         return extract_features(load_analysis(analysis)), json.loads(cost.read_text())
 
     def _itself(self, file: File) -> tuple[int, int]:
-        """Return how many functions are identical in a diff of a file with itself, of how many."""
+        """Compare a file with itself; return the number of identical functions, and of all."""
         code, _ = self.code(file)
         status = [STATUS[row["status"]] for row in compare(code, code, self.model).functions]
         return status.count("identical"), len(status)
 
     def measure(self, row: Row) -> dict:
-        """Match a pair; return the outcome of each function, and what it cost."""
+        """Match a pair; return the outcome of each function, and time and memory."""
         (first, cost), (second, other) = self.code(row.first), self.code(row.second)
         before = time.process_time()
         diff = compare(first, second, self.model)
@@ -316,7 +322,7 @@ class World:
 
 @functools.cache
 def state() -> str:
-    """Return what results depend on: the code that matches, the model, the bench."""
+    """Return a hash of what results depend on: the matching code, the model, and this bench."""
     folders = ("binary", "features", "encoder", "matching", "files")
     files = [f for folder in folders for f in sorted((ROOT / folder).rglob("*.py"))]
     files += [Path(__file__), Path(DEFAULT)]
@@ -324,7 +330,7 @@ def state() -> str:
 
 
 def run(command: list[str], folder: Path) -> None:
-    """Run a command in a folder; raise a UserError with what it says if it fails."""
+    """Run a command in a folder; if it fails, raise a `utils.UserError` with its error message."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise utils.UserError(f"{' '.join(command)}: {done.stderr.strip()[-300:]}")
@@ -341,8 +347,8 @@ def pip_download(file: File) -> list[str]:
 
 
 def analyse_and_measure(file: str, analysis: Path, cost: Path) -> None:
-    """Analyse a file in a process of its own and write down CPU seconds and memory."""
-    import angr  # noqa: F401 - its import is no part of the analysis
+    """Analyse a file, and write CPU seconds and peak memory to ``cost``; runs in a new process."""
+    import angr  # noqa: F401 - so that its import is not measured
 
     before = time.process_time()
     analyse_one(file, analysis)
@@ -354,7 +360,10 @@ def analyse_and_measure(file: str, analysis: Path, cost: Path) -> None:
 
 
 def strip(content: bytes) -> bytes:
-    """Remove symbol table and debug information from an ELF file, as strip does."""
+    """Remove the symbol table and debug information from an ELF file.
+
+    The `strip` of the machine cannot do this for other processors.
+    """
     elf = ELFFile(io.BytesIO(content))
     stripped = bytearray(content)
     entry = elf["e_shentsize"]
@@ -368,7 +377,7 @@ def strip(content: bytes) -> bytes:
 
 
 def symbols(file: Path) -> dict[int, set[str]]:
-    """Return address in the file -> all names of the function there, as the source spells them."""
+    """Return address in the file -> the function's names, as `spelled` returns them."""
     found: dict[int, set[str]] = defaultdict(set)
     with file.open("rb") as stream:
         elf = ELFFile(stream)
@@ -383,7 +392,7 @@ def symbols(file: Path) -> dict[int, set[str]]:
 
 
 def spelled(found: dict[int, set[str]]) -> dict[int, set[str]]:
-    """Return names of each address as the source has them, without parameters."""
+    """Return the names demangled, without endings like .part.0, and as `source_name` has them."""
     flat = sorted(set().union(*found.values())) if found else []
     readable = dict(
         zip(flat, map(source_name, demangle([PART.sub("", n) for n in flat])), strict=True)
@@ -392,7 +401,7 @@ def spelled(found: dict[int, set[str]]) -> dict[int, set[str]]:
 
 
 def source_name(name: str) -> str:
-    """Return a name without its parameters, and without what Cython counts.
+    """Return a demangled name without its parameters, and without Cython's numbers.
 
     >>> source_name("std::vector<int, A<char> >::at(unsigned long) const")
     'std::vector<int, A<char> >::at'
@@ -410,17 +419,17 @@ def source_name(name: str) -> str:
 
 
 class Names(NamedTuple):
-    """A binary's functions by number, and all names of the file with how often they occur."""
+    """The names of each function, by its number, and how often each name occurs in the file."""
 
     of: dict[int, set[str]]
     times: Counter
 
 
 def named(code: Features, found: dict[int, set[str]]) -> Names:
-    """Return which function of the analysis has which names."""
+    """Return the names of the analysis's functions; ``found`` maps addresses to names."""
     analysis = code.analysis
     number = {a & ~1: f for f, a in enumerate(analysis.function_address[: code.functions].tolist())}
-    # Where angr maps position-independent files.
+    # angr maps position-independent files at 0x400000.
     shift = max((0, 0x400000), key=lambda base: sum((a & ~1) + base in number for a in found))
     of = {}
     for address, inside in found.items():
@@ -431,13 +440,14 @@ def named(code: Features, found: dict[int, set[str]]) -> Names:
 
 
 def outcomes(pairs: list, old: Names, new: Names) -> dict[str, list]:
-    """Return for each function whether its pair is right, there is one, and there should be one.
+    """Judge the pairs.
 
     Returns
     -------
     dict
-        ``units``: list of [right, said, true], one for each name and each pair beyond these;
-        ``unclear``: of how many wrong pairs neither name occurs in the other file.
+        ``units``: a list of [is right, was found, exists], each 0 or 1, for each pair that was
+        found and each name that should have been paired but was not;
+        ``unclear``: number of wrong pairs whose names do not occur in the other file.
     """
     units: list[list[int]] = []
     unclear = 0
@@ -445,7 +455,7 @@ def outcomes(pairs: list, old: Names, new: Names) -> dict[str, list]:
     for a, b in pairs:
         one, other = old.of.get(a), new.of.get(b)
         if one is None and other is None:
-            continue  # neither file says what it is
+            continue  # neither function has a name
         if one and other and (common := sorted(one & other)):
             right_of[common[0]] += 1
             units.append([1, 1, 1])
@@ -460,13 +470,13 @@ def outcomes(pairs: list, old: Names, new: Names) -> dict[str, list]:
 
 
 def f1(units: np.ndarray) -> np.ndarray:
-    """Return F1 of sums of right, said, true along the last axis but one."""
+    """Return the F1 score of units, int (..., n, 3) as in `outcomes`."""
     right, said, true = np.moveaxis(units.sum(-2), -1, 0)
     return 2 * right / np.maximum(said + true, 1)
 
 
 def interval(units: np.ndarray) -> tuple[float, float]:
-    """Return the interval of 95 % of F1, by bootstrap over functions."""
+    """Return the 95 % confidence interval of F1, by bootstrap over units, int (n, 3)."""
     random = np.random.default_rng(0)
     values = [f1(units[random.integers(0, len(units), len(units))]) for _ in range(BOOTSTRAPS)]
     low, high = np.quantile(values, (0.025, 0.975))
@@ -477,14 +487,14 @@ def interval(units: np.ndarray) -> tuple[float, float]:
 
 
 class Peer(NamedTuple):
-    """What accuracy.peer_matrix needs of a build."""
+    """The part of a build that accuracy.peer_matrix reads."""
 
     code: Features
     peer_words: dict
 
 
 def words_score(first: Features, second: Features) -> np.ndarray:
-    """Return the cosines of all pairs of functions by their words."""
+    """Return the cosines of all pairs of functions by their words, float (functions, functions)."""
     groups = PEERS["TF-IDF, tokens + names"]
     matrices = [peer_matrix(Peer(code, peer_words(code)), groups) for code in (first, second)]
     a, b = weigh(*matrices)
@@ -492,7 +502,7 @@ def words_score(first: Features, second: Features) -> np.ndarray:
 
 
 def words_pairs(score: np.ndarray) -> dict[str, list]:
-    """Return threshold -> pairs, by words alone."""
+    """Return threshold -> pairs, matched one to one by these cosines."""
     rows, columns = linear_sum_assignment(score, maximize=True)
     found = score[rows, columns]
     return {
@@ -502,7 +512,7 @@ def words_pairs(score: np.ndarray) -> dict[str, list]:
 
 
 def qbindiff_pairs(first: Features, second: Features, score: np.ndarray) -> list:
-    """Return qbindiff's pairs, given the words' cosines and the call graphs; [] without it."""
+    """Return qbindiff's pairs, given cosines and call graphs; none if it is not installed."""
     try:
         import networkx
         import qbindiff
@@ -529,7 +539,7 @@ def qbindiff_pairs(first: Features, second: Features, score: np.ndarray) -> list
 
 
 def table(results: list[tuple[Row, dict]]) -> list[str]:
-    """Return the table in Markdown: a row for each pair, and one for each group."""
+    """Return the lines of a Markdown table, with a row for each pair and one for each group."""
     lines = [f"{datetime.date.today()}", ""]
     columns = "pair|functions|right|wrong (unclear)|missed|F1 (95 %)|words|qbindiff|itself|CPU s|MB"
     lines.append(f"| {' | '.join(columns.split('|'))} |")
@@ -551,12 +561,12 @@ def table(results: list[tuple[Row, dict]]) -> list[str]:
 
 
 def units(outcome: dict) -> np.ndarray:
-    """Return [right, said, true] of each function as an array (n, 3)."""
+    """Return the units of `outcomes` as an array, int (n, 3)."""
     return np.array(outcome["units"], int).reshape(-1, 3)
 
 
 def line(name: str, results: list[dict], best: dict[str, str]) -> str:
-    """Return a line of the table for one result, or for several pooled."""
+    """Return a line of the table for one result, or for several together."""
     ours = np.concatenate([units(r["ours"]) for r in results])
     right, said, true = ours.sum(0).tolist()
     low, high = interval(ours)

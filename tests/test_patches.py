@@ -94,9 +94,9 @@ def test_the_patched_function_comes_first(step, tmp_path, capsys):
     assert patches.judge(step, codes, found, patched) == (1, 1, 1)
     patches.show("shapes", [(1, 1, 1), (3, 2, 0), (5, 0, 0), (9, 1, 6), (4, 1, 5)])
     assert capsys.readouterr().out.splitlines()[1] == (
-        "shapes: of 4 patches 1 have their function first, 1 second to fifth, 1 later, 1 nowhere; "
-        "of functions 4 differ (median; 9 at most); in the first five: 50% (95 % interval 15% to "
-        "85%)"
+        "shapes: 4 patches; their function is first for 1, second to fifth for 1, later for 1, "
+        "missing for 1; 4 functions differ (median; maximum 9); in the first five: 50% "
+        "(95 % interval 15% to 85%)"
     )
 
 
