@@ -176,5 +176,5 @@ def test_names_are_right_if_a_symbol_at_the_address_says_so(tmp_path):
 
 @pytest.mark.parametrize("option", [{"cells": "all"}, {"tasks": "mixed,speed"}])
 def test_unknown_cells_and_tasks_are_named(tmp_path, option):
-    with pytest.raises(UserError, match=r"--cells all: there are|--tasks speed: no task"):
+    with pytest.raises(UserError, match=r"--cells all: there are|--tasks speed: no such task"):
         retrieval.main(work=str(tmp_path), **option)
