@@ -45,6 +45,7 @@ from binary.symbols import STARTUP, is_symbol
 from binary.tokens import tokenise
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from pairs.folder import analysis_files, find_pairs, read_info
+from pairs.twins import find_twins
 from terminal import progress
 from terminal.arguments import names_of
 from terminal.command_line import PARTLY, command_line
@@ -288,22 +289,8 @@ def choose(functions: list[Function], used: set[str], min_blocks: int) -> list[F
     ]
 
 
-def find_twins(first: list[Function], second: list[Function]) -> list[tuple[int, int]]:
-    """Return the twins as sorted pairs of indices (in ``first``, in ``second``)."""
-    votes: Counter[tuple[int, int]] = Counter()
-    theirs = _only(second)
-    for name, i in _only(first).items():
-        if name in theirs:
-            votes[i, theirs[name]] += 1
-    best: tuple[dict[int, int], dict[int, int]] = ({}, {})
-    for i, j in sorted(votes, key=lambda pair: (-votes[pair], pair)):
-        best[0].setdefault(i, j)
-        best[1].setdefault(j, i)
-    return sorted((i, j) for i, j in best[0].items() if best[1][j] == i)
-
-
-def _only(functions: list[Function]) -> dict[str, int]:
-    """Return name -> function, for names that only one function has."""
+def unique_names(functions: list[Function]) -> dict[str, int]:
+    """Return name -> index of the function, for names that only one function has."""
     times = Counter(name for function in functions for name in function.names)
     return {
         name: i
@@ -354,8 +341,8 @@ def draw_twins(
 ) -> list[Row]:
     """Draw up to ``most`` twins of two builds, each followed by its negative."""
     rows: list[Row] = []
-    pairs = np.array(find_twins(first, second), np.int64).reshape(-1, 2)
-    for i, j in rng.permutation(pairs).tolist():
+    found = find_twins(unique_names(first), unique_names(second))
+    for i, j in rng.permutation(np.array(found).reshape(-1, 2)).tolist():
         if len(rows) < 2 * most:
             rows += two_rows(first[i], second[j], second, int(rng.integers(2)), rng)
     return rows

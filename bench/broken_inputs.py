@@ -14,15 +14,16 @@ import collections
 import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -229,16 +230,12 @@ def run_in_fork(command: list[str], folder: Path) -> tuple[int, str]:
     """Run a script in a fork of this process; return its exit code and its stderr."""
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         child = forks.start(command, folder, errors, LIMITS)
-        began = time.monotonic()
-        while True:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                break
-            if time.monotonic() - began > 10 * TIME_LIMIT:  # it hangs without using the CPU
-                os.kill(child, 9)
-            time.sleep(0.02)
+        code = forks.wait(child, 10 * TIME_LIMIT)
+        if code is None:  # it hangs without using the CPU
+            os.kill(child, signal.SIGKILL)
+            code = forks.wait(child, math.inf)
         errors.seek(0)
-        return os.waitstatus_to_exitcode(status), errors.read()
+        return code, errors.read()
 
 
 def write_tensorflow(project: Path) -> None:

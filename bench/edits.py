@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 import utils
 from binary.analysis import load_analysis
-from binary.cache import analyse_all
+from binary.cache import analyse_files
 from features.extract import Features, extract_features
 from matching.changes import STATUS, Diff, compare
 from matching.model import Model, read_model
@@ -197,19 +197,9 @@ def run(command: list[str]) -> None:
 
 def analysed(programs: Programs, output: Path, workers: int) -> dict[Path, Features]:
     """Analyse programs; return their features."""
-    from binary.cache import cache_file
-
-    binaries = [{"path": str(file), "sha256": utils.sha256_of(file)} for file in programs.all()]
-    output.mkdir(parents=True, exist_ok=True)
-    failed = analyse_all(binaries, str(output), workers)
-    if failed:
-        raise utils.UserError("; ".join(sorted(set(failed.values()))))
-    return {
-        Path(binary["path"]): extract_features(
-            load_analysis(cache_file(str(output), binary["sha256"]))
-        )
-        for binary in binaries
-    }
+    files = [str(file) for file in programs.all()]
+    analyses, _ = analyse_files(files, str(output), workers, all_or_none=True)
+    return {Path(file): extract_features(load_analysis(analyses[file])) for file in files}
 
 
 def names(code: Features, f: int) -> str:

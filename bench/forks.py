@@ -5,6 +5,7 @@ import os
 import resource
 import runpy
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,17 @@ def start(
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
         os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def wait(child: int, seconds: float) -> int | None:
+    """Return the exit code of a fork, or None if it still runs after this time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return None
 
 
 def _run(command: list[str], folder: Path, errors: IO[str]) -> object:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import pyarrow.parquet
 from elftools.elf.elffile import ELFFile
+from truth import function_symbols
 
 import utils
 from binary.analysis import load_analysis
@@ -82,15 +83,14 @@ def symbols_of(program: str) -> dict[int, set[str]]:
     found = defaultdict(set)
     with open(program, "rb") as file:
         elf = ELFFile(file)
-        table = elf.get_section_by_name(".symtab")
-        if elf["e_type"] != "ET_EXEC" or table is None:
+        symbols = function_symbols(elf, ".symtab")
+        if elf["e_type"] != "ET_EXEC" or not symbols:
             raise utils.UserError(
                 f"{program} has no symbols or no fixed address; link it with -static -no-pie, and "
                 "do not strip it"
             )
-        for symbol in table.iter_symbols():
-            if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] != "SHN_UNDEF":
-                found[symbol["st_value"]].add(symbol.name)
+    for symbol in symbols:
+        found[symbol["st_value"]].add(symbol.name)
     return found
 
 

@@ -35,8 +35,8 @@ from pydantic import PositiveInt
 from scipy.stats import binomtest
 
 import utils
-from binary.analysis import cache_file, load_analysis
-from binary.cache import analyse_all
+from binary.analysis import load_analysis
+from binary.cache import analyse_files
 from features.extract import Features, extract_features
 from matching.changes import IDENTICAL, Diff, compare
 from matching.model import DEFAULT, read_model
@@ -181,21 +181,16 @@ def main(
         if instructions(copies[step.before]) == instructions(copies[step.new]):
             print(f"{step.package}: {step.patch} changes no instruction")
             steps.remove(step)
-    compared = {copies[file] for step in steps for file in (step.old, step.new)}
-    binaries = [{"path": str(f), "sha256": utils.sha256_of(f)} for f in sorted(compared)]
-    output = str(folder / "output")
-    failed = analyse_all(binaries, output, workers)
+    compared = {str(copies[file]) for step in steps for file in (step.old, step.new)}
+    analyses, failed = analyse_files(sorted(compared), str(folder / "output"), workers)
     print("functions differ patched first")
     rows = []
     for step in progress.bar(steps, desc="compare"):
-        pair = copies[step.old], copies[step.new]
-        if missing := [str(file) for file in pair if str(file) in failed]:
+        pair = str(copies[step.old]), str(copies[step.new])
+        if missing := [file for file in pair if file in failed]:
             print(f"{step.package}: {step.patch} left out: {failed[missing[0]]}")
             continue
-        codes = tuple(
-            extract_features(load_analysis(cache_file(output, digest)))
-            for digest in map(utils.sha256_of, pair)
-        )
+        codes = tuple(extract_features(load_analysis(analyses[file])) for file in pair)
         found = compare(*codes, model)
         patched = patched_functions(step, codes, folder / "truth")
         rows.append((step.package, *judge(step, codes, found, patched)))

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 import utils
-from binary.analysis import Analysis, cache_file, load_analysis
-from binary.cache import analyse_all
+from binary.analysis import Analysis, load_analysis
+from binary.cache import analyse_files
 from features.extract import extract_features
 from matching.blocks import match_blocks
 from matching.candidates import find_candidates
@@ -94,11 +95,11 @@ def processor_seconds() -> float:
 
 def programs(folder: Path, output_dir: str, workers: int) -> dict[str, Analysis]:
     """Analyse all programs of a build."""
-    files = [{"path": str(f), "sha256": utils.sha256_of(f)} for f in sorted(folder.glob("*"))]
-    failed = analyse_all(files, output_dir, workers)
-    if failed or not files:
-        raise utils.UserError(f"{folder}: {failed or 'no programs'}")
-    return {Path(f["path"]).name: load_analysis(cache_file(output_dir, f["sha256"])) for f in files}
+    files = [str(file) for file in sorted(folder.glob("*"))]
+    if not files:
+        raise utils.UserError(f"{folder}: no programs")
+    analyses, _ = analyse_files(files, output_dir, workers, all_or_none=True)
+    return {Path(file).name: load_analysis(analyses[file]) for file in files}
 
 
 def grow(sides: list[list[Analysis]]) -> None:
@@ -127,77 +128,57 @@ def grow(sides: list[list[Analysis]]) -> None:
         sys.stdout.flush()
 
 
+class Order:
+    """The order of joined blocks or functions: those with code first, then all imports.
+
+    Parameters
+    ----------
+    sizes : list of (int, int)
+        For each program, how many there are, and how many of these have code.
+    """
+
+    def __init__(self, sizes: list[tuple[int, int]]) -> None:
+        self.first = np.cumsum([0, *(n for n, _ in sizes)])
+        is_import = np.concatenate([np.arange(n) >= code for n, code in sizes])
+        self.order = np.argsort(is_import, kind="stable")
+        self.place = np.argsort(self.order)
+
+    def number(self, i: int, numbers: np.ndarray) -> np.ndarray:
+        """Return the new numbers of some blocks or functions of program i."""
+        return self.place[numbers + self.first[i]]
+
+
 def join(parts: list[Analysis]) -> Analysis:
     """Concatenate programs as if they were one; imports with the same name stay separate."""
-    nodes = {"code": [], "imports": []}  # old number -> new number
-    functions = {"code": [], "imports": []}
-    code = sum(part.code_blocks for part in parts)
-    n_functions = sum(p.code_functions for p in parts)
-    for i, _ in enumerate(parts):
-        before = parts[:i]
-        nodes["code"].append(sum(p.code_blocks for p in before))
-        nodes["imports"].append(code + sum(len(p.import_name) for p in before))
-        functions["code"].append(sum(p.code_functions for p in before))
-        functions["imports"].append(n_functions + sum(len(p.import_name) for p in before))
-    columns: dict[str, list] = {"edges": [], "kind": []}
-    columns |= {"string_block": [], "variable_block": [], "variable_address": []}
-    columns |= {"taker_block": [], "taken_block": []}
-    columns |= {"pointer_address": [], "pointer_block": [], "label_pointer": []}
-    listed: dict[str, list] = {"string": [], "variable_name": [], "label": []}
-    pointers = 0
-    split: dict[str, list[list]] = {
-        name: [[], []]
-        for name in ("address", "function", "returns", "function_address", "function_name")
-    }
-    texts: list[list[bytes]] = [[], []]
-    for i, part in enumerate(parts):
-        n, f = part.code_blocks, part.code_functions
-        number = np.concatenate(
-            [
-                np.arange(n) + nodes["code"][i],
-                np.arange(len(part.address) - n) + nodes["imports"][i],
-            ]
-        )
-        owner = np.concatenate(
-            [
-                np.arange(f) + functions["code"][i],
-                np.arange(len(part.import_name)) + functions["imports"][i],
-            ]
-        )
-        columns["edges"].append(number[part.edges])
-        columns["kind"].append(part.kind)
-        shift = np.uint64(i * APART)
-        for name in (name for name in columns if name.endswith("_block")):
-            columns[name].append(number[getattr(part, name)])
-        for name in ("variable_address", "pointer_address"):
-            columns[name].append(getattr(part, name) + shift)
-        columns["label_pointer"].append(part.label_pointer + pointers)
-        pointers += len(part.pointer_block)
-        for name, column in listed.items():
-            column += getattr(part, name)
-        for side, (inside, heads) in enumerate(
-            ((slice(0, n), slice(0, f)), (slice(n, None), slice(f, None)))
-        ):
-            moved = shift if side == 0 else np.uint64(0)
-            split["address"][side].append(part.address[inside] + moved)
-            split["function"][side].append(owner[part.function[inside]])
-            split["returns"][side].append(part.returns[inside])
-            split["function_address"][side].append(part.function_address[heads] + moved)
-            split["function_name"][side] += part.function_name[heads]
-            texts[side] += part.instructions[inside]
-    flat = {
-        name: np.concatenate([*sides[0], *sides[1]])
-        for name, sides in split.items()
-        if name != "function_name"
-    }
+    blocks = Order([(len(part.address), part.code_blocks) for part in parts])
+    functions = Order([(len(part.function_address), part.code_functions) for part in parts])
+    pointers = np.cumsum([0, *(len(part.pointer_block) for part in parts)], dtype=np.int32)
+
+    def moved(i: int, address: np.ndarray) -> np.ndarray:
+        return np.where(address > 0, address + np.uint64(i * APART), address)  # imports are at 0
+
+    def joined(name: str, change: Callable = lambda i, column: column) -> np.ndarray:
+        return np.concatenate([change(i, getattr(part, name)) for i, part in enumerate(parts)])
+
+    def listed(name: str) -> list:
+        return [value for part in parts for value in getattr(part, name)]
+
+    referring = ("string", "variable", "taker", "taken", "pointer")
+    instructions, function_name = listed("instructions"), listed("function_name")
     return dataclasses.replace(
         parts[0],
-        **flat,
-        function_name=split["function_name"][0] + split["function_name"][1],
-        import_name=[name for part in parts for name in part.import_name],
-        instructions=texts[0] + texts[1],
-        **{name: np.concatenate(column) for name, column in columns.items()},
-        **listed,
+        address=joined("address", moved)[blocks.order],
+        function=joined("function", functions.number)[blocks.order],
+        returns=joined("returns")[blocks.order],
+        instructions=[instructions[i] for i in blocks.order],
+        function_address=joined("function_address", moved)[functions.order],
+        function_name=[function_name[i] for i in functions.order],
+        kind=joined("kind"),
+        label_pointer=joined("label_pointer", lambda i, column: column + pointers[i]),
+        edges=joined("edges", blocks.number),
+        **{f"{name}_block": joined(f"{name}_block", blocks.number) for name in referring},
+        **{name: joined(name, moved) for name in ("variable_address", "pointer_address")},
+        **{name: listed(name) for name in ("string", "variable_name", "label", "import_name")},
     )
 
 

@@ -18,13 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from elftools.elf.elffile import ELFFile
+from truth import PIE_BASE, function_symbols
 
 from binary import starts
 from binary.disassemble import analyse
 from terminal.command_line import command_line
 from utils import UserError
-
-MAPPED = 0x400000  # where angr maps position-independent files
 
 
 def main(*files: str, processors: str = "", package: str = "zlib1g") -> None:
@@ -70,12 +69,7 @@ def fetch(package: str, processor: str, folder: Path) -> Path:
 def exported(file: Path) -> set[int]:
     """Return the addresses of exported functions, by pyelftools."""
     with file.open("rb") as stream:
-        symbols = ELFFile(stream).get_section_by_name(".dynsym").iter_symbols()
-        return {
-            symbol["st_value"]
-            for symbol in symbols
-            if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] != "SHN_UNDEF"
-        }
+        return {s["st_value"] for s in function_symbols(ELFFile(stream), ".dynsym")}
 
 
 def row(file: Path) -> str:
@@ -89,7 +83,7 @@ def row(file: Path) -> str:
     finally:
         starts.ELF_READERS = readers
     right, alone = (
-        sum(address + MAPPED in set(a.function_address.tolist()) for address in truth)
+        sum(address + PIE_BASE in set(a.function_address.tolist()) for address in truth)
         for a in (analysis, without)
     )
     said = ", ".join(f"{name} {n}" for name, n in analysis.start_sources().items())

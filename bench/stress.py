@@ -38,7 +38,7 @@ import numpy as np
 import utils
 from binary.analysis import load_analysis
 from binary.builds import find_binaries
-from binary.cache import analyse_all, analyse_one, cache_file
+from binary.cache import analyse_files, analyse_one
 from experiment_data.recipes import VALIDATION
 from jobs.processes import in_processes
 from terminal.command_line import command_line
@@ -176,7 +176,7 @@ def together(command: list[str], inputs: Path) -> int:
             runs.append((forks.start(others if i % 2 else command, work, errors), errors))
         count = collections.Counter()
         for child, errors in runs:
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            code = forks.wait(child, math.inf)
             errors.seek(0)
             said = errors.read()
             if code == 1 and said.count("\n") == 1 and "another run writes" in said:
@@ -201,9 +201,8 @@ def run_well(command: list[str], folder: Path) -> None:
 
 def change_files(binary: str, number: int, seed: int, folder: Path, kinds: str) -> int:
     """Change and read files of all kinds; print the outcomes, return the number of failures."""
-    content = {"path": binary, "sha256": utils.sha256_of(binary)}
-    analyse_all([content], str(folder / "output"), 1)
-    analysis = cache_file(folder / "output", content["sha256"])
+    analyses, _ = analyse_files([binary], str(folder / "output"), 1)
+    analysis = analyses[binary]
     failures = 0
     print(f"{'changed files':22} {'tried':>6} {'read':>6} {'refused':>8}  failed, slowest (s)")
     for name in changed_files.KINDS if kinds == "all" else kinds.split(","):
@@ -325,15 +324,11 @@ def until_the_end(
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
             child = forks.start(command, work, errors)
             # The last run is not killed, so that there is a comparison after the last kill as well.
-            until = time.monotonic() + rng.uniform(0, seconds) if killed < kills else math.inf
-            while time.monotonic() < until:
-                ended, status = os.waitpid(child, os.WNOHANG)
-                if ended:
-                    code = os.waitstatus_to_exitcode(status)
-                    errors.seek(0)
-                    print(errors.read() if code else "", end="", file=sys.stderr)
-                    return code, killed
-                time.sleep(0.01)
+            code = forks.wait(child, rng.uniform(0, seconds) if killed < kills else math.inf)
+            if code is not None:
+                errors.seek(0)
+                print(errors.read() if code else "", end="", file=sys.stderr)
+                return code, killed
             with contextlib.suppress(ProcessLookupError):  # it has not made its process group yet
                 os.killpg(child, signal.SIGKILL)
             os.kill(child, signal.SIGKILL)

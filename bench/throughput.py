@@ -48,9 +48,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
+from speed_training import make_step
 
 import models
-import optim
 import pretrain
 import train
 import utils
@@ -353,32 +353,12 @@ def sampled(corpus: Corpus, tokenizer: CorpusTokenizer, max_len: int, max_pred: 
 
 def consumed(vocab_size: int, max_len: int, max_pred: int) -> float:
     """Return the tokens per second that the model trains on, always the same batch of 32."""
-    device = utils.get_device()
-    if device.type == "cpu":
-        utils.keep_freed_memory()
-    sizes = models.Config.from_json(MODEL).with_vocab_size(vocab_size, MODEL, "bench/throughput.py")
-    model = models.BertModel4Pretrain(sizes).to(device).train()
-    optimizer = optim.BertAdam(model.parameters(), lr=1e-4)
-    rng = np.random.default_rng(0)
-    batch = {
-        "input_ids": rng.integers(5, vocab_size, (32, max_len)),
-        "segment_ids": np.zeros((32, max_len), np.int64),
-        "masked_pos": rng.permuted(np.tile(np.arange(1, max_len), (32, 1)), axis=1)[:, :max_pred],
-        "masked_ids": rng.integers(5, vocab_size, (32, max_pred)),
-        "masked_weights": np.full((32, max_pred), 1 / (32 * max_pred), np.float32),
-        "is_next": rng.integers(0, 2, 32),
-        "is_next_weights": np.full(32, 1 / 32, np.float32),
-    }
-    rows = {name: torch.from_numpy(x).to(device) for name, x in batch.items()}
-    bfloat16 = train.best_precision(device) == "bfloat16"
-    start = time.perf_counter()
-    steps = 0
+    device, sizes = utils.get_device(), models.Config.from_json(MODEL)
+    work = MODEL, vocab_size, 32, max_len, max_pred, sizes.p_drop_attn, sizes.p_drop_hidden
+    step = make_step(f"ours, {train.best_precision(device)}", work, device)
+    start, steps = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:
-        optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            loss = sum(pretrain.get_losses(model, rows).values())
-        loss.backward()
-        optimizer.step()
+        step()
         steps += 1
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from elftools.dwarf.die import DIE
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import Symbol
 
 import utils
 from binary.analysis import Analysis
@@ -82,13 +83,23 @@ def read_truth(binary: Path, cache: Path) -> Truth:
     )
 
 
+def function_symbols(elf: ELFFile, *tables: str) -> list[Symbol]:
+    """Return the symbols of functions that the file contains, from ".symtab" or ".dynsym"."""
+    sections = [elf.get_section_by_name(table) for table in tables]
+    return [
+        symbol
+        for section in sections
+        for symbol in (section.iter_symbols() if section else ())
+        if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] != "SHN_UNDEF"
+    ]
+
+
 def _symbols(elf: ELFFile, base: int) -> list[tuple[int, int, str]]:
-    table = elf.get_section_by_name(".symtab")
     return sorted(
         {
             symbol["st_value"] + base: (symbol["st_value"] + base, symbol["st_size"], symbol.name)
-            for symbol in table.iter_symbols()
-            if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_size"]
+            for symbol in function_symbols(elf, ".symtab")
+            if symbol["st_size"]
         }.values()
     )
 

@@ -44,6 +44,7 @@ import numpy as np
 from accuracy import PEERS, peer_matrix, peer_words
 from elftools.elf.elffile import ELFFile
 from scipy.optimize import linear_sum_assignment
+from truth import PIE_BASE, function_symbols
 
 import utils
 from binary.analysis import cache_file, load_analysis
@@ -380,14 +381,9 @@ def symbols(file: Path) -> dict[int, set[str]]:
     """Return address in the file -> the function's names, as `spelled` returns them."""
     found: dict[int, set[str]] = defaultdict(set)
     with file.open("rb") as stream:
-        elf = ELFFile(stream)
-        for table in (elf.get_section_by_name(".symtab"), elf.get_section_by_name(".dynsym")):
-            for symbol in table.iter_symbols() if table else ():
-                address, kind = symbol["st_value"], symbol["st_info"]["type"]
-                if kind != "STT_FUNC" or symbol["st_shndx"] == "SHN_UNDEF":
-                    continue
-                if ".cold" not in symbol.name and symbol.name not in STARTUP:
-                    found[address].add(symbol.name)
+        for symbol in function_symbols(ELFFile(stream), ".symtab", ".dynsym"):
+            if ".cold" not in symbol.name and symbol.name not in STARTUP:
+                found[symbol["st_value"]].add(symbol.name)
     return spelled(found)
 
 
@@ -429,8 +425,7 @@ def named(code: Features, found: dict[int, set[str]]) -> Names:
     """Return the names of the analysis's functions; ``found`` maps addresses to names."""
     analysis = code.analysis
     number = {a & ~1: f for f, a in enumerate(analysis.function_address[: code.functions].tolist())}
-    # angr maps position-independent files at 0x400000.
-    shift = max((0, 0x400000), key=lambda base: sum((a & ~1) + base in number for a in found))
+    shift = max((0, PIE_BASE), key=lambda base: sum((a & ~1) + base in number for a in found))
     of = {}
     for address, inside in found.items():
         f = number.get((address & ~1) + shift)

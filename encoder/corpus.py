@@ -1,9 +1,7 @@
 """What the encoder learns from: the functions of many builds, and which of them are the same.
 
-Two functions of two builds of a program are the same if their symbols have the same name. There is
-also a way without symbols, called twins: an import or a word of a string that only one function of
-each build uses is a vote for this pair of functions. A pair are twins if no other pair of either
-function has more votes.
+Functions of two builds of a program are the same if their symbols have the same name or, without
+symbols, if they are twins (pairs/twins.py).
 """
 
 import dataclasses
@@ -24,6 +22,7 @@ from features.extract import extract_features
 from features.positions import BAG, WORD_KINDS, Positions, read_positions
 from features.tfidf import DIMENSIONS
 from files.arrays import Numbers, Texts, read_arrays, write_arrays
+from pairs.twins import find_twins
 from terminal import progress
 
 VERSION = 1  # of the cached files: raise it if their content changes, so that they are made again
@@ -110,16 +109,7 @@ class Corpus:
 
     def twins(self, a: Build, b: Build) -> np.ndarray:
         """Return the pairs of functions that are twins, int64 (k, 2); symbols are not used."""
-        first, second = self._unique(a), self._unique(b)
-        votes: dict[tuple[int, int], int] = {}
-        for word in first.keys() & second.keys():
-            pair = first[word], second[word]
-            votes[pair] = votes.get(pair, 0) + 1
-        best: tuple[dict[int, int], dict[int, int]] = ({}, {})
-        for i, j in sorted(votes, key=lambda pair: (-votes[pair], pair)):
-            best[0].setdefault(i, j)
-            best[1].setdefault(j, i)
-        found = sorted((i, j) for i, j in best[0].items() if best[1][j] == i)
+        found = find_twins(self._unique(a), self._unique(b))
         return np.array(found, np.int64).reshape(-1, 2)
 
     def _unique(self, build: Build) -> dict[int, int]:

@@ -25,7 +25,7 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -303,32 +303,36 @@ def build(tree: Tree, jobs: int) -> None:
 
 
 def run(tree: Tree, step: str, command: list[str], stdin: str = "") -> None:
-    """Run one step in the build folder with a log there; raise a UserError if it fails.
+    """Run one step in the build folder with a log there; raise a UserError if it fails."""
+    try:
+        # Let configure use Debian's dash, which is faster than bash; the result is the same.
+        shell = {"CONFIG_SHELL": "/bin/sh"}
+        run_logged(command, tree.folder, tree.folder / f"{step}.log", stdin, shell)
+    except UserError as error:
+        raise UserError(
+            f"{tree.name}: {error}; try another compiler or version, {OTHERWISE}"
+        ) from error
+
+
+def run_logged(
+    command: list[str], folder: Path, log: Path, stdin: str = "", env: Mapping[str, str] = {}
+) -> None:
+    """Run a command in a folder; raise a UserError with the first line of an error if it fails.
 
     Only environment variables needed to find programs are passed on: CFLAGS or MAKEFLAGS (set by an
     outer make) must not change the binaries. FORCE_UNSAFE_CONFIGURE lets configure run as root.
     """
-    log = tree.folder / f"{step}.log"
     keep = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
-    env = {name: os.environ[name] for name in keep if name in os.environ}
-    # Let configure use Debian's dash, which is faster than bash; the result is the same.
-    env |= {"LC_ALL": "C", "FORCE_UNSAFE_CONFIGURE": "1", "CONFIG_SHELL": "/bin/sh"}
+    env = {"LC_ALL": "C", "FORCE_UNSAFE_CONFIGURE": "1", **env}
+    env |= {name: os.environ[name] for name in keep if name in os.environ}
     with log.open("wb") as file:
         done = subprocess.run(
-            command,
-            cwd=tree.folder,
-            env=env,
-            input=stdin.encode(),
-            stdout=file,
-            stderr=subprocess.STDOUT,
+            command, cwd=folder, env=env, input=stdin.encode(), stdout=file, stderr=file
         )
     if done.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
         reason = next((line for line in lines if "error:" in line.lower()), lines[-1])
-        raise UserError(
-            f"{tree.name}: {' '.join(command[:1])} failed ({reason.strip()}; see {log}); "
-            f"try another compiler or version, {OTHERWISE}"
-        )
+        raise UserError(f"{command[0]} failed ({reason.strip()}; see {log})")
 
 
 # Sources

@@ -36,7 +36,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from build_coreutils import distribution, open_tarball, private_apt, say, split
+from build_coreutils import distribution, open_tarball, private_apt, run_logged, say, split
 from recipes import RECIPES, Recipe
 
 from terminal.command_line import command_line
@@ -412,22 +412,10 @@ def find_built(folder: Path) -> list[Path]:
 
 def run(tree: Tree, step: str, command: list[str]) -> None:
     """Run one step of a build with a log; raise a UserError if it fails."""
-    log = tree.folder / f"{step}.log"
-    env = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-    env |= {"LC_ALL": "C", "FORCE_UNSAFE_CONFIGURE": "1"}
-    with log.open("wb") as file:
-        done = subprocess.run(
-            command,
-            cwd=tree.folder / tree.recipe.folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-        )
-    if done.returncode:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
-        reason = next((line for line in lines if "error:" in line.lower()), lines[-1])
-        raise UserError(f"{tree.name}: {command[0]} failed ({reason.strip()}; see {log})")
+    try:
+        run_logged(command, tree.folder / tree.recipe.folder, tree.folder / f"{step}.log")
+    except UserError as error:
+        raise UserError(f"{tree.name}: {error}") from error
 
 
 if __name__ == "__main__":

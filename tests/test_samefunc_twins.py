@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import samefunc
 from binary.analysis import save_analysis
 from binary.disassemble import analyse
+from pairs.twins import find_twins
 
 BUILDS = ("O0", "O1", "O2")
 # Functions that no name distinguishes, beside those of SOURCE.
@@ -137,11 +138,15 @@ def function(*names):
     return samefunc.Function("p", "b", 1, "", 1, 1, ("mov", "mov"), frozenset(names))
 
 
+def twins_of(*builds):
+    return find_twins(*map(samefunc.unique_names, builds))
+
+
 def test_most_votes_win():
     first = [function("a", "b", "c"), function("d"), function("often"), function("e")]
     second = [function("c", "d", "often"), function("a", "b"), function("e"), function("often")]
     # a and b outvote c. But c and d disagree about function 0 of the second; "often" does not vote.
-    assert samefunc.find_twins(first, second) == [(0, 1), (3, 2)]
+    assert twins_of(first, second) == [(0, 1), (3, 2)]
 
 
 sets = st.lists(st.frozensets(st.sampled_from("abcdefgh")), max_size=6)
@@ -150,12 +155,12 @@ sets = st.lists(st.frozensets(st.sampled_from("abcdefgh")), max_size=6)
 @given(sets, sets)
 def test_twins_are_one_to_one_and_symmetric(first, second):
     one, other = ([function(*names) for names in functions] for functions in (first, second))
-    found = samefunc.find_twins(one, other)
+    found = twins_of(one, other)
     for side in (0, 1):
         assert len({pair[side] for pair in found}) == len(found)
     for i, j in found:
         assert first[i] & second[j]
-    turned = {(j, i) for i, j in samefunc.find_twins(other, one)}
+    turned = {(j, i) for i, j in twins_of(other, one)}
     # With equal votes the lower number wins; otherwise the result is the same from both sides.
     tied = {pair for pair in turned ^ set(found)}
     assert all(_is_tied(first, second, *pair) for pair in tied)
