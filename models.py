@@ -1,9 +1,8 @@
 """BERT: the encoder that all tasks share, and its two pre-training heads.
 
-For CPUs, the end of this file has its own attention and dropout. There, PyTorch's fused attention
-does not use bfloat16 products and does not support dropout, and PyTorch's dropout draws a 64-bit
-random number for each element on one core. GPUs use PyTorch's kernels.
-`bench/speed_training.py` measures the gain.
+GPUs use PyTorch's kernels. The end of this file has attention and dropout for CPUs, where PyTorch's
+fused attention has neither bfloat16 products nor dropout, and its dropout draws a 64-bit random
+number for each element on one core. `bench/speed_training.py` measures the gain.
 """
 
 import dataclasses
@@ -31,15 +30,15 @@ class Config:
     Attributes
     ----------
     dim, n_layers, n_heads, dim_ff : int
-        Width of the hidden states, number of blocks, number of attention heads (each has
-        ``dim / n_heads`` columns), width inside the feed-forward layers.
+        Width of the hidden states, number of blocks, number of attention heads (``dim / n_heads``
+        columns each), width inside the feed-forward layers.
     p_drop_hidden, p_drop_attn : float
         Dropout of hidden states and of attention weights.
     max_len, n_segments : int
         Number of positions and of segments that have an embedding.
     init_std : float
-        Standard deviation of the initial weights; by default BERT's 0.02, which suits a width of
-        768. Narrow models learn faster with more, in proportion to sqrt(768 / dim).
+        Standard deviation of the initial weights. BERT's 0.02 suits a width of 768; narrow models
+        learn faster with more, in proportion to sqrt(768 / dim).
     positions : {"learned", "rotary"}
         BERT's embedding of each position, or queries and keys rotated by an angle that depends on
         it (Su et al., "RoFormer", 2021, https://arxiv.org/abs/2104.09864).
@@ -68,9 +67,7 @@ class Config:
         rows = (self.vocab_size or 0) + self.max_len + self.n_segments
         numbers = self.dim * (rows + self.n_layers * (4 * self.dim + 2 * self.dim_ff))
         if 4 * numbers > MEMORY:  # a config may come from anywhere
-            raise ValueError(
-                f"a model of these sizes has {numbers:.2g} weights, more than fit into memory"
-            )
+            raise ValueError(f"such a model has {numbers:.2g} weights, more than fit into memory")
         return self
 
     @classmethod
@@ -79,17 +76,11 @@ class Config:
         return utils.read_config(cls, path)
 
     def with_vocab_size(
-        self,
-        vocab_size: int,
-        model_cfg: str | os.PathLike[str],
-        vocab: str | os.PathLike[str],
+        self, vocab_size: int, model_cfg: str | os.PathLike[str], vocab: str | os.PathLike[str]
     ) -> "Config":
-        """Return this config with the vocabulary's size; the two paths are for messages.
+        """Return this config with the vocabulary's size.
 
-        Raises
-        ------
-        utils.UserError
-            The config has another size.
+        If it has another size already, a `utils.UserError` names the files of the two.
         """
         if self.vocab_size not in (None, vocab_size):
             raise utils.UserError(
@@ -177,7 +168,7 @@ def take(x: Tensor, at: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, at: Tensor | None = None) -> Tensor:
-    """Rotate each pair of elements of float (B, S, ..., W) by its position times a frequency.
+    """Rotate pairs of elements of float (B, S, ..., W) by their position times a frequency.
 
     The positions are 0 to S - 1, or ``at``, int64 (B, S).
     """
@@ -224,13 +215,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """BERT's encoder.
-
-    Parameters
-    ----------
-    cfg : Config
-    embed : Module, optional
-        Replaces `Embeddings`.
+    """BERT's encoder; ``embed`` replaces its `Embeddings`.
 
     References
     ----------

@@ -12,11 +12,9 @@ ten seconds.
 
 import collections
 import dataclasses
-import datetime
 import json
 import math
 import os
-import platform
 import random
 import resource
 import shutil
@@ -33,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import forks
 import mutants
 import numpy as np
+from machine import machine
 from stress import MODEL, SIZES, TRAINING, write_pairs
 
 import utils
@@ -132,7 +131,7 @@ def main(
     """
     first, second = (binary["path"] for binary in find_binaries(path, biname)[:2])
     chosen = list(INPUTS) if kinds == "all" else kinds.split(";")
-    print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}")
+    print(machine())
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder, "project")

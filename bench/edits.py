@@ -11,7 +11,6 @@ program is also compared with itself. None of the programs is run.
 The package ziglang contains a compiler (clang) and a linker (lld) for all processors.
 """
 
-import datetime
 import functools
 import re
 import subprocess
@@ -25,6 +24,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from machine import machine
 
 import utils
 from binary.analysis import load_analysis
@@ -114,7 +115,7 @@ def main(
         if unknown := set(given.split(",")) - set(known):
             raise utils.UserError(f"{sorted(unknown)[0]!r} is none of {', '.join(known)}")
     model = read_model()
-    print(f"{datetime.date.today()}, clang -{level}; {len(edits())} programs with one edit each")
+    print(f"{machine()}; clang -{level}; {len(edits())} programs with one edit each")
     print("found: changed, and leads the list; else: other functions called changed or unmatched")
     print(f"{'':36} found  else  relinked shuffled stripped itself  relaxed  seconds")
     with tempfile.TemporaryDirectory() as temporary:

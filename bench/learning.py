@@ -13,7 +13,6 @@ chosen on the held-out examples themselves. To find out what the model's answers
 answers again with parts of the text hidden, and with each segment's tokens in random order.
 """
 
-import datetime
 import json
 import sys
 from pathlib import Path
@@ -23,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import scipy.sparse
 import torch
+from machine import machine
 from settings import MODEL, REFERENCE, make_text, place_of, trained
 from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
-from speed_training import processor
 
 import checkpoint
 import pretrain
@@ -93,7 +92,7 @@ def main(
         return of_seeds([next_accuracy(model, text.batches, view) for model in models])
 
     print(
-        f"{datetime.date.today()}, {processor()}, torch {torch.__version__}; {MODEL}, {steps} "
+        f"{machine()}, torch {torch.__version__}; {MODEL}, {steps} "
         f"steps, {seeds} seeds: mean (least to most)"
     )
     pairs = len(text.batches) * pretrain.EVAL_EXAMPLES

@@ -14,7 +14,6 @@ built already are not built again; delete the folder to start over.
 """
 
 import dataclasses
-import datetime
 import os
 import re
 import shutil
@@ -31,6 +30,7 @@ import numpy as np
 import truth
 from build_coreutils import distribution, open_tarball, private_apt
 from build_packages import download, extract, require_tools
+from machine import machine
 from pydantic import PositiveInt
 from scipy.stats import binomtest
 
@@ -176,7 +176,7 @@ def main(
         for file in (step.old, step.before, step.new)
     }
     how = f"{old_compiler} -{old_level} to {compiler} -{level}"
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {release}, {how}")
+    print(f"{machine()}; {release}, {how}")
     for step in steps.copy():
         if instructions(copies[step.before]) == instructions(copies[step.new]):
             print(f"{step.package}: {step.patch} changes no instruction")

@@ -10,10 +10,7 @@ stops during evaluations.
 """
 
 import dataclasses
-import datetime
 import math
-import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -22,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import plain
 import torch
+from machine import machine
 from settings import MODEL, OURS, make_text
 
 import models
@@ -102,8 +100,8 @@ def main(
         for examples in MEASURED
     ]
     print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch "
-        f"{torch.__version__}; {biname}, vocabulary {sizes.vocab_size}; held out {split.rule}"
+        f"{machine()}, torch {torch.__version__}; {biname}, vocabulary {sizes.vocab_size}; "
+        f"held out {split.rule}"
     )
     lengths = [examples[0] for examples in MEASURED]
     print("seconds of training, masked-LM accuracy on held-out examples of", end=" ")

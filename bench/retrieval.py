@@ -16,12 +16,10 @@ package are left out, and of functions with the same normalised body only one is
 table-seed0.npz, table-seed1.npz.
 """
 
-import datetime
 import hashlib
 import itertools
 import json
 import os
-import platform
 import re
 import sys
 import time
@@ -35,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiment_data
 
 import numpy as np
 import scipy.sparse
+from machine import machine
 from pydantic import PositiveFloat, PositiveInt
 from ranks import MEASURES, count_nearer, interval, pool_figures, resampled_means
 from recipes import RECIPES, TEST, VALIDATION
@@ -316,11 +315,10 @@ def main(
     seen = [known_of(build, outputDir, work).body for build in progress.bar(learned, desc="seen")]
     asked = not_seen(held, known, np.unique(np.concatenate([*seen, np.empty(0, np.uint64)])))
     number = len({(b.package, b.file.name, name) for b in held for name in known[b].name if name})
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}; ", end="")
     print(
-        f"{len(held)} files of held-out libraries, {lacking} not analysed; of {number:,} ", end=""
+        f"{machine()}; {len(held)} files of held-out libraries, {lacking} not analysed; of "
+        f"{number:,} functions {number - len(asked):,} occur in training and are left out"
     )
-    print(f"functions {number - len(asked):,} occur in training and are left out")
     print()
     vectors = Vectors(rows, outputDir, work)
     figures = []

@@ -12,11 +12,8 @@ test pairs. The random network differs only in its initial weights. *Vectors alo
 fine-tuned networks, but only the cosine of BERT's two vectors counts. The regularisation of the
 logistic regressions is the best of three on the test pairs themselves, an advantage over BERT."""
 
-import datetime
 import itertools
 import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import scipy.sparse
 import torch
+from machine import machine
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import MaxAbsScaler
@@ -118,8 +116,8 @@ def main(
             runs = [measures(file, pairs) for file in made]
             for kind in runs[0]:
                 table[f"{n:,}: {kind}, from {name}"] = [run[kind] for run in runs]
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch", end=" ")
-    print(f"{torch.__version__}; training pairs of {', '.join(train)}; accuracy, ROC AUC")
+    print(f"{machine()}, torch {torch.__version__}; training pairs of {', '.join(train)}")
+    print("accuracy, ROC AUC")
     print(f"{'':42}{tests[0]:>22}{tests[1]:>22}")
     for name, runs in table.items():
         cells = []

@@ -11,7 +11,6 @@ function in another build. Each training uses one core.
 """
 
 import contextlib
-import datetime
 import io
 import json
 import lzma
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from speed_training import processor
+from machine import machine
 
 import checkpoint
 import models
@@ -231,8 +230,8 @@ def run(
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
     lines = [
-        f"{datetime.date.today()}, {processor()}, {workers} trainings at a time, on one core each, "
-        f"torch {torch.__version__}, {train.best_precision(torch.device('cpu'))}; bert_tiny, "
+        f"{machine()}, {workers} trainings at a time, on one core each, torch "
+        f"{torch.__version__}, {train.best_precision(torch.device('cpu'))}; bert_tiny, "
         f"{steps * costs[REFERENCE]:.0f} s of CPU time each; held out {text.split.rule}; "
         f"{text.searches:,} searches; bags of words find {text.recall(text.bags()):.1%}",
         f"{'':38}{'steps':>6}{'seeds':>6}"

@@ -8,8 +8,6 @@ concatenated, DIR/<old build>/* and DIR/<new build>/*, the largest first.
 """
 
 import dataclasses
-import datetime
-import os
 import resource
 import subprocess
 import sys
@@ -22,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+from machine import machine
 
 import utils
 from binary.analysis import Analysis, load_analysis
@@ -64,7 +63,7 @@ def main(
     workers : int
         Processes of diff.py.
     """
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores")
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cold", "warm"):
             began, before = time.perf_counter(), processor_seconds()

@@ -18,7 +18,6 @@ import dataclasses
 import datetime
 import importlib.util
 import multiprocessing
-import platform
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import plain
 import torch
+from machine import processor
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -124,14 +124,6 @@ def main(
         ceiling = train.product_flops(device, torch.bfloat16)
         print(f"{flops / 1e9:.3f} GFLOP a token; products reach {ceiling / 1e12:.0f} TFLOP/s")
         print(f"{'our share of that':44}" + "".join(f"{x * flops / ceiling:12.1%}" for x in ours))
-
-
-def processor() -> str:
-    """Return the processor's name, if Linux knows it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
 
 
 def measure(names: list[str], work: tuple, steps: int) -> dict[str, list[float]]:
@@ -362,7 +354,7 @@ def optimizer(rounds: int = 15) -> None:
             times[name].append(milliseconds(step, device))
     medians = {name: statistics.median(spent[1:]) for name, spent in times.items()}  # 0: warm-up
 
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(
         f"{datetime.date.today()}, {where}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, {sum(p.numel() for p in params) / 1e6:.0f} M parameters, "

@@ -15,12 +15,10 @@ code is 1 if any byte differs, or if a run fails without a one-sentence error.
 
 import collections
 import contextlib
-import datetime
 import io
 import json
 import math
 import os
-import platform
 import random
 import shutil
 import signal
@@ -34,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import mutants as changed_files
 import numpy as np
+from machine import machine
 
 import utils
 from binary.analysis import load_analysis
@@ -102,7 +101,7 @@ def main(
     binaries = find_binaries(path, biname)
     chosen = binaries[:: -(-len(binaries) // builds)]
     rng = np.random.default_rng(seed)
-    print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}")
+    print(machine())
     print(f"{len(chosen)} builds of {biname}")
     lost = failed = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -25,13 +25,11 @@ minutes on two cores. Memory is the private memory of the processes; the ids are
 and the kernel drops those pages when it needs them.
 """
 
-import datetime
 import importlib.metadata
 import json
 import logging
 import multiprocessing
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -43,6 +41,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -116,11 +115,7 @@ def main(
         size = size_of(Path(folder, "data"))
     tokens = sum(count["tokens"] for count in counts)
     lengths = [n for c in counts for n, k in enumerate(c["document_lengths"]) for _ in range(k)]
-    print(
-        f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()},",
-        end=" ",
-    )
-    print(f"angr {importlib.metadata.version('angr')}, {workers} workers")
+    print(f"{machine()}, angr {importlib.metadata.version('angr')}, {workers} workers")
     builds = f"{len(binaries)} builds of {', '.join(programs)}"
     print(f"{builds}, {len(counts)} pairs, {tokens:,} tokens")
     print(f"  cold              {cold:7.1f} s")
@@ -173,8 +168,7 @@ def pairs(
     outputDir : str
         Analysed binaries, as for gendata.py; used and completed.
     """
-    print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()},")
-    print(f"{workers} workers on {os.cpu_count()} cores; memory: first process / largest worker")
+    print(f"{machine()}, {workers} workers; memory: first process / largest worker")
     print()
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
@@ -282,8 +276,7 @@ def feed(gigabytes: float = 2.0, steps: int = 300) -> None:
     steps : int
         Steps of the pre-training.
     """
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}", end=", ")
-    print(f"torch {torch.__version__}, numpy {np.__version__}")
+    print(f"{machine()}, torch {torch.__version__}, numpy {np.__version__}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data_file, vocab = generate(folder, round(gigabytes * 1e9))

@@ -20,7 +20,6 @@ group. qbindiff (pip install qbindiff), if it is installed, aligns the call grap
 cosines.
 """
 
-import datetime
 import functools
 import hashlib
 import io
@@ -43,6 +42,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import numpy as np
 from accuracy import PEERS, peer_matrix, peer_words
 from elftools.elf.elffile import ELFFile
+from machine import machine
 from scipy.optimize import linear_sum_assignment
 from truth import PIE_BASE, function_symbols
 
@@ -535,7 +535,7 @@ def qbindiff_pairs(first: Features, second: Features, score: np.ndarray) -> list
 
 def table(results: list[tuple[Row, dict]]) -> list[str]:
     """Return the lines of a Markdown table, with a row for each pair and one for each group."""
-    lines = [f"{datetime.date.today()}", ""]
+    lines = [machine(), ""]
     columns = "pair|functions|right|wrong (unclear)|missed|F1 (95 %)|words|qbindiff|itself|CPU s|MB"
     lines.append(f"| {' | '.join(columns.split('|'))} |")
     lines.append("|---|---|---|---|---|---|---|---|---|---|---|")

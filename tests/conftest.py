@@ -1,6 +1,7 @@
 """Shared fixtures: tiny programs, compiled once per session, and a tiny BERT."""
 
 import contextlib
+import csv
 import hashlib
 import io
 import os
@@ -55,6 +56,25 @@ def tiny_bert(vocab_size=None, **changes):
     sizes = dict(dim=24, n_layers=2, n_heads=3, dim_ff=40, p_drop_hidden=0.1, p_drop_attn=0.1)
     sizes |= dict(max_len=32, n_segments=2, vocab_size=vocab_size)
     return models.Config(**(sizes | changes))
+
+
+def shake(model):
+    """Change all weights, since initial biases are 0, and initial attention is nearly uniform."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.2 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return model
+
+
+def read_pairs(file):
+    """Return the rows of a TSV file of samefunc.py, without its header."""
+    with open(file, newline="") as lines:
+        rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        assert next(rows) == ["label", "text_a", "text_b", "origin_a", "origin_b"]
+        return list(rows)
 
 
 SOURCE = r"""

@@ -3,10 +3,9 @@
 import dataclasses
 import json
 import shutil
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import ablation
 import numpy as np
 import pytest
 import torch
@@ -21,9 +20,6 @@ from matching.candidates import MEASURES, Candidates
 from matching.networks import MatchingConfig
 from matching.training_pairs import make_pair
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
-import ablation
 
 WORDS = ["pairs", "words", "dimensions", "encoder_steps", "encoder_batch", "n_epochs"]
 SMALL = dict(zip(WORDS, [2, 512, 8, 20, 16, 2], strict=True))

@@ -1,19 +1,14 @@
 """diff.py reports every edit of a small program as a change, and nothing else, by processor."""
 
-import sys
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
+import edits as bench
 import numpy as np
 import pytest
+from conftest import SOURCE, compile_c
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
-
-import edits as bench
-from conftest import SOURCE, compile_c
 
 from binary.addresses import IN_MEMORY, parse
 from binary.disassemble import analyse

@@ -8,15 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu_encoder
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from safetensors import safe_open
-
-sys.path.append(str(ROOT / "bench"))
-
-import gpu_encoder
 
 import utils
 from encoder import corpus as corpora
@@ -39,18 +36,12 @@ from encoder.network import Network, View
 from encoder.objectives import OBJECTIVES, Data, Same, draw
 from encoder.train import Config, Stage, find_files, package_of, programs_of
 from experiment_data.recipes import TEST, VALIDATION
-from features.extract import extract_features
 from features.operations import operations
 from features.positions import LONGEST, WORD_KINDS, read_positions
 from features.tfidf import DIMENSIONS
 
 SPARSE = ("of_line", "names", "bags")
 HOW = Calibration(scale=20.0, none=0.8)
-
-
-@pytest.fixture(scope="module")
-def codes(analyses):
-    return {build: extract_features(analysis) for build, analysis in analyses.items()}
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Broken, odd and malicious files: only the file itself is skipped, and nothing harmful gets in."""
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stress
 import torch
 from conftest import ROOT, SIZES, SMALL, TINY, compile_c
 
@@ -40,9 +40,6 @@ from terminal.escape import printable
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 from utils import UserError
 
-spec = importlib.util.spec_from_file_location("stress", ROOT / "bench/stress.py")
-stress = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(stress)
 PROGRAM = "tiny"
 
 

@@ -13,7 +13,7 @@ import tokenizers
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import tiny_bert
+from conftest import shake, tiny_bert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,15 +31,6 @@ PIECES = [*"_abcdem.@8", *(f"##{c}" for c in "_abcdem.@8")]
 VOCAB = [*SPECIAL_TOKENS, *WORDS, *PIECES]
 CFG = tiny_bert(len(VOCAB), p_drop_attn=0.0)
 LINE = "push reg8 call __ctype_b_loc [MASK] reg8 imme"
-
-
-def shaken(model):
-    """Make all weights differ."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 0.2 * torch.randn(p.shape, generator=generator)
-    return model.eval()
 
 
 def write_out(folder, model, cfg, vocab):
@@ -65,7 +56,7 @@ def write_out(folder, model, cfg, vocab):
 
 @pytest.fixture(scope="module")
 def model():
-    return shaken(models.BertModel4Pretrain(CFG))
+    return shake(models.BertModel4Pretrain(CFG)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +201,7 @@ def make_theirs(cls, **changes):
         "intermediate_size": 24,
         "max_position_embeddings": 30,
     }
-    return shaken(cls(transformers.BertConfig(**{**sizes, **changes})))
+    return shake(cls(transformers.BertConfig(**{**sizes, **changes}))).eval()
 
 
 def english(folder):

@@ -1,15 +1,16 @@
 import json
 import math
-import re
 
 import pytest
 import torch
 import transformers
+from conftest import shake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
 import utils
+from formats.bert import hugging_face_name
 
 SIZES = {
     "dim": 32,
@@ -23,50 +24,9 @@ SIZES = {
 }
 VOCAB_SIZE = 101
 
-# Our names -> Hugging Face's.
-BLOCK = {
-    "attn.proj_q": "attention.self.query",
-    "attn.proj_k": "attention.self.key",
-    "attn.proj_v": "attention.self.value",
-    "proj": "attention.output.dense",
-    "norm1": "attention.output.LayerNorm",
-    "pwff.fc1": "intermediate.dense",
-    "pwff.fc2": "output.dense",
-    "norm2": "output.LayerNorm",
-}
-OUTSIDE = {
-    "transformer.embed.tok_embed": "bert.embeddings.word_embeddings",
-    "transformer.embed.pos_embed": "bert.embeddings.position_embeddings",
-    "transformer.embed.seg_embed": "bert.embeddings.token_type_embeddings",
-    "transformer.embed.norm": "bert.embeddings.LayerNorm",
-    "fc": "bert.pooler.dense",
-    "linear": "cls.predictions.transform.dense",
-    "norm": "cls.predictions.transform.LayerNorm",
-    "classifier": "cls.seq_relationship",
-    "decoder": "cls.predictions.decoder",
-}
-
 
 def config(**changes) -> models.Config:
     return models.Config(**{**SIZES, "vocab_size": VOCAB_SIZE, **changes})
-
-
-def hugging_face_name(key: str) -> str:
-    if key == "decoder_bias":
-        return "cls.predictions.bias"
-    module, parameter = key.rsplit(".", 1)
-    parameter = {"gamma": "weight", "beta": "bias"}.get(parameter, parameter)
-    if block := re.fullmatch(r"transformer\.blocks\.(\d+)\.(.+)", module):
-        return f"bert.encoder.layer.{block[1]}.{BLOCK[block[2]]}.{parameter}"
-    return f"{OUTSIDE[module]}.{parameter}"
-
-
-def shake(model: torch.nn.Module) -> None:
-    """Change all weights, since initial biases are 0, and initial attention is nearly uniform."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 0.2 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
 
 
 def make_twins(dtype: torch.dtype, p_drop: float = 0.0):

@@ -1,21 +1,12 @@
 """Files of every kind, changed by hypothesis: each is read, or refused in one sentence."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import mutants
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.processes import limited_memory
-
-ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("mutants", ROOT / "bench/mutants.py")
-mutants = importlib.util.module_from_spec(spec)
-sys.modules["mutants"] = mutants
-spec.loader.exec_module(mutants)
 
 
 @pytest.mark.parametrize("name", mutants.KINDS)

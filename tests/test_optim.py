@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import tiny_bert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -289,23 +290,8 @@ def test_bad_settings_are_named(name, value):
         optim.BertAdam([{"params": [p], name: value}], lr=0.1)
 
 
-def tiny_bert():
-    cfg = models.Config(
-        dim=8,
-        n_layers=2,
-        n_heads=2,
-        dim_ff=16,
-        p_drop_hidden=0.0,
-        p_drop_attn=0.0,
-        max_len=6,
-        n_segments=2,
-        vocab_size=11,
-    )
-    return models.BertModel4Pretrain(cfg)
-
-
 def test_optim4gpu_decays_matrices_and_nothing_else():
-    model = tiny_bert()
+    model = models.BertModel4Pretrain(tiny_bert(11))
     cfg = SimpleNamespace(lr=1e-3, warmup=0.1, total_steps=50)
     optimizer = optim.optim4GPU(cfg, model)
     decayed, spared = optimizer.param_groups
@@ -321,7 +307,7 @@ def test_optim4gpu_decays_matrices_and_nothing_else():
 
 
 def test_optim4gpu_shrinks_only_what_decays():
-    model = tiny_bert()
+    model = models.BertModel4Pretrain(tiny_bert(11))
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(1.0)
@@ -333,7 +319,7 @@ def test_optim4gpu_shrinks_only_what_decays():
 
 
 def test_optim4gpu_leaves_frozen_parameters_alone():
-    model = tiny_bert()
+    model = models.BertModel4Pretrain(tiny_bert(11))
     model.transformer.requires_grad_(False)
     optimizer = optim.optim4GPU(SimpleNamespace(lr=0.5, warmup=0.0, total_steps=1), model)
     held = {p for group in optimizer.param_groups for p in group["params"]}

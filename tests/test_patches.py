@@ -2,20 +2,16 @@
 
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
+import patches
 import pytest
+import truth
 from conftest import SOURCE
 
 from binary.disassemble import analyse
 from features.extract import extract_features
 from matching.changes import compare
 from matching.model import DEFAULT, read_model
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
-import patches
-import truth
 
 PATCH = """\
 From: somebody

@@ -1,21 +1,14 @@
 """models.py and optim.py against bench/plain.py."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
+import plain
 import pytest
 import torch
-from conftest import tiny_bert
+from conftest import shake, tiny_bert
 
 import models
 import optim
 import pretrain
-
-PLAIN = Path(models.__file__).parent / "bench/plain.py"
-spec = importlib.util.spec_from_file_location("plain", PLAIN)
-plain = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(plain)
 
 
 def config():
@@ -40,10 +33,7 @@ def batch(seed=0):
 
 def twins(dtype):
     torch.manual_seed(0)
-    slow = plain.BertModel4Pretrain(config()).to(dtype)
-    with torch.no_grad():
-        for p in slow.parameters():
-            p += 0.2 * torch.randn_like(p)
+    slow = shake(plain.BertModel4Pretrain(config()).to(dtype))
     fast = models.BertModel4Pretrain(config()).to(dtype)
     fast.load_state_dict(slow.state_dict())
     return slow.train(), fast.train()

@@ -6,31 +6,23 @@ import re
 import shutil
 
 import pytest
-from conftest import SOURCE, compile_c
 from hypothesis import given
 from hypothesis import strategies as st
 
 import binary.decompile
 from binary.decompile import decompile, regions
-from binary.disassemble import analyse
-from features.extract import extract_features
 from jobs.processes import LIMITS
 from matching.changes import compare
 from matching.exports.markdown import as_markdown
-from matching.model import read_model
 from matching.page.make import make_page
 from matching.pseudo import PseudoDiff, line_diff, pseudo_code
 
-PATCHED = SOURCE.replace("sum / 2;", "sum > 100000 ? 7 * sum : sum / 2 - 1234;")
-
 
 @pytest.fixture(scope="module")
-def pair(builds, analyses, tmp_path_factory):
+def pair(builds, codes, patched_file, patched, model):
     """Paths, features and diff of a program and its patched version."""
-    patched = compile_c(PATCHED, tmp_path_factory.mktemp("patched") / "shapes", "-O1")
-    codes = extract_features(analyses["O1"]), extract_features(analyse(patched))
-    paths = str(builds / "O1" / "shapes"), str(patched)
-    return paths, codes, compare(*codes, read_model())
+    paths = str(builds / "O1" / "shapes"), str(patched_file)
+    return paths, (codes["O1"], patched), compare(codes["O1"], patched, model)
 
 
 @pytest.fixture(scope="module")

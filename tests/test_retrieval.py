@@ -1,16 +1,13 @@
 """bench/retrieval.py: ranks in pools, intervals, which functions are asked about."""
 
-import sys
 from pathlib import Path
 
+import names
 import numpy as np
 import pytest
-from conftest import compile_c
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
-import names
 import ranks
 import retrieval
+from conftest import compile_c
 from recipes import RECIPES, TEST, VALIDATION
 
 from features.outline import unseen_names

@@ -1,15 +1,10 @@
 """bench/same_function.py: features of two functions' words."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import same_function
 
 from tasks.tables import Examples
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
-import same_function
 
 
 @pytest.mark.parametrize("kind", list(same_function.VECTORIZERS))

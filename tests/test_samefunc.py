@@ -1,6 +1,5 @@
 """samefunc.py: labels are true, splits are disjoint, nothing gives a label away."""
 
-import csv
 import dataclasses
 import json
 import subprocess
@@ -9,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ROOT, SOURCE, compile_c, run_script, typed
+from conftest import ROOT, SOURCE, compile_c, read_pairs, run_script, typed
 
 import samefunc
 from binary.disassemble import analyse
@@ -51,10 +50,7 @@ def made(tmp_path_factory):
 
 
 def rows_of(cwd, split):
-    with open(cwd / "data/samefunc" / f"{split}.tsv", newline="") as file:
-        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        assert next(rows) == ["label", "text_a", "text_b", "origin_a", "origin_b"]
-        return list(rows)
+    return read_pairs(cwd / "data/samefunc" / f"{split}.tsv")
 
 
 def test_labels_and_origins(made):

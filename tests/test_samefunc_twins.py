@@ -1,11 +1,10 @@
 """samefunc.py twins: twins are right, held-out programs are not read, no symbols are needed."""
 
-import csv
 import shutil
 import subprocess
 
 import pytest
-from conftest import SOURCE, compile_c, run_script
+from conftest import SOURCE, compile_c, read_pairs, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,10 +52,7 @@ def made(tmp_path_factory):
 
 
 def rows_of(cwd, file="data/twins.tsv"):
-    with open(cwd / file, newline="") as lines:
-        rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        assert next(rows) == ["label", "text_a", "text_b", "origin_a", "origin_b"]
-        return list(rows)
+    return read_pairs(cwd / file)
 
 
 def symbols(file):

@@ -1,17 +1,10 @@
 """bench/speed_diff.py: larger binaries made of several programs, and the tables."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+import speed_diff
 
 from features.extract import extract_features
-
-SCRIPT = Path(__file__).resolve().parent.parent / "bench" / "speed_diff.py"
-spec = importlib.util.spec_from_file_location("speed_diff", SCRIPT)
-speed_diff = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(speed_diff)
 
 
 def test_joined_programs_are_what_they_were(analyses):

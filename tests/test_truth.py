@@ -2,21 +2,18 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import accuracy as bench
 import numpy as np
 import pytest
+import truth
 
 import utils
 from binary.cache import analyse_all
 from features.extract import extract_features
 from matching.functions import Matches
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
-import accuracy as bench
-import truth
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,9 @@
 """The bench on real files: what it strips, and what it counts as right."""
 
 import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
-
 import world
 
 SOURCE = "static __attribute__((noinline)) int twice(int x) { return x * 2; }\n"
