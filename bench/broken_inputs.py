@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import forks
 import mutants
 import numpy as np
-from machine import machine
+from shared import machine
 from stress import MODEL, SIZES, TRAINING, write_pairs
 
 import utils

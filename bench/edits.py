@@ -13,7 +13,6 @@ The package ziglang contains a compiler (clang) and a linker (lld) for all proce
 
 import functools
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from machine import machine
+from shared import machine, run
 
 import utils
 from binary.analysis import load_analysis
@@ -187,13 +186,6 @@ def link(out: Path, items: list[Path], *flags: str) -> None:
     command += ["--dynamic-linker=/lib/ld.so", "--allow-shlib-undefined"]
     command += ["--unresolved-symbols=ignore-all"]
     run([*command, *map(str, items), "-o", str(out)])
-
-
-def run(command: list[str]) -> None:
-    """Run a command; raise a UserError with its output if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise utils.UserError(f"{' '.join(command[2:4])} failed: {done.stderr.strip()[-300:]}")
 
 
 def analysed(programs: Programs, output: Path, workers: int) -> dict[Path, Features]:

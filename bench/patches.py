@@ -28,11 +28,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "experiment_data")]
 
 import numpy as np
 import truth
-from build_coreutils import distribution, open_tarball, private_apt
-from build_packages import download, extract, require_tools
-from machine import machine
+from build_coreutils import distribution, extracted, open_tarball, private_apt
+from build_packages import download, require_tools
 from pydantic import PositiveInt
 from scipy.stats import binomtest
+from shared import machine
 
 import utils
 from binary.analysis import load_analysis
@@ -206,12 +206,9 @@ def get_source(package: str, release: str, source: Path) -> None:
         patches = sorted(folder.glob(f"{package}_*.debian.tar.?z"))
         if not patches:
             raise utils.UserError(f"{package} of {release} has no debian.tar with patches")
-        extract(upstream, folder / "tree")
-        with open_tarball(patches[0]) as tar:
+        with extracted(upstream, source, links=True) as tree, open_tarball(patches[0]) as tar:
             tar.extraction_filter = getattr(tarfile, "data_filter", None)
-            tar.extractall(folder / "tree")
-        source.parent.mkdir(parents=True, exist_ok=True)
-        (folder / "tree").rename(source)  # so that it is there completely, or not at all
+            tar.extractall(tree)
 
 
 def build_series(

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import plain
 import torch
-from machine import machine
 from settings import MODEL, OURS, make_text
+from shared import machine
 
 import models
 import optim

@@ -33,11 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiment_data
 
 import numpy as np
 import scipy.sparse
-from machine import machine
 from pydantic import PositiveFloat, PositiveInt
 from ranks import MEASURES, count_nearer, interval, pool_figures, resampled_means
 from recipes import RECIPES, TEST, VALIDATION
 from rows import CELLS, KINDS_OF_ROWS, Programs, Row, read_row, write_row
+from shared import machine
 
 import utils
 from binary.analysis import load_analysis

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from machine import machine
+from shared import machine
 
 import checkpoint
 import models
@@ -72,7 +72,7 @@ TRIAL, ROUNDS = 30, 3  # steps of a trial that measures a step's CPU time, and n
 POINTS = 8  # number of evaluations during a training
 BLOCKS = 5  # functions with fewer blocks are not searched for
 WINDOWS, ENCODED = 6, 256  # maximum number of windows of a function, and windows encoded at a time
-PACKED = ("corpus.txt.xz", "corpus.json", "vocab.txt", "functions.npz")
+PACKED = ("corpus.txt.xz", "corpus.json", "vocab.txt", "functions.json")
 
 
 def make_text(path: str, biname: str, work: str) -> tuple[Path, Path]:
@@ -127,9 +127,7 @@ def main(
 def prepare(path: str, biname: str, work: str) -> None:
     """Make the corpus, and the functions to search for, in ``work``."""
     vocab, _ = make_text(path, biname, work)
-    functions = functions_of(work, CorpusTokenizer(vocab))
-    with utils.atomic_file(Path(work, "functions.npz"), "wb") as file:
-        np.savez_compressed(file, **functions)
+    utils.write_json(Path(work, "functions.json"), functions_of(work, CorpusTokenizer(vocab)))
 
 
 def pack(
@@ -358,7 +356,7 @@ def trained(
     return model, info, file
 
 
-def functions_of(work: str, tokenizer: CorpusTokenizer) -> dict[str, np.ndarray]:
+def functions_of(work: str, tokenizer: CorpusTokenizer) -> dict[str, list]:
     """Return functions of held-out programs, to search for in other builds by their vectors.
 
     A task is two builds of a program. It has a query for each function of the first build, whose
@@ -374,10 +372,9 @@ def functions_of(work: str, tokenizer: CorpusTokenizer) -> dict[str, np.ndarray]
 
     Returns
     -------
-    dict of int64 arrays
-        ``ids``: the token ids of all texts, one after the other; ``lengths``: of each text;
-        ``queries``, ``answers``, ``choices``: numbers of texts, of all tasks one after the other;
-        ``n_queries``, ``n_choices``: of each task.
+    dict of str to list
+        ``texts``: the token ids of each text; ``tasks``: for each task, the numbers of the texts of
+        its queries, answers and choices.
     """
     from pairs.folder import analysis_files, find_pairs, read_info
     from samefunc import choose, read_functions
@@ -385,7 +382,7 @@ def functions_of(work: str, tokenizer: CorpusTokenizer) -> dict[str, np.ndarray]
     infos = [read_info(folder) for folder in find_pairs(f"{work}/data")[0]]
     seen: set[str] = set()
     texts: dict[str, int] = {}
-    queries, answers, choices = [], [], []
+    tasks: list[tuple[list[int], ...]] = []
     for of_training in (True, False):
         for info in infos:
             if (info.split == "train") != of_training:
@@ -405,19 +402,9 @@ def functions_of(work: str, tokenizer: CorpusTokenizer) -> dict[str, np.ndarray]
             ]
             for first, second in (numbers, numbers[::-1]):
                 names = sorted(first.keys() & second.keys() - seen)
-                queries.append([first[name] for name in names])
-                answers.append([second[name] for name in names])
-                choices.append(sorted(second.values()))
-    ids = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)) for text in texts]
-    return {
-        "ids": np.concatenate(ids).astype(np.int64),
-        "lengths": np.array([len(text) for text in ids]),
-        "queries": np.concatenate(queries).astype(np.int64),
-        "answers": np.concatenate(answers).astype(np.int64),
-        "choices": np.concatenate(choices).astype(np.int64),
-        "n_queries": np.array([len(task) for task in queries]),
-        "n_choices": np.array([len(task) for task in choices]),
-    }
+                queries, answers = ([side[name] for name in names] for side in (first, second))
+                tasks.append((queries, answers, sorted(second.values())))
+    return {"texts": [tokenizer.encode(text).tolist() for text in texts], "tasks": tasks}
 
 
 class HeldOut:
@@ -428,21 +415,10 @@ class HeldOut:
         self.tokenizer = CorpusTokenizer(vocab)
         self.corpus = read_corpus(Path(work, "corpus.txt"), self.tokenizer, utils.sha256_of(vocab))
         self.split = split_corpus(self.corpus)
-        with np.load(Path(work, "functions.npz")) as arrays:
-            parts = {name: arrays[name] for name in arrays.files}
-
-        def cut(values: str, sizes: str) -> list[np.ndarray]:
-            return np.split(parts[values], np.cumsum(parts[sizes])[:-1])
-
-        self.texts = cut("ids", "lengths")
-        self.tasks = list(
-            zip(
-                *(cut("queries", "n_queries"), cut("answers", "n_queries")),
-                cut("choices", "n_choices"),
-                strict=True,
-            )
-        )
-        self.searches = len(parts["queries"])
+        functions = json.loads(Path(work, "functions.json").read_text())
+        self.texts = functions["texts"]
+        self.tasks = [[np.array(part, np.int64) for part in task] for task in functions["tasks"]]
+        self.searches = sum(len(queries) for queries, _, _ in self.tasks)
 
     def evaluations(self) -> list[pretrain.Evaluation]:
         """Return the evaluations listed in MEASURED."""

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-from machine import machine
+from shared import machine
 
 import utils
 from binary.analysis import Analysis, load_analysis

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import plain
 import torch
-from machine import processor
+from shared import processor
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

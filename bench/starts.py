@@ -9,7 +9,6 @@ update). The analysis also reads exported symbols, so the table also says how ma
 without them: from unwind tables and the like, or from the code itself.
 """
 
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from elftools.elf.elffile import ELFFile
+from shared import run
 from truth import PIE_BASE, function_symbols
 
 from binary import starts
@@ -53,13 +53,8 @@ def fetch(package: str, processor: str, folder: Path) -> Path:
     """Download and unpack a package; return its first shared object."""
     place = folder / processor
     place.mkdir()
-    for command in (
-        ["apt-get", "download", "-qq", f"{package}:{processor}"],
-        ["sh", "-c", "dpkg-deb -x *.deb ."],
-    ):
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UserError(f"{' '.join(command)}: {done.stderr.strip()}")
+    run(["apt-get", "download", "-qq", f"{package}:{processor}"], place)
+    run(["sh", "-c", "dpkg-deb -x *.deb ."], place)
     files = [f for f in sorted(place.rglob("*.so*")) if f.is_file() and not f.is_symlink()]
     if not files:
         raise UserError(f"{package} for {processor} contains no shared object")

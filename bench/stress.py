@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import mutants as changed_files
 import numpy as np
-from machine import machine
+from shared import machine
 
 import utils
 from binary.analysis import load_analysis

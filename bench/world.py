@@ -28,7 +28,6 @@ import json
 import multiprocessing
 import re
 import resource
-import subprocess
 import sys
 import time
 import zipfile
@@ -42,8 +41,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import numpy as np
 from accuracy import PEERS, peer_matrix, peer_words
 from elftools.elf.elffile import ELFFile
-from machine import machine
 from scipy.optimize import linear_sum_assignment
+from shared import machine, run
 from truth import PIE_BASE, function_symbols
 
 import utils
@@ -328,13 +327,6 @@ def state() -> str:
     files = [f for folder in folders for f in sorted((ROOT / folder).rglob("*.py"))]
     files += [Path(__file__), Path(DEFAULT)]
     return hashlib.sha256("".join(map(utils.sha256_of, files)).encode()).hexdigest()
-
-
-def run(command: list[str], folder: Path) -> None:
-    """Run a command in a folder; if it fails, raise a `utils.UserError` with its error message."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise utils.UserError(f"{' '.join(command)}: {done.stderr.strip()[-300:]}")
 
 
 def pip_download(file: File) -> list[str]:

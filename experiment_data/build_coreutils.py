@@ -350,7 +350,11 @@ def get_sources(versions: list[str], tarballs: dict[str, Path], sources: Path) -
         tarballs |= download(wanted, sources)
     for version in missing:
         say(f"coreutils-{version}: extract {tarballs[version]}")
-        extract(tarballs[version], sources / f"coreutils-{version}")
+        with extracted(tarballs[version], sources / f"coreutils-{version}") as work:
+            if not (work / "configure").is_file():
+                raise UserError(
+                    f"{tarballs[version]} has no configure script; give the tarball of a release"
+                )
 
 
 @contextmanager
@@ -385,23 +389,29 @@ def version_of(tarball: Path) -> str:
     return match[1]
 
 
-def extract(tarball: Path, folder: Path) -> None:
-    """Extract a release; on an error, nothing remains."""
+@contextmanager
+def extracted(tarball: Path, folder: Path, links: bool = False) -> Iterator[Path]:
+    """Extract the only folder of a source tarball; on an error, nothing remains.
+
+    Symbolic links are errors without ``links``, as are hard links and devices; with it, these two
+    are left out.
+    """
     with open_tarball(tarball) as tar, atomic_folder(folder) as work:
         members = []
         for member in tar:
             parts = Path(member.name).parts[1:]
-            if not parts and member.isdir():
+            plain = member.isfile() or member.isdir() or (links and member.issym())
+            if (not parts and member.isdir()) or (links and not plain):
                 continue
             # Checked here because the Python of Debian 12 has no extraction filters.
-            if not (member.isfile() or member.isdir()) or ".." in parts or member.name[0] == "/":
+            if not plain or ".." in parts or member.name[0] == "/":
                 raise UserError(f"{tarball}: {member.name} must not be in the tarball of a release")
             member.name = "/".join(parts)
             members.append(member)
+        # The filter refuses links that lead out of the folder.
         tar.extraction_filter = getattr(tarfile, "data_filter", None)
         tar.extractall(work, members)
-        if not (work / "configure").is_file():
-            raise UserError(f"{tarball} has no configure script; give the tarball of a release")
+        yield work
 
 
 # Source packages of Debian and Ubuntu

@@ -28,7 +28,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from build_coreutils import distribution, open_tarball, private_apt, run_logged, say, split
+from build_coreutils import distribution, extracted, private_apt, run_logged, say, split
 from recipes import RECIPES, Recipe
 
 from terminal.command_line import command_line
@@ -276,7 +275,8 @@ def get_sources(trees: list[Tree]) -> list[str]:
             for tree in wanted:
                 try:
                     tarball = download(apt, folder, tree.package, release, complaint)
-                    extract(tarball, tree.source)
+                    with extracted(tarball, tree.source, links=True):
+                        pass
                     version = tarball.name.removeprefix(f"{tree.package}_").split(".orig.")[0]
                     write_json(tree.origin, {"version": version, "source": sha256_of(str(tarball))})
                 except UserError as error:
@@ -303,23 +303,6 @@ def download(
         reason = next((line for line in lines if line.startswith("E:")), lines[-1])
         raise UserError(f"cannot download the source package {package} of {release}: {reason}")
     return tarballs[0]
-
-
-def extract(tarball: Path, target: Path) -> None:
-    """Extract the only folder of a source tarball, completely or not at all."""
-    with open_tarball(tarball) as tar, atomic_folder(target) as work:
-        members = []
-        for member in tar:
-            parts = Path(member.name).parts[1:]
-            if not parts or not (member.isfile() or member.isdir() or member.issym()):
-                continue
-            if ".." in parts or member.name.startswith("/"):
-                raise UserError(f"{tarball}: {member.name} would be outside of its folder")
-            member.name = "/".join(parts)
-            members.append(member)
-        # Refuse links that lead out of the folder.
-        tar.extraction_filter = getattr(tarfile, "data_filter", None)
-        tar.extractall(work, members)
 
 
 def attempt(tree: Tree, levels: list[str], manifest: Manifest) -> str:

@@ -97,9 +97,8 @@ def test_table_of_settings(folder):
     text = (folder / "corpus.txt").read_text().replace(" word1 ", "\tword1 ")
     (work / "corpus.txt.xz").write_bytes(lzma.compress(text.encode()))
     texts = np.random.default_rng(0).integers(5, 35, (2, 40))
-    tasks = {"queries": [0, 1], "answers": [2, 3], "choices": [2, 3]}  # texts 2 and 3 are 0 and 1
-    sizes = {"lengths": [40] * 4, "n_queries": [2], "n_choices": [2]}
-    np.savez(work / "functions.npz", ids=np.tile(texts.flatten(), 2), **tasks, **sizes)
+    functions = {"texts": 2 * texts.tolist(), "tasks": [[[0, 1], [2, 3], [2, 3]]]}
+    (work / "functions.json").write_text(json.dumps(functions))
     rows = ["BERT's recipe", "whole instructions alone"]
     (work / "costs.json").write_text(json.dumps({rows[0]: 0.001, rows[1]: 0.0005}))
     done = {"row": rows[1], "seed": 0, "steps": 4, "measures": [0.1, 0.2, 0.3, 0.4]}

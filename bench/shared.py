@@ -1,9 +1,12 @@
-"""The day and the machine that a bench runs on, for the head of its table."""
+"""What benches share: the day and machine for the head of a table, and running commands."""
 
 import datetime
 import os
 import platform
+import subprocess
 from pathlib import Path
+
+from utils import UserError
 
 
 def machine() -> str:
@@ -18,3 +21,10 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.split(":")[1].strip()
     return platform.machine()
+
+
+def run(command: list[str], folder: Path | None = None) -> None:
+    """Run a command in a folder; if it fails, raise a UserError with its error messages."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
