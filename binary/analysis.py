@@ -43,23 +43,27 @@ REMEDY = "delete it and run gendata.py again"
 
 
 def numbers(
-    *schema: str | int, display: bool = False, default: tuple[int, ...] = (), **limits: Any
+    kind: str,
+    *shape: str | int,
+    display: bool = False,
+    default: tuple[int, ...] = (),
+    **limits: Any,
 ) -> Any:
     """Return a field of :class:`Analysis`: an array that :class:`files.arrays.Numbers` describes.
 
     Only comparisons and their pages read ``display`` fields; they may be left out.
     """
-    kind = Numbers(*schema, **limits)
-    metadata = {"schema": kind, "display": display}
+    schema = Numbers(kind, *shape, **limits)
+    metadata = {"schema": schema, "display": display}
     if not display:
         return dataclasses.field(metadata=metadata)
-    array = functools.partial(np.array, default, kind.dtypes[0])
+    array = functools.partial(np.array, default, schema.dtypes[0])
     return dataclasses.field(metadata=metadata, default_factory=array)
 
 
 def texts(length: str, raw: bool = False, display: bool = False) -> Any:
     """Return a field of :class:`Analysis`: a list of str, or of bytes if ``raw``."""
-    default = {"default_factory": list} if display else {}
+    default: dict[str, Any] = {"default_factory": list} if display else {}
     metadata = {"schema": Texts(length, raw), "display": display}
     return dataclasses.field(metadata=metadata, **default)
 

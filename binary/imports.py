@@ -1,6 +1,7 @@
 """Find the nodes of angr's graph that stand for imported functions."""
 
 import re
+from typing import Any
 
 from binary.addresses import PLACE, SLOT, Finder
 from binary.analysis import CALL, JUMP, STEP_OVER
@@ -15,13 +16,13 @@ POWERPC_SLOT = re.compile(
 )
 
 
-def is_stub(binary, address: int) -> bool:
+def is_stub(binary: Any, address: int) -> bool:
     """Whether an address lies in a section that contains only stubs of imports."""
     section = binary.find_section_containing(address & ~1)
     return section is not None and section.name.startswith(STUBS)
 
 
-def name_imports(project, graph, own: set[int]) -> dict:
+def name_imports(project: Any, graph: Any, own: set[int]) -> dict:
     """Return node -> name of each node that stands for an imported function.
 
     Parameters
@@ -48,7 +49,7 @@ def name_imports(project, graph, own: set[int]) -> dict:
     return names | _name_stubs(project, graph, unnamed)
 
 
-def _simulated(project, graph, node) -> str | None:
+def _simulated(project: Any, graph: Any, node: Any) -> str | None:
     import cle
 
     if node.is_simprocedure:
@@ -65,7 +66,7 @@ def _simulated(project, graph, node) -> str | None:
     return None
 
 
-def _may_be_stub(project, node, own: set[int]) -> bool:
+def _may_be_stub(project: Any, node: Any, own: set[int]) -> bool:
     if node.is_simprocedure or node.is_syscall or node.addr in own or not node.size:
         return False
     if is_stub(project.loader.main_object, node.addr):
@@ -75,7 +76,7 @@ def _may_be_stub(project, node, own: set[int]) -> bool:
     return anywhere and len(node.instruction_addrs) <= LONGEST_STUB
 
 
-def _name_stubs(project, graph, nodes: dict) -> dict:
+def _name_stubs(project: Any, graph: Any, nodes: dict) -> dict:
     """Return node -> name of the stubs that load an import's address from its slot."""
     imported = slots(project)
     architecture = architecture_of(project.arch)
@@ -110,13 +111,15 @@ def _name_stubs(project, graph, nodes: dict) -> dict:
     return {node: name for node, name in found.items() if jump.match(nodes[node][-1].line)}
 
 
-def slots(project) -> dict[int, str]:
+def slots(project: Any) -> dict[int, str]:
     """Return address -> symbol of the words that the dynamic linker fills with its address."""
     relocations = project.loader.main_object.relocs
     return {r.rebased_addr: r.symbol.name for r in relocations if r.symbol and r.symbol.name}
 
 
-def calls_through_slots(project, code: dict, made: dict[int, dict[int, int]]) -> dict[int, int]:
+def calls_through_slots(
+    project: Any, code: dict, made: dict[int, dict[int, int]]
+) -> dict[int, int]:
     """Return block -> address of what MIPS code calls through its table of addresses.
 
     Parameters

@@ -1,7 +1,7 @@
 """Read instructions with capstone, and classify their operands."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from binary.architectures import architecture_of
 
@@ -44,7 +44,7 @@ class Operand(NamedTuple):
     relative: bool = False
 
 
-def read_instructions(project, node) -> list[Instruction]:
+def read_instructions(project: Any, node: Any) -> list[Instruction]:
     """Return the block's instructions; .byte stands for what capstone cannot read."""
     lines = _capstone(project, node).disasm_lite(
         block_bytes(project, node, node.addr, node.size), node.addr
@@ -52,24 +52,26 @@ def read_instructions(project, node) -> list[Instruction]:
     return list(map(Instruction._make, lines))
 
 
-def in_detail(project, node, address: int, size: int) -> list:
+def in_detail(project: Any, node: Any, address: int, size: int) -> list:
     """Return capstone's detailed objects, slow to make, for some instructions of a block."""
     code = block_bytes(project, node, address, size)
     return list(_capstone(project, node).disasm(code, address))
 
 
-def _capstone(project, node):
+def _capstone(project: Any, node: Any) -> Any:
     capstone = project.arch.capstone_thumb if node.thumb else project.arch.capstone
     capstone.skipdata = True  # unreadable bytes become .byte; by default capstone drops the rest
     return capstone
 
 
-def block_bytes(project, node, address: int, size: int) -> bytes:
+def block_bytes(project: Any, node: Any, address: int, size: int) -> bytes:
     # angr's addresses of Thumb code are odd
     return project.loader.memory.load(address - 1 if node.thumb else address, size)
 
 
-def read_operands(project, node, instruction, known) -> list[Operand]:
+def read_operands(
+    project: Any, node: Any, instruction: Instruction, known: dict[tuple[str, str], list[Operand]]
+) -> list[Operand]:
     """Return the operands of an instruction; ``known`` is a cache by mnemonic and text."""
     if number := ONE_NUMBER.fullmatch(instruction.operands):  # most jumps and calls
         return [Operand("imme", int(number[1], 16))]
@@ -81,7 +83,7 @@ def read_operands(project, node, instruction, known) -> list[Operand]:
     return known[text]
 
 
-def _operand(arch, instruction, operand) -> Operand:
+def _operand(arch: Any, instruction: Any, operand: Any) -> Operand:
     if operand.type in CS_OP_REG:
         return Operand(f"reg{_register_bytes(arch, instruction, operand)}")
     if operand.type not in CS_OP_MEM:
@@ -95,7 +97,7 @@ def _operand(arch, instruction, operand) -> Operand:
     return Operand("ptr")
 
 
-def _register_bytes(arch, instruction, operand) -> int:
+def _register_bytes(arch: Any, instruction: Any, operand: Any) -> int:
     size = getattr(operand, "size", 0)  # only x86 has it
     if size:
         return size
@@ -106,13 +108,20 @@ def _register_bytes(arch, instruction, operand) -> int:
     return arch.registers.get(name, (0, arch.bytes))[1]
 
 
-def form_of(instruction, operands, literals, pointed_at, loaded) -> tuple[str, list[bytes]]:
+def form_of(
+    instruction: Instruction,
+    operands: list[Operand],
+    literals: dict[int, bytes],
+    pointed_at: dict[int, int],
+    loaded: dict[int, int],
+) -> tuple[str, list[bytes]]:
     """Return mnemonic and operand classes as text, and the literals of the operands "str"."""
-    words, named = [instruction.mnemonic.replace(" ", "_")], []
+    words: list[str] = [instruction.mnemonic.replace(" ", "_")]
+    named: list[bytes] = []
     for position, operand in enumerate(operands):
         last = position == len(operands) - 1
         address = operand.address
-        if operand.relative:
+        if operand.relative and address is not None:
             address += instruction.address + instruction.size
         if last and loaded.get(instruction.address) in literals:
             address = loaded[instruction.address]

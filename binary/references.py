@@ -1,12 +1,13 @@
 """Find what instructions and data refer to: string literals, variables, code."""
 
 import re
+from typing import Any
 
 import numpy as np
 
 from binary.addresses import is_constant
 from binary.architectures import architecture_of
-from binary.instructions import CS_OP_MEM, CS_OP_REG, in_detail
+from binary.instructions import CS_OP_MEM, CS_OP_REG, Instruction, Operand, in_detail
 
 MAX_LITERAL = 4096  # bytes of a string literal
 DATA_SECTIONS = {"SHT_PROGBITS", "SHT_NOBITS", "SHT_INIT_ARRAY", "SHT_FINI_ARRAY"}
@@ -15,7 +16,7 @@ LABELS = 2  # how many words before and behind a pointer to code may point to it
 PRINTABLE = re.compile(rb"[\t-\r -~]+")
 
 
-def made_addresses(project, node, literals) -> dict[int, int]:
+def made_addresses(project: Any, node: Any, literals: dict[int, bytes]) -> dict[int, int]:
     """Return instruction -> address that it completes, in a block of 32-bit ARM code.
 
     ``movw r0, #1; movt r0, #2`` make an address of two halves. ``ldr r0, [pc, #8]`` loads an
@@ -61,14 +62,14 @@ def made_addresses(project, node, literals) -> dict[int, int]:
     return found
 
 
-def _word(project, address: int) -> int | None:
+def _word(project: Any, address: int) -> int | None:
     try:
         return project.loader.memory.unpack_word(address)
     except KeyError:  # not in the file
         return None
 
 
-def _region(project, address: int):
+def _region(project: Any, address: int) -> Any:
     """Return the section of an address, or its segment if the file has no section headers."""
     binary = project.loader.main_object
     if len(binary.sections):
@@ -76,7 +77,7 @@ def _region(project, address: int):
     return binary.find_segment_containing(address)
 
 
-def literal_at(project, address: int) -> bytes | None:
+def literal_at(project: Any, address: int) -> bytes | None:
     """Return the NUL-terminated printable text at an address in constant data, or None."""
     section = _region(project, address)
     if section is None or section.is_writable or section.is_executable:
@@ -86,7 +87,9 @@ def literal_at(project, address: int) -> bytes | None:
     return literal if literal and end and PRINTABLE.fullmatch(literal) else None
 
 
-def places(project, instruction, operands, loaded) -> set[int]:
+def places(
+    project: Any, instruction: Instruction, operands: list[Operand], loaded: dict[int, int]
+) -> set[int]:
     """Return the addresses that an instruction contains or completes."""
     end = instruction.address + instruction.size
     named = {o.address + end * o.relative for o in operands if o.address is not None}
@@ -98,7 +101,7 @@ def places(project, instruction, operands, loaded) -> set[int]:
     return named
 
 
-def is_variable(project, address: int, literals: dict[int, bytes]) -> bool:
+def is_variable(project: Any, address: int, literals: dict[int, bytes]) -> bool:
     """Whether there is data at the address that is not a text."""
     section = _region(project, address)
     if section is None or not _holds_data(section):
@@ -106,7 +109,7 @@ def is_variable(project, address: int, literals: dict[int, bytes]) -> bool:
     return address not in literals and literal_at(project, address) is None
 
 
-def _holds_data(section) -> bool:
+def _holds_data(section: Any) -> bool:
     """Whether a section contains the program's data, not code or symbols."""
     kind = getattr(section, "type", "SHT_PROGBITS")  # only ELF's have one
     mapped = getattr(section, "occupies_memory", True)
@@ -115,7 +118,7 @@ def _holds_data(section) -> bool:
     return mapped and not section.is_executable and kind in DATA_SECTIONS
 
 
-def imported_data(project) -> dict[int, str]:
+def imported_data(project: Any) -> dict[int, str]:
     """Return address -> name of the symbol whose address or copy the dynamic linker puts there."""
     from cle.backends.elf.relocation.generic import GenericCopyReloc
 
@@ -129,7 +132,7 @@ def imported_data(project) -> dict[int, str]:
 
 
 def data_sections(
-    project, stubs: dict[int, str], pools: list[tuple[int, int]]
+    project: Any, stubs: dict[int, str], pools: list[tuple[int, int]]
 ) -> dict[str, np.ndarray | list]:
     """Return the fields of an `Analysis` for sections of data and for imports.
 
@@ -170,7 +173,7 @@ def data_sections(
 
 
 def code_pointers(
-    project, block_at: dict[int, int]
+    project: Any, block_at: dict[int, int]
 ) -> tuple[list[tuple[int, int]], list[tuple[int, bytes]]]:
     """Return (address, code block) of each word of data that points to code, and their labels.
 
@@ -191,12 +194,12 @@ def code_pointers(
         values = np.frombuffer(content[: len(content) // size * size], word)
         hits = np.flatnonzero(np.isin(values, code)).tolist()
         pointers |= {(start + size * i, block_at[int(values[i])]) for i in hits}
-    pointers = sorted(pointers)
+    ordered = sorted(pointers)
     labels = set()
-    for pointer, (place, _) in enumerate(pointers):
+    for pointer, (place, _) in enumerate(ordered):
         for step in range(-LABELS, LABELS + 1):
             value = _word(project, place + size * step) if step else None
             literal = None if value is None or value in block_at else literal_at(project, value)
             if literal is not None:
                 labels.add((pointer, literal))
-    return pointers, sorted(labels)
+    return ordered, sorted(labels)
