@@ -23,6 +23,7 @@ from binary.analysis import CALL, JUMP, STEP_OVER, Analysis
 from binary.architectures import ARCHITECTURES
 from binary.instructions import form_of, read_instructions, read_operands
 from binary.references import places
+from binary.symbols import ascii_name
 from terminal.escape import printable
 
 SUFFIX = ".binexport"  # of file names, in lower case
@@ -353,7 +354,7 @@ class _Reader:
             kind=pairs[:, 2].astype(np.uint8),
             returns=np.array(ends + [True] * len(names), bool),
             function_address=np.array(entry + [0] * len(names), np.uint64),
-            function_name=[*functions, *map(_display, names)],
+            function_name=[*functions, *map(ascii_name, names)],
             import_name=names,
             code=[self.memory.load(p.addr - p.thumb, p.size) for p in code] + [b""] * len(names),
             **texts,
@@ -363,7 +364,7 @@ class _Reader:
 
     def _name(self, address: int) -> str:
         vertex = self.by_address.get(address) or self.by_address.get(address & ~1)
-        return _display(_text(vertex.mangled_name) if vertex else "") or f"sub_{address:x}"
+        return ascii_name(_text(vertex.mangled_name) if vertex else "") or f"sub_{address:x}"
 
     def _edges(self, lines, kept, place, names, project) -> set[tuple[int, int, int]]:
         """Return (source, target, kind), as `Analysis` has them."""
@@ -446,7 +447,7 @@ class _Reader:
             string=[literal for _, literal in rows],
             variable_block=np.array([b for b, _ in variables], np.int32),
             variable_address=np.array([a for _, a in variables], np.uint64),
-            variable_name=[_display(self.imports.get(a, "")) for _, a in variables],
+            variable_name=[ascii_name(self.imports.get(a, "")) for _, a in variables],
             taker_block=np.array([b for b, _ in taken], np.int32),
             taken_block=np.array([t for _, t in taken], np.int32),
             pointer_address=np.zeros(0, np.uint64),
@@ -544,10 +545,6 @@ class _Reader:
             start_end=np.zeros(0, np.uint64),
             start_source=np.zeros(0, np.uint8),
         )
-
-
-def _display(name: str) -> str:
-    return name.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
 
 
 def _text(value: str | bytes) -> str:

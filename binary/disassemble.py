@@ -43,6 +43,7 @@ from binary.references import (
     places,
 )
 from binary.starts import go_functions, is_code, is_thumb, read_starts
+from binary.symbols import ascii_name
 
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # users cannot act on their warnings
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -118,7 +119,7 @@ def analyse(
         except Exception as error:
             raise utils.UserError(f"angr fails on the code of {path}: {_reason(error)}") from error
         found = _tidy(project, cfg, path, starts, names, exported)
-        return mend_boundaries(found, {a: _display(name) for a, name in names.items()})
+        return mend_boundaries(found, {a: ascii_name(name) for a, name in names.items()})
 
 
 @contextmanager
@@ -386,13 +387,13 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
         kind=pairs[:, 2].astype(np.uint8),
         returns=np.array(ends, bool),
         function_address=np.array(entries + [0] * len(import_name), np.uint64),
-        function_name=[_display(name) for name in names + import_name],
+        function_name=[ascii_name(name) for name in names + import_name],
         import_name=import_name,
         string_block=np.array([block for block, _ in string_refs], np.int32),
         string=[literal for _, literal in string_refs],
         variable_block=np.array([block for block, _, _ in variable_refs], np.int32),
         variable_address=np.array([address for _, address, _ in variable_refs], np.uint64),
-        variable_name=[_display(name) for _, _, name in variable_refs],
+        variable_name=[ascii_name(name) for _, _, name in variable_refs],
         taker_block=np.array([block for block, _ in taken], np.int32),
         taken_block=np.array([target for _, target in taken], np.int32),
         pointer_address=np.array([address for address, _ in pointers], np.uint64),
@@ -489,7 +490,3 @@ def _gives_back(project, node, instructions) -> bool:
     instruction = instructions[-1 - lines[::-1].index(line)]
     (last,) = in_detail(project, node, instruction.address, instruction.size)
     return last.id != 0 and not last.group(CS_GRP_INT)
-
-
-def _display(name: str) -> str:
-    return name.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")

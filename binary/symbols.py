@@ -11,6 +11,11 @@ STARTUP |= {"deregister_tm_clones", "__do_global_dtors_aux", "_dl_relocate_stati
 STARTUP |= {"__libc_csu_init", "__libc_csu_fini"}
 
 
+def ascii_name(name: str) -> str:
+    """Return a name in one line of ASCII; other characters become escapes such as ``\\xe9``."""
+    return name.encode("ascii", "backslashreplace").decode().replace("\n", "\\n")
+
+
 def is_symbol(name: str) -> bool:
     """Whether a name may come from a C compiler; angr makes up others."""
     named_by_c = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name) is not None
