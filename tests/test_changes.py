@@ -24,6 +24,8 @@ BUILDS = {  # processor -> how it is linked, and which edits are tried
     "x86-64": ("position-independent", ALL),
     "i386": ("position-independent", FEW),
     "AArch64": ("position-independent", FEW),
+    "ARM": ("position-independent", (2,)),
+    "Thumb": ("position-independent", (2, 4)),
     "MIPS little": ("fixed", FEW),
     "PowerPC": ("position-independent", (4,)),
     "PowerPC64 little": ("position-independent", (*FEW, 5)),
