@@ -1,10 +1,10 @@
 """Decide whether two functions are the same program, only compiled differently.
 
-They are if their flow graphs are equal and matched blocks do the same in the same order, except for
-the choice of registers. The two functions are followed in parallel to know which of their registers
-hold the same value, also after copies. Addresses are compared by what they point to, not by how
-they are computed, so a linker's rewriting does not count as a difference. If in doubt, the answer
-is no.
+They are if their flow graphs are equal and matched blocks do the same, except for the choice of
+registers and for the order of instructions that do not depend on each other. The two functions are
+followed in parallel to know which of their registers hold the same value, also after copies.
+Addresses are compared by what they point to, not by how they are computed, so a linker's rewriting
+does not count as a difference. If in doubt, the answer is no.
 """
 
 import functools
@@ -14,29 +14,29 @@ from typing import NamedTuple
 
 import numpy as np
 
+from binary.accesses import STACK, Access, accesses, whole_register, width
 from binary.addresses import BRANCH, CALLS, PART, PLACE, SLOT, parse
 from binary.analysis import CALL as CALL_EDGE
 from features.normalised import IDLE, normal_line
+from features.places import CODE
+from matching.reordered import in_order_of
 
 WORD = re.compile(r"[$%]?\b[a-z][a-z]*\d*[a-z]*\b")
 NO_REGISTERS = {"ptr", "byte", "word", "dword", "qword", "xmmword", "ymmword", "xword", "ds", "es"}
 NO_REGISTERS |= {"lsl", "lsr", "asr", "ror", "sxtw", "uxtw", "sxtx", "uxtb", "uxth", "sxtb", "sxth"}
 NO_REGISTERS |= {"eq", "ne", "lt", "gt", "le", "ge", "hi", "lo", "hs", "ls", "mi", "pl", "cs"}
-COPIES = {"mov", "move", "mv", "c.mv", "mr", "lgr", "fmov", "movaps", "cpy"}
+COPIES = {"mov", "fmov", "movaps", "movapd", "movdqa"}
 ADDRESSES = ("lea", "adr", "la", "add", "daddi", "c.addi", "mov")  # mnemonics that make addresses
 JUMPS = {"jmp", "j", "b", "b.w", "c.j", "jg", "jr", "jalr"}
-# Instructions that write their first operand and do not read it.
-X86_WRITES = re.compile(r"(mov|movabs|mov[sz]xd?|lea|pop|cvt\w+|mov[dq]|movs[sd]|movaps)$")
-A64_KEEPS = re.compile(r"(movk|bfi|bfxil|bfm|ins|fmla|fmls|mla|mls|tbx|sli|sri|st\w+)")
-ABI = {  # processor -> registers of arguments, of the result, and preserved by calls
+ABI = {  # processor -> registers of arguments, of results, and preserved by calls
     "x86_64": (
-        {"rdi", "rsi", "rdx", "rcx", "r8", "r9"},
-        {"rax", "xmm0"},
+        {"rdi", "rsi", "rdx", "rcx", "r8", "r9"} | {f"xmm{i}" for i in range(8)},
+        {"rax", "rdx", "xmm0", "xmm1"},
         {"rbx", "rbp", "rsp", "r12", "r13", "r14", "r15"},
     ),
     "aarch64": (
-        {f"x{i}" for i in range(9)},
-        {"x0", "d0"},
+        {f"x{i}" for i in range(9)} | {f"v{i}" for i in range(8)},
+        {"x0", "x1"} | {f"v{i}" for i in range(4)},
         {f"x{i}" for i in range(19, 30)} | {"sp"},
     ),
 }
@@ -48,22 +48,22 @@ class Step(NamedTuple):
     Attributes
     ----------
     shape : str
-        The instruction with its registers replaced by dots.
+        The instruction with its registers replaced by their widths.
     registers : tuple of str
-        Its registers, in order.
+        Its registers, in order, each as the full register.
     references : tuple of int
         Its indices into the binary's references, see `features.places.Places`.
     what : str
-        call, jump, address, copy or other.
-    writes : bool
-        Whether it writes its first register without reading it.
+        call, tail (a jump to another function), jump, return, address, copy or other.
+    line : int
+        Which instruction of the block it is.
     """
 
     shape: str
     registers: tuple[str, ...]
     references: tuple[int, ...]
     what: str
-    writes: bool
+    line: int
 
 
 def recompiled(judge, pair: tuple[int, int], same: list[set[int]]) -> bool:
@@ -87,14 +87,16 @@ def recompiled(judge, pair: tuple[int, int], same: list[set[int]]) -> bool:
     ):
         return False
     steps = {
-        b: [steps_of(judge, side, block) for side, block in enumerate((b, partner[b]))]
+        b: [
+            steps_of(judge, side, block, goes_on=bool(flow[0][b]))
+            for side, block in enumerate((b, partner[b]))
+        ]
         for b in blocks[0]
     }
-    shapes = [
-        [s.shape for b in blocks[0] for s in steps[b][side] if s.what != "copy"] for side in (0, 1)
-    ]
-    if shapes[0] != shapes[1]:
-        return False
+    for b in blocks[0]:
+        shapes = [sorted(s.shape for s in side if s.what != "copy") for side in steps[b]]
+        if shapes[0] != shapes[1]:
+            return False
     return _Follow(judge, blocks[0], flow[0], steps).agree()
 
 
@@ -107,8 +109,11 @@ def _flow(code, inside: set[int]) -> dict[int, list[int]]:
     return found
 
 
-def steps_of(judge, side: int, block: int) -> list[Step]:
-    """Return the steps of a block, without instructions that only compute parts of addresses."""
+def steps_of(judge, side: int, block: int, goes_on: bool) -> list[Step]:
+    """Return the steps of a block, without instructions that only compute parts of addresses.
+
+    ``goes_on``: the block has successors in its function.
+    """
     code = judge.codes[side]
     places = code.places
     lines = code.analysis.instructions[block].decode("ascii", "replace").split("\n")
@@ -127,71 +132,69 @@ def steps_of(judge, side: int, block: int) -> list[Step]:
             (number, "@" if kind in (PLACE, SLOT) else "~" if kind == PART else f"={value}")
             for number, (kind, value) in sorted(marks.get(i, {}).items())
         )
-        found.append(_step(judge.processor, line, marked, SLOT in kinds, tuple(references[i])))
+        shape, registers, what = _read(judge.processor, line, marked, SLOT in kinds)
+        leaves = any(
+            places.kind[r] != CODE
+            or code.analysis.function[places.target[r]] != code.analysis.function[block]
+            for r in references[i]
+        )
+        if leaves and what != "call" and BRANCH.match(mnemonic):
+            what = "tail"
+        elif what == "tail" and goes_on:  # through a table
+            what = "other"
+        found.append(Step(shape, registers, tuple(references[i]), what, i))
     if found and found[-1].what == "jump":  # the flow graph has its target
         found.pop()
     return found
 
 
-def _step(processor: str, line: str, marks: tuple, slot: bool, references: tuple) -> Step:
-    shape, registers, what, writes = _read(processor, line, marks, slot)
-    return Step(shape, registers, references, what, writes)
+def accesses_of(judge, side: int, block: int) -> tuple[Access, ...] | None:
+    """Return what each instruction of a block reads and writes; None if that is not known."""
+    analysis = judge.codes[side].analysis
+    if judge.processor not in ABI or len(analysis.code) <= block:
+        return None
+    found = accesses(judge.processor, analysis.code[block])
+    return found if len(found) == analysis.instructions[block].count(b"\n") + 1 else None
 
 
 @functools.lru_cache(1 << 16)
 def _read(processor: str, line: str, marks: tuple, slot: bool) -> tuple:
+    """Return shape, registers and ``what`` of an instruction, see `Step`."""
     mnemonic = line.removeprefix("notrack ").partition(" ")[0]
     parsed = parse(line.removeprefix("notrack ").partition(" ")[2])
     text = normal_line(line, marks).partition(" ")[2]
     named = any(mark == "@" for _, mark in marks)
-    registers = tuple(_whole(processor, r) for r in WORD.findall(text) if r not in NO_REGISTERS)
+    names = [name for name in WORD.findall(text) if name not in NO_REGISTERS]
+    registers = tuple(whole_register(processor, name) for name in names)
+    shape = WORD.sub(lambda found: _dot(processor, found), text)
+    if mnemonic == "ret" and not names:
+        return "ret", (), "return"
     if BRANCH.match(mnemonic) or mnemonic in ("jalr", "c.jr", "c.jalr"):
         linked = mnemonic == "jalr" and parsed.operands and parsed.operands[0] == "ra"
         if named and (CALLS.match(mnemonic) or linked):
-            return "call", (), "call", False
+            return "call", (), "call"
         if named and mnemonic in JUMPS:
-            return "jump", (), "jump", False
+            return "jump", (), "jump"
         if CALLS.match(mnemonic):
-            return f"call {WORD.sub('.', text)}", registers, "call", False
-        if mnemonic == "ret":
-            return "ret", (), "return", False
+            return f"call {shape}", registers, "call"
+        if mnemonic in JUMPS or mnemonic == "br":  # a jump table, or a tail call
+            return f"{mnemonic} {shape}", registers, "tail"
     first = parsed.operands[0] if parsed.operands else ""
     if named and "[" not in first and len(parsed.operands) > 1:
         makes = mnemonic.startswith(ADDRESSES) and (not parsed.memory or mnemonic == "lea")
         if (makes or slot) and not (parsed.memory and parsed.memory.index):
-            return "address", (_whole(processor, first),), "address", True
-    plain = len(parsed.operands) == 2 and len(registers) == 2 and not parsed.memory
-    if mnemonic in COPIES and plain and not parsed.numbers:
-        return "copy", registers, "copy", True
-    writes = False
-    if processor == "x86_64":
-        writes = bool(X86_WRITES.match(mnemonic)) and "[" not in first
-        writes = writes and (len(first) > 2 or first in ("r8", "r9"))  # not a part of a register
-        if mnemonic in ("xor", "pxor") and len(set(registers)) == 1 and "[" not in text:
-            return f"{mnemonic} zero", registers[:1], "other", True
-    elif processor == "aarch64":
-        writes = not A64_KEEPS.match(mnemonic) and not mnemonic.startswith(("cmp", "cmn", "tst"))
-        writes = writes and not BRANCH.match(mnemonic) and not mnemonic.startswith("ldp")
-    return f"{mnemonic} {WORD.sub(_dot, text)}", registers, "other", writes and bool(registers)
+            return "address", (whole_register(processor, first),), "address"
+    if processor in ABI and mnemonic in COPIES and len(parsed.operands) == len(names) == 2:
+        whole = not parsed.memory and not parsed.numbers
+        if whole and {width(processor, name) for name in names} <= {"", "x"}:
+            return "copy", registers, "copy"
+    if mnemonic in ("xor", "pxor") and len(names) == 2 and len(set(names)) == 1:
+        return f"{mnemonic} zero", registers[:1], "other"
+    return f"{mnemonic} {shape}", registers, "other"
 
 
-def _dot(found: re.Match) -> str:
-    return found[0] if found[0] in NO_REGISTERS else "."
-
-
-def _whole(processor: str, register: str) -> str:
-    """Return the full register of which this one is a part."""
-    if processor == "aarch64":
-        return "x" + register[1:] if re.fullmatch(r"w\d+", register) else register
-    if processor != "x86_64":
-        return register
-    if found := re.fullmatch(r"(r\d+)[dwb]", register):
-        return found[1]
-    if found := re.fullmatch(r"[re]?([abcd])[xlh]", register):
-        return f"r{found[1]}x"
-    if found := re.fullmatch(r"[re]?(si|di|bp|sp)l?", register):
-        return f"r{found[1]}"
-    return register
+def _dot(processor: str, found: re.Match) -> str:
+    return found[0] if found[0] in NO_REGISTERS else f".{width(processor, found[0])}"
 
 
 class _Follow:
@@ -199,26 +202,33 @@ class _Follow:
 
     def __init__(self, judge, blocks, flow, steps) -> None:
         self.judge, self.blocks, self.flow, self.steps = judge, blocks, flow, steps
-        self.abi = ABI.get(judge.processor)
-        names = {r for b in blocks for side in steps[b] for s in side for r in s.registers}
-        self.names = names | (set().union(*self.abi) if self.abi else set())
 
     def agree(self) -> bool:
-        """Whether the functions read equal values everywhere."""
+        """Whether the functions compute the same from equal values everywhere."""
         if all(self._equal(*self.steps[block]) for block in self.blocks):
             return True
+        if not self._prepare():
+            return False
+        if all(self._equal(*self.steps[block]) for block in self.blocks):
+            return True
+        self.arguments, self.results, self.kept = ABI[self.judge.processor]
         before = defaultdict(list)
         for source, targets in self.flow.items():
             for target in targets:
                 before[target].append(source)
-        everything = frozenset((r, r) for r in self.names)
+        names = {r for sides in self.known.values() for side in sides for a in side for r in a[0]}
+        names |= {r for sides in self.known.values() for side in sides for a in side for r in a[1]}
+        self.everything = frozenset((r, r) for r in names | self.arguments | self.kept)
+        stack = frozenset((r, r) for r in STACK)
         ends: dict[int, tuple[frozenset, frozenset]] = {}
         for _ in range(8):
             changed = False
             for i, block in enumerate(self.blocks):
                 states = [ends[p] for p in before[block] if p in ends]
-                if i == 0 or not before[block]:
-                    states.append((everything, frozenset()))
+                if i == 0:
+                    states.append((self.everything, frozenset()))
+                elif not before[block]:  # reached by a table or an exception: little is known
+                    states.append((stack, frozenset(names)))
                 if not states:
                     continue
                 alike = frozenset.intersection(*(s[0] for s in states))
@@ -233,23 +243,63 @@ class _Follow:
                 return len(ends) == len(self.blocks)
         return False
 
+    def _prepare(self) -> bool:
+        """Look up what all instructions read and write, and undo what was only reordered."""
+        self.known: dict[int, tuple] = {}
+        for block in self.blocks:
+            pair = block, int(self.judge.block_partner[block])
+            known = tuple(accesses_of(self.judge, side, b) for side, b in enumerate(pair))
+            if None in known:
+                return False
+            old, new = self.steps[block]
+            if any(known[0][s.line].opaque for s in old) or any(
+                known[1][s.line].opaque for s in new
+            ):
+                return False
+            self.known[block] = known
+            if not self._equal(old, new):
+                same = self._same_copy, self._same_step
+                order = in_order_of((old, new), known, same, self._flags_live(block))
+                self.steps[block] = old, order or new
+        return True
+
+    def _flags_live(self, block: int) -> bool:
+        """Whether a block's successors may read the flags that it leaves."""
+        for source in self.flow.get(block, ()):
+            pair = source, int(self.judge.block_partner[source])
+            for side, b in enumerate(pair):
+                for access in accesses_of(self.judge, side, b) or ():
+                    if "flags" in access.reads or access.opaque:
+                        return True
+                    if "flags" in access.writes and not access.keeps_flags:
+                        break
+                else:
+                    return True
+        return False
+
     def _equal(self, old: list[Step], new: list[Step]) -> bool:
-        """Whether two blocks do the same with the same values."""
-        if len(old) != len(new):
-            return False
-        return all(
-            (a.shape, a.registers) == (b.shape, b.registers) and self._same_references(a, b)
+        """Whether two blocks do the same with the same registers."""
+        return len(old) == len(new) and all(
+            a.registers == b.registers and self._same_step(a, b)
             for a, b in zip(old, new, strict=True)
         )
 
-    def _same_references(self, old: Step, new: Step) -> bool:
-        if len(old.references) != len(new.references):
+    def _same_step(self, old: Step, new: Step) -> bool:
+        """Whether two steps are the same but for their registers."""
+        if old.shape != new.shape or len(old.references) != len(new.references):
             return False
         references = np.array(old.references, int), np.array(new.references, int)
         return bool(self.judge.same_references(*references).all())
 
+    def _same_copy(self, one: Step, other: Step) -> bool:
+        """Whether two steps of the old function are the same but for their registers."""
+        places = self.judge.places[0]
+        refers = [[(places.kind[r], places.target[r]) for r in s.references] for s in (one, other)]
+        return one.shape == other.shape and refers[0] == refers[1]
+
     def _run(self, block: int, alike: set, fresh: set) -> tuple[frozenset, frozenset] | None:
         old, new = self.steps[block]
+        known = self.known[block]
         i = j = 0
         while i < len(old) or j < len(new):
             if i < len(old) and old[i].what == "copy":
@@ -260,9 +310,12 @@ class _Follow:
                 self._copy(alike, *new[j].registers, side=1)
                 fresh.add(new[j].registers[0])
                 j += 1
-            elif i == len(old) or j == len(new) or not self._step(alike, fresh, old[i], new[j]):
+            elif i == len(old) or j == len(new):
                 return None
             else:
+                does = known[0][old[i].line], known[1][new[j].line]
+                if not self._step(alike, fresh, old[i], new[j], *does):
+                    return None
                 i, j = i + 1, j + 1
         return frozenset(alike), frozenset(fresh)
 
@@ -272,33 +325,56 @@ class _Follow:
             alike.discard(pair)
         alike |= {(target, p) if side == 0 else (p, target) for p in partners}
 
-    def _step(self, alike: set, fresh: set, old: Step, new: Step) -> bool:
-        if old.shape != new.shape or len(old.registers) != len(new.registers):
+    def _step(
+        self, alike: set, fresh: set, old: Step, new: Step, before: Access, after: Access
+    ) -> bool:
+        """Follow one step of both; return whether it does the same with the same values."""
+        if not self._same_step(old, new) or len(old.registers) != len(new.registers):
             return False
-        if not self._same_references(old, new):
+        named = list(zip(old.registers, new.registers, strict=True))
+        # An address is compared by what it refers to, and the same register minus itself is 0.
+        constant = old.what == "address" or old.shape.endswith(" zero")
+        reads = set() if constant else _paired(named, before.reads, after.reads)
+        writes = _paired(named, before.writes, after.writes)
+        if reads is not None and before.keeps_flags:
+            reads |= {("flags", "flags")}
+        if reads is None or writes is None or not alike.issuperset(reads):
             return False
-        pairs = list(zip(old.registers, new.registers, strict=True))
-        if self.abi is None:  # registers are followed only on the processors of ABI
-            return old.registers == new.registers or old.what in ("call", "jump")
-        reads = pairs[1:] if old.writes else pairs
-        if not alike.issuperset(reads):
-            return False
-        arguments, result, kept = self.abi
-        if old.what == "call":
-            if any((r, r) not in alike for r in fresh & arguments):
+        if any(len({pair[i] for pair in writes}) < len(writes) for i in (0, 1)):
+            return False  # which of them is which?
+        if old.what in ("call", "tail"):
+            if any((r, r) not in alike for r in fresh & self.arguments):
                 return False
-            for pair in [p for p in alike if p[0] not in kept or p[1] not in kept]:
-                alike.discard(pair)
-            alike |= {(r, r) for r in result}
-            fresh.clear()
-        elif old.what == "return":
-            return all((r, r) in alike for r in result if r in fresh)
-        elif old.writes and pairs:
-            target = pairs[0]
+            if old.what == "call":
+                for pair in [p for p in alike if p[0] not in self.kept or p[1] not in self.kept]:
+                    alike.discard(pair)
+                # What is not preserved is the result of the same call, or nobody reads it.
+                alike |= self.everything - {(r, r) for r in self.kept}
+                fresh.clear()
+            return True
+        if old.what == "return":
+            return all((r, r) in alike for r in self.results & fresh)
+        for target in writes:
             for pair in [p for p in alike if p[0] == target[0] or p[1] == target[1]]:
                 alike.discard(pair)
-            alike.add(target)
-            fresh |= set(target)
-        else:
-            fresh |= {r for pair in pairs[:1] for r in pair}
+        alike |= writes
+        fresh |= {register for pair in writes for register in pair}
         return True
+
+
+def _paired(
+    named: list[tuple[str, str]], old: frozenset[str], new: frozenset[str]
+) -> set[tuple[str, str]] | None:
+    """Pair the registers that two equal instructions read, or write; None if that cannot be said.
+
+    Registers that are written out correspond by their position, all others by name.
+    """
+    pairs = {pair for pair in named if pair[0] in old and pair[1] in new}
+    implied = []
+    for i, registers in enumerate((old, new)):
+        implied.append(registers - {pair[i] for pair in named})
+        if registers - implied[i] != {pair[i] for pair in pairs}:
+            return None
+    if implied[0] != implied[1]:
+        return None
+    return pairs | {(r, r) for r in implied[0]}
