@@ -288,6 +288,8 @@ class _Follow:
         """Whether two steps are the same but for their registers."""
         if old.shape != new.shape or len(old.references) != len(new.references):
             return False
+        if not old.references:
+            return True
         references = np.array(old.references, int), np.array(new.references, int)
         return bool(self.judge.same_references(*references).all())
 
