@@ -1,12 +1,11 @@
 """How much each part of diff.py contributes: train and measure the networks without it.
 
-    python bench/ablation.py --train DIR2,DIR3 --path DIR --programs sort,cp
+    python bench/ablation.py --train DIR2,DIR3 --encoders E1,E2 --path DIR --programs sort,cp
     python bench/ablation.py blocks --path DIR --programs sort,cp     # matching of blocks
 
 Encoders and candidates are those of `matching/train.py`. Each row sets some measures of a pair of
 functions, or some of the evidence around it, to zero, both in training and in the measurement. Two
-rows have all measures and less training. In one row, the encoders do not weigh a function's words
-by how rare they are. Everything is measured as in `bench/accuracy.py`.
+rows have all measures and less training. Everything is measured as in `bench/accuracy.py`.
 
 `--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of the two
 functions' mean hidden states in a BERT trained by `pretrain.py`, whitened with the mean and
@@ -22,9 +21,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
@@ -37,9 +35,9 @@ import checkpoint
 import models
 import utils
 from binary.tokens import tokenise
-from encoder.table import WordVectors, choose_words
-from encoder.train_table import train_encoder
-from features.extract import Features, extract_features
+from encoder.encoder import DEFAULT as ENCODER
+from encoder.encoder import Encoder, packages_of, read_encoder
+from features.extract import Features
 from matching import blocks as matching_blocks
 from matching.blocks import match_blocks
 from matching.candidates import MEASURES, OF_ENCODER, Candidates, find_candidates
@@ -47,8 +45,8 @@ from matching.evidence import EVIDENCE, ROUNDS, Evidence
 from matching.functions import match_candidates, match_functions
 from matching.model import DEFAULT, Model, read_model
 from matching.networks import MatchingConfig
-from matching.train import cross_fitted, train_model
-from matching.training_pairs import Pair, find_builds
+from matching.train import first_unknowing, train_both
+from matching.training_pairs import Pair, find_builds, pairs_of
 from tasks.comparer import ComparisonData
 from terminal.arguments import names_of
 from terminal.command_line import command_line
@@ -75,7 +73,6 @@ NO_EVIDENCE = {
     "no shared variables": columns(EVIDENCE, "shared variables"),
     "no tables of pointers": columns(EVIDENCE, "tables"),
 }
-UNWEIGHED = "the encoder's words not weighed"
 QUARTERS = {"networks a quarter as wide": "hidden", "trained a quarter as long": "n_epochs"}
 NEVER = 2.0  # higher than any score
 # Row -> values of constants in matching/blocks.py.
@@ -98,6 +95,7 @@ def main(
     seen: str | tuple[str, ...] | list[str] = (),
     kinds: str | tuple[str, ...] | list[str] = ("O0-O3", "5.93-8.30 at O2"),
     held_out: str | tuple[str, ...] | list[str] = ("ed", "xargs"),
+    encoders: str | tuple[str, ...] | list[str] = (),
     train_cfg: str = "config/contrast.json",
     pretrain_file: str | None = None,
     max_len: int = 64,
@@ -120,6 +118,8 @@ def main(
         Kinds of pairs, see bench/accuracy.py.
     held_out : str or list of str
         Programs to leave out of the training.
+    encoders : str or list of str
+        As for matching/train.py.
     train_cfg : str
         Settings of the training.
     pretrain_file : str
@@ -136,14 +136,17 @@ def main(
     )
     cfg = utils.read_config(MatchingConfig, train_cfg)
     found, _ = find_builds(train, str(Path(work) / "output"), workers)
-    codes = {
-        program: [extract_features(analysis) for analysis in analyses]
-        for program, analyses in found.items()
-        if program not in held_out
-    }
     known = bench.seen_names(seen)
     both = bench.read_pairs(Path(path), programs, kinds, Path(work), workers)
-    fitted, pairs, measured = with_encoders(codes, both, cfg)
+    shipped = read_encoder()
+    known_to = [(shipped, packages_of(ENCODER))]
+    known_to += [(read_encoder(file), packages_of(file)) for file in names_of(encoders)]
+    pairs = []
+    for program in found:
+        encoder = first_unknowing(known_to, program)
+        if encoder is not None and program.name not in held_out:
+            pairs += pairs_of(program, encoder, cfg.pairs, cfg.seed)
+    measured = {kind: [measures(*pair, shipped) for pair in both[kind]] for kind in kinds}
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
     print("recall@1 all, unseen; F1 all, unseen")
     for row, left_out in LEFT_OUT.items():
@@ -151,7 +154,7 @@ def main(
             dataclasses.replace(pair, candidates=leave_out(pair.candidates, left_out))
             for pair in pairs
         ]
-        model = train_model(without, fitted, cfg)
+        model = Model(shipped, *train_both(without, cfg))
         for kind in kinds:
             show(f"{row}; {kind}", measured[kind], left_out, model, known, ROUNDS)
             if not left_out:
@@ -161,67 +164,26 @@ def main(
             dataclasses.replace(pair, evidence=WithoutColumns(pair.evidence, left_out))
             for pair in pairs
         ]
-        model = train_model(without, fitted, cfg)
+        model = Model(shipped, *train_both(without, cfg))
         for kind in kinds:
             less = [(*rest, WithoutColumns(e, left_out)) for *rest, e in measured[kind]]
             show(f"{row}; {kind}", less, [], model, known, ROUNDS)
     for row, setting in QUARTERS.items():
         quarter = dataclasses.replace(cfg, **{setting: max(1, getattr(cfg, setting) // 4)})
-        model = train_model(pairs, fitted, quarter)
+        model = Model(shipped, *train_both(pairs, quarter))
         for kind in kinds:
             show(f"{row}; {kind}", measured[kind], [], model, known, ROUNDS)
-    with unweighed():
-        plain, plain_pairs, plain_measured = with_encoders(codes, both, cfg)
-    model = train_model(plain_pairs, plain, cfg)
-    for kind in kinds:
-        show(f"{UNWEIGHED}; {kind}", plain_measured[kind], [], model, known, ROUNDS)
     if pretrain_file:
         with_bert(pretrain_file, max_len, pairs, measured)
-        model = train_model(pairs, fitted, cfg)
+        model = Model(shipped, *train_both(pairs, cfg))
         for kind in kinds:
             show(f"and BERT's states; {kind}", measured[kind], [], model, known, ROUNDS)
 
 
-def with_encoders(
-    codes: dict[str, list[Features]], both: dict[str, list], cfg: MatchingConfig
-) -> tuple[WordVectors, list[Pair], dict[str, list]]:
-    """Train encoders; return the one trained on all programs, and the pairs with its measures.
-
-    Returns
-    -------
-    WordVectors
-    list of Pair
-        For training the networks.
-    dict
-        Kind -> two builds, their candidates and evidence, for each pair to measure.
-    """
-    pairs = cross_fitted(codes, cfg)
-    fitted = train_encoder(codes, cfg, "encoder")
-    measured = {}
-    for kind, builds in both.items():
-        measured[kind] = [
-            (
-                first,
-                second,
-                find_candidates(first.code, second.code, fitted),
-                Evidence(first.code, second.code),
-            )
-            for first, second in builds
-        ]
-    return fitted, pairs, measured
-
-
-def unweighed() -> AbstractContextManager:
-    """Inside the block, let new encoders give all words the same weight."""
-    choose = choose_words
-
-    def choose_and_not_weigh(
-        programs: list[list[Features]], size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        words, idf = choose(programs, size)
-        return words, np.ones_like(idf)
-
-    return mock.patch("encoder.train_table.choose_words", choose_and_not_weigh)
+def measures(first: bench.Build, second: bench.Build, encoder: Encoder) -> tuple:
+    """Return two builds, their candidates and evidence."""
+    codes = first.code, second.code
+    return first, second, find_candidates(*codes, encoder), Evidence(*codes)
 
 
 class WithoutColumns(Evidence):

@@ -186,6 +186,7 @@ def make_project(project: Path, first: str, second: str) -> None:
     ]
     (project / "anchors.txt").write_text("".join(f"{old} {new}\n" for old, new in pairs[:4]))
     shutil.copy(ROOT / "model/diff.safetensors", project / "m.safetensors")
+    shutil.copy(ROOT / "model/encoder.safetensors", project)
     write_pairs(project, np.random.default_rng(0))
 
 

@@ -396,11 +396,9 @@ def make_encoder(folder: Path, _: Analysis) -> None:
 def make_scores(folder: Path, _: Analysis) -> None:
     rng = np.random.default_rng(0)
     arrays = {}
-    lengths = {"V": 5, "D": 4}
     for name, numbers in matching_model.SCHEMA.items():
-        shape = [n if isinstance(n, int) else lengths.get(n, 3) for n in numbers.shape]
+        shape = [n if isinstance(n, int) else 3 for n in numbers.shape]
         arrays[name] = rng.random(shape).astype(numbers.dtypes[0])
-    arrays["encoder.words"] = np.arange(5, dtype=np.int32)
     networks = [
         matching_model.Network(
             **{
@@ -410,8 +408,8 @@ def make_scores(folder: Path, _: Analysis) -> None:
         )
         for name in ("similarity", "neighbours")
     ]
-    words = (arrays[f"encoder.{name}"] for name in ("words", "idf", "table"))
-    model = matching_model.Model(matching_model.WordVectors(*words), *networks)
+    make_encoder(folder, _)
+    model = matching_model.Model(read_encoder(folder / "encoder.safetensors"), *networks)
     matching_model.write_model(model, folder / "m.safetensors", {"what": "a test"})
 
 

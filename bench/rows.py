@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse
+from word_table import OFFSET, TableConfig, WordVectors, train_encoder
 
 import utils
-from encoder.table import OFFSET, WordVectors
-from encoder.train_table import TableConfig, train_encoder
 from features.extract import GROUPS, KINDS, Features
 from features.tfidf import DIMENSIONS, normalise
 
@@ -136,7 +135,7 @@ def sentences_of(code: Features) -> list[list[str]]:
 
 
 class WordTable:
-    """The word table of diff.py; for the cells without names, a table trained without them."""
+    """The word table; for the cells without names, a table trained without them."""
 
     def __init__(self, **arrays: np.ndarray) -> None:
         self.arrays = arrays

@@ -47,7 +47,6 @@ MODEL |= dict(max_len=32, n_segments=2)
 TRAINING = dict(seed=1, batch_size=8, lr=0.001, n_epochs=9, warmup=0.1, save_steps=10)
 TRAINING |= dict(total_steps=80)
 CONTRAST = dict(seed=0, hidden=8, lr=0.01, weight_decay=0.01, n_epochs=2, networks=1, pairs=3)
-CONTRAST |= dict(words=4096, dimensions=8, encoder_steps=20, encoder_batch=16, encoder_lr=0.005)
 STAGE = dict(seed=0, batch_size=16, lr=1e-3, words_lr=1e-3, n_epochs=99, warmup=0.5, save_steps=10)
 STAGE |= dict(total_steps=20, objectives={"same": 1.0})
 ENCODER = dict(words=500, model=MODEL | dict(vocab_size=1, max_len=258, n_segments=3))
@@ -118,6 +117,7 @@ def main(
         settings_of = {"train": TRAINING, "model": MODEL, "contrast": CONTRAST, "encoder": ENCODER}
         for name, settings in settings_of.items():
             (inputs / f"{name}.json").write_text(json.dumps(settings))
+        shutil.copy(ROOT / "model/encoder.safetensors", inputs)
         gendata = ["gendata.py", "--path", "binaries", "--biname", biname, "--workers", "2"]
         old, new = (f"binaries/{binary['build']}/{biname}" for binary in chosen[:2])
         commands = {

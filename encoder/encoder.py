@@ -318,6 +318,24 @@ def read_encoder(path: str | os.PathLike[str] = DEFAULT) -> Encoder:
     return Encoder(Vocabulary(words, arrays["idf"]), heads, weights, calibration, identity)
 
 
+def packages_of(path: str | os.PathLike[str]) -> set[str]:
+    """Return the packages that an encoder has learned from, by its card.
+
+    Raises
+    ------
+    utils.UserError
+        The file has no card.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            card = utils.parse_json((file.metadata() or {})["card"], path)
+        return set(card["packages"].split())
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError):
+        raise utils.UserError(
+            f"{path} does not say which packages it has learned from; encoder/train.py writes that"
+        ) from None
+
+
 def write_encoder(
     weights: dict[str, np.ndarray],
     vocabulary: Vocabulary,

@@ -15,7 +15,6 @@ if __name__ == "__main__":
 import dataclasses
 import hashlib
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -37,7 +36,7 @@ from encoder.encoder import write_encoder
 from encoder.inputs import Vocabulary, choose_words, look_up
 from encoder.network import Network, View
 from encoder.objectives import MIN_BLOCKS, OBJECTIVES, SHARES, VIEWS, Data, draw
-from experiment_data.recipes import RECIPES, TEST, VALIDATION
+from experiment_data.recipes import TEST, VALIDATION, package_of
 from features.positions import LONGEST
 from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
 from optim import OneCycleAdamW
@@ -119,6 +118,7 @@ class Info:
 def main(
     path: Names = path,
     train_cfg: str = train_cfg,
+    part: Annotated[str, pydantic.Field(pattern=r"^[1-9]/[1-9]$")] = "1/1",
     outputDir: str = outputDir,
     save_dir: str = save_dir,
     to: str = to,
@@ -138,6 +138,9 @@ def main(
         validation are measured.
     train_cfg : str
         Settings of the training.
+    part : str
+        1/2 trains on every second package only, 2/2 on the others. matching/train.py needs encoders
+        that have not learned from what its networks learn from.
     outputDir : str
         Where analysed binaries are cached.
     save_dir : str
@@ -154,7 +157,7 @@ def main(
     folders = {"outputDir": outputDir, "save_dir": save_dir}
     utils.check_outputs({"to": to}, [train_cfg, *names_of(path)], folders)
     cfg = utils.read_config(Config, train_cfg)
-    files = find_files(names_of(path))
+    files = take_part(find_files(names_of(path)), part)
     limits = time_limit, memory_limit
     with utils.one_writer(save_dir), limited_memory(memory_limit, "training the encoder"):
         found, skipped = analyse_files([file for _, file in files], outputDir, workers, limits)
@@ -194,10 +197,17 @@ def find_files(paths: list[str]) -> list[tuple[str, str]]:
     return files
 
 
-def package_of(build: str) -> str:
-    """Return the package of a build's folder: sed-bookworm-O2, coreutils-8.30-O2."""
-    known = [package for package in RECIPES if build.startswith(f"{package}-")]
-    return max(known, key=len) if known else re.split(r"-(?=\d)", build)[0]
+def take_part(files: list[tuple[str, str]], part: str) -> list[tuple[str, str]]:
+    """Return the files of a part of the packages, and of all packages for validation.
+
+    ``part`` is "k/n": of the packages in the order of their names, the k-th and every n-th after.
+    """
+    k, n = map(int, part.split("/"))
+    if k > n:
+        raise utils.UsageError(f"--part {part}: the first number must not be above the second")
+    learned = sorted({package for package, _ in files} - {*VALIDATION})
+    chosen = {*learned[k - 1 :: n], *VALIDATION}
+    return [file for file in files if file[0] in chosen]
 
 
 class Prepared(NamedTuple):

@@ -5,6 +5,7 @@ are set aside: those in TEST are used neither for training nor for choosing anyt
 VALIDATION are not used for training.
 """
 
+import re
 from dataclasses import dataclass
 
 
@@ -252,3 +253,9 @@ VALIDATION = [
     "units",
 ]
 TEST = ["libpng1.6", "libuv1", "libxml2", "lmdb", "mbedtls", "opus", "pcre2", "yaml-cpp"]
+
+
+def package_of(build: str) -> str:
+    """Return the package of a build's folder: sed-bookworm-O2, coreutils-8.30-O2."""
+    known = [package for package in RECIPES if build.startswith(f"{package}-")]
+    return max(known, key=len) if known else re.split(r"-(?=\d)", build)[0]

@@ -1,20 +1,19 @@
 """How alike two binaries' functions are: candidates, measures of each pair, and learned scores.
 
-The measures are cosines of TF-IDF weighed words, one for each group of words, sizes, and what an
-encoder says that remembers the libraries of its training programs. A small network makes one score
-of them. It never sees a word, and it learned on programs that the encoder had not met: so it trusts
-the encoder as far as it holds for others.
+The measures are cosines of TF-IDF weighed words, one for each group of words, sizes, and cosines of
+the encoder's vectors. A small network makes one score of them. It never sees a word, and it learned
+from programs that the encoder had not learned from, so it trusts the encoder as far as that
+deserves on programs that are new to it.
 """
 
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import scipy.sparse
 
-from encoder.table import WordVectors
 from features.extract import GROUPS, KINDS, Features
 from features.tfidf import weigh
 
@@ -31,7 +30,6 @@ INLINED += [("number", "number near"), ("name far", "name near"), ("name near", 
 OWN = [f"cosine of {kind}" for kind in KINDS]  # of the functions' own words
 SIZES = ("blocks", "tokens", "names", "callers")
 OF_ENCODER = ["encoder's cosine", "cosine below the first's best", "cosine below the second's best"]
-OF_ENCODER += ["known words of the first", "known words of the second"]
 # The columns of a candidate's measures.
 MEASURES = [f"cosine of {group}" for group, _ in SAME]
 MEASURES += [f"cosine of {first} and {second}" for first, second in INLINED]
@@ -63,23 +61,32 @@ class Candidates:
 
 
 def find_candidates(
-    first: Features, second: Features, encoder: WordVectors, anchors: np.ndarray | None = None
+    first: Features,
+    second: Features,
+    encode: Callable[..., np.ndarray],
+    anchors: np.ndarray | None = None,
 ) -> Candidates:
     """Find the pairs of functions that are worth a closer look, and measure them.
 
     Parameters
     ----------
+    encode : callable
+        An `encoder.encoder.Encoder`, or what returns its vectors.
     anchors : int (k, 2), optional
-        Pairs of functions that are always candidates.
+        Pairs of functions that are always candidates. They are not encoded.
     """
     weighed = {pair: weigh(first.words[pair[0]], second.words[pair[1]]) for pair in SAME + INLINED}
     groups = [weighed[pair] for pair in SAME]
     a, b = (scipy.sparse.hstack([pair[side] for pair in groups], "csr") for side in (0, 1))
-    encoded = [encoder(code) for code in (first, second)]
-    found = [_nearest(*_rare(a, b), CANDIDATES), _nearest(encoded[0][0], encoded[1][0], ENCODED)]
-    if anchors is not None and len(anchors):
-        found.append((anchors[:, 0], anchors[:, 1]))
+    anchors = np.zeros((0, 2), np.int64) if anchors is None else anchors
     shape = first.functions, second.functions
+    left = [np.setdiff1d(np.arange(n), side) for n, side in zip(shape, anchors.T, strict=True)]
+    encoded = [
+        encode(code, functions=rest) for code, rest in zip((first, second), left, strict=True)
+    ]
+    near = _nearest(*encoded, ENCODED)
+    found = [_nearest(*_rare(a, b), CANDIDATES), (left[0][near[0]], left[1][near[1]])]
+    found.append((anchors[:, 0], anchors[:, 1]))
     keys = np.unique(np.concatenate([x.astype(np.int64) * shape[1] + y for x, y in found]))
     rows, columns = np.divmod(keys, shape[1])
 
@@ -92,7 +99,7 @@ def find_candidates(
         for group in ("token", "name"):
             x, y = _unique_rows(first.words[group], second.words[group])
             yield (x[rows] == y[columns]) & (x[rows] >= 0)
-        yield from _of_encoder(encoded, rows, columns, shape)
+        yield from _of_encoder(encoded, left, rows, columns, shape)
 
     measures = np.empty((len(rows), len(MEASURES)), np.float32)
     for i, column in enumerate(columns_of_measures()):  # one at a time: pairs are many
@@ -100,9 +107,16 @@ def find_candidates(
     return Candidates(rows, columns, shape, measures)
 
 
-def _of_encoder(encoded, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> list:
-    """Cosine, how far it is below the best of each function, and the share of known words."""
-    (x, known_x), (y, known_y) = encoded
+def _of_encoder(
+    encoded: list[np.ndarray],
+    functions: list[np.ndarray],
+    rows: np.ndarray,
+    columns: np.ndarray,
+    shape: tuple[int, int],
+) -> list[np.ndarray]:
+    """Cosine, and how far it is below the best of each function; 0 for those not encoded."""
+    x, y = (np.zeros((n, v.shape[1]), np.float32) for n, v in zip(shape, encoded, strict=True))
+    x[functions[0]], y[functions[1]] = encoded
     cosine = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), PAIRS):
         part = slice(start, start + PAIRS)
@@ -112,7 +126,7 @@ def _of_encoder(encoded, rows: np.ndarray, columns: np.ndarray, shape: tuple[int
         best = np.full(n, -1, np.float32)
         np.maximum.at(best, index, cosine)
         measures.append(best[index] - cosine)
-    return [*measures, known_x[rows], known_y[columns]]
+    return measures
 
 
 def _unique_rows(

@@ -10,15 +10,14 @@ import safetensors
 import safetensors.numpy
 
 import utils
-from encoder.table import WordVectors
-from features.extract import GROUPS
-from features.tfidf import DIMENSIONS
+from encoder.encoder import Encoder, read_encoder
 from files.arrays import Damage, Numbers, check_arrays, weights_of
 from matching.candidates import MEASURES
 from matching.evidence import EVIDENCE
 
 PART = 1 << 17  # number of rows that a network scores at a time
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "diff.safetensors"
+ENCODER = "encoder.safetensors"  # beside the model
 
 
 @dataclasses.dataclass
@@ -56,24 +55,21 @@ class Model:
 
     Attributes
     ----------
-    encoder : WordVectors
+    encoder : encoder.encoder.Encoder
+        Its own file lies beside the model's.
     similarity : Network
         Scores two functions by their measures, see `matching.candidates.MEASURES`.
     neighbours : Network
         Scores them by the matches around them, see `matching.evidence.EVIDENCE`.
     """
 
-    encoder: WordVectors
+    encoder: Encoder
     similarity: Network
     neighbours: Network
 
 
 MOST = 1e6  # larger absolute weights can make scores infinite or NaN
-SCHEMA = {
-    "encoder.words": Numbers("i4", "V", below=len(GROUPS) * DIMENSIONS),
-    "encoder.idf": Numbers("f4", "V", most=MOST),
-    "encoder.table": Numbers("f2", "V", "D"),
-}
+SCHEMA = {"encoder": Numbers("u1", 8)}  # its identity
 for _name, _inputs in (("similarity", len(MEASURES)), ("neighbours", len(EVIDENCE))):
     SCHEMA |= {
         f"{_name}.mean": Numbers("f4", _inputs, most=MOST),
@@ -83,45 +79,52 @@ for _name, _inputs in (("similarity", len(MEASURES)), ("neighbours", len(EVIDENC
         f"{_name}.w2": Numbers("f4", f"hidden {_name}", most=MOST),
         f"{_name}.b2": Numbers("f4", 1, most=MOST),
     }
-PARTS = {"encoder": WordVectors, "similarity": Network, "neighbours": Network}
+NETWORKS = "similarity", "neighbours"
 
 
 def read_model(path: str | os.PathLike[str] = DEFAULT) -> Model:
-    """Read what matching/train.py wrote.
+    """Read what matching/train.py wrote, and the encoder beside it.
 
     Raises
     ------
     utils.UserError
-        The file does not exist, or matching/train.py did not write it.
+        A file does not exist, something else wrote it, or the networks learned from the vectors of
+        another encoder.
     """
     remedy = "; leave --model_file out to use the one that comes with this repository"
     with weights_of(path, "model", "matching/train.py", remedy) as arrays:
-        networks = ("similarity", "neighbours")
-        inputs = tuple(size for name in networks for size in arrays[f"{name}.w1"].shape[1:])
+        inputs = tuple(size for name in NETWORKS for size in arrays[f"{name}.w1"].shape[1:])
         expected = len(MEASURES), len(EVIDENCE)
         if inputs != expected:
             raise Damage(f"its networks have {inputs} inputs, not {expected}")
         check_arrays(arrays, SCHEMA)
-        if (np.diff(arrays["encoder.words"]) <= 0).any():
-            raise Damage("'encoder.words' is not sorted")
-    return Model(
-        **{
-            name: kind(**{f.name: arrays[f"{name}.{f.name}"] for f in dataclasses.fields(kind)})
-            for name, kind in PARTS.items()
-        }
+    beside = Path(path).with_name(ENCODER)
+    encoder = read_encoder(beside)
+    learned_from = arrays["encoder"].tobytes().hex()
+    if encoder.identity != learned_from:
+        raise utils.UserError(
+            f"{path} was trained with another encoder ({learned_from}) than {beside} "
+            f"({encoder.identity}); train it anew by `python -m matching.train --to {path}`"
+        )
+    networks = (
+        Network(**{f.name: arrays[f"{name}.{f.name}"] for f in dataclasses.fields(Network)})
+        for name in NETWORKS
     )
+    return Model(encoder, *networks)
 
 
 def write_model(model: Model, path: str | os.PathLike[str], card: dict[str, str]) -> None:
-    """Write a model as safetensors, with ``card`` as JSON in its metadata.
+    """Write a model's networks as safetensors, with ``card`` as JSON in its metadata.
 
     The card is one entry, because safetensors writes several in random order, and the same training
     must give the same bytes.
     """
     arrays = {
         f"{name}.{field.name}": np.ascontiguousarray(getattr(getattr(model, name), field.name))
-        for name, kind in PARTS.items()
-        for field in dataclasses.fields(kind)
+        for name in NETWORKS
+        for field in dataclasses.fields(Network)
     }
+    identity = bytes.fromhex(model.encoder.identity)
+    arrays["encoder"] = np.frombuffer(identity, np.uint8)
     with utils.atomic_file(path, "wb") as file:
         file.write(safetensors.numpy.save(arrays, metadata={"card": json.dumps(card)}))

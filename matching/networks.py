@@ -10,7 +10,6 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 import utils
-from encoder.train_table import TableConfig
 from matching.candidates import plausible
 from matching.evidence import ROUNDS
 from matching.model import Network
@@ -21,11 +20,13 @@ PASSES = 2  # how often the neighbour network is trained on its own matches
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
-class MatchingConfig(TableConfig):
-    """Settings for training the encoder and the networks; all keys are required.
+class MatchingConfig:
+    """Settings for training the networks; all keys are required.
 
     Attributes
     ----------
+    seed : int
+        Of the initial weights and of all choices.
     hidden : int
         Width of the networks' hidden layer.
     lr, weight_decay : float
@@ -38,6 +39,7 @@ class MatchingConfig(TableConfig):
         Maximum number of pairs of builds of a program, chosen at random.
     """
 
+    seed: pydantic.NonNegativeInt
     hidden: PositiveInt
     lr: PositiveFloat
     weight_decay: pydantic.NonNegativeFloat

@@ -1,17 +1,19 @@
-"""Train the model of diff.py on builds of programs with symbols.
+"""Train the networks of diff.py on builds of programs with symbols.
 
     python experiment_data/build_packages.py
+    python -m encoder.train                         # -> model/encoder.safetensors
     python -m matching.train                        # -> model/diff.safetensors
 
 Functions in two builds of a program are the same if their symbols have the same name; symbols are
-not used for anything else. All losses are contrastive (symmetric InfoNCE). An encoder learns to
-place functions of one name near each other, also across programs, which share libraries. Networks
-learn to find each function's partner among the most similar functions of the other build, or that
-it has none.
+not used for anything else. The networks learn to find each function's partner among the most
+similar functions of the other build, or that it has none (a contrastive loss, InfoNCE).
 
-The encoder remembers its training programs. The networks must learn how far to trust it on other
-programs. So the programs are divided into parts, and the pairs of each part are measured by an
-encoder trained on the other parts. The encoder that is saved is trained on all programs.
+The encoder remembers the packages that it learned from. The networks must learn how far to trust it
+on others, so a program is measured by an encoder that has not learned from its package:
+
+    python -m encoder.train --part 1/2 --save_dir out-1 --to out-1/encoder.safetensors
+    python -m encoder.train --part 2/2 --save_dir out-2 --to out-2/encoder.safetensors
+    python -m matching.train --encoders out-1/encoder.safetensors,out-2/encoder.safetensors
 """
 
 if __name__ == "__main__":
@@ -21,19 +23,19 @@ if __name__ == "__main__":
 
 import dataclasses
 import os
+from pathlib import Path
 
 import numpy as np
 from pydantic import PositiveInt
 
 import utils
 from binary.analysis import analysis_settings
-from encoder.table import WordVectors
-from encoder.train_table import train_encoder
-from features.extract import Features, extract_features
+from encoder.encoder import Encoder, packages_of, read_encoder
+from experiment_data.recipes import VALIDATION
 from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
-from matching.model import Model, write_model
+from matching.model import ENCODER, Model, Network, write_model
 from matching.networks import MatchingConfig, plausible_part, train_neighbours, train_similarity
-from matching.training_pairs import Pair, find_builds, pairs_of
+from matching.training_pairs import Pair, Program, find_builds, pairs_of
 from terminal import progress
 from terminal.arguments import names_of
 from terminal.command_line import PARTLY, command_line
@@ -44,13 +46,13 @@ train_cfg = "config/contrast.json"
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 to = "model/diff.safetensors"
 workers = os.cpu_count() or 1  # processes
-PARTS = 3  # number of parts into which the programs are divided
 Names = str | list[str]
 
 
 def main(
     path: Names = path,
     held_out: Names = held_out,
+    encoders: Names = (),
     train_cfg: str = train_cfg,
     outputDir: str = outputDir,
     to: str = to,
@@ -58,16 +60,22 @@ def main(
     time_limit: Limit = TIME_LIMIT,
     memory_limit: Limit = MACHINE,
 ) -> int:
-    """Train the model of diff.py and write it as safetensors.
+    """Train the networks of diff.py and write them as safetensors.
 
-    The exit code is 3 if binaries were skipped.
+    They are for the encoder.safetensors beside the file that is written. The exit code is 3 if
+    binaries were skipped.
 
     Parameters
     ----------
     path : str or list of str
         Folders whose sub-folders each hold one build of some programs, with symbols: DIR1,DIR2.
+        The packages that experiment_data/recipes.py sets aside are not trained on; those for
+        validation are measured.
     held_out : str or list of str
-        Programs that are measured and not trained on: --held_out ed,patch.
+        More programs that are measured and not trained on: --held_out ed,patch.
+    encoders : str or list of str
+        Encoders for programs of packages that the one beside the result has learned from. Each
+        program is measured by the first encoder that has not learned from it, or left out.
     train_cfg : str
         Settings of the training.
     outputDir : str
@@ -81,32 +89,38 @@ def main(
     memory_limit : float
         GiB of memory that it may take, and that all the rest may take.
     """
-    paths = names_of(path)
-    utils.check_outputs({"to": to}, [train_cfg, *paths], {"outputDir": outputDir})
+    paths, files = names_of(path), [Path(to).with_name(ENCODER), *names_of(encoders)]
+    utils.check_outputs({"to": to}, [train_cfg, *paths, *files], {"outputDir": outputDir})
     cfg = utils.read_config(MatchingConfig, train_cfg)
-    others = set(names_of(held_out))
+    own, *more = ((read_encoder(file), packages_of(file)) for file in files)
     with limited_memory(memory_limit, f"training on {', '.join(paths)}"):
-        builds, skipped = find_builds(paths, outputDir, workers, (time_limit, memory_limit))
-        codes = {
-            program: [extract_features(analysis) for analysis in analyses]
-            for program, analyses in progress.bar(builds.items(), desc="features")
-        }
-        known = {program: c for program, c in codes.items() if program not in others}
-        if not known:
+        limits = time_limit, memory_limit
+        programs, skipped = find_builds(paths, outputDir, workers, limits)
+        held = {*names_of(held_out), *(p.name for p in programs if p.packages & {*VALIDATION})}
+        train, used, rest = [], [], []
+        for program in progress.bar(programs, desc="pairs"):
+            encoder = first_unknowing([own, *more], program)
+            if program.name in held:
+                encoder = encoder or own[0]
+            if encoder is None:
+                skipped[program.name] = "every encoder has learned from its package"
+                continue
+            pairs = pairs_of(program, encoder, cfg.pairs, cfg.seed)
+            if program.name in held:
+                rest += pairs
+            else:
+                train += pairs
+                used.append(program)
+        if not train:
             raise utils.UserError(
-                f"{', '.join(paths)}: no program has two builds, apart from those held out"
+                f"{', '.join(paths)}: no program has two builds that may be trained on; --encoders "
+                "names encoders that have not learned from its package"
             )
-        train = cross_fitted(known, cfg)
-        model = train_model(train, train_encoder(known, cfg, "encoder"), cfg)
-        card = describe(known, train, cfg)
+        similarity, neighbours = train_both(train, cfg)
+        model = Model(own[0], similarity, neighbours)
+        card = describe(used, train, cfg)
         write_model(model, to, card)
         print(f"trained on {card['pairs of builds']} pairs of builds of: {card['programs']}")
-        rest = [
-            pair
-            for program, c in codes.items()
-            if program in others
-            for pair in pairs_of(program, c, model.encoder, cfg.pairs, cfg.seed)
-        ]
         for name, part in (("trained on", train), ("held out", rest)):
             if part:
                 alone, around = measure(part, model)
@@ -119,33 +133,25 @@ def main(
         return PARTLY if skipped else 0
 
 
-def cross_fitted(programs: dict[str, list[Features]], cfg: MatchingConfig) -> list[Pair]:
-    """Return the pairs of all programs, measured by encoders not trained on the program."""
-    names = sorted(programs)
-    pairs = []
-    for part in range(min(PARTS, len(names))):
-        inside = names[part::PARTS]
-        # If there is only one program, use its own encoder.
-        rest = {p: codes for p, codes in programs.items() if p not in inside} or programs
-        fitted = train_encoder(rest, cfg, f"encoder without part {part + 1} of {PARTS}")
-        for program in progress.bar(inside, desc="pairs"):
-            pairs += pairs_of(program, programs[program], fitted, cfg.pairs, cfg.seed)
-    return pairs
+def first_unknowing(encoders: list[tuple[Encoder, set[str]]], program: Program) -> Encoder | None:
+    """Return the first encoder that has not learned from any package of a program."""
+    for encoder, packages in encoders:
+        if not packages & program.packages:
+            return encoder
+    return None
 
 
-def train_model(pairs: list[Pair], fitted: WordVectors, cfg: MatchingConfig) -> Model:
-    """Train the networks; the model also contains the encoder ``fitted``."""
+def train_both(pairs: list[Pair], cfg: MatchingConfig) -> tuple[Network, Network]:
+    """Train the similarity network, and the neighbour network that stands on it."""
     similarity = train_similarity(pairs, cfg)
-    return Model(fitted, similarity, train_neighbours(pairs, similarity, cfg))
+    return similarity, train_neighbours(pairs, similarity, cfg)
 
 
-def describe(
-    programs: dict[str, list[Features]], train: list[Pair], cfg: MatchingConfig
-) -> dict[str, str]:
+def describe(programs: list[Program], train: list[Pair], cfg: MatchingConfig) -> dict[str, str]:
     """Return the model's card: its training programs and settings."""
     return {
-        "what": "diff.py: an encoder of functions; a similarity network and a neighbour network",
-        "programs": " ".join(f"{name} ({len(programs[name])} builds)" for name in sorted(programs)),
+        "what": "diff.py: a similarity network and a neighbour network, for the encoder beside it",
+        "programs": " ".join(f"{p.name} ({len(p.builds)} builds)" for p in programs),
         "pairs of builds": str(len(train)),
         "settings": str(dataclasses.asdict(cfg)),
         "analysis": analysis_settings(),

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,33 @@ import utils
 from binary.analysis import Analysis, cache_file, load_analysis
 from binary.cache import analyse_all
 from binary.symbols import source_names
-from encoder.table import WordVectors
-from encoder.train_table import loss_weights
-from features.extract import Features
+from encoder.encoder import Encoder
+from experiment_data.recipes import TEST, package_of
+from features.extract import Features, extract_features
 from jobs.processes import LIMITS
 from matching.candidates import Candidates, find_candidates
 from matching.evidence import Evidence
 
 UNKNOWN, NONE = -2, -1  # in place of the index of a candidate
+SMALL = 0.3  # weight in the loss of functions with fewer than MIN_BLOCKS blocks
+MIN_BLOCKS = 3
+
+
+@dataclasses.dataclass
+class Program:
+    """The analysed builds of a program, ordered by the builds' names.
+
+    Attributes
+    ----------
+    name : str
+    packages : set of str
+        Where it comes from: several versions of a program may be packages of their own.
+    builds : list of Analysis
+    """
+
+    name: str
+    packages: set[str]
+    builds: list[Analysis]
 
 
 @dataclasses.dataclass
@@ -52,19 +72,20 @@ class Pair:
 
 def find_builds(
     paths: list[str], output_dir: str, workers: int, limits: tuple[float, float] = LIMITS
-) -> tuple[dict[str, list[Analysis]], dict[str, str]]:
+) -> tuple[list[Program], dict[str, str]]:
     """Analyse all programs under ``paths`` that have two builds or more.
 
-    Equal files count once, because two releases may contain the same version.
+    Equal files count once, because two releases may contain the same version. Packages that are set
+    aside for the test are left out.
 
     Returns
     -------
-    dict
-        Program -> analyses of its builds, ordered by the builds' names.
+    list of Program
     dict
         File -> why it was skipped.
     """
     files = [f for path in paths for f in sorted(Path(path).glob("*/*")) if f.is_file()]
+    files = [f for f in files if package_of(f.parent.name) not in TEST]
     if not files:
         raise utils.UserError(
             f"no builds under {', '.join(paths)}; `python experiment_data/build_packages.py` makes "
@@ -75,28 +96,40 @@ def find_builds(
     times = Counter(binary["program"] for binary in binaries)
     binaries = [binary for binary in binaries if times[binary["program"]] > 1]
     skipped = analyse_all(binaries, output_dir, workers, limits)
-    builds: dict[str, list[Analysis]] = {}
+    found: dict[str, Program] = {}
     for binary in binaries:
         if binary["path"] not in skipped:
-            file = cache_file(output_dir, binary["sha256"])
-            builds.setdefault(binary["program"], []).append(load_analysis(file))
-    return builds, skipped
+            program = found.setdefault(binary["program"], Program(binary["program"], set(), []))
+            program.packages.add(package_of(Path(binary["path"]).parent.name))
+            program.builds.append(load_analysis(cache_file(output_dir, binary["sha256"])))
+    return list(found.values()), skipped
 
 
-def pairs_of(
-    program: str, codes: list[Features], fitted: WordVectors, limit: int, seed: int
-) -> list[Pair]:
+def loss_weights(code: Features) -> np.ndarray:
+    """Return how much each function counts in a loss, float32 (F,): small ones are often alike."""
+    return np.where(code.sizes < MIN_BLOCKS, SMALL, 1).astype(np.float32)
+
+
+def pairs_of(program: Program, encoder: Encoder, limit: int, seed: int) -> list[Pair]:
     """Return at most ``limit`` pairs of a program's builds; every second one is reversed."""
     rng = np.random.default_rng(seed)
+    codes = [extract_features(analysis) for analysis in program.builds]
     both = list(itertools.combinations(codes, 2))
     chosen = sorted(rng.permutation(len(both))[:limit].tolist())
     pairs = [both[i] if n % 2 else both[i][::-1] for n, i in enumerate(chosen)]
-    return [make_pair(program, old, new, fitted) for old, new in pairs]
+    vectors = {id(code): encoder(code) for code in codes}  # each build is in several pairs
+
+    def encode(code: Features, functions: np.ndarray) -> np.ndarray:
+        return vectors[id(code)][functions]
+
+    return [make_pair(program.name, old, new, encode) for old, new in pairs]
 
 
-def make_pair(program: str, first: Features, second: Features, fitted: WordVectors) -> Pair:
+def make_pair(
+    program: str, first: Features, second: Features, encode: Callable[..., np.ndarray]
+) -> Pair:
     """Find the candidates of two builds and their true partners."""
-    candidates = find_candidates(first, second, fitted)
+    candidates = find_candidates(first, second, encode)
     names = (
         source_names(first.analysis),
         source_names(second.analysis),

@@ -12,30 +12,20 @@ import torch
 from conftest import ROOT, tiny_bert
 
 import models
-import utils
-from encoder.train_table import train_encoder
+from encoder.encoder import read_encoder
 from features.extract import extract_features
 from matching import blocks as matching_blocks
 from matching.candidates import MEASURES, Candidates
-from matching.networks import MatchingConfig
 from matching.training_pairs import make_pair
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 
-WORDS = ["pairs", "words", "dimensions", "encoder_steps", "encoder_batch", "n_epochs"]
-SMALL = dict(zip(WORDS, [2, 512, 8, 20, 16, 2], strict=True))
+SMALL = {"pairs": 2, "n_epochs": 2}
 
 
 @pytest.fixture(scope="module")
-def cfg():
-    cfg = utils.read_config(MatchingConfig, ROOT / "config/contrast.json")
-    return dataclasses.replace(cfg, **SMALL)
-
-
-@pytest.fixture(scope="module")
-def pair(analyses, cfg):
+def pair(analyses):
     codes = [extract_features(analyses[build]) for build in ("O0", "O2")]
-    fitted = train_encoder({"shapes": codes}, cfg, "encoder")
-    return make_pair("shapes", *codes, fitted)
+    return make_pair("shapes", *codes, read_encoder())
 
 
 def test_every_measure_but_sizes_is_left_out_somewhere():
@@ -71,16 +61,6 @@ def test_evidence_that_is_left_out_is_zero_and_the_rest_is_as_before(pair):
     listed = whole[:, ablation.NO_EVIDENCE["no tables of pointers"]][:, 4]
     in_table = [np.isin(np.arange(c.functions), c.tables.function) for c in pair.codes]
     assert np.array_equal(listed, in_table[0][a] & in_table[1][b])
-
-
-def test_words_are_weighed_again_behind_the_row_without(analyses, cfg):
-    programs = {"shapes": [extract_features(analyses[build]) for build in ("O0", "O2")]}
-    with ablation.unweighed():
-        plain = train_encoder(programs, cfg, "encoder")
-    weighed = train_encoder(programs, cfg, "encoder")
-    assert np.array_equal(plain.words, weighed.words)
-    assert np.all(plain.idf == 1)
-    assert len(np.unique(weighed.idf)) > 3
 
 
 @pytest.fixture
@@ -127,7 +107,7 @@ def test_rows(builds, bert, tmp_path, capsys):
     rows = capsys.readouterr().out.splitlines()[2:]
     names = [row.split(";")[0] for row in rows]
     expected = [*ablation.LEFT_OUT, *ablation.NO_EVIDENCE, *ablation.QUARTERS]
-    expected += ["no surroundings", ablation.UNWEIGHED, "and BERT's states"]
+    expected += ["no surroundings", "and BERT's states"]
     assert sorted(names) == sorted(expected)
     for row in rows:
         assert all(0 <= float(x) <= 1 for x in row.split()[-4:])

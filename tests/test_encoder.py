@@ -34,8 +34,8 @@ from encoder.inputs import (
 )
 from encoder.network import Network, View
 from encoder.objectives import OBJECTIVES, Data, Same, draw
-from encoder.train import Config, Stage, find_files, package_of, programs_of
-from experiment_data.recipes import TEST, VALIDATION
+from encoder.train import Config, Stage, find_files, programs_of, take_part
+from experiment_data.recipes import RECIPES, TEST, VALIDATION, package_of
 from features.operations import operations
 from features.positions import LONGEST, WORD_KINDS, read_positions
 from features.tfidf import DIMENSIONS
@@ -322,6 +322,22 @@ def test_what_is_set_aside_for_the_test_is_never_read(tmp_path):
     assert [package for package, _ in files] == ["sed", "sed"]
     with pytest.raises(utils.UserError, match="no builds under"):
         find_files([str(tmp_path / "none")])
+
+
+def test_parts_of_the_packages_share_no_package_but_those_for_validation():
+    files = [(package, f"{package}-{i}") for package in (*RECIPES, "mine") for i in (1, 2)]
+    parts = [take_part(files, part) for part in ("1/2", "2/2")]
+    learned = [{package for package, _ in part} - {*VALIDATION} for part in parts]
+    assert not learned[0] & learned[1]
+    assert learned[0] | learned[1] == {*RECIPES, "mine"} - {*VALIDATION}
+    assert abs(len(learned[0]) - len(learned[1])) <= 1
+    for part in parts:
+        assert [file for file in files if file[0] in VALIDATION] == [
+            file for file in part if file[0] in VALIDATION
+        ]
+    assert take_part(files, "1/1") == files
+    with pytest.raises(utils.UsageError, match="--part 3/2"):
+        take_part(files, "3/2")
 
 
 def test_builds_that_only_choose_are_not_enough(tmp_path, monkeypatch):

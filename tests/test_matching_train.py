@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,9 +14,8 @@ from conftest import ROOT, typed
 from safetensors import safe_open
 
 import utils
-from binary.symbols import source_names
-from encoder.table import OFFSET, choose_words, known_words
-from encoder.train_table import train_encoder
+from encoder.encoder import DEFAULT as ENCODER
+from encoder.encoder import read_encoder
 from matching.candidates import PLAUSIBLE, softmax_both_ways
 from matching.model import Model, read_model
 from matching.networks import (
@@ -34,14 +34,12 @@ from matching.training_pairs import NONE, UNKNOWN, make_pair
 
 @pytest.fixture(scope="module")
 def cfg():
-    settings = utils.read_config(MatchingConfig, ROOT / "config/contrast.json")
-    return dataclasses.replace(settings, words=4096, encoder_steps=60)
+    return utils.read_config(MatchingConfig, ROOT / "config/contrast.json")
 
 
 @pytest.fixture(scope="module")
-def fitted(codes, cfg):
-    builds = [codes[build] for build in ("O0", "O1", "O2")]
-    return train_encoder({"shapes": builds}, cfg, "encoder")
+def fitted():
+    return read_encoder()
 
 
 def test_log_shares_are_a_softmax_with_none():
@@ -133,52 +131,14 @@ def test_a_pair_without_plausible_candidates(codes, fitted, cfg):
     assert measure([pair], model) == (0, 0)
 
 
-def test_encoder_finds_what_it_learned(codes, fitted):
-    """At unseen optimisation levels; with random word vectors it would find fewer."""
-    first, second = codes["O0"], codes["O3-noplt"]
-    (x, known), (y, _) = fitted(first), fitted(second)
-    assert np.allclose(np.linalg.norm(x[known > 0], axis=1), 1, atol=1e-5)
-    names = [
-        {name: f for f, name in enumerate(source_names(code.analysis)) if name}
-        for code in (first, second)
-    ]
-    both = sorted(names[0].keys() & names[1].keys())
-    a, b = (np.array([side[name] for name in both]) for side in names)
-    assert len(both) >= 5
-    assert ((x[a] @ y[b].T).argmax(1) == np.arange(len(both))).all()
-
-
-def test_weights_of_known_words_are_those_of_tfidf(codes):
-    code = codes["O0"]
-    words, idf = choose_words([[code], [codes["O1"]]], 100000)
-    rows = known_words(code, words, idf).toarray()
-    low, high = np.searchsorted(words, [OFFSET["name"], OFFSET["size"]])
-    columns = words[low:high] - OFFSET["name"]
-    counts = code.words["name"][:, columns].toarray()
-    expected = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * idf[low:high]
-    length = np.linalg.norm(expected, axis=1, keepdims=True)
-    expected = expected / np.maximum(length, 1e-9)
-    assert length.any()
-    assert np.allclose(rows[:, low:high], expected, atol=1e-5)
-
-
-def test_words_of_one_program_alone_are_not_learned(codes, cfg):
-    empty = dataclasses.replace(
-        codes["O1"], words={g: m[:, :0].copy() for g, m in codes["O1"].words.items()}
-    )
-    words, _ = choose_words([[codes["O0"]], [empty]], cfg.words)
-    assert not len(words)
-
-
 @pytest.fixture(scope="module")
 def trained(builds, tmp_path_factory):
     """A folder with two equal trainings, one of them by the command, and what the command said."""
     folder = tmp_path_factory.mktemp("trained")
     cfg = json.loads((ROOT / "config/contrast.json").read_text()) | {
         "n_epochs": 3,
-        "encoder_steps": 10,
-        "words": 2048,
     }
+    shutil.copy(ENCODER, folder)
     (folder / "cfg.json").write_text(json.dumps(cfg))
     arguments = ["--path", f"{builds},{builds}"]  # the same builds again count once
     arguments += ["--held_out", "nothing", "--train_cfg", "cfg.json", "--to"]
@@ -200,8 +160,7 @@ def test_training_writes_networks_and_their_card(trained):
     assert run.returncode == 0, run.stderr
     assert "pairs of builds of: shapes (5 builds)" in run.stdout
     model = read_model(folder / "a.safetensors")
-    assert model.encoder.table.dtype == np.float16
-    assert 0 < len(model.encoder.table) <= 2048
+    assert model.encoder.identity == read_encoder().identity
     with safe_open(folder / "a.safetensors", "numpy") as file:
         assert json.loads(file.metadata()["card"])["programs"] == "shapes (5 builds)"
 

@@ -133,7 +133,7 @@ def test_diff_with_itself_walks_and_vectors(built, tmp_path):
     diff = compare(features, features, model)
     assert {row["status"] for row in diff.functions} == {IDENTICAL}
     assert all(a == b for a, b in (row["sides"] for row in diff.functions))
-    vectors, _ = model.encoder(features)
+    vectors = model.encoder(features)
     assert len(vectors) == features.functions
     assert np.isfinite(vectors).all()
     assert {f"reg{loaded.pointers[0]}", "ptr", "imme"} <= set(tokenise(loaded).dictionary)

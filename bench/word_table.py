@@ -1,11 +1,15 @@
-"""Train the table of words: functions of one name, in any two builds, lie near each other.
+"""A peer of the encoder, which diff.py stood on before: a table with a vector for each word.
 
-Symmetric InfoNCE: each function of a batch shall be nearer to its partner than to the other
-functions of the partner's build, and the other way round.
+A function's vector is the weighed sum over its words. Symmetric InfoNCE trains the vectors so that
+two builds of one source function are near each other: each function of a batch shall be nearer to
+its partner than to the other functions of the partner's build, and the other way round.
 """
+
+import dataclasses
 
 import numpy as np
 import pydantic
+import scipy.sparse
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
@@ -13,17 +17,105 @@ from torch import Tensor
 
 import utils
 from binary.symbols import source_names
-from encoder.table import WordVectors, choose_words, known_words
-from features.extract import Features
+from features.extract import GROUPS, Features
+from features.tfidf import DIMENSIONS, normalise
+from matching.training_pairs import loss_weights
 from terminal import progress
 
-SMALL = 0.3  # weight in the loss of functions with fewer than MIN_BLOCKS blocks
-MIN_BLOCKS = 3
+OFFSET = {group: i * DIMENSIONS for i, group in enumerate(GROUPS)}
 WORDS_LEFT_OUT = 0.3  # of a function's words, at random, each time it is encoded
 NEGATIVES = 64  # functions without a partner, beside those of a batch
 FEW = 8  # two programs that share fewer names teach nothing
 COSINE_SCALE = 14.0  # of the cosines in the loss: one over the temperature
 NO_SOURCE = {"main", "usage"}  # names that say nothing across programs
+
+
+@dataclasses.dataclass
+class WordVectors:
+    """V words with vectors of D dimensions.
+
+    Attributes
+    ----------
+    words : int32 (V,)
+        A word's column in `features` plus its group's OFFSET; sorted.
+    idf : float32 (V,)
+        How rare each word is in the training programs.
+    table : float16 (V, D)
+    """
+
+    words: np.ndarray
+    idf: np.ndarray
+    table: np.ndarray
+
+    def __call__(self, code: Features) -> tuple[np.ndarray, np.ndarray]:
+        """Encode the functions of a binary.
+
+        Returns
+        -------
+        float32 (F, D)
+            Vectors of length 1; zero for functions without a known word.
+        float32 (F,)
+            The share of each function's words that is known.
+        """
+        rows = known_words(code, self.words, self.idf)
+        vectors = rows @ self.table.astype(np.float32)
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        had = sum(np.diff(code.words[group].indptr) for group in GROUPS)
+        known = np.diff(rows.indptr) / np.maximum(had, 1)
+        return vectors / np.maximum(length, 1e-6), known.astype(np.float32)
+
+
+def known_words(code: Features, words: np.ndarray, idf: np.ndarray) -> scipy.sparse.csr_matrix:
+    """Return the weights of known words, csr float32 (F, V); each group has length 1."""
+    parts = []
+    for group in GROUPS:
+        low, high = np.searchsorted(words, [OFFSET[group], OFFSET[group] + DIMENSIONS])
+        m = code.words[group]
+        if low == high:
+            continue
+        column = words[low:high] - OFFSET[group]
+        place = np.minimum(np.searchsorted(column, m.indices), len(column) - 1)
+        weight = (1 + np.log(m.data)) * idf[low:high][place] * (column[place] == m.indices)
+        part = scipy.sparse.csr_matrix((weight, place, m.indptr.copy()), (m.shape[0], high - low))
+        part.eliminate_zeros()
+        parts.append(normalise(part))
+    if not parts:
+        return scipy.sparse.csr_matrix((code.functions, len(words)), dtype=np.float32)
+    return scipy.sparse.hstack(parts, "csr", np.float32)
+
+
+def choose_words(programs: list[list[Features]], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the words that occur in the most programs, at least two, and weigh them.
+
+    Parameters
+    ----------
+    programs : list of list of Features
+        Builds of each program.
+    size : int
+        Maximum number of words.
+
+    Returns
+    -------
+    int32 (V,), float32 (V,)
+        `WordVectors.words` and `WordVectors.idf`.
+    """
+    total = len(GROUPS) * DIMENSIONS
+    in_programs = np.zeros(total, np.int64)
+    in_functions = np.zeros(total, np.int64)
+    n = 0
+    for codes in programs:
+        met = np.zeros(total, bool)
+        for code in codes:
+            n += code.functions
+            for group in GROUPS:
+                columns = code.words[group].indices + OFFSET[group]
+                met[columns] = True
+                np.add.at(in_functions, columns, 1)
+        in_programs += met
+    often = np.lexsort((-in_functions, -in_programs))[:size]
+    words = np.sort(often[in_programs[often] >= min(2, len(programs))])
+    idf = np.log((1 + n) / (1 + in_functions[words])) + 1
+    return words.astype(np.int32), idf.astype(np.float32)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
@@ -48,11 +140,6 @@ class TableConfig:
     encoder_steps: PositiveInt
     encoder_batch: PositiveInt
     encoder_lr: PositiveFloat
-
-
-def loss_weights(code: Features) -> np.ndarray:
-    """Return how much each function counts in a loss, float32 (F,): small ones are often alike."""
-    return np.where(code.sizes < MIN_BLOCKS, SMALL, 1).astype(np.float32)
 
 
 class Learner:
