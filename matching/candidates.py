@@ -202,7 +202,9 @@ def _nearest(a, b, k: int) -> tuple[np.ndarray, np.ndarray]:
     For sparse rows, only products above 0; of equal products, the first columns. Only the products
     of some rows are in memory at a time.
     """
-    rows, columns = [], []
+    rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    if not a.shape[0] or not b.shape[0]:
+        return rows[0], columns[0]
     for x, y, out in ((a, b, (rows, columns)), (b, a, (columns, rows))):
         sparse = scipy.sparse.issparse(y)
         y = y.T.tocsr() if sparse else y.T

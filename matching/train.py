@@ -52,7 +52,7 @@ Names = str | list[str]
 def main(
     path: Names = path,
     held_out: Names = held_out,
-    encoders: Names = (),
+    encoders: Names | None = None,
     train_cfg: str = train_cfg,
     outputDir: str = outputDir,
     to: str = to,
@@ -89,7 +89,8 @@ def main(
     memory_limit : float
         GiB of memory that it may take, and that all the rest may take.
     """
-    paths, files = names_of(path), [Path(to).with_name(ENCODER), *names_of(encoders)]
+    paths = names_of(path)
+    files: list[str | os.PathLike[str]] = [Path(to).with_name(ENCODER), *names_of(encoders or [])]
     utils.check_outputs({"to": to}, [train_cfg, *paths, *files], {"outputDir": outputDir})
     cfg = utils.read_config(MatchingConfig, train_cfg)
     own, *more = ((read_encoder(file), packages_of(file)) for file in files)

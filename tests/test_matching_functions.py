@@ -101,6 +101,25 @@ def test_measures_are_cosines(codes, model):
         assert np.allclose(found.measures[:, column], expected, atol=1e-5)
 
 
+def test_known_pairs_are_candidates_that_are_not_encoded(codes, model):
+    code = codes["O2"]
+    n = code.functions
+    every = np.stack([np.arange(n), np.arange(n)], 1)
+
+    def encode(code, functions):
+        asked.append(functions)
+        return model.encoder(code, functions=functions)
+
+    for known in (every, every[1:], every[:0]):
+        asked: list[np.ndarray] = []
+        found = find_candidates(code, code, encode, known)
+        assert [len(functions) for functions in asked] == [n - len(known)] * 2
+        pairs = set(zip(found.a.tolist(), found.b.tolist(), strict=True))
+        assert set(map(tuple, known.tolist())) <= pairs
+    cosine = found.measures[:, MEASURES.index("encoder's cosine")]
+    assert np.allclose(cosine[found.a == found.b], 1, atol=1e-3)
+
+
 def test_evidence_says_how_alike_matched_functions_are(codes, model):
     first, second = codes["O1"], codes["O2"]
     candidates = find_candidates(first, second, model.encoder)
