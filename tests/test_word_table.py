@@ -1,16 +1,12 @@
 """bench/word_table.py: the peer of the encoder learns, and weighs words as TF-IDF does."""
 
 import dataclasses
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from word_table import OFFSET, TableConfig, choose_words, known_words, train_encoder
 
 from binary.symbols import source_names
-
-sys.path.append(str(ROOT / "bench"))
-from word_table import OFFSET, TableConfig, choose_words, known_words, train_encoder
 
 CFG = TableConfig(
     seed=0, words=4096, dimensions=64, encoder_steps=60, encoder_batch=128, encoder_lr=0.005
