@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import scipy.sparse
 
+from encoder.inputs import SKETCH
 from features.extract import GROUPS, KINDS, Features
 from features.tfidf import weigh
 
@@ -29,7 +30,11 @@ INLINED = [("name near", "name"), ("name", "name near"), ("number near", "number
 INLINED += [("number", "number near"), ("name far", "name near"), ("name near", "name far")]
 OWN = [f"cosine of {kind}" for kind in KINDS]  # of the functions' own words
 SIZES = ("blocks", "tokens", "names", "callers")
-OF_ENCODER = ["encoder's cosine", "cosine below the first's best", "cosine below the second's best"]
+OF_ENCODER = [
+    f"{part}{what}"
+    for part in ("encoder", "learned part")
+    for what in ("'s cosine", ", below the first's best", ", below the second's best")
+]
 # The columns of a candidate's measures.
 MEASURES = [f"cosine of {group}" for group, _ in SAME]
 MEASURES += [f"cosine of {first} and {second}" for first, second in INLINED]
@@ -113,20 +118,28 @@ def _of_encoder(
     rows: np.ndarray,
     columns: np.ndarray,
     shape: tuple[int, int],
-) -> list[np.ndarray]:
-    """Cosine, and how far it is below the best of each function; 0 for those not encoded."""
-    x, y = (np.zeros((n, v.shape[1]), np.float32) for n, v in zip(shape, encoded, strict=True))
-    x[functions[0]], y[functions[1]] = encoded
-    cosine = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), PAIRS):
-        part = slice(start, start + PAIRS)
-        cosine[part] = np.einsum("nd,nd->n", x[rows[part]], y[columns[part]])
-    measures = [cosine]
-    for index, n in zip((rows, columns), shape, strict=True):
-        best = np.full(n, -1, np.float32)
-        np.maximum.at(best, index, cosine)
-        measures.append(best[index] - cosine)
-    return measures
+) -> Iterator[np.ndarray]:
+    """Cosines, and how far each is below the best of each function; 0 for those not encoded.
+
+    First those of whole vectors, then those without the sketch: what the encoder has learned.
+    """
+    for part in (slice(None), slice(-SKETCH)):
+        x, y = (
+            np.zeros((n, v[:, part].shape[1]), np.float32)
+            for n, v in zip(shape, encoded, strict=True)
+        )
+        for side, chosen, vectors in zip((x, y), functions, encoded, strict=True):
+            length = np.linalg.norm(vectors[:, part], axis=1, keepdims=True)
+            side[chosen] = vectors[:, part] / np.maximum(length, 1e-9)
+        cosine = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), PAIRS):
+            some = slice(start, start + PAIRS)
+            cosine[some] = np.einsum("nd,nd->n", x[rows[some]], y[columns[some]])
+        yield cosine
+        for index, n in zip((rows, columns), shape, strict=True):
+            best = np.full(n, -1, np.float32)
+            np.maximum.at(best, index, cosine)
+            yield best[index] - cosine
 
 
 def _unique_rows(

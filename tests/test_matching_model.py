@@ -21,7 +21,7 @@ def test_a_model_that_measures_other_things(tmp_path, model):
     """Such as one that an earlier matching/train.py wrote."""
     cut = dataclasses.replace(model.neighbours, w1=model.neighbours.w1[:, 1:])
     write_model(dataclasses.replace(model, neighbours=cut), tmp_path / "m", {})
-    with pytest.raises(UserError, match=r"networks have \(30, 30\) inputs, not \(30, 31\)"):
+    with pytest.raises(UserError, match=r"networks have \(33, 30\) inputs, not \(33, 31\)"):
         read_model(tmp_path / "m")
 
 
