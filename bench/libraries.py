@@ -1,0 +1,146 @@
+"""How well does diff.py match the functions of libraries that it has not learned from?
+
+    python bench/libraries.py --path experiment_data/packages/binaries
+
+The libraries are those that experiment_data/recipes.py sets aside for the test, built by
+experiment_data/build_packages.py. Functions with at least 3 blocks count, and a pair is right if
+both names are the same; symbols are used for nothing else. Intervals are of 95 %, by bootstrap over
+libraries. The peer, "words", matches one to one by the cosines of tokens, strings and imports,
+weighted by TF-IDF; its threshold is the best one for each row.
+"""
+
+import datetime
+import os
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import numpy as np
+from accuracy import MIN_BLOCKS, assign
+from world import words_score
+
+from binary.cache import analyse_files
+from binary.symbols import source_names
+from experiment_data.recipes import TEST
+from features.extract import Features, extract_features
+from matching.functions import Matches, match_functions
+from matching.model import DEFAULT, read_model
+from terminal import progress
+from terminal.command_line import command_line
+
+GCC, CLANG, ARM64 = "bookworm-{}", "bookworm-clang-O2", "bookworm-aarch64-linux-gnu-gcc-O2"
+# Kind -> the ends of the builds' names.
+KINDS = {
+    "O0-O2": (GCC.format("O0"), GCC.format("O2")),
+    "O0-O3": (GCC.format("O0"), GCC.format("O3")),
+    "O2-O3": (GCC.format("O2"), GCC.format("O3")),
+    "gcc-clang at O2": (GCC.format("O2"), CLANG),
+    "gcc at O0 to clang at O2": (GCC.format("O0"), CLANG),
+    "x86-64 to AArch64 at O2": (GCC.format("O2"), ARM64),
+    "x86-64 at O0 to AArch64 at O2": (GCC.format("O0"), ARM64),
+    "versions at O2": ("bullseye-O2", GCC.format("O2")),
+    "versions, O2 to O0": ("bullseye-O2", GCC.format("O0")),
+    "versions, O2 to O3": ("bullseye-O2", GCC.format("O3")),
+}
+SAMPLES = 2000  # of the bootstrap
+
+
+def main(
+    path: str = "experiment_data/packages/binaries/",
+    model_file: str = str(DEFAULT),
+    outputDir: str = "output/",
+    workers: int = 2,
+) -> None:
+    """Print the table.
+
+    Parameters
+    ----------
+    path : str
+        Builds, DIR/<package>-<build>/<program>.
+    model_file : str
+        Model written by matching/train.py.
+    outputDir : str
+        Where analysed binaries are cached.
+    workers : int
+        Number of parallel processes.
+    """
+    model = read_model(model_file)
+    pairs = {kind: list(pairs_of(Path(path), *ends)) for kind, ends in KINDS.items()}
+    files = sorted({str(file) for found in pairs.values() for _, *both in found for file in both})
+    analyses, failed = analyse_files(files, outputDir, workers)
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {len(files)} files, of which")
+    print(f"{len(failed)} could not be analysed; F1 (95 %)")
+    codes: dict[str, Features] = {}
+    for kind, found in pairs.items():
+        ours, words = defaultdict(list), defaultdict(list)
+        for library, *both in progress.bar(found, desc=kind):
+            if not all(str(file) in analyses for file in both):
+                continue
+            for file in map(str, both):
+                codes.setdefault(file, extract_features(analyses[file]))
+            first, second = (codes[str(file)] for file in both)
+            truth = names_of(first, second)
+            ours[library].append([judge(match_functions(first, second, model), *truth)])
+            words[library].append([judge(m, *truth) for m in assign(words_score(first, second))])
+        if not ours:
+            continue
+        counts = [
+            np.array([np.sum(programs, 0) for programs in of_library.values()], float)
+            for of_library in (ours, words)
+        ]
+        number = int(counts[0][:, 0, 2].sum())
+        print(f"{kind:30} {number:5,} functions of {len(ours)} libraries", end="")
+        print(f"  ours {interval(counts[0])}  words {interval(counts[1])}", flush=True)
+
+
+def pairs_of(path: Path, first: str, second: str):
+    """Yield library, old and new file, for all programs that both builds of a library have."""
+    for library in TEST:
+        old, new = path / f"{library}-{first}", path / f"{library}-{second}"
+        for file in sorted(old.glob("*")):
+            if (new / file.name).is_file():
+                yield library, file, new / file.name
+
+
+def names_of(first: Features, second: Features) -> tuple[list[str], list[str], set[str]]:
+    """Return the functions' names ("" if unknown), and those of the functions that count."""
+    names = [source_names(code.analysis) for code in (first, second)]
+    large = [
+        {name for name, size in zip(n, code.sizes, strict=True) if name and size >= MIN_BLOCKS}
+        for n, code in zip(names, (first, second), strict=True)
+    ]
+    # A function may have no partner; then a pair with it is wrong.
+    alone = large[0] - set(names[1])
+    return names[0], names[1], (large[0] & large[1]) | alone
+
+
+def judge(found: Matches, old: list[str], new: list[str], counted: set[str]) -> np.ndarray:
+    """Return the numbers of right, of claimed and of true pairs."""
+    names = [(old[a], new[b]) for a, b in zip(found.a, found.b, strict=True) if old[a] in counted]
+    true = counted & set(new)
+    return np.array([sum(a == b for a, b in names), len(names), len(true)])
+
+
+def interval(counts: np.ndarray) -> str:
+    """Return F1 of the best threshold, and its interval.
+
+    Parameters
+    ----------
+    counts : float (libraries, thresholds, 3)
+        What `judge` returns.
+    """
+
+    def f1(total: np.ndarray) -> np.ndarray:
+        return 2 * total[..., 0] / np.maximum(total[..., 1] + total[..., 2], 1)
+
+    best = int(f1(counts.sum(0)).argmax())
+    chosen = np.random.default_rng(0).integers(len(counts), size=(SAMPLES, len(counts)))
+    low, high = np.quantile(f1(counts[chosen, best].sum(1)), [0.025, 0.975])
+    return f"{f1(counts[:, best].sum(0)):.3f} [{low:.3f} {high:.3f}]"
+
+
+if __name__ == "__main__":
+    command_line(main)
