@@ -22,6 +22,7 @@ import numpy as np
 from accuracy import MIN_BLOCKS, assign
 from world import words_score
 
+from binary.analysis import load_analysis
 from binary.cache import analyse_files
 from binary.symbols import source_names
 from experiment_data.recipes import TEST
@@ -80,7 +81,7 @@ def main(
             if not all(str(file) in analyses for file in both):
                 continue
             for file in map(str, both):
-                codes.setdefault(file, extract_features(analyses[file]))
+                codes.setdefault(file, extract_features(load_analysis(analyses[file])))
             first, second = (codes[str(file)] for file in both)
             truth = names_of(first, second)
             ours[library].append([judge(match_functions(first, second, model), *truth)])
