@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import build_coreutils
 import build_packages as packages
@@ -182,25 +181,3 @@ def test_a_source_without_configure_is_named(run, tmp_path):
 def test_unknown_values(run, options):
     with pytest.raises(UserError, match=next(iter(options.values()))):
         run(**options)
-
-
-def test_the_models_training_programs(tmp_path):
-    """When a build fails, build_training.sh says so and continues with the others."""
-    log = tmp_path / "log"
-    fake = tmp_path / "python"
-    fake.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >> {log}\necho >> {log}\n[ $3 != trixie ]\n')
-    fake.chmod(0o755)
-    script = Path(packages.__file__).with_name("build_training.sh")
-    done = subprocess.run(["sh", script], env=os.environ | {"python": str(fake)}, check=False)
-    assert done.returncode == 1
-    calls = [line.rstrip("|").split("|") for line in log.read_text().splitlines()]
-    asked = [dict(zip(call[1::2], call[2::2], strict=True)) for call in calls]
-    assert [call[0] for call in calls].count("build_coreutils.py") == 2
-    for options in asked:
-        assert set(options["--levels"].split()) <= set(packages.LEVELS)
-        assert set(options.get("--packages", "").split()) <= set(packages.RECIPES)
-        assert not {"sort", "cp", "mv", "install"} & set(options.get("--programs", "").split())
-    assert [options.get("--compilers") for options in asked].count("clang") == 1
-    assert asked[-1]["--releases"] == "sid", "after one that failed"
-    fake.write_text("#!/bin/sh\n")
-    assert subprocess.run(["sh", script], env=os.environ | {"python": str(fake)}).returncode == 0
