@@ -7,6 +7,7 @@ opaque. tests/test_accesses.py compares this with the lifter of Valgrind (VEX).
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import capstone
@@ -137,12 +138,12 @@ def accesses(processor: str, code: bytes) -> tuple[Access, ...]:
 OPAQUE = Access(frozenset(), frozenset(), True, True, True, False, True)
 
 
-def _names(processor: str, instruction, registers) -> set[str]:
+def _names(processor: str, instruction: capstone.CsInsn, registers: Iterable[int]) -> set[str]:
     names = (instruction.reg_name(r) for r in registers)
     return {whole_register(processor, name) for name in names if name}
 
 
-def _of_x86(instruction) -> Access:
+def _of_x86(instruction: capstone.CsInsn) -> Access:
     mnemonic = instruction.mnemonic.removeprefix("notrack ")
     if not instruction.id or _X86_OPAQUE.fullmatch(mnemonic) or "{" in instruction.op_str:
         return OPAQUE
@@ -168,7 +169,7 @@ def _of_x86(instruction) -> Access:
     )
 
 
-def _of_aarch64(instruction) -> Access:
+def _of_aarch64(instruction: capstone.CsInsn) -> Access:
     mnemonic = instruction.mnemonic
     if not instruction.id or _A64_OPAQUE.fullmatch(mnemonic):
         return OPAQUE

@@ -50,16 +50,17 @@ def in_order_of(
     for side in (0, 1):
         kind = [_kind(step, kinds, same[side]) for step in steps[side]]
         ends.append(_numbers(steps[side], kind, known[side], numbers, flags_live))
-    if None in ends or ends[0][1] != ends[1][1]:
+    first, second = ends
+    if first is None or second is None or first[1] != second[1]:
         return None
     places = defaultdict(list)
-    for step, value in zip(new, ends[1][0], strict=True):
+    for step, value in zip(new, second[0], strict=True):
         places[value].append(step)
-    order = [places[value].pop(0) if places[value] else None for value in ends[0][0]]
+    order = [places[value].pop(0) if places[value] else None for value in first[0]]
     return None if None in order else order
 
 
-def _kind(step, kinds: list, same: Callable[[Any, Any], bool]) -> int | None:
+def _kind(step: Any, kinds: list[Any], same: Callable[[Any, Any], bool]) -> int | None:
     """Return the number of the first step that is the same, with the same registers."""
     for number, other in enumerate(kinds):
         if (step.what, step.registers) == (other.what, other.registers) and same(other, step):
