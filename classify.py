@@ -456,7 +456,7 @@ def main(
             check_settings(info, model_file, train_cfg, model_cfg, vocab, None)
             start = Start(info.model, model.state_dict(), tokenizer, info.max_len, with_head=True)
         else:
-            raise UserError("give --pretrain_file or --model_file to start from, not both")
+            raise UsageError("give --pretrain_file or --model_file to start from, not both")
         fine_tune(
             task,
             train_cfg,
@@ -482,12 +482,15 @@ def main(
     )
     device = utils.get_device()
     labels = TASKS[task].labels
+    base = Path(save_dir or Path(model_file).parent, Path(data_file).stem)
+    outputs = [f"{base}_predictions.tsv", *([f"{base}_metrics.json"] if mode == "eval" else [])]
+    for file in outputs:
+        utils.check_outputs({"save_dir": file}, (data_file, model_file))
     model, info, tokenizer = load_classifier(model_file, task)
     check_settings(info, model_file, train_cfg, model_cfg, vocab, max_len)
     examples = read_examples(TASKS[task], data_file, labelled=mode == "eval")
     data = TASKS[task].read(examples, tokenizer, info.max_len)
     probabilities = predict(model.to(device), data, device)
-    base = Path(save_dir or Path(model_file).parent, Path(data_file).stem)
     write_predictions(Path(f"{base}_predictions.tsv"), labels, examples, probabilities)
     n = len(probabilities)
     print(f"{base}_predictions.tsv: {n:,} {utils.plural(n, 'prediction')}")

@@ -360,8 +360,9 @@ def main(
             f"{vocab_file}, {corpus_file} and {about_file} must be three files;"
             " give --corpus_file a name like data/corpus.txt"
         )
-    check_outputs({"vocab_file": vocab_file, "corpus_file": corpus_file})
     folders, incomplete = find_pairs(data)
+    outputs = {"vocab_file": vocab_file, "corpus_file": corpus_file}
+    check_outputs(outputs, whole=[*folders, outputDir])
     for folder in incomplete:
         print(f"skipped {folder}: it has no pair.json, so gendata.py did not finish it")
     if not folders:

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 import utils
-from binary.cache import take_slices
+from binary.cache import refuse_arch, take_slices
 from features.extract import Features, read_binaries
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from matching.anchors import read_anchors
@@ -181,6 +181,7 @@ def main(
     utils.check_outputs(outputs, inputs, {"outputDir": outputDir, "binexport": binexport})
     for name in export_names((old, new)) if binexport else []:
         utils.check_outputs({"binexport": Path(binexport, f"{name}.BinExport")}, inputs)
+    refuse_arch((old, new), arch)
     model = read_model(model_file)
     files = take_slices((old, new), outputDir, arch)
     codes = read_binaries(files, outputDir, workers, limits)

@@ -39,7 +39,7 @@ from pydantic import Field
 import utils
 from binary.analysis import Analysis, analysis_settings, cache_file, count_imports, load_analysis
 from binary.builds import find_programs, find_refused
-from binary.cache import analyse_all, take_slices
+from binary.cache import analyse_all, refuse_arch, take_slices
 from binary.tokens import VERSION as TOKENS
 from binary.tokens import Tokens, tokenise
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit
@@ -160,6 +160,7 @@ def main(
     utils.check_outputs({}, (), {"outputDir": outputDir, "data": data})
     programs = find_programs(path, names_of(biname))
     binaries = list(itertools.chain.from_iterable(programs.values()))
+    refuse_arch((binary["path"] for binary in binaries), arch)
     with utils.one_writer(data):
         utils.remove_leftovers(outputDir, data)
         refused = {file: why for name in programs for file, why in find_refused(path, name).items()}
@@ -436,7 +437,7 @@ def in_words(splits: dict[str, set[str]]) -> str:
     return ", ".join(parts)
 
 
-def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
+def show(pair: Annotated[int, Field(ge=0)], outputDir: str = outputDir, data: str = data) -> None:
     """Print the blocks of one pair: address, function, edges, instructions, tokens, partner.
 
     Parameters
@@ -477,7 +478,7 @@ def show(pair: int, outputDir: str = outputDir, data: str = data) -> None:
         print("  tokens:", *words[block])
 
 
-def text(pair: int, outputDir: str = outputDir, data: str = data) -> None:
+def text(pair: Annotated[int, Field(ge=0)], outputDir: str = outputDir, data: str = data) -> None:
     """Write the walks of one pair, as they stand in the corpus, to data/<pair>/walks.txt.
 
     Parameters

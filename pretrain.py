@@ -35,7 +35,7 @@ from optim import Schedule, optim4GPU
 from tasks.objectives import OBJECTIVES, NextSentence, Objective, Text
 from terminal.command_line import command_line
 from tokenization import CorpusTokenizer
-from utils import UserError
+from utils import UsageError, UserError
 
 EVAL_SEED = 0  # seed of evaluation batches, which are the same for every model
 EVAL_EXAMPLES = 64  # per batch
@@ -667,7 +667,7 @@ def main(
     utils.check_outputs({}, (), {"save_dir": save_dir, "log_dir": log_dir})
     train.check_parallel(data_parallel)
     if model_file is not None and pretrain_file not in (None, model_file):
-        raise UserError("--model_file and --pretrain_file are one setting; give one of them")
+        raise UsageError("--model_file and --pretrain_file are one setting; give one of them")
     pretrain_file = pretrain_file or model_file
     cfg = Config.from_json(train_cfg)
     tokenizer = CorpusTokenizer(vocab)

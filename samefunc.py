@@ -210,8 +210,9 @@ def twins(
     seed : int
         Random seed.
     """
-    utils.check_outputs({"to": to})
-    infos = [read_info(folder) for folder in find_pairs(data)[0]]
+    folders, _ = find_pairs(data)
+    utils.check_outputs({"to": to}, whole=[*folders, outputDir])
+    infos = [read_info(folder) for folder in folders]
     pairs = [info for info in infos if info.split == "train"]
     if not pairs:
         raise utils.UserError(f"{data} holds no pair to train on; run `python gendata.py` first")

@@ -24,7 +24,7 @@ from pydantic import Field, PositiveInt
 
 import utils
 from binary.analysis import load_analysis
-from binary.cache import analyse_files, reason_of, take_slices
+from binary.cache import analyse_files, reason_of, refuse_arch, take_slices
 from encoder.encoder import Encoder, read_encoder
 from encoder.index import Binary, Index, add, index_file, nearest, read
 from encoder.map import PICTURES, draw_map
@@ -89,6 +89,7 @@ def index(
     if not files:
         raise utils.UserError(f"{', '.join(paths)}: no ELF, PE or Mach-O file found")
     utils.check_outputs({"plot": plot}, files, {"outputDir": outputDir, "index_dir": index_dir})
+    refuse_arch(files, arch)
     encoder = read_encoder()
     new, skipped, taken = {}, {}, {}
     for file in files:
@@ -167,6 +168,8 @@ def query(
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
+    utils.check_outputs({}, (binary,), {"outputDir": outputDir})
+    refuse_arch((binary,), arch)
     (binary,) = take_slices((binary,), outputDir, arch)
     (code,) = read_binaries((binary,), outputDir, 1, (time_limit, memory_limit))
     asked = find_function(code, binary, function)
@@ -219,6 +222,8 @@ def scan(
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
+    utils.check_outputs({}, (binary,), {"outputDir": outputDir})
+    refuse_arch((binary,), arch)
     (binary,) = take_slices((binary,), outputDir, arch)
     (code,) = read_binaries((binary,), outputDir, 1, (time_limit, memory_limit))
     with limited_memory(memory_limit, f"searching {index_dir}"):

@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import utils
@@ -141,6 +141,20 @@ def take_slices(paths: Sequence[str], output_dir: str, arch: str | None) -> tupl
         print(f"{path}: the slice for {name} of {', '.join(slices(content))}")
         taken.append(str(file))
     return tuple(taken)
+
+
+def refuse_arch(paths: Iterable[str], arch: str | None) -> None:
+    """Refuse the flag --arch if it has no effect, as none of the files is a universal one.
+
+    Raises
+    ------
+    UsageError
+    """
+    # A file that cannot be read may be universal; the analysis will report why it cannot.
+    if arch is not None and not any(not (b := _beginning(p)) or slices(b) for p in paths):
+        raise utils.UsageError(
+            f"--arch {arch} is for universal (macOS) files, and none is given; leave it out"
+        )
 
 
 def _beginning(path: str) -> bytes:

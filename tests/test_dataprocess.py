@@ -14,11 +14,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import NO_DATA, ROOT
+from conftest import NO_DATA, ROOT, typed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dataprocess
+import samefunc
 from binary.analysis import Analysis, save_analysis
 from pairs.folder import FORMAT_VERSION, find_pairs
 from pairs.text import read_binary
@@ -27,6 +28,18 @@ from tokenization import SPECIAL_TOKENS, CorpusTokenizer, load_vocab
 from utils import UserError
 
 WALK_LENGTH = 2
+
+
+@pytest.mark.parametrize("command", [dataprocess.main, samefunc.twins])
+def test_no_pair_and_no_analysis_is_replaced(inside, command, capsys):
+    write_pair(inside / "data" / "0", [["mov"], ["ret"]], [[0, 1]])
+    before = {file: file.read_bytes() for file in inside.rglob("*") if file.is_file()}
+    flags = ["--to"] if command is samefunc.twins else ["--vocab_file", "--corpus_file"]
+    for flag in flags:
+        for place in ("data/0/walks.npz", "./data/0/new.txt", "output/new.npz"):
+            assert typed(command, flag, place) == 2
+            assert f"{place} lies in" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in inside.rglob("*") if file.is_file()} == before
 
 
 def write_analysis(file, blocks):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -204,6 +205,36 @@ def test_search_takes_the_slice_that_is_asked_for(folder, tmp_path, capsys):
     capsys.readouterr()
     search.query(str(both), function="_scale", own=True, top=1, arch="arm64", **where)
     assert capsys.readouterr().out.split()[-2:] == ["_scale", str(both)]
+
+
+def test_an_architecture_without_a_universal_file_is_refused(folder, tmp_path, capsys):
+    alone, where = folder / "aarch64.dylib", ("--outputDir", tmp_path / "output")
+    for build in ("one", "two"):  # gendata.py needs two builds of a program
+        (tmp_path / "builds" / build).mkdir(parents=True)
+        shutil.copy(alone, tmp_path / "builds" / build / "alone")
+    commands = [
+        (diff.main, alone, alone),
+        (search.index, alone, "--index_dir", tmp_path / "index"),
+        (search.query, alone, "--function", "_scale"),
+        (search.scan, alone),
+        (
+            gendata.main,
+            "--path",
+            tmp_path / "builds",
+            "--biname",
+            "alone",
+            "--data",
+            tmp_path / "d",
+        ),
+    ]
+    for command in commands:
+        assert typed(*command, *where, "--arch", "aarch64") == 2
+        assert "--arch aarch64 is for universal (macOS) files, and none is given" in (
+            capsys.readouterr().err
+        )
+    for command in commands[2:4]:
+        assert typed(*command, "--outputDir", alone) == 1
+        assert "this is not a folder" in capsys.readouterr().err
 
 
 def test_object_file(folder):
