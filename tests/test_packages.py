@@ -465,6 +465,8 @@ def test_packages_are_compared_with_packages(packages, builds, tmp_path):
         diff.main(old, old, bindiff="x")
     with pytest.raises(UsageError, match="--unpack_limit is for packages"):
         diff.main(program, program, unpack_limit=1)
+    with pytest.raises(UsageError, match=r"--arch aarch64 is for universal"):
+        diff.main(old, old, arch="aarch64", outputDir=str(tmp_path / "output"))
     with pytest.raises(UserError, match=r"^cannot read missing: No such file or directory$"):
         diff.main(old, "missing", outputDir=str(tmp_path / "output"))
 

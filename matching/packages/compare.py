@@ -9,7 +9,7 @@ from pathlib import Path
 
 import utils
 from binary.analysis import cache_file, load_analysis
-from binary.cache import analyse_all, take_slices
+from binary.cache import analyse_all, refuse_arch, take_slices
 from features.extract import extract_features
 from jobs.processes import in_processes
 from matching.changes import (
@@ -122,9 +122,12 @@ def compare_packages(
     ------
     UserError
         A package cannot be read.
+    UsageError
+        ``arch`` is given, and no file of the packages is a universal one.
     """
     with utils.temporary_folder(Path(output_dir) / "unpacked") as folder:
         contents = _list(paths, folder, workers, limits, unpack_limit)
+        refuse_arch((m.path for side in contents for m in side.members if m.path), arch)
         # Files that could not be read are listed, too.
         lost = [
             {n: Member(n, 0, f"{side} {n}", "") for n in contents[side].failed} for side in (0, 1)
@@ -248,11 +251,12 @@ def _key(analyses: list[Path], names: tuple[str, str], same: tuple[str, str]) ->
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
+FOLDERS = "encoder", "features", "matching"
+
+
 def _code() -> str:
     """Return a hash of the code that compares; after a change, cached results are not used."""
-    files = [
-        f for folder in ("features", "matching") for f in (ROOT / folder).rglob("*") if f.is_file()
-    ]
+    files = [f for folder in FOLDERS for f in (ROOT / folder).rglob("*") if f.is_file()]
     kept = sorted(f for f in files if f.suffix in (".py", ".js", ".css", ".html"))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in kept)).hexdigest()
 
