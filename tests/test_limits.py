@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from conftest import ROOT
 
 import diff
 import encoder.train
@@ -81,7 +82,12 @@ def test_a_file_that_is_missing_stops_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "inside", "command", "message"),
     [
-        (matching.train, "find_builds", lambda: matching.train.main(path="a"), "training on a"),
+        (
+            matching.train,
+            "find_builds",
+            lambda: matching.train.main(path="a", to=str(ROOT / "model/new.safetensors")),
+            "training on a",
+        ),
         (samefunc, "find_binaries", lambda: samefunc.main(path="a"), "choosing pairs of functions"),
         (
             encoder.train,
