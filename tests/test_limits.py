@@ -8,7 +8,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ROOT
 
 import diff
 import encoder.train
