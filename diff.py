@@ -95,7 +95,8 @@ def main(
     new : str
         Another build or version of it.
     model_file : str
-        The model to compare with, written by matching/train.py.
+        The model to compare with, written by matching/train.py. Its encoder.safetensors must lie
+        beside it.
     html : str
         Write a page with both control-flow graphs of every function here. For packages: a folder
         for index.html and a page for each file.

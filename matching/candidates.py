@@ -1,9 +1,9 @@
 """How alike two binaries' functions are: candidates, measures of each pair, and learned scores.
 
 The measures are cosines of TF-IDF weighed words, one for each group of words, sizes, and cosines of
-the encoder's vectors. A small network makes one score of them. It never sees a word, and it learned
-from programs that the encoder had not learned from, so it trusts the encoder as far as that
-deserves on programs that are new to it.
+the encoder's vectors. A small network makes one score of them. It never sees a word. It learned
+from programs that the encoder had not learned from, and so how far to trust the encoder on new
+programs.
 """
 
 import dataclasses
