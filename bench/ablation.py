@@ -45,7 +45,7 @@ from matching.evidence import EVIDENCE, ROUNDS, Evidence
 from matching.functions import match_candidates, match_functions
 from matching.model import DEFAULT, Model, read_model
 from matching.networks import MatchingConfig
-from matching.train import first_unknowing, train_both
+from matching.train import encoder_for, names_held_out, train_both
 from matching.training_pairs import Pair, find_builds, pairs_of
 from tasks.comparer import ComparisonData
 from terminal.arguments import names_of
@@ -141,10 +141,11 @@ def main(
     shipped = read_encoder()
     known_to = [(shipped, packages_of(ENCODER))]
     known_to += [(read_encoder(file), packages_of(file)) for file in names_of(encoders)]
+    held = names_held_out(found, held_out)
     pairs = []
     for program in found:
-        encoder = first_unknowing(known_to, program)
-        if encoder is not None and program.name not in held_out:
+        encoder = encoder_for(program, known_to)
+        if encoder is not None and program.name not in held:
             pairs += pairs_of(program, encoder, cfg.pairs, cfg.seed)
     measured = {kind: [measures(*pair, shipped) for pair in both[kind]] for kind in kinds}
     print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")

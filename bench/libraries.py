@@ -13,6 +13,7 @@ import datetime
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,8 +21,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import numpy as np
 from accuracy import MIN_BLOCKS, assign
-from world import words_score
+from world import f1, interval, words_score
 
+import utils
 from binary.analysis import load_analysis
 from binary.cache import analyse_files
 from binary.symbols import source_names
@@ -32,21 +34,20 @@ from matching.model import DEFAULT, read_model
 from terminal import progress
 from terminal.command_line import command_line
 
-GCC, CLANG, ARM64 = "bookworm-{}", "bookworm-clang-O2", "bookworm-aarch64-linux-gnu-gcc-O2"
+CLANG, ARM64 = "bookworm-clang-O2", "bookworm-aarch64-linux-gnu-gcc-O2"
 # Kind -> the ends of the builds' names.
 KINDS = {
-    "O0-O2": (GCC.format("O0"), GCC.format("O2")),
-    "O0-O3": (GCC.format("O0"), GCC.format("O3")),
-    "O2-O3": (GCC.format("O2"), GCC.format("O3")),
-    "gcc-clang at O2": (GCC.format("O2"), CLANG),
-    "gcc at O0 to clang at O2": (GCC.format("O0"), CLANG),
-    "x86-64 to AArch64 at O2": (GCC.format("O2"), ARM64),
-    "x86-64 at O0 to AArch64 at O2": (GCC.format("O0"), ARM64),
-    "versions at O2": ("bullseye-O2", GCC.format("O2")),
-    "versions, O2 to O0": ("bullseye-O2", GCC.format("O0")),
-    "versions, O2 to O3": ("bullseye-O2", GCC.format("O3")),
+    "O0-O2": ("bookworm-O0", "bookworm-O2"),
+    "O0-O3": ("bookworm-O0", "bookworm-O3"),
+    "O2-O3": ("bookworm-O2", "bookworm-O3"),
+    "gcc-clang at O2": ("bookworm-O2", CLANG),
+    "gcc at O0 to clang at O2": ("bookworm-O0", CLANG),
+    "x86-64 to AArch64 at O2": ("bookworm-O2", ARM64),
+    "x86-64 at O0 to AArch64 at O2": ("bookworm-O0", ARM64),
+    "versions at O2": ("bullseye-O2", "bookworm-O2"),
+    "versions, O2 to O0": ("bullseye-O2", "bookworm-O0"),
+    "versions, O2 to O3": ("bullseye-O2", "bookworm-O3"),
 }
-SAMPLES = 2000  # of the bootstrap
 
 
 def main(
@@ -71,9 +72,14 @@ def main(
     model = read_model(model_file)
     pairs = {kind: list(pairs_of(Path(path), *ends)) for kind, ends in KINDS.items()}
     files = sorted({str(file) for found in pairs.values() for _, *both in found for file in both})
+    if not files:
+        raise utils.UserError(
+            f"{path} has no two builds of {', '.join(TEST)}; `python "
+            f'experiment_data/build_packages.py --levels "O0 O2 O3" --packages ...` makes some'
+        )
     analyses, failed = analyse_files(files, outputDir, workers)
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {len(files)} files, of which")
-    print(f"{len(failed)} could not be analysed; F1 (95 %)")
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores")
+    print(f"{len(files)} files, {len(failed)} of which could not be analysed; F1 (95 %)")
     codes: dict[str, Features] = {}
     for kind, found in pairs.items():
         ours, words = defaultdict(list), defaultdict(list)
@@ -94,10 +100,10 @@ def main(
         ]
         number = int(counts[0][:, 0, 2].sum())
         print(f"{kind:30} {number:5,} functions of {len(ours)} libraries", end="")
-        print(f"  ours {interval(counts[0])}  words {interval(counts[1])}", flush=True)
+        print(f"  ours {score(counts[0])}  words {score(counts[1])}", flush=True)
 
 
-def pairs_of(path: Path, first: str, second: str):
+def pairs_of(path: Path, first: str, second: str) -> Iterator[tuple[str, Path, Path]]:
     """Yield library, old and new file, for all programs that both builds of a library have."""
     for library in TEST:
         old, new = path / f"{library}-{first}", path / f"{library}-{second}"
@@ -125,7 +131,7 @@ def judge(found: Matches, old: list[str], new: list[str], counted: set[str]) -> 
     return np.array([sum(a == b for a, b in names), len(names), len(true)])
 
 
-def interval(counts: np.ndarray) -> str:
+def score(counts: np.ndarray) -> str:
     """Return F1 of the best threshold, and its interval.
 
     Parameters
@@ -133,14 +139,10 @@ def interval(counts: np.ndarray) -> str:
     counts : float (libraries, thresholds, 3)
         What `judge` returns.
     """
-
-    def f1(total: np.ndarray) -> np.ndarray:
-        return 2 * total[..., 0] / np.maximum(total[..., 1] + total[..., 2], 1)
-
-    best = int(f1(counts.sum(0)).argmax())
-    chosen = np.random.default_rng(0).integers(len(counts), size=(SAMPLES, len(counts)))
-    low, high = np.quantile(f1(counts[chosen, best].sum(1)), [0.025, 0.975])
-    return f"{f1(counts[:, best].sum(0)):.3f} [{low:.3f} {high:.3f}]"
+    by_threshold = counts.swapaxes(0, 1)
+    best = by_threshold[f1(by_threshold).argmax()]
+    low, high = interval(best)
+    return f"{f1(best):.3f} [{low:.3f} {high:.3f}]"
 
 
 if __name__ == "__main__":

@@ -97,10 +97,10 @@ def main(
     with limited_memory(memory_limit, f"training on {', '.join(paths)}"):
         limits = time_limit, memory_limit
         programs, skipped = find_builds(paths, outputDir, workers, limits)
-        held = {*names_of(held_out), *(p.name for p in programs if p.packages & {*VALIDATION})}
+        held = names_held_out(programs, names_of(held_out))
         train, used, rest = [], [], []
         for program in progress.bar(programs, desc="pairs"):
-            encoder = first_unknowing([own, *more], program)
+            encoder = encoder_for(program, [own, *more])
             if program.name in held:
                 encoder = encoder or own[0]
             if encoder is None:
@@ -134,8 +134,16 @@ def main(
         return PARTLY if skipped else 0
 
 
-def first_unknowing(encoders: list[tuple[Encoder, set[str]]], program: Program) -> Encoder | None:
-    """Return the first encoder that has not learned from any package of a program."""
+def names_held_out(programs: list[Program], more: list[str]) -> set[str]:
+    """Return the names of the programs of packages for validation, and ``more``."""
+    return {*more, *(p.name for p in programs if p.packages & {*VALIDATION})}
+
+
+def encoder_for(program: Program, encoders: list[tuple[Encoder, set[str]]]) -> Encoder | None:
+    """Return the first encoder that has not learned from any package of a program.
+
+    ``encoders`` come with the packages that they have learned from.
+    """
     for encoder, packages in encoders:
         if not packages & program.packages:
             return encoder

@@ -4,8 +4,10 @@ import shutil
 
 import libraries
 import numpy as np
+import pytest
 
 from matching.functions import Matches
+from utils import UserError
 
 
 def test_pairs_are_judged_by_names():
@@ -17,9 +19,9 @@ def test_pairs_are_judged_by_names():
 
 def test_an_interval_is_over_libraries():
     counts = np.array([[[8, 10, 10], [0, 1, 10]]] * 3, float)
-    assert libraries.interval(counts) == "0.800 [0.800 0.800]"
+    assert libraries.score(counts) == "0.800 [0.800 0.800]"
     counts[0, 0, 0] = 2
-    assert libraries.interval(counts) == "0.600 [0.200 0.800]"
+    assert libraries.score(counts) == "0.600 [0.200 0.800]"
 
 
 def test_rows(builds, tmp_path, monkeypatch, capsys):
@@ -31,6 +33,8 @@ def test_rows(builds, tmp_path, monkeypatch, capsys):
     ):
         shutil.copytree(builds / build, tmp_path / f"shapes-{ends}")
     libraries.main(path=str(tmp_path), outputDir=str(tmp_path / "output"), workers=1)
+    with pytest.raises(UserError, match="has no two builds of shapes"):
+        libraries.main(path=str(builds), outputDir=str(tmp_path / "output"), workers=1)
     _, _, *rows = capsys.readouterr().out.splitlines()
     found = {row[:30].strip(): row[30:].split() for row in rows}
     assert found.keys() == {"O0-O2", "versions at O2", "versions, O2 to O0"}
