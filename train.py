@@ -222,7 +222,9 @@ class Trainer:
         range is small, losses are scaled up and gradients down again; a step whose gradients
         overflow is skipped, and the scale is halved.
     compile : bool
-        Let torch.compile fuse ``get_losses``. This takes a minute before the first step.
+        Let torch.compile fuse ``get_losses``. This takes a minute before the first step. A lone
+        process with ``accumulate`` 1 records it as a CUDA graph, too: launching kernels one by one
+        takes longer than the step of a small model.
     log_dir : path-like, optional
         Folder for TensorBoard's files. Default: ``<save_dir>/runs``.
     loss_weights : dict of str to float
@@ -290,7 +292,9 @@ class Trainer:
         parallel = nn.parallel.DistributedDataParallel(losses_of) if self.world > 1 else None
         losses_of = parallel or losses_of
         if self.compile:
-            losses_of = _compiled(losses_of)
+            # The gradients that a CUDA graph returns are overwritten by its next call.
+            graphs = self.device.type == "cuda" and self.cfg.accumulate == 1 and parallel is None
+            losses_of = _compiled(losses_of, graphs)
         unread: list[Losses] = []
         measures: dict[str, float] = {}
         with (
@@ -603,14 +607,20 @@ class _Losses(nn.Module):
         return self.get_losses(self.model, batch)
 
 
-def _compiled(losses_of: nn.Module) -> Callable[[dict[str, Tensor]], Losses]:
-    """Return ``losses_of``, compiled; if the compiler fails, say so and go on without it."""
+def _compiled(losses_of: nn.Module, graphs: bool) -> Callable[[dict[str, Tensor]], Losses]:
+    """Return ``losses_of``, compiled; if the compiler fails, say so and go on without it.
+
+    With ``graphs``, a step's losses and gradients must be read before the next call.
+    """
     # Each of the few shapes of batches gets kernels of its own. Kernels for any shape are slower,
     # and torch 2.11 fails to make them for some of our models.
-    run = torch.compile(losses_of, dynamic=False)
+    mode = "reduce-overhead" if graphs else "default"
+    run = torch.compile(losses_of, mode=mode, dynamic=False)
 
     def compiled(batch: dict[str, Tensor]) -> Losses:
         nonlocal run
+        if graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         try:
             return run(batch)
         except Exception as error:

@@ -13,7 +13,6 @@ and AdamW(fused=True), on a GPU compiled. On a GPU, the model's FLOP/s are also 
 of those of large matrix products, measured here, too.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import importlib.util
@@ -32,7 +31,6 @@ import plain
 import torch
 from shared import processor
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import models
 import optim
@@ -81,9 +79,7 @@ def main(
         Instead, print the time of our step by PyTorch's operations.
     """
     device = utils.get_device()
-    names = [
-        name for name in ROWS if device.type == "cuda" or name not in (CUDA_ONLY, GRAPHS, CUDNN)
-    ]
+    names = [name for name in ROWS if device.type == "cuda" or name not in (CUDA_ONLY, GRAPHS)]
     if train.best_precision(device) == "float32":
         names = [name for name in names if "bfloat16" not in name]
     if importlib.util.find_spec("transformers") is None:
@@ -280,7 +276,7 @@ def of_hugging_face(precision: train.Precision, compiled: bool = False) -> Calla
     return make
 
 
-def of_ours(precision: train.Precision, mode: str = "default", cudnn: bool = False) -> Callable:
+def of_ours(precision: train.Precision, mode: str = "default") -> Callable:
     def make(sizes: models.Config, batch: Batch, device: torch.device) -> Callable[[], None]:
         utils.keep_freed_memory()
         model = models.BertModel4Pretrain(sizes)
@@ -289,9 +285,7 @@ def of_ours(precision: train.Precision, mode: str = "default", cudnn: bool = Fal
             get_losses = torch.compile(get_losses, mode=mode, dynamic=False)
 
         def loss_of() -> torch.Tensor:
-            order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
-            with sdpa_kernel(order, set_priority=True) if cudnn else contextlib.nullcontext():
-                return sum(get_losses(model, batch).values())
+            return sum(get_losses(model, batch).values())
 
         return step_of(model, optim.BertAdam(model.parameters(), 1e-4), loss_of, device, precision)
 
@@ -300,7 +294,6 @@ def of_ours(precision: train.Precision, mode: str = "default", cudnn: bool = Fal
 
 CUDA_ONLY = "Hugging Face, bfloat16, compiled"
 GRAPHS = "ours, bfloat16, CUDA graphs"
-CUDNN = "ours, bfloat16, CUDA graphs, cuDNN's attention"
 ROWS = {
     "plain, float32": of_plain,
     "Hugging Face, float32": of_hugging_face("float32"),
@@ -309,7 +302,6 @@ ROWS = {
     "ours, float32": of_ours("float32"),
     "ours, bfloat16": of_ours("bfloat16"),
     GRAPHS: of_ours("bfloat16", "reduce-overhead"),
-    CUDNN: of_ours("bfloat16", "reduce-overhead", cudnn=True),
 }
 
 
