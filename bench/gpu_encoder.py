@@ -17,49 +17,83 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import torch
+from shared import without_operations
 
 import encoder.train as encoder_train
 import utils
 from encoder.corpus import join_parts, load_part, part_file, read_part
 from encoder.objectives import VIEWS
 from experiment_data.recipes import VALIDATION
+from terminal.arguments import names_of
 from terminal.command_line import command_line
 
 PLACE = Path("gpu/encoder")
 TRIAL = 30  # number of steps whose time is measured
 BAG = 0.4  # time of a step without the transformer, as a share of a step with it
 SHARE = 0.8  # share of the time to plan for training; the rest is for evaluations
-# Row -> number of seeds, and stages: objectives, with the transformer, packages, share of the time.
 BOTH = {"masked": 1.0, "twins": 1.0}
 SAME = {"same": 1.0}
+
+
+class Row(NamedTuple):
+    """How a row is trained.
+
+    Attributes
+    ----------
+    stages : list of (dict of str to float, bool, int or None, float)
+        Objectives, with the transformer, of so many packages only, share of the time.
+    seeds : int
+        Number of trainings.
+    part : str
+        As for encoder/train.py.
+    neutral : bool
+        Whether it reads the words that all processors share.
+    """
+
+    stages: list[tuple[dict[str, float], bool, int | None, float]]
+    seeds: int = 3
+    part: str = "1/1"
+    neutral: bool = True
+
+
+def labels(packages: int | None = None, share: float = 1.0) -> list:
+    """Return the stages of config/encoder.json."""
+    return [(SAME, False, packages, 0.15 * share), (SAME, True, packages, 0.85 * share)]
+
+
 ROWS = {
-    "labels": (3, [(SAME, False, None, 0.15), (SAME, True, None, 0.85)]),
-    "bag": (2, [(SAME, False, None, 1.0)]),
-    "pretrained": (2, [(BOTH, True, None, 0.4), (SAME, True, None, 0.6)]),
-    "pretrained-only": (1, [(BOTH, True, None, 1.0)]),
-    "few-labels": (2, [(SAME, False, 10, 0.1), (SAME, True, 10, 0.3)]),
-    "few-labels-long": (1, [(SAME, False, 10, 0.1), (SAME, True, 10, 0.7)]),
-    "pretrained-few-labels": (
-        2,
-        [(BOTH, True, None, 0.4), (SAME, False, 10, 0.1), (SAME, True, 10, 0.3)],
-    ),
+    "labels": Row(labels()),
+    "half-1": Row(labels(), 1, "1/2"),
+    "half-2": Row(labels(), 1, "2/2"),
+    "bag": Row([(SAME, False, None, 1.0)]),
+    "no-neutral": Row(labels(), 2, neutral=False),
+    "pretrained": Row([(BOTH, True, None, 0.4), (SAME, True, None, 0.6)]),
+    "pretrained-only": Row([(BOTH, True, None, 1.0)]),
+    "few-labels": Row(labels(10, 0.5)),
+    "few-labels-long": Row(labels(10)),
+    "pretrained-few-labels": Row([(BOTH, True, None, 0.5), *labels(10, 0.5)]),
+    "packages-20": Row(labels(20), 1),
+    "packages-40": Row(labels(40), 1),
 }
 
 
 def pack(
-    path: str = encoder_train.path, outputDir: str = encoder_train.outputDir, most: float = 45.0
+    path: str | list[str] = encoder_train.path,
+    outputDir: str = encoder_train.outputDir,
+    most: float = 45.0,
 ) -> None:
     """Copy what training needs of each analysed build.
 
     Parameters
     ----------
-    path : str
-        Folder of builds, as for encoder/train.py.
+    path : str or list of str
+        Folders of builds, as for encoder/train.py.
     outputDir : str
         Folder of their analyses; builds without one are left out.
     most : float
@@ -70,7 +104,7 @@ def pack(
     shutil.rmtree(PLACE, ignore_errors=True)
     PLACE.mkdir(parents=True)
     entries, size = [], 0
-    for package, file in encoder_train.find_files([path]):
+    for package, file in encoder_train.find_files(names_of(path)):
         sha256, place = utils.sha256_of(file), Path(file)
         analysis = cache_file(outputDir, sha256)
         if not analysis.exists():
@@ -111,21 +145,16 @@ def train(
     end = time.monotonic() + 60 * minutes
     packed = json.loads((PLACE / "list.json").read_text())
     parts = [(tuple(b), load_part(PLACE / f"{i}.npz")) for i, b in enumerate(packed["builds"])]
-    corpus = join_parts(p for p in parts if p[0][0] not in VALIDATION)
-    held_out = join_parts(p for p in parts if p[0][0] in VALIDATION)
     cfg = utils.read_config(encoder_train.Config, train_cfg)
-    read = encoder_train.prepare(cfg, corpus, held_out)
-    for inputs in (read.data.inputs, read.judge.inputs):
-        for view in VIEWS:
-            inputs.sketches(view.groups)  # cached before the processes fork
-    names = [(row, seed) for row in rows.split() for seed in range(ROWS[row][0])]
+    read = prepared(cfg, parts, Row([]))
+    names = [(row, seed) for row in rows.split() for seed in range(ROWS[row].seeds)]
     fork = multiprocessing.get_context("fork")  # so that processes share what was read
     # The timeout ends the other processes if one fails before the barrier.
     wait, times = fork.Barrier(len(names), timeout=100), fork.Array("d", len(names))
     Path(out).mkdir(parents=True, exist_ok=True)
     jobs = [
         fork.Process(
-            target=run, args=(cfg, read, packed["analysis"], *name, i, wait, times, end, out)
+            target=run, args=(cfg, parts, read, packed["analysis"], *name, i, wait, times, end, out)
         )
         for i, name in enumerate(names)
     ]
@@ -143,8 +172,28 @@ def train(
         raise utils.UserError(f"{' '.join(failed)} failed; the archives hold their output as .txt")
 
 
+def prepared(cfg, parts: list, row: Row) -> encoder_train.Prepared:
+    """Return what a row reads."""
+    packages = {place: place for (place, *_), _ in parts}
+    chosen = {package for package, _ in encoder_train.take_part(list(packages.items()), row.part)}
+    corpora = [
+        join_parts(p for p in parts if p[0][0] in chosen and (p[0][0] in VALIDATION) == held_out)
+        for held_out in (False, True)
+    ]
+    if not row.neutral:
+        corpora = [
+            dataclasses.replace(corpus, positions=without_operations(corpus.positions))
+            for corpus in corpora
+        ]
+    read = encoder_train.prepare(cfg, *corpora)
+    for inputs in (read.data.inputs, read.judge.inputs):
+        for view in VIEWS:
+            inputs.sketches(view.groups)  # caches them before processes fork
+    return read
+
+
 def run(
-    cfg, read, analysis: str, row: str, seed: int, number: int, wait, times, end: float, out: str
+    cfg, parts, read, analysis: str, row: str, seed: int, number: int, wait, times, end, out
 ) -> None:
     """Train one row with one seed, in a process of its own."""
     torch.set_num_threads(1)
@@ -153,6 +202,9 @@ def run(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     sys.stdout = sys.stderr = open(Path(out, f"{name}.txt"), "w", buffering=1)  # noqa: SIM115
+    how = ROWS[row]
+    if how.part != "1/1" or not how.neutral:
+        read = prepared(cfg, parts, how)
     base = dataclasses.replace(cfg.stages[-1], batch_size=256, seed=seed, keep=1)
     trial = dataclasses.replace(base, total_steps=TRIAL, save_steps=TRIAL, objectives=SAME)
     for repetition in range(2):  # the first one only warms up
@@ -166,7 +218,7 @@ def run(
     seconds = max(times)
     room = SHARE * (end - time.monotonic())
     stages = []
-    for objectives, transformer, packages, part in ROWS[row][1]:
+    for objectives, transformer, packages, part in how.stages:
         steps = max(int(part * room / seconds / (1 if transformer else BAG)), 8)
         stages.append(
             dataclasses.replace(

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse
+from shared import without_operations
 from word_table import OFFSET, TableConfig, WordVectors, train_encoder
 
 import utils
+from encoder.inputs import look_up
 from features.extract import GROUPS, KINDS, Features
+from features.positions import read_positions
 from features.tfidf import DIMENSIONS, normalise
 
 BODY = tuple(kind for kind in KINDS if kind != "name")
@@ -174,10 +177,14 @@ class OfEncoder:
 
         self.encoder = read_encoder(path)
         self.identity = self.encoder.identity
+        self.neutral = not path.stem.startswith("no-neutral")
 
     def __call__(self, code: Features, cell: str) -> np.ndarray:
         (names, context), _ = CELLS[cell]
-        return self.encoder(code, names=names, around=context)
+        positions = read_positions(code)
+        if not self.neutral:
+            positions = without_operations(positions)
+        return self.encoder.encode(look_up(positions, self.encoder.vocabulary), names, context)
 
 
 Row = Callable[[Features, str], np.ndarray | scipy.sparse.csr_matrix]
