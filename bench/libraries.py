@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import numpy as np
 from accuracy import MIN_BLOCKS, assign
-from world import f1, interval, words_score
+from world import f1, f1_interval, words_score
 
 import utils
 from binary.analysis import load_analysis
@@ -141,7 +141,7 @@ def score(counts: np.ndarray) -> str:
     """
     by_threshold = counts.swapaxes(0, 1)
     best = by_threshold[f1(by_threshold).argmax()]
-    low, high = interval(best)
+    low, high = f1_interval(best)
     return f"{f1(best):.3f} [{low:.3f} {high:.3f}]"
 
 

@@ -41,6 +41,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import numpy as np
 from accuracy import PEERS, peer_matrix, peer_words
 from elftools.elf.elffile import ELFFile
+from ranks import interval
 from scipy.optimize import linear_sum_assignment
 from shared import machine, run
 from truth import PIE_BASE, function_symbols
@@ -462,12 +463,11 @@ def f1(units: np.ndarray) -> np.ndarray:
     return 2 * right / np.maximum(said + true, 1)
 
 
-def interval(units: np.ndarray) -> tuple[float, float]:
+def f1_interval(units: np.ndarray) -> tuple[float, float]:
     """Return the 95 % confidence interval of F1, by bootstrap over units, int (n, 3)."""
     random = np.random.default_rng(0)
-    values = [f1(units[random.integers(0, len(units), len(units))]) for _ in range(BOOTSTRAPS)]
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
+    samples = (units[random.integers(0, len(units), len(units))] for _ in range(BOOTSTRAPS))
+    return interval(np.array([f1(sample) for sample in samples]))
 
 
 # --------------------------------------------------------------------------------------- peers
@@ -556,7 +556,7 @@ def line(name: str, results: list[dict], best: dict[str, str]) -> str:
     """Return a line of the table for one result, or for several together."""
     ours = np.concatenate([units(r["ours"]) for r in results])
     right, said, true = ours.sum(0).tolist()
-    low, high = interval(ours)
+    low, high = f1_interval(ours)
     peers = []
     for peer in ("words", "qbindiff"):
         found = [r["peers"][peer][best[peer]] for r in results if peer in r["peers"]]

@@ -157,7 +157,10 @@ def main(
     folders = {"outputDir": outputDir, "save_dir": save_dir}
     utils.check_outputs({"to": to}, [train_cfg, *names_of(path)], folders)
     cfg = utils.read_config(Config, train_cfg)
-    files = take_part(find_files(names_of(path)), part)
+    of, parts = map(int, part.split("/"))
+    if of > parts:
+        raise utils.UsageError(f"--part {part}: the first number must not be above the second")
+    files = take_part(find_files(names_of(path)), of, parts)
     limits = time_limit, memory_limit
     with utils.one_writer(save_dir), limited_memory(memory_limit, "training the encoder"):
         found, skipped = analyse_files([file for _, file in files], outputDir, workers, limits)
@@ -197,14 +200,11 @@ def find_files(paths: list[str]) -> list[tuple[str, str]]:
     return files
 
 
-def take_part(files: list[tuple[str, str]], part: str) -> list[tuple[str, str]]:
-    """Return the files of a part of the packages, and of all packages for validation.
+def take_part(files: list[tuple[str, str]], k: int, n: int) -> list[tuple[str, str]]:
+    """Return the files of the k-th of n parts of the packages, and of all packages for validation.
 
-    ``part`` is "k/n": of the packages in the order of their names, the k-th and every n-th after.
+    Packages are taken in the order of their names: the k-th and every n-th after it.
     """
-    k, n = map(int, part.split("/"))
-    if k > n:
-        raise utils.UsageError(f"--part {part}: the first number must not be above the second")
     learned = sorted({package for package, _ in files} - {*VALIDATION})
     chosen = {*learned[k - 1 :: n], *VALIDATION}
     return [file for file in files if file[0] in chosen]

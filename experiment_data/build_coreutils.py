@@ -32,11 +32,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import PositiveInt
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from terminal.command_line import command_line
 from utils import UserError, atomic_file, atomic_folder, check_outputs, disk_errors, plural
 
 OUTPUT = Path(__file__).resolve().parent / "coreutils"
+JOBS = os.cpu_count() or 1
 LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
 
 # The upstream version in each suite. To find other versions, all suites are searched.
@@ -96,7 +99,7 @@ def main(
     levels: str = "O0 O1 O2 O3",
     programs: str = "chroot",
     compilers: str = "",
-    jobs: int = 0,
+    jobs: PositiveInt = JOBS,
     tarballs: str = "",
     output: Path = OUTPUT,
 ) -> int:
@@ -117,7 +120,7 @@ def main(
         Installed compilers: "gcc-12 clang-16". The folders' names then include the compiler.
         Default: gcc, or else clang, or else cc; not in the folders' names.
     jobs : int
-        Number of parallel processes. Default: one per CPU.
+        Number of parallel processes.
     tarballs : str
         Source tarballs (coreutils-9.1.tar.xz). Other versions are downloaded from the source
         packages of Debian or Ubuntu by a private apt, which needs no root and does not change the
@@ -138,9 +141,6 @@ def main(
             raise UserError(f"--levels {level}: the levels are {' '.join(LEVELS)}")
     program_list = split("programs", programs)
     compiler_list = split("compilers", compilers) if compilers else [""]
-    if jobs < 0:
-        raise UserError(f"--jobs {jobs}: must be 1 or more, or 0 for one per CPU")
-    jobs = jobs or os.cpu_count() or 1
     given = {version_of(path): path for path in map(Path, shlex.split(tarballs))}
     version_list = split("versions", versions) if versions else list(given)
     for version in version_list:

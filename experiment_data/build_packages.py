@@ -23,7 +23,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -33,16 +32,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import PositiveInt
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from build_coreutils import distribution, extracted, private_apt, run_logged, say, split
+from build_coreutils import (
+    JOBS,
+    LEVELS,
+    distribution,
+    extracted,
+    private_apt,
+    run_logged,
+    say,
+    split,
+)
 from recipes import RECIPES, Recipe
 
 from terminal.command_line import command_line
 from utils import UserError, atomic_folder, check_outputs, disk_errors, sha256_of, write_json
 
 OUTPUT = Path(__file__).resolve().parent / "packages"
-LEVELS = ("O0", "O1", "O2", "O3", "Os", "Og")
 LEAST_SIZE = 20_000  # minimum number of bytes of a program or library to keep it
 NOT_INSTALLED = re.compile(r"test|example|bench|fuzz|CMakeFiles|conftest|/lt-|\bdoc", re.IGNORECASE)
 
@@ -192,7 +201,7 @@ def main(
     levels: str = "O0 O1 O3",
     releases: str = "",
     compilers: str = "",
-    jobs: int = 0,
+    jobs: PositiveInt = JOBS,
     output: Path = OUTPUT,
 ) -> int:
     """Build programs of Debian or Ubuntu from source.
@@ -211,7 +220,7 @@ def main(
         Installed compilers: "gcc-12 clang". The folders' names then include the compiler. Default:
         gcc, not in the folders' names.
     jobs : int
-        Number of packages built in parallel. Default: one per CPU.
+        Number of packages built in parallel.
     output : Path
         Folder for sources/, build/ and binaries/.
 
@@ -240,7 +249,7 @@ def main(
     with disk_errors(output):
         failures = get_sources(list(todo))
         ready = [job for job in todo.items() if job[0].origin.is_file()]
-        with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(jobs) as pool:
             for error in pool.map(lambda job: attempt(*job, manifest), ready):
                 failures += [error] if error else []
     programs = {file.name for file in (output / "binaries").glob("*/*")}

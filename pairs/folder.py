@@ -142,6 +142,8 @@ def read_info(folder: Path) -> PairInfo:
     UserError
         It is missing, damaged, or of another format version.
     """
+    if not folder.exists():
+        raise utils.UserError(f"there is no pair {folder}; `python gendata.py` makes the pairs")
     try:
         info = utils.read_config(PairInfo, folder / "pair.json")
     except utils.UserError as error:

@@ -187,7 +187,6 @@ def test_a_failed_build_leaves_no_binary_and_the_others_go_on(tarball, tmp_path,
         ({"programs": "chroot vim"}, r"no such program, but has chroot install ls"),
         ({"programs": "../chroot"}, "not a path"),
         ({"compilers": "gcc-0.1"}, r"gcc-0\.1.*build-essential.*--path"),
-        ({"jobs": -1}, "--jobs -1"),
     ],
 )
 def test_options_that_cannot_be(build, tmp_path, options, message):

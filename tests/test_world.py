@@ -50,5 +50,5 @@ def test_outcomes_count_each_function_once():
     assert (right, said, true) == (1, 3, 3)  # a; b and gone are wrong; b and c are missed
     assert found["unclear"] == 1  # gone may be called new today
     assert world.f1(np.array(found["units"])) == 2 * 1 / (3 + 3)
-    low, high = world.interval(np.array(found["units"]))
+    low, high = world.f1_interval(np.array(found["units"]))
     assert 0 <= low <= 1 / 3 <= high <= 1
