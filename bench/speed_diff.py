@@ -1,10 +1,13 @@
 """How much time and memory diff.py takes, and how both grow with the size of the binaries.
 
     python bench/speed_diff.py OLD NEW --more DIR
+    python bench/speed_diff.py --hub 1000,2000,4000,8000
 
 Cold and warm: the whole command, without and with the analyses in the cache. Growth: comparing
 without angr, with 1, 2, 4 and 8 times the blocks. The larger binaries are several programs
-concatenated, DIR/<old build>/* and DIR/<new build>/*, the largest first.
+concatenated, DIR/<old build>/* and DIR/<new build>/*, the largest first. Hub: comparing two
+versions of a made-up program of so many functions, one of which calls all others and is called by
+all.
 """
 
 import dataclasses
@@ -23,11 +26,12 @@ import numpy as np
 from shared import machine
 
 import utils
-from binary.analysis import Analysis, load_analysis
+from binary.analysis import CALL, JUMP, Analysis, load_analysis
 from binary.cache import analyse_files
 from features.extract import extract_features
 from matching.blocks import match_blocks
 from matching.candidates import find_candidates
+from matching.changes import compare
 from matching.functions import match_functions
 from matching.model import read_model
 from terminal.command_line import command_line
@@ -36,24 +40,25 @@ APART = 1 << 28  # distance between the addresses of concatenated programs
 
 
 def main(
-    old: str,
-    new: str,
+    old: str = "",
+    new: str = "",
     more: str | None = None,
     old_build: str = "coreutils-8.30-O0",
     new_build: str = "coreutils-8.30-O3",
     outputDir: str = "output/",
     workers: int = 2,
+    hub: str = "",
 ) -> None:
     """Print the tables.
 
     Parameters
     ----------
     old : str
-        A binary.
+        A binary; without it and its other build, no command is measured.
     new : str
         Another build of it.
     more : str
-        Folder of builds for the growth; without it only cold and warm are measured.
+        Folder of builds for the growth; without it, growth is not measured.
     old_build : str
         The build whose programs are concatenated as OLD.
     new_build : str
@@ -62,8 +67,25 @@ def main(
         Cache for the analyses of the larger binaries.
     workers : int
         Processes of diff.py.
+    hub : str
+        Numbers of functions, separated by commas.
     """
     print(machine())
+    if old and new:
+        measure_command(old, new, workers)
+    if more:
+        sides = [
+            programs(Path(more) / build, outputDir, workers) for build in (old_build, new_build)
+        ]
+        both = sorted(sides[0].keys() & sides[1].keys())
+        both.sort(key=lambda name: sides[0][name].code_blocks)
+        grow([[side[name] for name in both] for side in sides])
+    if hub:
+        grow_hub([int(n) for n in hub.split(",")])
+
+
+def measure_command(old: str, new: str, workers: int) -> None:
+    """Print time and memory of diff.py, without and with the analyses in the cache."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cold", "warm"):
             began, before = time.perf_counter(), processor_seconds()
@@ -77,13 +99,6 @@ def main(
             print(
                 f"{name}: {seconds:.1f} s, {used:.1f} CPU s, {memory:.0f} MB at most in a process"
             )
-    if more:
-        sides = [
-            programs(Path(more) / build, outputDir, workers) for build in (old_build, new_build)
-        ]
-        both = sorted(sides[0].keys() & sides[1].keys())
-        both.sort(key=lambda name: sides[0][name].code_blocks)
-        grow([[side[name] for name in both] for side in sides])
 
 
 def processor_seconds() -> float:
@@ -125,6 +140,68 @@ def grow(sides: list[list[Analysis]]) -> None:
             f"{all_functions - candidates:9.1f}  {blocks:6.1f}"
         )
         sys.stdout.flush()
+
+
+def grow_hub(sizes: list[int]) -> None:
+    """Print the time of comparing two versions of `hub_program`, and memory so far."""
+    model = read_model()
+    print("functions  features  comparing  (CPU seconds)      MB")
+    for n in sizes:
+        moments = [time.process_time()]
+        codes = [extract_features(hub_program(n, seed)) for seed in (1, 2)]
+        moments.append(time.process_time())
+        compare(*codes, model)
+        moments.append(time.process_time())
+        features, comparing = np.diff(moments)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        print(f"{n:9,}  {features:8.1f}  {comparing:9.1f}  {memory:22,}", flush=True)
+
+
+def hub_program(n: int, seed: int) -> Analysis:
+    """Make a program in which one function calls all others, and is called by all.
+
+    It has a block and a number of its own for each. A third of the other functions have a number
+    that depends on the seed, and one of twenty is missing.
+    """
+    common, own = np.random.default_rng(0), np.random.default_rng(seed)
+    numbers = common.integers(0, 3000, (n, 4)).tolist()
+    registers = common.integers(0, 4, (n, 4)).tolist()
+    edited, there = own.random(n) < 1 / 3, np.flatnonzero(own.random(n) < 19 / 20)
+    m = len(there)
+    hub = np.arange(m)  # its blocks; the last of them, which returns, has number m
+    entry = m + 1 + 2 * hub  # each of the others has two blocks
+    ends = [(hub, hub + 1), (entry, entry + 1), (hub, entry), (entry + 1, np.zeros(m, int))]
+    edges = np.concatenate([np.stack(pair, 1) for pair in ends]).astype(np.int32)
+    kind = np.repeat(np.array([JUMP, JUMP, CALL, CALL], np.uint8), m)
+    order = np.lexsort(edges.T[::-1])
+    code = [b"cmp edi, 0x%x\ncall 0x401000" % i for i in there.tolist()] + [b"ret "]
+    name = [b"rax", b"rbx", b"rcx", b"rdx"]
+    for i in there.tolist():
+        (a, b, c, d), (x, y, z, w) = numbers[i], (name[r] for r in registers[i])
+        code.append(b"push rbp\nmov %s, [rdi + 0x%x]\nadd %s, 0x%x" % (x, a % 64 * 8, y, b))
+        edit = int(own.integers(1000)) if edited[i] else 0
+        code.append(b"xor %s, 0x%x\nsub %s, 0x%x\ncall 0x401000\nret " % (z, c + edit, w, d))
+    blocks, lines = len(code), [text.count(b"\n") + 1 for text in code]
+    address = 0x401000 + 64 * np.arange(blocks, dtype=np.uint64)
+    nothing = "variable_block", "variable_address", "taker_block", "taken_block", "pointer_address"
+    nothing += "pointer_block", "label_pointer", "operand_string"
+    return Analysis(
+        address=address,
+        function=np.append(np.zeros(m + 1, np.int32), 1 + np.repeat(hub, 2)).astype(np.int32),
+        edges=edges[order],
+        kind=kind[order],
+        returns=np.ones(blocks, bool),
+        function_address=address[np.append(0, entry)],
+        function_name=["hub", *(f"f{i}" for i in there.tolist())],
+        string_block=entry[::8].astype(np.int32),
+        string=[b"words of %d" % numbers[i][0] for i in there[::8].tolist()],
+        instructions=code,
+        first_instruction=np.append(0, np.cumsum(lines)),
+        instruction_form=np.zeros(sum(lines), np.int32),
+        form=["one"],
+        **{name: np.zeros(0, np.int32) for name in nothing},
+        **{name: [] for name in ("variable_name", "label", "import_name")},
+    )
 
 
 class Order:

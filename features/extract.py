@@ -26,6 +26,7 @@ from features.tfidf import hashed
 from jobs.processes import LIMITS, limited_memory
 
 HUB = 1000  # a function that calls more than so many others is a hub
+WORDY = 100  # a function with more words does not give them to more than HUB others
 IMAGE = 1 << 24  # numbers up to this far behind the first function may be addresses
 # Operands as capstone writes them: qword ptr [rbx + rax*8 + 0x38], 0x2f
 NUMBER = re.compile(rb"(?<![\w*#.])#?(-?0x[0-9a-f]+|-?\d+)\b(?![\](.])")
@@ -111,6 +112,15 @@ class Features:
         return Outline(self)
 
     @functools.cached_property
+    def flow(self) -> list[np.ndarray]:
+        """The edges between blocks of each function, as row numbers of ``analysis.edges``."""
+        ends = self.analysis.function[self.analysis.edges]
+        within = np.flatnonzero((ends[:, 0] == ends[:, 1]) & (ends[:, 0] < self.functions))
+        function = ends[within, 0]
+        order = np.argsort(function, kind="stable")
+        return np.split(within[order], np.searchsorted(function[order], range(1, self.functions)))
+
+    @functools.cached_property
     def places(self) -> Places:
         """What the operands of instructions refer to."""
         return Places(self.analysis)
@@ -136,11 +146,11 @@ def extract_features(analysis: Analysis) -> Features:
     up = calls.T.tocsr()
     numbers = words["number"] + words["field"]
     words |= {
-        "name near": near @ _ones(words["name"]),
-        "name far": far @ _ones(words["name"]),
-        "name up": up @ _ones(words["name"]),
-        "number near": near @ _ones(numbers),
-        "number up": up @ _ones(numbers),
+        "name near": _collect(near, words["name"]),
+        "name far": _collect(far, words["name"]),
+        "name up": _collect(up, words["name"]),
+        "number near": _collect(near, numbers),
+        "number up": _collect(up, numbers),
     }
     words["size"] = _sizes(blocks, words, calls)
     for matrix in words.values():  # sums of floats depend on the order
@@ -160,6 +170,25 @@ def _without_hubs(near: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
     hub = np.diff(near.indptr) > HUB
     kept = ~hub[row] | (near.indices == row)
     return scipy.sparse.csr_matrix((near.data[kept], (row[kept], near.indices[kept])), near.shape)
+
+
+def _collect(
+    relation: scipy.sparse.csr_matrix, words: scipy.sparse.csr_matrix
+) -> scipy.sparse.csr_matrix:
+    """Return how many of the functions that each is related to have each word.
+
+    If very many are related to a function of many words (a dispatcher calls them all, say), only
+    that function itself gets its words: they tell the others nothing, and memory would grow with
+    the square of the number of functions.
+    """
+    row = np.repeat(np.arange(relation.shape[0]), np.diff(relation.indptr))
+    many = np.bincount(relation.indices, minlength=relation.shape[1]) > HUB
+    many &= np.diff(words.indptr) > WORDY
+    kept = ~many[relation.indices] | (relation.indices == row)
+    relation = scipy.sparse.csr_matrix(
+        (relation.data[kept], (row[kept], relation.indices[kept])), relation.shape
+    )
+    return relation @ _ones(words)
 
 
 def _ones(matrix: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:

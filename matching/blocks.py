@@ -24,6 +24,7 @@ BLOCK_ROUNDS = 12
 SHARPNESS = 24.0
 BLOCK_THRESHOLD = 0.2
 INLINED_THRESHOLD = 0.5
+INLINED_AMONG = 4096  # a function is not searched for among more blocks: a hub may have very many
 
 
 def match_blocks(first: Features, second: Features, functions: Matches) -> Matches:
@@ -36,6 +37,7 @@ def match_blocks(first: Features, second: Features, functions: Matches) -> Match
     words = _weighed_blocks(first, second, functions)
     edges = [_flow(code.analysis) for code in (first, second)]
     forms = numbered(first.forms, second.forms)
+    none = np.zeros(0, np.int64)
     found: list[tuple[np.ndarray, ...]] = []
     for f, g in zip(functions.a.tolist(), functions.b.tolist(), strict=True):
         a, b = first.blocks[f], second.blocks[g]
@@ -47,19 +49,24 @@ def match_blocks(first: Features, second: Features, functions: Matches) -> Match
     back = {b: a for a, b in partner.items()}
     for here, there, to, swapped in ((first, second, partner, False), (second, first, back, True)):
         side = 1 if swapped else 0
-        taken = {int(b) for pair in found for b in pair[1 - side]}
+        function = there.analysis.function[: there.analysis.code_blocks]
+        free = np.ones(len(function), bool)
+        free[np.concatenate([none, *(pair[1 - side] for pair in found)])] = False
+        left = np.bincount(function[free], minlength=there.functions)
         callers = here.calls.T.tocsr()
         for f in range(here.functions):
             if f in to:
                 continue
             hosts = sorted({to[c] for c in callers[f].indices.tolist() if c in to})
-            free = [b for host in hosts for b in there.blocks[host].tolist() if b not in taken]
-            if not free:
+            if not 0 < left[hosts].sum() <= INLINED_AMONG:
                 continue
+            places = np.concatenate([there.blocks[host] for host in hosts])
+            places = places[free[places]]
             inside = here.blocks[f]
-            a, b = (np.array(free), inside) if swapped else (inside, np.array(free))
+            a, b = (places, inside) if swapped else (inside, places)
             match = _match(a, b, words, forms, edges, INLINED_THRESHOLD)
-            taken |= set(match[1 - side].tolist())
+            free[match[1 - side]] = False
+            left -= np.bincount(function[match[1 - side]], minlength=there.functions)
             found.append(match)
     found.append(_left_over(first, second, functions, found))
     columns = [np.concatenate([part[i] for part in found]) for i in range(3)]

@@ -124,11 +124,11 @@ def forks_of(code: Features) -> set[int]:
     return set(blocks[count > 1].tolist())
 
 
-def loops(code: Features, inside: np.ndarray) -> int:
+def loops(code: Features, f: int) -> int:
     """Return the number of back edges in a function's flow graph."""
-    edges = code.analysis.edges[code.analysis.kind == JUMP]
-    within = edges[np.isin(edges, inside).all(1)]
-    return int(np.sum(within[:, 1] <= within[:, 0]))
+    within = code.flow[f]
+    source, target = code.analysis.edges[within[code.analysis.kind[within] == JUMP]].T
+    return int(np.sum(target <= source))
 
 
 def kinds_of(old: Traits, new: Traits, blocks: tuple[int, int], back: tuple[int, int]) -> list[str]:
@@ -202,6 +202,6 @@ def describe_kinds(judge, pair: tuple[int, int], same: list[set[int]]) -> dict[s
         differing = [b for b in inside.tolist() if b not in same[side]]
         sides.append((Traits(side, code, differing, judge), len(differing)))
         counts.append(len(inside))
-        back.append(loops(code, inside))
+        back.append(loops(code, f))
     kinds = kinds_of(sides[0][0], sides[1][0], tuple(counts), tuple(back))
     return {"kinds": kinds, "rank": rank(kinds, sides[0][1] + sides[1][1])}

@@ -81,7 +81,7 @@ def recompiled(judge, pair: tuple[int, int], same: list[set[int]]) -> bool:
     partner = {b: int(judge.block_partner[b]) for b in blocks[0]}
     if sorted(partner.values()) != sorted(blocks[1]):
         return False
-    flow = [_flow(code, set(inside)) for code, inside in zip(judge.codes, blocks, strict=True)]
+    flow = [_flow(code, f) for code, f in zip(judge.codes, pair, strict=True)]
     if any(
         sorted(partner[t] for t in flow[0][b]) != sorted(flow[1][partner[b]]) for b in blocks[0]
     ):
@@ -100,11 +100,11 @@ def recompiled(judge, pair: tuple[int, int], same: list[set[int]]) -> bool:
     return _Follow(judge, blocks[0], flow[0], steps).agree()
 
 
-def _flow(code, inside: set[int]) -> dict[int, list[int]]:
-    edges = code.analysis.edges[code.analysis.kind != CALL_EDGE]
-    edges = edges[np.isin(edges, list(inside)).all(1)]
+def _flow(code, f: int) -> dict[int, list[int]]:
+    within = code.flow[f]
+    within = within[code.analysis.kind[within] != CALL_EDGE]
     found = defaultdict(list)
-    for source, target in edges.tolist():
+    for source, target in code.analysis.edges[within].tolist():
         found[source].append(target)
     return found
 

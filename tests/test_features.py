@@ -77,3 +77,13 @@ def test_addresses_are_no_difference():
     assert normal_line("mov edi, 0x409010", marks) == "mov edi, @"
     assert normal_line("mov edi, 0x10") == "mov edi, 0x10"
     assert normal_line("mov dword ptr [rax*4 + 0x409010], 0x10", marks).endswith("[rax*4@], 0x10")
+
+
+def test_flow_is_the_edges_inside_each_function(codes):
+    code = codes["O2"]
+    edges = code.analysis.edges.tolist()
+    assert len(code.flow) == code.functions
+    for blocks, found in zip(code.blocks, code.flow, strict=True):
+        inside = set(blocks.tolist())
+        assert found.tolist() == [i for i, edge in enumerate(edges) if inside.issuperset(edge)]
+    assert sum(map(len, code.flow)) > code.functions

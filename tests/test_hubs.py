@@ -4,6 +4,7 @@ import numpy as np
 import psutil
 import pytest
 import scipy.sparse
+import speed_diff
 from conftest import NO_DATA
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,6 +64,39 @@ def test_features_of_a_hub():
     far = features.words["name far"]
     assert far[0].nnz > MANY / 2  # the hub itself still has the words of its callees
     assert far[1:].nnz < 10 * MANY
+
+
+def test_words_of_a_hub_stay_its_own():
+    """Each of n functions is called by the hub and calls it, and the hub has n numbers."""
+    n = 3 * HUB
+    with memory(1.0):
+        features = extract_features(speed_diff.hub_program(n, 1))
+    numbers = features.words["number"]
+    assert numbers[0].nnz > n / 2
+    for group in ("number near", "number up", "name near", "name far", "name up"):
+        assert features.words[group][1:].nnz < 20 * n, group
+    assert features.words["number near"][0].nnz >= numbers[0].nnz
+    few = extract_features(speed_diff.hub_program(HUB // 2, 1))  # no hub yet
+    assert few.words["number up"][1].nnz == few.words["number"][0].nnz > HUB / 4
+
+
+def test_functions_are_not_sought_in_a_hub(monkeypatch):
+    """A pair of blocks is compared for each function that only one has, and block of the hub."""
+    compared = [0]
+
+    def count(a, b, *others):
+        compared[0] += len(a) * len(b)
+        return a[:0], b[:0], np.zeros(0, np.float32)
+
+    monkeypatch.setattr(blocks, "_match", count)
+    codes = [extract_features(speed_diff.hub_program(400, seed)) for seed in (1, 2)]
+    hubs = Matches(np.array([0]), np.array([0]), np.ones(1, np.float32))
+    pairs = len(codes[0].blocks[0]) * len(codes[1].blocks[0])
+    for most, expected in ((10**6, 5 * pairs), (300, pairs)):
+        monkeypatch.setattr(blocks, "INLINED_AMONG", most)
+        compared[0] = 0
+        blocks.match_blocks(*codes, hubs)
+        assert expected * 0.9 < compared[0] < expected * 1.1
 
 
 @given(st.integers(1, 12), st.randoms(use_true_random=False))
