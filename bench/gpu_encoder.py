@@ -50,15 +50,15 @@ class Row(NamedTuple):
         Objectives, with the transformer, of so many packages only, share of the time.
     seeds : int
         Number of trainings.
-    part : str
-        As for encoder/train.py.
+    part : (int, int)
+        Of the packages, the k-th of n parts, as for encoder/train.py.
     neutral : bool
         Whether it reads the words that all processors share.
     """
 
     stages: list[tuple[dict[str, float], bool, int | None, float]]
     seeds: int = 3
-    part: str = "1/1"
+    part: tuple[int, int] = (1, 1)
     neutral: bool = True
 
 
@@ -69,8 +69,8 @@ def labels(packages: int | None = None, share: float = 1.0) -> list:
 
 ROWS = {
     "labels": Row(labels()),
-    "half-1": Row(labels(), 1, "1/2"),
-    "half-2": Row(labels(), 1, "2/2"),
+    "half-1": Row(labels(), 1, (1, 2)),
+    "half-2": Row(labels(), 1, (2, 2)),
     "bag": Row([(SAME, False, None, 1.0)]),
     "no-neutral": Row(labels(), 1, neutral=False),
     "pretrained": Row([(BOTH, True, None, 0.4), (SAME, True, None, 0.6)]),
@@ -175,7 +175,7 @@ def train(
 def prepared(cfg, parts: list, row: Row) -> encoder_train.Prepared:
     """Return what a row reads."""
     packages = {place: place for (place, *_), _ in parts}
-    chosen = {package for package, _ in encoder_train.take_part(list(packages.items()), row.part)}
+    chosen = {package for package, _ in encoder_train.take_part(list(packages.items()), *row.part)}
     corpora = [
         join_parts(p for p in parts if p[0][0] in chosen and (p[0][0] in VALIDATION) == held_out)
         for held_out in (False, True)
@@ -203,7 +203,7 @@ def run(
     work.mkdir(parents=True)
     sys.stdout = sys.stderr = open(Path(out, f"{name}.txt"), "w", buffering=1)  # noqa: SIM115
     how = ROWS[row]
-    if how.part != "1/1" or not how.neutral:
+    if how.part != (1, 1) or not how.neutral:
         read = prepared(cfg, parts, how)
     base = dataclasses.replace(cfg.stages[-1], batch_size=256, seed=seed, keep=1)
     trial = dataclasses.replace(base, total_steps=TRIAL, save_steps=TRIAL, objectives=SAME)

@@ -398,15 +398,16 @@ def test_rows_are_packed_and_trained_at_once(builds, corpus, small, tmp_path, mo
     (tmp_path / "cfg.json").write_text(json.dumps(cfg))
     monkeypatch.chdir(tmp_path)
     gpu_encoder.pack("b", str(corpus.output))
-    train = ["train", "--train_cfg", "cfg.json", "--minutes", "0.01", "--rows", "few-labels"]
+    train = ["train", "--train_cfg", "cfg.json", "--minutes", "0.01", "--rows"]
+    train += ["few-labels-long half-1 no-neutral"]
     # A fork of this process could hang: torch has started threads.
     subprocess.run([sys.executable, ROOT / "bench/gpu_encoder.py", *train], check=True)
     gpu_encoder.unpack(to="models")
-    first, second = (
-        read_encoder(tmp_path / f"models/few-labels-seed{i}.safetensors") for i in "01"
-    )
-    assert first.identity != second.identity
-    said = [(tmp_path / f"models/few-labels-seed{i}.txt").read_text() for i in "01"]
+    names = ["few-labels-long-seed0", "few-labels-long-seed1", "no-neutral-seed0", "half-1-seed0"]
+    found = [read_encoder(tmp_path / f"models/{name}.safetensors").identity for name in names]
+    assert len({*found[:3]}) == 3
+    assert found[3] == found[0]  # as there is one package only
+    said = [(tmp_path / f"models/{name}.txt").read_text() for name in names[:2]]
     steps = [re.search(r"a step; (.*) steps", text)[1] for text in said]
     assert steps == ["[8, 8]", "[8, 8]"]
     assert all("recall_body" in text for text in said)
