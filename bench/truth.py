@@ -1,13 +1,15 @@
-"""Ground truth for bench/accuracy.py: symbol tables and DWARF line tables of unstripped builds.
+"""Ground truth of the benches: symbol tables and debug information (DWARF) of unstripped builds.
 
 Only the bench reads these; diff.py gets stripped copies.
 """
 
 import dataclasses
+import functools
 import json
 import re
 import subprocess
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,75 @@ def _debug(elf: ELFFile, base: int) -> dict[str, list]:
                 file = files[where["DW_AT_decl_file"].value - first]
                 starts.append((file, where["DW_AT_decl_line"].value, name))
     return {"line": sorted(lines), "start": sorted(set(starts))}
+
+
+def definitions(elf: ELFFile) -> dict[int, set[tuple[str, str, int]]]:
+    """Return address -> name, file and line of the source functions whose code begins there.
+
+    Copies and parts that the compiler made have those of the function they were made from. If the
+    linker has folded equal functions, several begin at one address. Names are as in symbols.
+    """
+    found: dict[int, set[tuple[str, str, int]]] = defaultdict(set)
+    if not elf.has_dwarf_info():
+        return found
+    files = functools.cache(_files)
+    for unit in elf.get_dwarf_info().iter_CUs():
+        for die in _subprograms(unit.get_top_DIE()):
+            address = _begin(die)
+            if address is None:
+                continue
+            name = file = line = None
+            for source in _origins(die):
+                where = source.attributes
+                for key in ("DW_AT_linkage_name", "DW_AT_MIPS_linkage_name", "DW_AT_name"):
+                    name = name or (key in where and where[key].value.decode("utf-8", "replace"))
+                if file is None and {"DW_AT_decl_file", "DW_AT_decl_line"} <= where.keys():
+                    file = files(source.cu)[where["DW_AT_decl_file"].value]
+                    line = where["DW_AT_decl_line"].value
+            if name and file is not None:
+                found[address].add((name, file, line))
+    return found
+
+
+def _files(unit) -> dict[int, str]:
+    """Return number -> name of the source files of a unit."""
+    header = unit.dwarfinfo.line_program_for_CU(unit).header
+    first = 0 if header.version >= 5 else 1
+    names = (entry.name.decode("utf-8", "replace") for entry in header.file_entry)
+    return {first + number: Path(name).name for number, name in enumerate(names)}
+
+
+def _subprograms(die: DIE) -> Iterator[DIE]:
+    for child in die.iter_children():
+        if child.tag == "DW_TAG_subprogram":
+            yield child
+        elif child.tag in ("DW_TAG_namespace", "DW_TAG_class_type", "DW_TAG_structure_type"):
+            yield from _subprograms(child)
+
+
+def _begin(die: DIE) -> int | None:
+    """Return where a function's code begins; None if it has none of its own."""
+    for key in ("DW_AT_low_pc", "DW_AT_entry_pc"):
+        if (low := die.attributes.get(key)) and low.value:
+            return low.value
+    if "DW_AT_ranges" not in die.attributes:
+        return None
+    ranges = die.dwarfinfo.range_lists()
+    parts = ranges.get_range_list_at_offset(die.attributes["DW_AT_ranges"].value, die.cu)
+    base = die.cu.get_top_DIE().attributes.get("DW_AT_low_pc")
+    for part in parts:
+        if hasattr(part, "begin_offset"):  # the first is where it is entered
+            absolute = getattr(part, "is_absolute", False)
+            return part.begin_offset + (0 if absolute or base is None else base.value)
+    return None
+
+
+def _origins(die: DIE) -> Iterator[DIE]:
+    """Yield a function's entry, and those that it completes or was made from."""
+    yield die
+    for key in ("DW_AT_abstract_origin", "DW_AT_specification"):
+        if key in die.attributes:
+            yield from _origins(die.get_DIE_from_attribute(key))
 
 
 def read_variables(binary: Path, cache: Path) -> dict[str, list[str]]:

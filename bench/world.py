@@ -3,13 +3,15 @@
     python bench/world.py --work FOLDER
 
 Each row compares two builds of one library, for two processors or of two versions, without symbols
-and debug information. The symbols are the ground truth. The files come from PyPI's wheels by
-`pip download`; bench/world.sha256 lists their hashes.
+and debug information, which are the ground truth. The files come from PyPI's wheels by `pip
+download`, and from Debian by `apt-get download`; bench/world.sha256 lists their hashes.
 
-A pair is right if both names are the same. Endings like .part.0 and the parameters of C++ names do
-not count, nor do the numbers that Cython gives functions anew in each version. Functions may have
-been renamed: pairs with names that do not occur in the other file count as wrong, but their number
-is shown ("unclear"). Confidence intervals are of 95 %, by bootstrap over functions.
+A pair is right if both functions have the same source: the same name and, of one version, file and
+line. Debug information says so, which most of these files have, or else symbols. Endings like
+.part.0 and the parameters of C++ names do not count, nor do the numbers that Cython gives functions
+anew in each version. Functions may have been renamed: pairs with names that do not occur in the
+other file count as wrong, but their number is shown ("unclear"). Confidence intervals are of 95 %,
+by bootstrap over functions.
 
 FOLDER keeps downloads, analyses and finished rows, so that a stopped run can go on. Rows are
 measured again if the code or the model has changed. `--seconds` ends a run early.
@@ -22,16 +24,13 @@ cosines.
 
 import functools
 import hashlib
-import io
 import itertools
 import json
 import multiprocessing
-import re
 import resource
 import sys
 import time
-import zipfile
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,39 +39,23 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import numpy as np
 from accuracy import PEERS, peer_matrix, peer_words
-from elftools.elf.elffile import ELFFile
 from ranks import interval
 from scipy.optimize import linear_sum_assignment
-from shared import machine, run
-from truth import PIE_BASE, function_symbols
+from shared import machine
+from truth import PIE_BASE
+from world_files import Defined, File, defined, original, stripped
 
 import utils
 from binary.analysis import cache_file, load_analysis
 from binary.cache import analyse_one
-from binary.demangle import demangle
-from binary.symbols import STARTUP
 from features.extract import Features, extract_features
 from features.tfidf import weigh
 from matching.changes import STATUS, compare
 from matching.model import DEFAULT, Model, read_model
 from terminal.command_line import command_line
 
-SUMS = Path(__file__).resolve().with_suffix(".sha256")
-PYTHON = "310"  # the version of Python that the wheels are for
-PLATFORMS = [f"manylinux{tag}" for tag in ("1", "2010", "2014", "_2_5", "_2_12", "_2_17", "_2_31")]
-MACS = {"macos-arm64": "macosx_11_0_arm64", "macos-x86_64": "macosx_10_9_x86_64"}
 BOOTSTRAPS = 1000
 THRESHOLDS = np.arange(0, 0.9, 0.1)  # minimum cosines for the pairs of a peer
-PART = re.compile(r"\.(part|isra|constprop|lto_priv|localalias|llvm)(\.\d+)*")
-
-
-class File(NamedTuple):
-    """A file in a package; ``member`` is the beginning of its name."""
-
-    package: str
-    version: str
-    processor: str
-    member: str
 
 
 class Row(NamedTuple):
@@ -88,7 +71,7 @@ class Row(NamedTuple):
         one, other = self.first, self.second
         versions = "-".join(dict.fromkeys((one.version, other.version)))
         processors = " to ".join(dict.fromkeys((one.processor, other.processor)))
-        return f"{one.package} {versions}, {one.member}, {processors}"
+        return f"{one.package} {versions}, {Path(one.member).name}, {processors}"
 
 
 # Package, version, module; written in C, and with symbols for most processors.
@@ -131,6 +114,9 @@ CPP_VERSIONS = [
     ("google-re2", "1.0", "1.1", "_re2"),
     ("plyvel", "1.4.0", "1.5.0", "libsnappy"),
 ]
+DEBIAN_PROCESSORS = ("x86_64", "aarch64", "i686", "armv7l", "ppc64le", "s390x")
+OLD, NEW = "bookworm", "trixie"  # Debian's releases
+MACS = ("macos-x86_64", "macos-arm64")
 AIMS = {
     "x86_64 to aarch64": 0.95,
     "x86_64 to i686": 0.90,
@@ -155,6 +141,24 @@ def rows() -> list[Row]:
         for package, old, new, module in versions:
             files = [File(package, version, "x86_64", module) for version in (old, new)]
             found.append(Row(group, *files))
+    for package, member in (("zlib1g", "libz.so"), ("libexpat1", "libexpat.so")):
+        for processor in DEBIAN_PROCESSORS:
+            files = [File(package, v, processor, member, "Debian") for v in (OLD, NEW)]
+            found.append(Row("Debian, versions", *files))
+        files = [File(package, NEW, p, member, "Debian") for p in ("x86_64", "riscv64")]
+        found.append(Row("Debian, x86_64 to riscv64", *files))
+    dlls = {p: f"{p}-w64-mingw32/lib/zlib1.dll" for p in ("x86_64", "i686")}
+    for processor, dll in dlls.items():
+        files = [File("libz-mingw-w64", v, processor, dll, "Debian") for v in (OLD, NEW)]
+        found.append(Row("PE", *files))
+    files = [File("libz-mingw-w64", NEW, p, dll, "Debian") for p, dll in dlls.items()]
+    found.append(Row("PE", *files))
+    for package, version, module in (C_WHEELS[0], C_WHEELS[4]):
+        found.append(Row("Mach-O", *(File(package, version, p, module) for p in MACS)))
+    rust = [("1.0.3", "x86_64"), ("1.1.0", "x86_64"), ("1.1.0", "aarch64")]
+    rust = [File("jellyfish", version, p, "_rustyfish") for version, p in rust]
+    found += [Row("Rust", *rust[:2]), Row("Rust", *rust[1:])]
+    found.append(Row("Go", *(File("gron", v, "x86_64", "gron", "Debian") for v in (OLD, NEW))))
     return found
 
 
@@ -202,9 +206,8 @@ class World:
 
     def __init__(self, work: Path) -> None:
         self.work = work
-        for name in ("packages", "files", "output", "rows"):
+        for name in ("files", "output", "rows"):
             (work / name).mkdir(parents=True, exist_ok=True)
-        self.sums = dict(line.split()[::-1] for line in SUMS.read_text().splitlines())
         self.model: Model = read_model()
         self.code = functools.lru_cache(8)(self._code)
         self.itself = functools.cache(self._itself)
@@ -224,56 +227,11 @@ class World:
         key = hashlib.sha256(f"{state()} {row}".encode()).hexdigest()[:16]
         return self.work / "rows" / f"{key}.json"
 
-    def download(self, file: File) -> Path:
-        """Return the wheel; download it if it is missing.
-
-        Raises
-        ------
-        utils.UserError
-            It cannot be downloaded, or is not the file listed in bench/world.sha256.
-        """
-        folder = self.work / "packages" / f"{file.package}-{file.version}-{file.processor}"
-        if not list(folder.glob("*")):
-            folder.mkdir(exist_ok=True)
-            run(pip_download(file), folder)
-        [package] = folder.iterdir()
-        found = utils.sha256_of(package)
-        if self.sums.get(package.name, found) != found:
-            raise utils.UserError(
-                f"{package} has sha256 {found}, {SUMS.name} says {self.sums[package.name]}; "
-                "delete it and run again"
-            )
-        if package.name not in self.sums:
-            print(f"not in {SUMS.name}: {found}  {package.name}", file=sys.stderr)
-        return package
-
-    def original(self, file: File) -> Path:
-        """Return the file as it is in the wheel."""
-        place = self.work / "files" / "-".join(file)
-        if not place.exists():
-            package = self.download(file)
-            with zipfile.ZipFile(package) as wheel:
-                names = [n for n in wheel.namelist() if Path(n).name.startswith(f"{file.member}")]
-                names = [n for n in names if ".so" in n]
-                if not names:
-                    raise utils.UserError(f"{package} contains no {file.member}*.so*")
-                with utils.atomic_file(place, "wb") as out:
-                    out.write(wheel.read(names[0]))
-        return place
-
-    def stripped(self, file: File) -> Path:
-        """Return a copy of the file without symbols and debug information."""
-        copy = self.work / "files" / f"{'-'.join(file)}.stripped"
-        if not copy.exists():
-            with utils.atomic_file(copy, "wb") as out:
-                out.write(strip(self.original(file).read_bytes()))
-        return copy
-
     # ------------------------------------------------------------------------------- analyses
 
     def _code(self, file: File) -> tuple[Features, dict]:
         """Return the stripped copy's features, and the time and memory of its analysis."""
-        copy = self.stripped(file)
+        copy = stripped(file, self.work)
         analysis = cache_file(self.work / "output", utils.sha256_of(copy))
         cost = analysis.with_suffix(".cost")
         if not cost.exists():
@@ -298,8 +256,9 @@ class World:
         diff = compare(first, second, self.model)
         matching = time.process_time() - before
         pairs = [r["sides"] for r in diff.functions if min(r["sides"]) >= 0]
+        one_source = row.first.version == row.second.version
         names = [
-            named(code, symbols(self.original(file)))
+            named(code, defined(original(file, self.work)), one_source)
             for code, file in ((first, row.first), (second, row.second))
         ]
         score = words_score(first, second)
@@ -330,16 +289,6 @@ def state() -> str:
     return hashlib.sha256("".join(map(utils.sha256_of, files)).encode()).hexdigest()
 
 
-def pip_download(file: File) -> list[str]:
-    """Return the command that downloads a wheel."""
-    tags = [MACS[file.processor]] if file.processor in MACS else PLATFORMS
-    tags = tags if file.processor in MACS else [f"{tag}_{file.processor}" for tag in tags]
-    command = [*(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")]
-    command += ["--only-binary=:all:", "--implementation=cp"]
-    command += [f"--python-version={PYTHON}", f"--abi=cp{PYTHON}"]
-    return [*command, *(f"--platform={t}" for t in tags), f"{file.package}=={file.version}"]
-
-
 def analyse_and_measure(file: str, analysis: Path, cost: Path) -> None:
     """Analyse a file, and write CPU seconds and peak memory to ``cost``; runs in a new process."""
     import angr  # noqa: F401 - so that its import is not measured
@@ -353,106 +302,69 @@ def analyse_and_measure(file: str, analysis: Path, cost: Path) -> None:
 # --------------------------------------------------------------------------------------- truth
 
 
-def strip(content: bytes) -> bytes:
-    """Remove the symbol table and debug information from an ELF file.
-
-    The `strip` of the machine cannot do this for other processors.
-    """
-    elf = ELFFile(io.BytesIO(content))
-    stripped = bytearray(content)
-    entry = elf["e_shentsize"]
-    for number, section in enumerate(elf.iter_sections()):
-        if section.name in (".symtab", ".strtab") or section.name.startswith((".debug", ".zdebug")):
-            begin, size = section["sh_offset"], section["sh_size"]
-            stripped[begin : begin + size] = bytes(size)
-            at = elf["e_shoff"] + number * entry
-            stripped[at : at + 8] = bytes(8)  # no name, SHT_NULL
-    return bytes(stripped)
-
-
-def symbols(file: Path) -> dict[int, set[str]]:
-    """Return address in the file -> the function's names, as `spelled` returns them."""
-    found: dict[int, set[str]] = defaultdict(set)
-    with file.open("rb") as stream:
-        for symbol in function_symbols(ELFFile(stream), ".symtab", ".dynsym"):
-            if ".cold" not in symbol.name and symbol.name not in STARTUP:
-                found[symbol["st_value"]].add(symbol.name)
-    return spelled(found)
-
-
-def spelled(found: dict[int, set[str]]) -> dict[int, set[str]]:
-    """Return the names demangled, without endings like .part.0, and as `source_name` has them."""
-    flat = sorted(set().union(*found.values())) if found else []
-    readable = dict(
-        zip(flat, map(source_name, demangle([PART.sub("", n) for n in flat])), strict=True)
-    )
-    return {address: {readable[n] for n in inside} for address, inside in found.items()}
-
-
-def source_name(name: str) -> str:
-    """Return a demangled name without its parameters, and without Cython's numbers.
-
-    >>> source_name("std::vector<int, A<char> >::at(unsigned long) const")
-    'std::vector<int, A<char> >::at'
-    """
-    name = name.replace("(anonymous namespace)", "{anonymous}").replace("long long", "long")
-    name = re.sub(r"^non-virtual thunk to |^virtual thunk to ", "thunk ", name)
-    if name.endswith(")") or re.search(r"\) (const|&|&&)?( \[.*\])?$", name):
-        depth = 0
-        for at in range(name.rindex(")"), -1, -1):
-            depth += (name[at] == ")") - (name[at] == "(")
-            if not depth:
-                name = name[:at]
-                break
-    return re.sub(r"\d+", "", name) if name.startswith("__pyx") else name
-
-
 class Names(NamedTuple):
-    """The names of each function, by its number, and how often each name occurs in the file."""
+    """What each function is called, by its number, and each that the file contains."""
 
-    of: dict[int, set[str]]
-    times: Counter
+    of: dict[int, frozenset[str]]
+    all: list[frozenset[str]]
 
 
-def named(code: Features, found: dict[int, set[str]]) -> Names:
-    """Return the names of the analysis's functions; ``found`` maps addresses to names."""
+def named(code: Features, found: dict[int, Defined], one_source: bool) -> Names:
+    """Return the names of the analysis's functions.
+
+    Parameters
+    ----------
+    found : dict of int to Defined
+        Address in the file -> what is there.
+    one_source : bool
+        Both files are built from the same sources: functions are named by file and line, too.
+    """
     analysis = code.analysis
     number = {a & ~1: f for f, a in enumerate(analysis.function_address[: code.functions].tolist())}
     shift = max((0, PIE_BASE), key=lambda base: sum((a & ~1) + base in number for a in found))
-    of = {}
-    for address, inside in found.items():
+    of, everything = {}, []
+    for address, (names, sources) in found.items():
+        if one_source and sources:
+            names = frozenset(f"{name} {source}" for name in names for source in sources)
+        everything.append(names)
         f = number.get((address & ~1) + shift)
         if f is not None:
-            of[f] = inside
-    return Names(of, Counter(name for inside in found.values() for name in inside))
+            of[f] = names
+    return Names(of, everything)
 
 
 def outcomes(pairs: list, old: Names, new: Names) -> dict[str, list]:
-    """Judge the pairs.
+    """Judge the pairs. One is right if a name is common to both functions.
 
     Returns
     -------
     dict
         ``units``: a list of [is right, was found, exists], each 0 or 1, for each pair that was
-        found and each name that should have been paired but was not;
+        found and each function that should have been paired but was not;
         ``unclear``: number of wrong pairs whose names do not occur in the other file.
     """
     units: list[list[int]] = []
     unclear = 0
+    times = [Counter(itertools.chain.from_iterable(names.all)) for names in (old, new)]
+
+    def key(names: frozenset[str]) -> str:
+        """Return one of a function's names, if possible one that the new file has, too."""
+        return min(names, key=lambda name: (name not in times[1], name))
+
     right_of: Counter[str] = Counter()
     for a, b in pairs:
         one, other = old.of.get(a), new.of.get(b)
         if one is None and other is None:
             continue  # neither function has a name
-        if one and other and (common := sorted(one & other)):
-            right_of[common[0]] += 1
+        if one and other and one & other:
+            right_of[key(one)] += 1
             units.append([1, 1, 1])
         else:
-            known = any(n in new.times for n in one or ()), any(n in old.times for n in other or ())
+            known = any(n in times[1] for n in one or ()), any(n in times[0] for n in other or ())
             unclear += not any(known)
             units.append([0, 1, 0])
-    for name, times in old.times.items():
-        missing = min(times, new.times.get(name, 0)) - right_of[name]
+    for name, count in Counter(map(key, old.all)).items():
+        missing = min(count, times[1][name]) - right_of[name]
         units += [[0, 0, 1]] * max(missing, 0)
     return {"units": units, "unclear": unclear}
 

@@ -488,12 +488,14 @@ def apt_entries(codename: str, etc: Path = Path("/etc/apt")) -> list[Entry]:
 
 
 @contextmanager
-def private_apt(suites: list[str], sources: Path) -> Iterator[tuple[Callable[..., str], Path]]:
-    """Yield a function that runs apt commands on the source packages of ``suites``, and its folder.
+def private_apt(
+    suites: list[str], sources: Path, kind: str = "deb-src"
+) -> Iterator[tuple[Callable[..., str], Path]]:
+    """Yield a function that runs apt commands on the packages of ``suites``, and its folder.
 
     This apt has its own lists, cache and configuration, in a folder that is deleted when the block
     ends. It uses the machine's mirrors and keys with other suites. The function returns the output,
-    including errors.
+    including errors. ``kind`` is "deb-src" for source packages, "deb" for binary ones.
     """
     _, codename = distribution()
     sources.mkdir(parents=True, exist_ok=True)
@@ -504,7 +506,7 @@ def private_apt(suites: list[str], sources: Path) -> Iterator[tuple[Callable[...
             (folder / part).mkdir(parents=True)
         (folder / "apt.conf").write_text(APT_CONFIG.format(folder=folder), encoding="utf-8")
         paragraphs = [
-            f"Types: deb-src\nURIs: {entry.uri}\nSuites: {' '.join(suites)}\nComponents: main\n"
+            f"Types: {kind}\nURIs: {entry.uri}\nSuites: {' '.join(suites)}\nComponents: main\n"
             + (f"Signed-By: {entry.signed_by}\n" if entry.signed_by else "")
             for entry in apt_entries(codename)
         ]

@@ -1,31 +1,97 @@
 """The bench on real files: what it strips, and what it counts as right."""
 
+import io
 import subprocess
-from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
+import truth
 import world
+import world_files
+from elftools.elf.elffile import ELFFile
+from zig import SOURCE as SMALL
+from zig import zig
 
-SOURCE = "static __attribute__((noinline)) int twice(int x) { return x * 2; }\n"
-SOURCE += "int four(int x) { return twice(twice(x)); }\n"
+SOURCE = """\
+#include <string.h>
+__attribute__((noinline)) static int twice(int x, int unused) { return x * 2 + (unused & 0); }
+int four(int x) { return twice(twice(x, 7), 7); }
+__attribute__((noinline)) static int cut(const char *s) {
+    if (!s) __builtin_abort();
+    return strlen(s) * 3;
+}
+int three(const char *s) { return cut(s) + cut(s + 1); }
+int four_again(int x) __attribute__((alias("four")));
+"""
 
 
-def test_strip_leaves_what_strip_leaves(tmp_path):
-    file, copy = tmp_path / "a.so", tmp_path / "stripped.so"
-    (tmp_path / "a.c").write_text(SOURCE)
-    subprocess.run(
-        ["gcc", "-g", "-O1", "-shared", "-fPIC", "a.c", "-o", "a.so"], cwd=tmp_path, check=True
-    )
-    assert {"twice", "four"} <= set().union(*world.symbols(file).values())
-    copy.write_bytes(world.strip(file.read_bytes()))
-    names = set().union(*world.symbols(copy).values())
-    assert "four" in names  # that one is exported
-    assert "twice" not in names
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("library")
+    (folder / "a.c").write_text(SOURCE)
+    command = ["gcc", "-g", "-O2", "-shared", "-fPIC", "a.c", "-o", "a.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder / "a.so"
+
+
+def names(file):
+    return set().union(*(d.names for d in world_files.defined(file).values()))
+
+
+def test_strip_leaves_what_strip_leaves(library):
+    file, copy = library, library.with_suffix(".stripped")
+    assert {"twice", "four", "cut"} <= names(file)
+    copy.write_bytes(world_files.strip(file.read_bytes()))
+    assert "four" in names(copy)  # that one is exported
+    assert "twice" not in names(copy)
     assert b"twice" not in copy.read_bytes()
     said = subprocess.run(["readelf", "-SsW", copy], capture_output=True, text=True, check=True)
     assert " .dynsym " in said.stdout
     assert " .symtab " not in said.stdout
     assert " .debug" not in said.stdout
+
+
+def test_definitions_are_those_of_the_source(library):
+    """What the compiler made of a function has its name and line, whatever its symbol says."""
+    said = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+    symbols = {
+        line.split()[2]: int(line.split()[0], 16)
+        for line in said.splitlines()
+        if "t" in line.lower().split()[-2]
+    }
+    made = [name for name in symbols if name.startswith("twice.")]
+    assert made, "gcc made a copy: " + said
+    found = truth.definitions(ELFFile(io.BytesIO(library.read_bytes())))
+    assert found[symbols[made[0]]] == {("twice", "a.c", 2)}
+    assert found[symbols["four"]] == {("four", "a.c", 3)}
+    everything = set().union(*found.values())
+    assert {name for name, _, _ in everything} == {"twice", "four", "cut", "three"}
+    lines = SOURCE.splitlines()
+    assert all(name in lines[line - 1] for name, _, line in everything)
+    defined = world_files.defined(library)
+    assert defined[symbols["four"]] == ({"four"}, {"a.c:3"}), "not by its other symbol, four_again"
+
+
+def test_names_in_files_for_windows_and_macos(tmp_path):
+    (tmp_path / "a.c").write_text(SMALL)
+    dylib, copy = tmp_path / "a.dylib", tmp_path / "stripped.dylib"
+    zig(
+        "aarch64-macos",
+        "-g0",
+        "-O1",
+        "-shared",
+        "-undefined",
+        "dynamic_lookup",
+        tmp_path / "a.c",
+        "-o",
+        dylib,
+    )
+    assert {"_choose", "_first", "_third"} <= names(dylib)
+    copy.write_bytes(world_files.strip(dylib.read_bytes()))
+    assert "_choose" in names(copy)
+    assert not {"_first", "_third"} & names(copy)
+    assert b"_third" not in copy.read_bytes()
 
 
 def test_names_are_compared_without_parameters_and_numbers():
@@ -36,15 +102,21 @@ def test_names_are_compared_without_parameters_and_numbers():
         "__pyx_pw_7msgpack_9_cmsgpack_6Packer_5pack": "__pyx_pw_msgpack__cmsgpack_Packer_pack",
         "__pyx_f_4file_2pack(_object*, long)": "__pyx_f_file_pack",
         "plain": "plain",
+        "core::fmt::Formatter::pad::h0123456789abcdef": "core::fmt::Formatter::pad",
     }.items():
-        assert world.source_name(name) == expected
-    found = world.spelled({1: {"_ZN5shape4areaEi"}, 2: {"sort.part.0"}, 3: {"sort.isra.0"}})
+        assert world_files.source_name(name) == expected
+    found = world_files.spelled({1: {"_ZN5shape4areaEi"}, 2: {"sort.part.0"}, 3: {"sort.isra.0"}})
     assert found == {1: {"shape::area"}, 2: {"sort"}, 3: {"sort"}}
 
 
+def called(*functions, extra=()):
+    """Names of functions 0, 1, 2... and of others that the analysis has missed."""
+    sets = [frozenset(names.split()) for names in functions]
+    return world.Names(dict(enumerate(sets)), [*sets, *(frozenset([name]) for name in extra)])
+
+
 def test_outcomes_count_each_function_once():
-    old = world.Names({0: {"a"}, 1: {"b"}, 2: {"c"}, 3: {"gone"}}, Counter(["a", "b", "c", "gone"]))
-    new = world.Names({0: {"a"}, 1: {"c"}, 2: {"new"}}, Counter(["a", "b", "c", "new"]))
+    old, new = called("a", "b", "c", "gone"), called("a", "c", "new", extra=["b"])
     found = world.outcomes([(0, 0), (1, 1), (3, 2), (9, 9)], old, new)
     right, said, true = np.array(found["units"]).sum(0)
     assert (right, said, true) == (1, 3, 3)  # a; b and gone are wrong; b and c are missed
@@ -52,3 +124,25 @@ def test_outcomes_count_each_function_once():
     assert world.f1(np.array(found["units"])) == 2 * 1 / (3 + 3)
     low, high = world.f1_interval(np.array(found["units"]))
     assert 0 <= low <= 1 / 3 <= high <= 1
+
+
+def test_folded_functions_are_right_with_each_of_their_sources():
+    """The linker folded a and b of the old file; a function with several names is missed once."""
+    old, new = called("a b", "open open64"), called("a", "b", "open64 open")
+    for partner in (0, 1):
+        found = world.outcomes([(0, partner), (1, 2)], old, new)
+        assert np.array(found["units"]).sum(0).tolist() == [2, 2, 2]
+    found = world.outcomes([], old, new)
+    assert np.array(found["units"]).tolist() == [[0, 0, 1]] * 2
+
+
+def test_lines_count_within_a_version():
+    """Two static functions of one name, from two files, are told apart; in versions, lines move."""
+    defined = world_files.Defined
+    found = {0x10: defined(frozenset(["f"]), frozenset(["a.c:3"]))}
+    found[0x20] = defined(frozenset(["f"]), frozenset(["b.c:9"]))
+    code = SimpleNamespace(
+        functions=2, analysis=SimpleNamespace(function_address=np.array([0x10, 0x20]))
+    )
+    assert world.named(code, found, True).of == {0: {"f a.c:3"}, 1: {"f b.c:9"}}
+    assert world.named(code, found, False).of == {0: {"f"}, 1: {"f"}}
