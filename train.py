@@ -239,8 +239,8 @@ class Trainer:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         get_batch: Callable[[int, int, int], Batch],
-        get_losses: Callable[[nn.Module, dict[str, Tensor]], Losses],
-        evaluate: Callable[[nn.Module], dict[str, float]],
+        get_losses: Callable[[Any, dict[str, Tensor]], Losses],
+        evaluate: Callable[[Any], dict[str, float]],
         save_dir: str | os.PathLike[str],
         device: torch.device,
         settings: dict[str, Any],
@@ -598,7 +598,7 @@ class _Losses(nn.Module):
     """Model and losses as one module, called once, as DistributedDataParallel requires."""
 
     def __init__(
-        self, model: nn.Module, get_losses: Callable[[nn.Module, dict[str, Tensor]], Losses]
+        self, model: nn.Module, get_losses: Callable[[Any, dict[str, Tensor]], Losses]
     ) -> None:
         super().__init__()
         self.model, self.get_losses = model, get_losses

@@ -11,11 +11,12 @@ number in the text of an instruction is an address, a part of one, or just a num
 import functools
 import re
 from collections import defaultdict, deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from binary.analysis import CALL, STEP_OVER
+from binary.instructions import Instruction
 
 # What a number is: an address; a part of one; a number from a pool of constants; the address of an
 # entry of the offset table, where the entry's content counts; an offset from an address to a
@@ -60,11 +61,14 @@ class Value(NamedTuple):
     made_by: tuple[tuple[int, int, int], ...] = ()
 
 
-class Memory(NamedTuple):
-    """A memory operand: its registers, its offset, and which number of the line the offset is."""
+State = dict[str, Value]  # register -> what it holds
 
-    base: str | None
-    index: str | None
+
+class Memory(NamedTuple):
+    """A memory operand: its registers (or ""), its offset, and which number of the line that is."""
+
+    base: str
+    other: str
     offset: int
     position: int
     scaled: bool
@@ -82,7 +86,8 @@ class Parsed(NamedTuple):
 def parse(text: str) -> Parsed:
     """Parse the text of an instruction's operands."""
     operands = tuple(re.split(r", (?![^\[{(]*[\]})])", text)) if text else ()
-    numbers, memory = [], None
+    numbers: list[tuple[int, int]] = []
+    memory = None
     for which, operand in enumerate(operands):
         first = len(numbers)
         found = DIGITS.findall(operand)
@@ -107,9 +112,10 @@ def _brackets(inside: str, first: int) -> Memory:
         else:
             scaled |= "*" in term
             registers.append(term)
-    base = registers[0] if registers and "*" not in registers[0] else None
-    index = next((r for r in registers[1 if base else 0 :]), None)
-    return Memory(base, index, offset, position, scaled)
+    if not registers or "*" in registers[0]:
+        registers.insert(0, "")
+    base, other, *_ = [*registers, ""]
+    return Memory(base, other, offset, position, scaled)
 
 
 def _parentheses(operand: str, first: int) -> Memory | None:
@@ -119,10 +125,10 @@ def _parentheses(operand: str, first: int) -> Memory | None:
         return None
     shown = found[1] is not None
     offset = int(found[1], 0) if shown else 0
-    return Memory(found[3], found[2], offset, first if shown else IN_MEMORY, False)
+    return Memory(found[3], found[2] or "", offset, first if shown else IN_MEMORY, False)
 
 
-def is_constant(region) -> bool:
+def is_constant(region: Any) -> bool:
     """Whether the content of a section or segment never changes after loading."""
     return not region.is_writable or getattr(region, "name", "").startswith(".data.rel.ro")
 
@@ -139,7 +145,9 @@ class Finder:
         (source, target, kind), as in `Analysis`.
     """
 
-    def __init__(self, project, code, edges) -> None:
+    def __init__(
+        self, project: Any, code: dict[Any, list[Instruction]], edges: list[tuple[int, int, int]]
+    ) -> None:
         self.arch, self.memory, self.word = project.arch, project.loader.memory, project.arch.bytes
         self.mask = (1 << project.arch.bits) - 1
         name = project.arch.name
@@ -171,7 +179,7 @@ class Finder:
         self.thunks: dict[int, str | None] = {}
         self.words: set[int] = set()  # addresses of the words that ARM code loads from pools
 
-    def fields(self) -> dict[str, np.ndarray]:
+    def fields(self) -> dict[str, Any]:
         """Return the fields of an `Analysis` that say what the numbers in instructions mean."""
         columns = list(zip(*self.references(), strict=True)) or [()] * 5
         names = "operand_block", "operand_line", "operand_number", "operand_kind", "operand_value"
@@ -194,7 +202,7 @@ class Finder:
             between = 0 < after < len(starts) and at >= 0 and ends[at] > starts[after - 1]
             if kind == PLACE and between and self.is_mapped(value) and value & ~1 != starts[after]:
                 found.add((ends[at], starts[after]))
-        pieces = []
+        pieces: list[tuple[int, int]] = []
         for start, end in sorted(found):
             inside = sorted(w for w in self.words if start <= w < end)
             pieces += zip([start, *(w + 4 for w in inside)], [*inside, end], strict=True)
@@ -202,11 +210,9 @@ class Finder:
 
     def references(self) -> list[tuple[int, int, int, int, int]]:
         """Return (block, line, index of the number in the line, kind, value), sorted."""
-        follows = self.family in SAVED
-        states = self._states() if follows else None
-        for block in range(len(self.lines)):
-            state = dict(states[block] or {}) if follows else {}
-            self._run(block, state, emit=True)
+        states = self._states() if self.family in SAVED else [{} for _ in self.lines]
+        for block, state in enumerate(states):
+            self._run(block, dict(state or {}), emit=True)
         kept = {}
         for block, line, position, kind, value in self.found:
             at = block, line, position
@@ -229,7 +235,7 @@ class Finder:
 
     # ---------------------------------------------------------------- registers through blocks
 
-    def _states(self) -> list[dict[str, Value] | None]:
+    def _states(self) -> list[State | None]:
         """Return what the registers hold at the beginning of each block."""
         n = len(self.lines)
         flow, entered = defaultdict(list), set()
@@ -243,7 +249,7 @@ class Finder:
                 else:
                     flow[source].append((target, kind in (STEP_OVER, CALL)))
         has_flow = {t for targets in flow.values() for t, _ in targets}
-        states: list[dict[str, Value] | None] = [None] * n
+        states: list[State | None] = [None] * n
         for block in range(n):
             if block in entered or block not in has_flow:
                 states[block] = self._at_entry(block)
@@ -252,7 +258,7 @@ class Finder:
         while waiting:
             block = waiting.popleft()
             queued.discard(block)
-            state = dict(states[block])
+            state = dict(states[block] or {})
             self._run(block, state, emit=False)
             saved = SAVED[self.family]
             kept = {r: v for r, v in state.items() if r in saved or "[" in r or "(" in r}
@@ -275,7 +281,7 @@ class Finder:
                     waiting.append(target)
         return states
 
-    def _at_entry(self, block: int) -> dict[str, Value]:
+    def _at_entry(self, block: int) -> State:
         address = self.address[block] & ~1
         if self.family == "MIPS":
             return {"$t9": Value(address, True)}
@@ -285,7 +291,7 @@ class Finder:
 
     # ------------------------------------------------------------------------ instructions
 
-    def _run(self, block: int, state: dict[str, Value], emit: bool) -> None:
+    def _run(self, block: int, state: State, emit: bool) -> None:
         """Follow the instructions of a block; if ``emit``, record the addresses they refer to."""
         lines = self.lines[block]
         start = self.address[block] & ~1
@@ -311,7 +317,7 @@ class Finder:
         for made in values:
             self.parts.update(made.made_by)
 
-    def _direct(self, block: int, line: int, instruction) -> None:
+    def _direct(self, block: int, line: int, instruction: Instruction) -> None:
         """Record the addresses that an instruction contains whole."""
         parsed = parse(instruction.operands)
         if not parsed.numbers:
@@ -359,10 +365,18 @@ class Finder:
         except (KeyError, ValueError):
             return None
 
-    def _plain(self, block, line, instruction, parsed, state, emit) -> None:
+    def _plain(
+        self,
+        block: int,
+        line: int,
+        instruction: Instruction,
+        parsed: Parsed,
+        state: State,
+        emit: bool,
+    ) -> None:
         """Handle an instruction of a processor whose instructions contain whole addresses."""
 
-    def _kill(self, state: dict[str, Value], instruction, parsed: Parsed) -> None:
+    def _kill(self, state: State, instruction: Instruction, parsed: Parsed) -> None:
         """Forget the registers that an instruction writes or may write."""
         operands = parsed.operands
         if operands and not READS_FIRST.match(instruction.mnemonic):
@@ -371,7 +385,7 @@ class Finder:
         if instruction.mnemonic.startswith(("ldp", "ldaxp", "ldrd", "umull", "smull", "lmg")):
             state.pop(operands[1], None)
 
-    def _load(self, block, line, memory: Memory, base: Value, emit: bool) -> Value | None:
+    def _load(self, block: int, line: int, memory: Memory, base: Value, emit: bool) -> Value | None:
         """Record an access to memory relative to a base; return the offset table's word there."""
         address = (base.number + memory.offset) & self.mask
         if not base.base or not self.is_mapped(address):
@@ -385,7 +399,9 @@ class Finder:
             self._note_through(at, address, base)
         return Value(place, page, (at,) if page else ()) if place != address else None
 
-    def _add(self, block, line, position, base: Value, offset: int, emit: bool) -> Value | None:
+    def _add(
+        self, block: int, line: int, position: int, base: Value, offset: int, emit: bool
+    ) -> Value | None:
         """Record base + offset and return it; None if it is not an address."""
         address = (base.number + offset) & self.mask
         if not self.is_mapped(address):
@@ -394,7 +410,15 @@ class Finder:
             self._note((block, line, position), PLACE, address, base)
         return Value(address, False)
 
-    def _x86(self, block, line, instruction, parsed, state, emit) -> None:
+    def _x86(
+        self,
+        block: int,
+        line: int,
+        instruction: Instruction,
+        parsed: Parsed,
+        state: State,
+        emit: bool,
+    ) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         result = None
         target = operands[0] if operands else ""
@@ -412,7 +436,7 @@ class Finder:
             result = state[operands[1]]
         elif memory and memory.base in state and memory.base not in ("esp", "ebp"):
             loaded = self._load(block, line, memory, state[memory.base], emit)
-            if mnemonic == "mov" and "[" not in target and not memory.index:
+            if mnemonic == "mov" and "[" not in target and not memory.other:
                 result = loaded
         if mnemonic == "call":
             after = instruction.address + instruction.size
@@ -454,7 +478,15 @@ class Finder:
             return ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")[code[1] >> 3]
         return None
 
-    def _aarch64(self, block, line, instruction, parsed, state, emit) -> None:
+    def _aarch64(
+        self,
+        block: int,
+        line: int,
+        instruction: Instruction,
+        parsed: Parsed,
+        state: State,
+        emit: bool,
+    ) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         if not operands:
             return
@@ -476,7 +508,7 @@ class Finder:
                 result = self._add(*at, base, parsed.numbers[0][1], emit)
         elif mnemonic == "mov" and operands[1] in state:
             result = state[operands[1]]
-        elif memory and memory.base in state and not memory.index:
+        elif memory and memory.base in state and not memory.other:
             loaded = self._load(block, line, memory, state[memory.base], emit)
             if mnemonic == "ldr" and operands[0].startswith("x"):
                 result = loaded
@@ -489,7 +521,15 @@ class Finder:
         if result is not None:
             state[target] = result
 
-    def _arm(self, block, line, instruction, parsed, state, emit) -> None:
+    def _arm(
+        self,
+        block: int,
+        line: int,
+        instruction: Instruction,
+        parsed: Parsed,
+        state: State,
+        emit: bool,
+    ) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         if not operands:
             return
@@ -497,19 +537,19 @@ class Finder:
         target, result = operands[0], None
         name = mnemonic.partition(".")[0]
         at = block, line, len(parsed.numbers) - 1
-        if memory and memory.base == "pc" and not memory.index and name.startswith(("ldr", "vldr")):
+        if memory and memory.base == "pc" and not memory.other and name.startswith(("ldr", "vldr")):
             at = block, line, memory.position
             size = {"ldrb": 1, "ldrsb": 1, "ldrh": 2, "ldrsh": 2, "ldrd": 8}.get(name, 4)
             size = 8 if target.startswith("d") else size
             number = self._word((pc & ~3) + memory.offset, size)
             self.words |= {(pc & ~3) + memory.offset + step for step in range(0, size, 4)}
             if number is not None:
-                place = self.absolute and number > 0xFFF and self.is_mapped(number) and size == 4
+                whole = self.absolute and number > 0xFFF and self.is_mapped(number) and size == 4
                 if emit:
-                    self._note(at, PLACE if place else NUMBER, number)
-                result = Value(number, False, () if place else (at,))
+                    self._note(at, PLACE if whole else NUMBER, number)
+                result = Value(number, False, () if whole else (at,))
         elif name in ("ldr", "add") and "pc" in operands[1:] + ((memory.base,) if memory else ()):
-            others = [memory.index] if memory else [o for o in operands if o != "pc"][-1:]
+            others = [memory.other] if memory else [o for o in operands if o != "pc"][-1:]
             if others[0] in state and len(parsed.numbers) == 0:
                 distance = state[others[0]]
                 address = (pc + distance.number) & self.mask
@@ -540,8 +580,8 @@ class Finder:
                 result = Value(number, False)
         elif name == "mov" and len(operands) == 2 and operands[1] in state:
             result = state[operands[1]]
-        elif memory and memory.base in state and memory.index in state:
-            base, index = state[memory.base], state[memory.index]
+        elif memory and memory.base in state and memory.other in state:
+            base, index = state[memory.base], state[memory.other]
             address = (base.number + index.number) & self.mask
             if not memory.scaled and self.is_mapped(address):
                 place = self._through(address)
@@ -566,11 +606,19 @@ class Finder:
         if result is not None:
             state[target] = result
 
-    def _whole(self, block, line, place: int, slot: bool, *values: Value) -> None:
+    def _whole(self, block: int, line: int, place: int, slot: bool, *values: Value) -> None:
         """Record that an instruction completes an address although it contains no number."""
         self._note((block, line, IN_MEMORY), SLOT if slot else PLACE, place, *values)
 
-    def _mips(self, block, line, instruction, parsed, state, emit) -> None:
+    def _mips(
+        self,
+        block: int,
+        line: int,
+        instruction: Instruction,
+        parsed: Parsed,
+        state: State,
+        emit: bool,
+    ) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         if not operands:
             return
@@ -616,12 +664,20 @@ class Finder:
             state[target] = result
 
     @staticmethod
-    def _indexed(operands: tuple[str, ...], state: dict[str, Value]) -> Value | None:
+    def _indexed(operands: tuple[str, ...], state: State) -> Value | None:
         """Return the page to which an index is added; a later instruction may add the low bits."""
         bases = [state[o] for o in operands if o in state and state[o].base]
         return bases[0] if len(bases) == 1 else None
 
-    def _ppc(self, block, line, instruction, parsed, state, emit) -> None:
+    def _ppc(
+        self,
+        block: int,
+        line: int,
+        instruction: Instruction,
+        parsed: Parsed,
+        state: State,
+        emit: bool,
+    ) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         if not operands:
             return
@@ -664,7 +720,7 @@ class Finder:
             loaded = self._load(block, line, memory, state[memory.base], emit)
             if mnemonic in ("lwz", "ld"):
                 result = loaded
-        elif memory and memory.base in state and not memory.index:
+        elif memory and memory.base in state and not memory.other:
             address = (state[memory.base].number + memory.offset) & self.mask
             self._offset((block, line, memory.position), address, emit)
         self._spill(mnemonic, operands, memory, state)
@@ -696,7 +752,9 @@ class Finder:
             self._note(at, PLACE if constant else OFFSET, address)
 
     @staticmethod
-    def _spill(mnemonic: str, operands, memory: Memory | None, state: dict[str, Value]) -> None:
+    def _spill(
+        mnemonic: str, operands: tuple[str, ...], memory: Memory | None, state: State
+    ) -> None:
         """Follow values that PowerPC code keeps on the stack; forget those whose base changes."""
         if memory and mnemonic.endswith(("u", "ux")):
             state.pop(memory.base, None)
@@ -708,7 +766,15 @@ class Finder:
             if mnemonic in ("stw", "std") and operands[0] in state:
                 state[operands[1]] = state[operands[0]]
 
-    def _riscv(self, block, line, instruction, parsed, state, emit) -> None:
+    def _riscv(
+        self,
+        block: int,
+        line: int,
+        instruction: Instruction,
+        parsed: Parsed,
+        state: State,
+        emit: bool,
+    ) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         if not operands:
             return

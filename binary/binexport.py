@@ -21,7 +21,8 @@ import utils
 from binary.addresses import Finder
 from binary.analysis import CALL, JUMP, STEP_OVER, Analysis
 from binary.architectures import ARCHITECTURES
-from binary.instructions import form_of, read_instructions, read_operands
+from binary.instructions import Instruction, Operand, form_of, read_instructions, read_operands
+from binary.listing import Listing
 from binary.references import places
 from binary.symbols import ascii_name
 from terminal.escape import printable
@@ -193,7 +194,7 @@ def _at(items: Sequence, index: int, what: str) -> Any:
 
 
 class _Reader:
-    def __init__(self, file, processor: str):
+    def __init__(self, file: Any, processor: str) -> None:
         import archinfo
 
         self.file, self.processor = file, processor
@@ -247,11 +248,11 @@ class _Reader:
                 found[stub] = found[min(targets)]
         return found
 
-    def _block_address(self, block) -> int:
+    def _block_address(self, block: Any) -> int:
         begin = _at(block.instruction_index, 0, "instruction of a block").begin_index
         return _at(self.addresses, begin, "instruction")
 
-    def _function(self, graph) -> None:
+    def _function(self, graph: Any) -> None:
         """Cut the basic blocks of a function into pieces."""
         blocks = [_at(self.file.basic_block, i, "block") for i in graph.basic_block_index]
         entry = self._block_address(
@@ -290,7 +291,7 @@ class _Reader:
                     alike[thumb] += mnemonic[:3] == _text(said)[:3].lower()
         return alike[1] > alike[0]
 
-    def _span(self, block) -> Iterator[int]:
+    def _span(self, block: Any) -> Iterator[int]:
         for span in block.instruction_index:
             end = span.end_index if span.HasField("end_index") else span.begin_index + 1
             _at(self.addresses, span.begin_index, "instruction")
@@ -333,7 +334,7 @@ class _Reader:
         if not all(code.values()):
             raise ValueError("the bytes of a block are not instructions")
         names = sorted(set(self.imports.values()))
-        edges = sorted(self._edges(list(code.values()), kept, place, names, project))
+        edges = sorted(self._edges(list(code.values()), kept, place, names))
         texts = self._texts(project, code, place)
         entry = sorted({e for e in self.entries if e in place})
         # Leave out an entry in the middle of another function's block.
@@ -357,6 +358,10 @@ class _Reader:
             function_name=[*functions, *map(ascii_name, names)],
             import_name=names,
             code=[self.memory.load(p.addr - p.thumb, p.size) for p in code] + [b""] * len(names),
+            pointer_address=np.zeros(0, np.uint64),
+            pointer_block=np.zeros(0, np.int32),
+            label_pointer=np.zeros(0, np.int32),
+            label=[],
             **texts,
             **Finder(project, code, edges).fields(),
             **self._data(),
@@ -366,7 +371,13 @@ class _Reader:
         vertex = self.by_address.get(address) or self.by_address.get(address & ~1)
         return ascii_name(_text(vertex.mangled_name) if vertex else "") or f"sub_{address:x}"
 
-    def _edges(self, lines, kept, place, names, project) -> set[tuple[int, int, int]]:
+    def _edges(
+        self,
+        lines: list[list[Instruction]],
+        kept: list[int],
+        place: dict[int, int],
+        names: list[str],
+    ) -> set[tuple[int, int, int]]:
         """Return (source, target, kind), as `Analysis` has them."""
         call = ARCHITECTURES[self.processor].call
         calls = [
@@ -395,76 +406,48 @@ class _Reader:
         for i in kept:
             source = at[i]
             for address in self.pieces[i].called:
-                target = place.get(address, place.get(address | 1))
+                called = place.get(address, place.get(address | 1))
                 if address in self.imports:
-                    target = number[self.imports[address]]
-                if target is not None:
-                    found.add((source, target, CALL if calls[source] else JUMP))
+                    called = number[self.imports[address]]
+                if called is not None:
+                    found.add((source, called, CALL if calls[source] else JUMP))
         return found
 
-    def _entry(self, graph) -> int:
+    def _entry(self, graph: Any) -> int:
         return self._block_address(
             _at(self.file.basic_block, graph.entry_basic_block_index, "block")
         )
 
-    def _texts(self, project, code, place) -> dict[str, Any]:
+    def _texts(
+        self,
+        project: SimpleNamespace,
+        code: dict[_Piece, list[Instruction]],
+        place: dict[int, int],
+    ) -> dict[str, Any]:
         """Return the fields of an `Analysis` for instructions and what they refer to."""
         literals, refers, pointed_at = self._references()
-        forms, strings, first = [], [], [0]
-        variables, taken, references, sizes, text = set(), set(), set(), [], []
-        known: dict = {}
+        listing = Listing()
+        known: dict[tuple[str, str], list[Operand]] = {}
         branch = ARCHITECTURES[self.processor].branch
         for block, (piece, instructions) in enumerate(code.items()):
             for instruction in instructions:
                 operands = read_operands(project, piece, instruction, known)
-                form, named = form_of(instruction, operands, literals, pointed_at, {})
-                forms.append(form)
-                strings += [(block, literal) for literal in named]
+                listing.add(
+                    block, instruction, *form_of(instruction, operands, literals, pointed_at, {})
+                )
                 addresses = places(project, instruction, operands, {})
                 own = refers.get(instruction.address, set())
                 for address in addresses | own:
                     target = place.get(address, place.get(address | 1))
                     if target is not None and not branch.match(instruction.line):
-                        taken.add((block, target))
+                        listing.taken.add((block, target))
                     elif target is None and address not in literals:
                         if address not in own:
                             continue
-                        variables.add((block, address))
-                    references.add((len(sizes), address))
-                sizes.append(instruction.size)
-            first.append(len(forms))
-            text.append("\n".join(i.line for i in instructions).encode())
-        imports = len(set(self.imports.values()))
-        rows = sorted(set(strings))
-        row = {reference: i for i, reference in enumerate(rows)}
-        distinct = sorted(set(forms))
-        number = {form: i for i, form in enumerate(distinct)}
-        pairs = np.array(sorted(references), np.uint64).reshape(-1, 2)
-        named = sorted(set(pairs[:, 1].tolist()) & literals.keys())
-        variables, taken = sorted(variables), sorted(taken)
-        return dict(
-            string_block=np.array([b for b, _ in rows], np.int32),
-            string=[literal for _, literal in rows],
-            variable_block=np.array([b for b, _ in variables], np.int32),
-            variable_address=np.array([a for _, a in variables], np.uint64),
-            variable_name=[ascii_name(self.imports.get(a, "")) for _, a in variables],
-            taker_block=np.array([b for b, _ in taken], np.int32),
-            taken_block=np.array([t for _, t in taken], np.int32),
-            pointer_address=np.zeros(0, np.uint64),
-            pointer_block=np.zeros(0, np.int32),
-            label_pointer=np.zeros(0, np.int32),
-            label=[],
-            first_instruction=np.array(first + [len(forms)] * imports, np.int64),
-            instruction_form=np.array([number[form] for form in forms], np.int32),
-            form=distinct,
-            operand_string=np.array([row[reference] for reference in strings], np.int32),
-            instructions=text + [b""] * imports,
-            instruction_size=np.array(sizes, np.uint8),
-            reference_instruction=pairs[:, 0].astype(np.int32),
-            reference_address=pairs[:, 1],
-            literal_address=np.array(named, np.uint64),
-            literal=[literals[address] for address in named],
-        )
+                        listing.variables.add((block, address, self.imports.get(address, "")))
+                    listing.refer(address)
+            listing.end_block(instructions)
+        return listing.fields(len(set(self.imports.values())), literals)
 
     def _references(self) -> tuple[dict[int, bytes], dict[int, set[int]], dict[int, int]]:
         """Return address -> literal, instruction -> its addresses, instruction -> its literal's."""

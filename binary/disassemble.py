@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sortedcontainers import SortedKeyList
@@ -19,12 +20,13 @@ import utils
 from binary.addresses import PLACE, SLOT, Finder
 from binary.analysis import CALL, JUMP, PART, Analysis
 from binary.angr_gaps import fill_gaps, loadable
-from binary.architectures import ARCHITECTURES, architecture_of, processor_of
+from binary.architectures import ARCHITECTURES, Architecture, architecture_of, processor_of
 from binary.binexport import SUFFIX, read_binexport
 from binary.boundaries import mend_boundaries
 from binary.formats import processors, refuse
 from binary.imports import KINDS, calls_through_slots, is_stub, name_imports, slots
 from binary.instructions import (
+    Instruction,
     Operand,
     block_bytes,
     form_of,
@@ -33,6 +35,7 @@ from binary.instructions import (
     read_operands,
 )
 from binary.jump_tables import cut_tables
+from binary.listing import Listing
 from binary.references import (
     code_pointers,
     data_sections,
@@ -42,7 +45,7 @@ from binary.references import (
     made_addresses,
     places,
 )
-from binary.starts import go_functions, is_code, is_thumb, read_starts
+from binary.starts import Start, go_functions, is_code, is_thumb, read_starts
 from binary.symbols import ascii_name
 
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # users cannot act on their warnings
@@ -55,6 +58,7 @@ IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
 NO_NAME = re.compile(r"\$[adtx](\.|$)|\.L|$")
 LLD_FILLS, THUMB_NOP = b"\xd4\xd4", b"\x00\xbf"  # what lld fills gaps with, to trap; no operation
 CONSTANT = 16  # bytes, at most, that one instruction reads
+Code = dict[Any, list[Instruction]]  # angr's node -> its instructions
 OF_DATA = {"TYPE_OBJECT", "TYPE_SECTION", "TYPE_TLS_OBJECT"}
 
 
@@ -94,7 +98,8 @@ def analyse(
         raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
     refuse(path, content)
     try:
-        known = {key: n for key, n in IN_MEMORY.items() if key in angr.project.CACHE_CONFIG_KEYS}
+        keys = angr.project.CACHE_CONFIG_KEYS
+        known: dict[str, int | None] = {key: n for key, n in IN_MEMORY.items() if key in keys}
         file = loadable(str(path), content)
         project = angr.Project(file, auto_load_libs=False, cache_limits=known)
     except cle.CLECompatibilityError as error:
@@ -146,7 +151,7 @@ def _reason(error: Exception) -> str:
     return type(error).__name__ + "".join(f" in {frame.name}" for frame in place)
 
 
-def _exchange_symbols(project, starts) -> tuple[dict[int, str], dict[str, int]]:
+def _exchange_symbols(project: Any, starts: list[Start]) -> tuple[dict[int, str], dict[str, int]]:
     """Give angr the starts instead of the symbols; return the names of code, and the exports.
 
     So a stripped copy gives the same analysis as the original, and angr never joins a function to
@@ -169,7 +174,7 @@ def _exchange_symbols(project, starts) -> tuple[dict[int, str], dict[str, int]]:
     return names, exported
 
 
-def _show_starts(project, addresses: list[int]) -> None:
+def _show_starts(project: Any, addresses: list[int]) -> None:
     import cle
 
     binary = project.loader.main_object
@@ -178,7 +183,7 @@ def _show_starts(project, addresses: list[int]) -> None:
         binary.symbols.add(cle.Symbol(binary, f"start_{place:x}", place, 0, kind))
 
 
-def _recover(project):
+def _recover(project: Any) -> Any:
     """Return angr's graph; on 32-bit ARM once more, with the functions that only pools name."""
     import angr
 
@@ -199,7 +204,7 @@ def _recover(project):
     return cfg
 
 
-def _taken(project, cfg) -> set[int]:
+def _taken(project: Any, cfg: Any) -> set[int]:
     """Return the addresses that code makes or reads from pools, other than those of blocks."""
     taken: set[int] = set()
     for node in cfg.graph:
@@ -212,7 +217,7 @@ def _taken(project, cfg) -> set[int]:
     return taken - {node.addr for node in cfg.graph}
 
 
-def _filled_gaps(project, graph) -> list[int]:
+def _filled_gaps(project: Any, graph: Any) -> list[int]:
     """Return where lld filled gaps before Thumb code, with branches into the code before."""
 
     def is_filled(address: int) -> bool:
@@ -230,7 +235,7 @@ def _filled_gaps(project, graph) -> list[int]:
     return gaps
 
 
-def _remove_constants(graph, taken: set[int]) -> None:
+def _remove_constants(graph: Any, taken: set[int]) -> None:
     """Remove Thumb code that nothing leads to, and that code reads as constants of 16 bytes."""
     constants = np.array(sorted(taken), np.int64)
     for node in [node for node in graph if node.addr & 1 and not graph.in_degree(node)]:
@@ -240,17 +245,24 @@ def _remove_constants(graph, taken: set[int]) -> None:
             graph.remove_node(node)
 
 
-def _begins(project, address: int) -> bool:
+def _begins(project: Any, address: int) -> bool:
     """Whether a function in ARM or Thumb code may begin at an address."""
     if not is_code(project.loader.main_object, address):
         return False
     code = project.loader.memory.load(address & ~1, 16)
-    return address & 1 == is_thumb(code) and (address & 1 or address % 4 == 0)
+    return address & 1 == is_thumb(code) and (address & 1 == 1 or address % 4 == 0)
 
 
-def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
+def _tidy(
+    project: Any,
+    cfg: Any,
+    path: str | os.PathLike[str],
+    starts: list[Start],
+    names: dict[int, str],
+    exported: dict[str, int],
+) -> Analysis:
     """Turn angr's graph into an :class:`Analysis`."""
-    architecture = architecture_of(project.arch)
+    architecture, processor = architecture_of(project.arch), processor_of(project.arch) or ""
     graph, functions = cfg.model.graph, project.kb.functions
     imported = imported_data(project)  # angr may mistake these for texts
     literals = {
@@ -258,7 +270,7 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
         for data in cfg.model.memory_data.values()
         if data.content and str(data.sort) in ("string", "unicode") and data.addr not in imported
     }
-    pointed_at = {}  # instruction -> literal, if no single operand is its address
+    pointed_at: dict[int, int] = {}  # instruction -> literal, if no single operand is its address
     for address in literals:
         for reference in project.kb.xrefs.get_xrefs_by_dst(address):
             pointed_at[reference.ins_addr] = address
@@ -267,7 +279,7 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
     own = {start.address for start in starts if start.source != PART}
     imports = name_imports(project, graph, own)
 
-    def is_gap(node) -> bool:
+    def is_gap(node: Any) -> bool:
         """Whether a node lies outside of the file's function ranges and no edge leads to it."""
         at = bisect.bisect_right(starts, node.addr, key=lambda start: start.address) - 1
         inside = at >= 0 and (starts[at].address == node.addr or node.addr < starts[at].end)
@@ -313,9 +325,7 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
         called |= {b: (exported | by_name)[name] for b, name in named.items()}
         edges = sorted({*edges, *_through(code, called, architecture)})
 
-    forms, strings, first_instruction = [], [], [0]
-    variable_refs, taken, text = set(), set(), []
-    machine_code, sizes, references = [], [], set()
+    listing, machine_code = Listing(), []
     pointers, labels = code_pointers(project, block_at)
     got = binary.sections_map.get(".got")
     offset_table = {place: block for place, block in pointers if got and got.contains_addr(place)}
@@ -332,31 +342,26 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
         )
         for instruction in instructions:
             operands = read_operands(project, node, instruction, known)
-            form, found = form_of(instruction, operands, literals, pointed_at, loaded)
-            forms.append(form)
-            strings += [(block, literal) for literal in found]
-            literal = pointed_at.get(instruction.address)
-            if literal is not None:
-                references.add((len(sizes), literal))
+            listing.add(
+                block, instruction, *form_of(instruction, operands, literals, pointed_at, loaded)
+            )
+            if instruction.address in pointed_at:
+                listing.refer(pointed_at[instruction.address])
             for address in places(project, instruction, operands, loaded):
                 target = offset_table.get(address, block_at.get(address))
                 if target is not None or address in literals:
-                    references.add((len(sizes), address))
+                    listing.refer(address)
                 if target is not None:
                     if not architecture.branch.match(instruction.mnemonic):
-                        taken.add((block, target))
+                        listing.taken.add((block, target))
                 elif address in imported or is_variable(project, address, literals):
-                    variable_refs.add((block, address, imported.get(address, "")))
-                    references.add((len(sizes), address))
-            sizes.append(instruction.size)
-        first_instruction.append(len(forms))
-        text.append("\n".join(i.line for i in instructions).encode())
-    first_instruction += [len(forms)] * len(import_name)
-    text += [b""] * len(import_name)
+                    listing.variables.add((block, address, imported.get(address, "")))
+                    listing.refer(address)
+        listing.end_block(instructions)
 
     entries = sorted({node.function_address for node in code})
     index = {address: i for i, address in enumerate(entries)}
-    names = [names.get(address) or f"sub_{address:x}" for address in entries]
+    shown = [names.get(address) or f"sub_{address:x}" for address in entries]
     returning = {name: True for name in import_name}
     for node, name in imports.items():
         function = functions.get_by_addr(node.addr) if functions.contains_addr(node.addr) else None
@@ -369,12 +374,6 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
     ]
     ends += [returning[name] and not has_successor[by_name[name]] for name in import_name]
 
-    string_refs, variable_refs, taken = (sorted(s) for s in (set(strings), variable_refs, taken))
-    row = {reference: i for i, reference in enumerate(string_refs)}
-    distinct = sorted(set(forms))
-    ids = {form: i for i, form in enumerate(distinct)}
-    references = np.array(sorted(references), np.uint64).reshape(-1, 2)
-    named = sorted(set(references[:, 1].tolist()) & literals.keys())
     pairs = np.array(edges, np.int64).reshape(-1, 3)
     return Analysis(
         address=np.array([node.addr for node in code] + [0] * len(import_name), np.uint64),
@@ -387,42 +386,24 @@ def _tidy(project, cfg, path, starts, names, exported) -> Analysis:
         kind=pairs[:, 2].astype(np.uint8),
         returns=np.array(ends, bool),
         function_address=np.array(entries + [0] * len(import_name), np.uint64),
-        function_name=[ascii_name(name) for name in names + import_name],
+        function_name=[ascii_name(name) for name in shown + import_name],
         import_name=import_name,
-        string_block=np.array([block for block, _ in string_refs], np.int32),
-        string=[literal for _, literal in string_refs],
-        variable_block=np.array([block for block, _, _ in variable_refs], np.int32),
-        variable_address=np.array([address for _, address, _ in variable_refs], np.uint64),
-        variable_name=[ascii_name(name) for _, _, name in variable_refs],
-        taker_block=np.array([block for block, _ in taken], np.int32),
-        taken_block=np.array([target for _, target in taken], np.int32),
         pointer_address=np.array([address for address, _ in pointers], np.uint64),
         pointer_block=np.array([block for _, block in pointers], np.int32),
         label_pointer=np.array([pointer for pointer, _ in labels], np.int32),
         label=[literal for _, literal in labels],
-        first_instruction=np.array(first_instruction, np.int64),
-        instruction_form=np.array([ids[form] for form in forms], np.int32),
-        form=distinct,
-        operand_string=np.array([row[reference] for reference in strings], np.int32),
-        instructions=text,
         code=machine_code + [b""] * len(import_name),
-        instruction_size=np.array(sizes, np.uint8),
-        reference_instruction=references[:, 0].astype(np.int32),
-        reference_address=references[:, 1],
-        literal_address=np.array(named, np.uint64),
-        literal=[literals[address] for address in named],
+        **listing.fields(len(import_name), literals),
         **operands_found,
         **data_sections(project, stubs, finder.pools()),
-        processor_number=np.array(
-            [list(ARCHITECTURES).index(processor_of(project.arch))], np.uint8
-        ),
+        processor_number=np.array([[*ARCHITECTURES].index(processor)], np.uint8),
         start_address=np.array([start.address for start in starts], np.uint64),
         start_end=np.array([start.end for start in starts], np.uint64),
         start_source=np.array([start.source for start in starts], np.uint8),
     )
 
 
-def _go_on(graph, code, architecture) -> None:
+def _go_on(graph: Any, code: Code, architecture: Architecture) -> None:
     """Add the edges behind returns that depend on a condition (Thumb) to angr's graph."""
     node_at = {node.addr: node for node in code}
     for node, instructions in code.items():
@@ -442,14 +423,22 @@ def _made(fields: dict[str, np.ndarray]) -> dict[int, dict[int, int]]:
     return made
 
 
-def _numbered(graph, own_blocks, imports, joined, import_name):
+def _numbered(
+    graph: Any,
+    own_blocks: dict[Any, int],
+    imports: dict[Any, str],
+    joined: set[Any],
+    import_name: list[str],
+) -> tuple[list[tuple[int, int, int]], dict[str, int]]:
     """Return the sorted edges, and the number of each import's node."""
     by_name = {name: len(set(own_blocks.values())) + i for i, name in enumerate(import_name)}
     number = own_blocks | {node: by_name[name] for node, name in imports.items()}
     return sorted(_edges(graph, number, joined)), by_name
 
 
-def _through(code, called: dict[int, int], architecture) -> set[tuple[int, int, int]]:
+def _through(
+    code: Code, called: dict[int, int], architecture: Architecture
+) -> set[tuple[int, int, int]]:
     """Return the edges of calls and jumps through a table of addresses."""
     instructions = list(code.values())
     edges = set()
@@ -459,7 +448,7 @@ def _through(code, called: dict[int, int], architecture) -> set[tuple[int, int, 
     return edges
 
 
-def _edges(graph, number, joined) -> set[tuple[int, int, int]]:
+def _edges(graph: Any, number: dict[Any, int], joined: set[Any]) -> set[tuple[int, int, int]]:
     """Return (source, target, kind); nodes in ``joined`` are stepped through."""
     edges = set()
     for node, successor, data in graph.edges(data=True):
@@ -480,7 +469,7 @@ def _edges(graph, number, joined) -> set[tuple[int, int, int]]:
     return edges
 
 
-def _gives_back(project, node, instructions) -> bool:
+def _gives_back(project: Any, node: Any, instructions: list[Instruction]) -> bool:
     """Whether a block without successors ends in a return or a jump, not in a trap or a call."""
     architecture = architecture_of(project.arch)
     lines = [i.line for i in instructions]

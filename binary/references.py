@@ -133,7 +133,7 @@ def imported_data(project: Any) -> dict[int, str]:
 
 def data_sections(
     project: Any, stubs: dict[int, str], pools: list[tuple[int, int]]
-) -> dict[str, np.ndarray | list]:
+) -> dict[str, Any]:
     """Return the fields of an `Analysis` for sections of data and for imports.
 
     Parameters

@@ -8,7 +8,7 @@ import io
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pefile
@@ -61,7 +61,7 @@ class Start(NamedTuple):
     source: int
 
 
-def read_starts(project, content: bytes) -> list[Start]:
+def read_starts(project: Any, content: bytes) -> list[Start]:
     """Return all function starts that the file names, sorted, one for each address.
 
     Addresses that are not mapped as executable are left out. If two ranges overlap, the end of the
@@ -97,14 +97,14 @@ def read_starts(project, content: bytes) -> list[Start]:
         return _without_overlaps(sorted(found.values()))
     if isinstance(binary, cle.ELF):
         elf = ELFFile(io.BytesIO(content))
-        for reader in ELF_READERS:
-            note(reader(elf), shift)
+        for read_elf in ELF_READERS:
+            note(read_elf(elf), shift)
         note(_arrays(elf, project, shift))
     elif isinstance(binary, cle.PE):
         pe = pefile.PE(data=content, fast_load=True)
         note((s.rebased_addr, 0, "exported symbols") for s in binary.symbols if s.is_export)
-        for reader in PE_READERS:
-            note(reader(pe, project))
+        for read_pe in PE_READERS:
+            note(read_pe(pe, project))
     elif isinstance(binary, cle.MachO):
         note(((a, 0, "LC_FUNCTION_STARTS") for a in binary.lc_function_starts or []), shift)
         exports = binary.exports_by_name.values()
@@ -114,7 +114,7 @@ def read_starts(project, content: bytes) -> list[Start]:
     return _without_overlaps(sorted(found.values()))
 
 
-def is_code(binary, address: int) -> bool:
+def is_code(binary: Any, address: int) -> bool:
     """Whether an address lies in a section of code; without sections, in an executable segment."""
     section = binary.find_section_containing(address & ~1)
     if section is not None:
@@ -131,7 +131,7 @@ def _without_overlaps(starts: list[Start]) -> list[Start]:
     return kept
 
 
-def _object_symbols(binary) -> Iterator[Found]:
+def _object_symbols(binary: Any) -> Iterator[Found]:
     for symbol in binary.symbols:
         if symbol.is_function and not symbol.is_import:
             address = symbol.rebased_addr
@@ -186,9 +186,9 @@ def _order(elf: ELFFile) -> str:
 
 
 def _exported(elf: ELFFile) -> Iterator[Found]:
-    tables = [s for s in elf.iter_sections() if s["sh_type"] == "SHT_DYNSYM"]
+    tables: list[Any] = [s for s in elf.iter_sections() if s["sh_type"] == "SHT_DYNSYM"]
     opd = elf.get_section_by_name(".opd")
-    for table in tables or elf.iter_segments("PT_DYNAMIC"):
+    for table in tables or [*elf.iter_segments("PT_DYNAMIC")]:
         for symbol in table.iter_symbols():
             kind, address, size = symbol["st_info"]["type"], symbol["st_value"], symbol["st_size"]
             if kind not in ("STT_FUNC", "STT_LOOS") or symbol["st_shndx"] == "SHN_UNDEF":
@@ -237,7 +237,8 @@ def is_thumb(code: bytes) -> int:
 
 
 def _dynamic(elf: ELFFile) -> Iterator[tuple[str, int]]:
-    for segment in elf.iter_segments("PT_DYNAMIC"):
+    segments: Iterator[Any] = elf.iter_segments("PT_DYNAMIC")
+    for segment in segments:
         for tag in segment.iter_tags():
             yield tag.entry.d_tag, tag.entry.d_val
 
@@ -248,7 +249,7 @@ def _init_and_fini(elf: ELFFile) -> Iterator[Found]:
             yield address, 0, "init and fini arrays"
 
 
-def _arrays(elf: ELFFile, project, shift: int) -> Iterator[Found]:
+def _arrays(elf: ELFFile, project: Any, shift: int) -> Iterator[Found]:
     """Yield the functions, as mapped, in the arrays of what runs before and after main."""
     kinds = {f"SHT_{array}" for array in ARRAYS}
     places = {(s["sh_addr"], s["sh_size"]) for s in elf.iter_sections() if s["sh_type"] in kinds}
@@ -265,7 +266,7 @@ ELF_READERS = (
 )
 
 
-def _runtime_functions(pe, project) -> Iterator[Found]:
+def _runtime_functions(pe: Any, project: Any) -> Iterator[Found]:
     """Yield the ranges in the exception directory.
 
     See "x64 exception handling" and "ARM64 exception handling" in Microsoft's documentation.
@@ -295,7 +296,7 @@ def _runtime_functions(pe, project) -> Iterator[Found]:
                 yield base + begin, 0, ".pdata"
 
 
-def _callbacks(pe, project) -> Iterator[Found]:
+def _callbacks(pe: Any, project: Any) -> Iterator[Found]:
     pe.parse_data_directories([pefile.DIRECTORY_ENTRY["IMAGE_DIRECTORY_ENTRY_TLS"]])
     tls = getattr(pe, "DIRECTORY_ENTRY_TLS", None)
     place = _as_mapped(project, tls.struct.AddressOfCallBacks) if tls else 0
@@ -304,10 +305,10 @@ def _callbacks(pe, project) -> Iterator[Found]:
         place += project.arch.bytes
 
 
-def _guarded(pe, project) -> Iterator[Found]:
+def _guarded(pe: Any, project: Any) -> Iterator[Found]:
     """Yield the functions that indirect calls may reach, if Microsoft's compiler lists them."""
     pe.parse_data_directories([pefile.DIRECTORY_ENTRY["IMAGE_DIRECTORY_ENTRY_LOAD_CONFIG"]])
-    config = getattr(pe, "DIRECTORY_ENTRY_LOAD_CONFIG", None)
+    config: Any = getattr(pe, "DIRECTORY_ENTRY_LOAD_CONFIG", None)
     place = getattr(config.struct, "GuardCFFunctionTable", 0) if config else 0
     if place:
         step = 4 + (config.struct.GuardFlags >> 28)
@@ -319,7 +320,7 @@ def _guarded(pe, project) -> Iterator[Found]:
             yield address, 0, "control flow guard"
 
 
-def _as_mapped(project, address: int) -> int:
+def _as_mapped(project: Any, address: int) -> int:
     binary = project.loader.main_object
     return address - binary.linked_base + binary.mapped_base
 
@@ -327,7 +328,7 @@ def _as_mapped(project, address: int) -> int:
 PE_READERS = (_runtime_functions, _callbacks, _guarded)
 
 
-def _compact_unwinding(binary, project) -> Iterator[Found]:
+def _compact_unwinding(binary: Any, project: Any) -> Iterator[Found]:
     """Yield the starts in Mach-O's table for unwinding; neighbours may share an entry.
 
     Its layout is that of Apple's mach-o/compact_unwind_encoding.h: an index of pages, each with
@@ -358,7 +359,7 @@ class GoFunction(NamedTuple):
     name: str
 
 
-def go_functions(project) -> list[GoFunction]:
+def go_functions(project: Any) -> list[GoFunction]:
     """Return the functions in the table that every Go program contains; [] for other programs.
 
     The layouts are those of Go 1.2, 1.16, 1.18 and 1.20, see runtime/symtab.go and
@@ -376,7 +377,7 @@ def go_functions(project) -> list[GoFunction]:
     return []
 
 
-def _go_table(project, place: int, header: bytes) -> list[GoFunction]:
+def _go_table(project: Any, place: int, header: bytes) -> list[GoFunction]:
     memory = project.loader.memory
     order, magic = ("<", header[0]) if header[0] != 0xFF else (">", header[3])
     size = header[7]
@@ -414,5 +415,5 @@ def _go_table(project, place: int, header: bytes) -> list[GoFunction]:
     return functions
 
 
-def _text_at(memory, address: int) -> str:
+def _text_at(memory: Any, address: int) -> str:
     return memory.load(address, GO_NAME).partition(b"\0")[0].decode("utf-8", "replace")

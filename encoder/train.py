@@ -373,7 +373,8 @@ class Judge:
 
     def calibrate(self, network: Network) -> Calibration:
         """Fit the chances of being right."""
-        return fit(*(vectors.numpy() for vectors in self.encode(network, View())))
+        x, y = self.encode(network, View())
+        return fit(x.numpy(), y.numpy())
 
     @torch.inference_mode()
     def encode(self, network: Network, view: View) -> tuple[Tensor, Tensor]:

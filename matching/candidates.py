@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -86,11 +87,10 @@ def find_candidates(
     anchors = np.zeros((0, 2), np.int64) if anchors is None else anchors
     shape = first.functions, second.functions
     left = [np.setdiff1d(np.arange(n), side) for n, side in zip(shape, anchors.T, strict=True)]
-    encoded = [
-        encode(code, functions=rest) for code, rest in zip((first, second), left, strict=True)
-    ]
-    near = _nearest(*encoded, ENCODED)
-    found = [_nearest(*_rare(a, b), CANDIDATES), (left[0][near[0]], left[1][near[1]])]
+    encoded = [encode(first, functions=left[0]), encode(second, functions=left[1])]
+    near = _nearest(encoded[0], encoded[1], ENCODED)
+    rare = _rare(a, b)
+    found = [_nearest(rare[0], rare[1], CANDIDATES), (left[0][near[0]], left[1][near[1]])]
     found.append((anchors[:, 0], anchors[:, 1]))
     keys = np.unique(np.concatenate([x.astype(np.int64) * shape[1] + y for x, y in found]))
     rows, columns = np.divmod(keys, shape[1])
@@ -166,7 +166,9 @@ def _unique_rows(
     return found[0], found[1]
 
 
-def _products(a, b, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def _products(
+    a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix, rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
     """Return products of pairs of rows of ``a`` and ``b``; ``rows`` is sorted.
 
     For small binaries it is faster to compute all products of a few rows than only the required
@@ -196,7 +198,7 @@ def _sizes(code: Features) -> np.ndarray:
     return np.log1p(np.stack([code.sizes, *words, callers], 1))
 
 
-def _rare(a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix) -> list:
+def _rare(a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix) -> list[scipy.sparse.csr_matrix]:
     """Leave out words that occur in many rows, so that products take nearly linear time."""
     used, column = np.unique(np.concatenate([a.indices, b.indices]), return_inverse=True)
     rare = np.bincount(column) <= max(8, COMMON * min(a.shape[0] + b.shape[0], 2000))
@@ -209,11 +211,11 @@ def _rare(a: scipy.sparse.csr_matrix, b: scipy.sparse.csr_matrix) -> list:
     return shortened
 
 
-def _nearest(a, b, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(a: Any, b: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (rows, columns) of the k best products of each row of a and of each row of b.
 
-    For sparse rows, only products above 0; of equal products, the first columns. Only the products
-    of some rows are in memory at a time.
+    The rows are those of arrays, or of sparse matrices: then only products above 0 count, and of
+    equal products the first columns. Only the products of some rows are in memory at a time.
     """
     rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     if not a.shape[0] or not b.shape[0]:

@@ -41,13 +41,13 @@ class Pairing:
         return levels
 
     def _refine(self, colours: list[np.ndarray]) -> list[np.ndarray]:
-        tables = []
+        contents = []
         for outline, colour in zip(self.outlines, colours, strict=True):
             content = defaultdict(list)
             for table, place, f in outline.rows:
                 content[table].append((place, int(colour[f])))
-            tables.append([tuple(content[table]) for table in range(len(content))])
-        tables = numbered(*tables)
+            contents.append([tuple(content[table]) for table in range(len(content))])
+        tables = numbered(*contents)
         keys = []
         for outline, colour, table in zip(self.outlines, colours, tables, strict=True):
             c = colour.tolist()
@@ -135,8 +135,8 @@ class Pairing:
             for f in np.flatnonzero(partner < 0).tolist():
                 members[int(colour[f])].append((min(outline.tables[f], default=(0, 0)), f))
             groups.append(members)
-        for colour, first in groups[0].items():
-            second = groups[1].get(colour, [])
+        for same, first in groups[0].items():
+            second = groups[1].get(same, [])
             if len(first) == len(second):
                 for (_, a), (_, b) in zip(sorted(first), sorted(second), strict=True):
                     self.add(a, b)

@@ -1,7 +1,7 @@
 """What kinds of change a function shows, and how likely it is that a human made them."""
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from binary.analysis import JUMP, STEP_OVER
 from features.extract import Features
 from features.normalised import IDLE
 from features.places import CODE, DATA, IMPORT
+
+if TYPE_CHECKING:  # it imports this module
+    from matching.judge import Judge
 
 # How strongly each kind suggests a human edit, 0..1: a compiler does not add calls or change texts.
 WEIGHTS = {
@@ -53,7 +56,7 @@ CHOOSING = ("set", "cmov", "cs", "cinc", "cneg", "it", "movz", "movn", "isel", "
 class Traits:
     """What the differing blocks of a function do, in terms that both binaries share."""
 
-    def __init__(self, side: int, code: Features, blocks: list[int], judge) -> None:
+    def __init__(self, side: int, code: Features, blocks: list[int], judge: "Judge") -> None:
         self.calls: Counter = Counter()
         self.texts: Counter = Counter()
         self.data: Counter = Counter()
@@ -109,9 +112,9 @@ def marks_of(code: Features) -> dict[int, dict[int, dict[int, tuple[int, int]]]]
     """Return block -> line -> index of the number -> (kind, value), without plain numbers."""
     found: dict = {}
     analysis = code.analysis
-    columns = analysis.operand_block, analysis.operand_line, analysis.operand_number
-    columns += analysis.operand_kind, analysis.operand_value
-    for block, line, number, kind, value in zip(*(c.tolist() for c in columns), strict=True):
+    names = "block", "line", "number", "kind", "value"
+    columns = (getattr(analysis, f"operand_{name}").tolist() for name in names)
+    for block, line, number, kind, value in zip(*columns, strict=True):
         if kind != OFFSET and (number != IN_MEMORY or kind != PART):
             found.setdefault(block, {}).setdefault(line, {})[number] = kind, value
     return found
@@ -194,7 +197,7 @@ def rank(kinds: list[str], differing: int) -> float:
     return round(float(np.log2(1 + differing) * (1.5 - doubt)), 4)
 
 
-def describe_kinds(judge, pair: tuple[int, int], same: list[set[int]]) -> dict[str, Any]:
+def describe_kinds(judge: "Judge", pair: tuple[int, int], same: list[set[int]]) -> dict[str, Any]:
     """Return ``kinds`` and ``rank`` of a changed pair; ``same``: the unchanged blocks of each."""
     sides, counts, back = [], [], []
     for side, (code, f) in enumerate(zip(judge.codes, pair, strict=True)):
@@ -203,5 +206,5 @@ def describe_kinds(judge, pair: tuple[int, int], same: list[set[int]]) -> dict[s
         sides.append((Traits(side, code, differing, judge), len(differing)))
         counts.append(len(inside))
         back.append(loops(code, f))
-    kinds = kinds_of(sides[0][0], sides[1][0], tuple(counts), tuple(back))
+    kinds = kinds_of(sides[0][0], sides[1][0], (counts[0], counts[1]), (back[0], back[1]))
     return {"kinds": kinds, "rank": rank(kinds, sides[0][1] + sides[1][1])}

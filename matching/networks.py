@@ -51,6 +51,9 @@ class MatchingConfig:
 class Perceptron(nn.Module):
     """`matching.model.Network` as a trainable module."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, inputs: np.ndarray, hidden: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(inputs.mean(0)))
@@ -129,7 +132,7 @@ def train_networks(
         w1=np.concatenate([network.w1 for network in found]),
         b1=np.concatenate([network.b1 for network in found]),
         w2=np.concatenate([network.w2 for network in found]) / np.float32(len(found)),
-        b2=np.mean([network.b2 for network in found], dtype=np.float32),
+        b2=np.asarray(np.mean([network.b2 for network in found], dtype=np.float32)),
     )
 
 

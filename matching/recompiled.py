@@ -17,8 +17,10 @@ import numpy as np
 from binary.accesses import STACK, Access, accesses, whole_register, width
 from binary.addresses import BRANCH, CALLS, PART, PLACE, SLOT, parse
 from binary.analysis import CALL as CALL_EDGE
+from features.extract import Features
 from features.normalised import IDLE, normal_line
 from features.places import CODE
+from matching.judge import Judge
 from matching.reordered import in_order_of
 
 WORD = re.compile(r"[$%]?\b[a-z][a-z]*\d*[a-z]*\b")
@@ -66,7 +68,7 @@ class Step(NamedTuple):
     line: int
 
 
-def recompiled(judge, pair: tuple[int, int], same: list[set[int]]) -> bool:
+def recompiled(judge: Judge, pair: tuple[int, int], same: list[set[int]]) -> bool:
     """Whether two functions that differ are only compiled differently.
 
     Parameters
@@ -100,7 +102,7 @@ def recompiled(judge, pair: tuple[int, int], same: list[set[int]]) -> bool:
     return _Follow(judge, blocks[0], flow[0], steps).agree()
 
 
-def _flow(code, f: int) -> dict[int, list[int]]:
+def _flow(code: Features, f: int) -> dict[int, list[int]]:
     within = code.flow[f]
     within = within[code.analysis.kind[within] != CALL_EDGE]
     found = defaultdict(list)
@@ -109,7 +111,7 @@ def _flow(code, f: int) -> dict[int, list[int]]:
     return found
 
 
-def steps_of(judge, side: int, block: int, goes_on: bool) -> list[Step]:
+def steps_of(judge: Judge, side: int, block: int, goes_on: bool) -> list[Step]:
     """Return the steps of a block, without instructions that only compute parts of addresses.
 
     ``goes_on``: the block has successors in its function.
@@ -148,7 +150,7 @@ def steps_of(judge, side: int, block: int, goes_on: bool) -> list[Step]:
     return found
 
 
-def accesses_of(judge, side: int, block: int) -> tuple[Access, ...] | None:
+def accesses_of(judge: Judge, side: int, block: int) -> tuple[Access, ...] | None:
     """Return what each instruction of a block reads and writes; None if that is not known."""
     analysis = judge.codes[side].analysis
     if judge.processor not in ABI or len(analysis.code) <= block:
@@ -182,7 +184,7 @@ def _read(processor: str, line: str, marks: tuple, slot: bool) -> tuple:
     first = parsed.operands[0] if parsed.operands else ""
     if named and "[" not in first and len(parsed.operands) > 1:
         makes = mnemonic.startswith(ADDRESSES) and (not parsed.memory or mnemonic == "lea")
-        if (makes or slot) and not (parsed.memory and parsed.memory.index):
+        if (makes or slot) and not (parsed.memory and parsed.memory.other):
             return "address", (whole_register(processor, first),), "address"
     if processor in ABI and mnemonic in COPIES and len(parsed.operands) == len(names) == 2:
         whole = not parsed.memory and not parsed.numbers
@@ -200,7 +202,13 @@ def _dot(processor: str, found: re.Match) -> str:
 class _Follow:
     """Follows two functions to know which of their registers hold the same value."""
 
-    def __init__(self, judge, blocks, flow, steps) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        blocks: list[int],
+        flow: dict[int, list[int]],
+        steps: dict[int, list[list[Step]]],
+    ) -> None:
         self.judge, self.blocks, self.flow, self.steps = judge, blocks, flow, steps
 
     def agree(self) -> bool:
@@ -245,22 +253,20 @@ class _Follow:
 
     def _prepare(self) -> bool:
         """Look up what all instructions read and write, and undo what was only reordered."""
-        self.known: dict[int, tuple] = {}
+        self.known: dict[int, tuple[tuple[Access, ...], tuple[Access, ...]]] = {}
         for block in self.blocks:
             pair = block, int(self.judge.block_partner[block])
-            known = tuple(accesses_of(self.judge, side, b) for side, b in enumerate(pair))
-            if None in known:
+            before, after = (accesses_of(self.judge, side, b) for side, b in enumerate(pair))
+            if before is None or after is None:
                 return False
+            known = self.known[block] = before, after
             old, new = self.steps[block]
-            if any(known[0][s.line].opaque for s in old) or any(
-                known[1][s.line].opaque for s in new
-            ):
+            if any(known[side][s.line].opaque for side in (0, 1) for s in (old, new)[side]):
                 return False
-            self.known[block] = known
             if not self._equal(old, new):
                 same = self._same_copy, self._same_step
                 order = in_order_of((old, new), known, same, self._flags_live(block))
-                self.steps[block] = old, order or new
+                self.steps[block] = [old, order or new]
         return True
 
     def _flags_live(self, block: int) -> bool:
@@ -305,11 +311,11 @@ class _Follow:
         i = j = 0
         while i < len(old) or j < len(new):
             if i < len(old) and old[i].what == "copy":
-                self._copy(alike, *old[i].registers, side=0)
+                self._copy(alike, old[i].registers, 0)
                 fresh.add(old[i].registers[0])
                 i += 1
             elif j < len(new) and new[j].what == "copy":
-                self._copy(alike, *new[j].registers, side=1)
+                self._copy(alike, new[j].registers, 1)
                 fresh.add(new[j].registers[0])
                 j += 1
             elif i == len(old) or j == len(new):
@@ -321,7 +327,8 @@ class _Follow:
                 i, j = i + 1, j + 1
         return frozenset(alike), frozenset(fresh)
 
-    def _copy(self, alike: set, target: str, source: str, side: int) -> None:
+    def _copy(self, alike: set, registers: tuple[str, ...], side: int) -> None:
+        target, source = registers
         partners = {pair[1 - side] for pair in alike if pair[side] == source}
         for pair in [pair for pair in alike if pair[side] == target]:
             alike.discard(pair)

@@ -177,21 +177,21 @@ def test_twins_are_told_apart_by_who_calls_them():
 
 
 @pytest.mark.parametrize(
-    ("text", "base", "index", "offset", "position"),
+    ("text", "base", "other", "offset", "position"),
     [
         ("eax, dword ptr [ebx + ecx*4 - 0x1f00]", "ebx", "ecx*4", -0x1F00, 0),
-        ("dword ptr [0x804a010], 5", None, None, 0x804A010, 0),
-        ("x1, [x0, #0x348]", "x0", None, 0x348, 0),
-        ("x1, [x0]", "x0", None, 0, IN_MEMORY),
+        ("dword ptr [0x804a010], 5", "", "", 0x804A010, 0),
+        ("x1, [x0, #0x348]", "x0", "", 0x348, 0),
+        ("x1, [x0]", "x0", "", 0, IN_MEMORY),
         ("r0, [r1, r2, lsl #2]", "r1", "r2", 0, IN_MEMORY),
-        ("$v0, -0x7fe8($gp)", "$gp", None, -0x7FE8, 0),
-        ("$v0, ($at)", "$at", None, 0, IN_MEMORY),
+        ("$v0, -0x7fe8($gp)", "$gp", "", -0x7FE8, 0),
+        ("$v0, ($at)", "$at", "", 0, IN_MEMORY),
         ("%r0, 8(%r1, %r4)", "%r4", "%r1", 8, 0),
     ],
 )
-def test_memory_operands(text, base, index, offset, position):
+def test_memory_operands(text, base, other, offset, position):
     memory = parse(text).memory
-    assert memory[:4] == (base, index, offset, position)
+    assert memory[:4] == (base, other, offset, position)
 
 
 @pytest.mark.parametrize(

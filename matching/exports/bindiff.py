@@ -104,7 +104,9 @@ def _matches(database: sqlite3.Connection, codes: tuple[Features, Features], dif
     old, new = (code.analysis for code in codes)
     pair_of = {row["sides"]: i for i, row in enumerate(diff.functions, 1) if -1 not in row["sides"]}
     places = [_addresses(code) for code in codes]
-    blocks, instructions, count = [], [], Counter()
+    blocks: list[tuple[int, ...]] = []
+    instructions: list[tuple[int, ...]] = []
+    count: Counter[tuple[int, str]] = Counter()
     for a, b in zip(diff.blocks.a.tolist(), diff.blocks.b.tolist(), strict=True):
         function = pair_of.get((int(old.function[a]), int(new.function[b])))
         if function is None:  # BinDiff cannot express that a block moved to another function

@@ -135,8 +135,9 @@ def function_matches(codes: tuple[Features, ...], diff: Diff) -> list[FunctionMa
             row["change"],
             row["rank"],
             tuple(row["kinds"]),
-            *(function(side, f) for side, f in enumerate(row["sides"])),
-            tuple(function(int(row["sides"][1] < 0), f) for f in row["inlined"]),
+            function(0, row["sides"][0]),
+            function(1, row["sides"][1]),
+            tuple(filter(None, (function(int(row["sides"][1] < 0), f) for f in row["inlined"]))),
         )
         for row in diff.functions
     ]
@@ -173,10 +174,10 @@ def from_record(record: dict[str, Any]) -> FunctionMatch:
         It is not such a record.
     """
 
-    def function(about: dict[str, Any] | None) -> Function | None:
-        return about and Function(**about | {"address": int(about["address"], 16)})
+    def function(about: dict[str, Any]) -> Function:
+        return Function(**about | {"address": int(about["address"], 16)})
 
-    sides = {side: function(record[side]) for side in ("old", "new")}
+    sides = {side: record[side] and function(record[side]) for side in ("old", "new")}
     tuples = {"kinds": tuple(record["kinds"]), "inlined": tuple(map(function, record["inlined"]))}
     match = FUNCTION_MATCH.validate_python(record | sides | tuples)
     if match.status not in STATUS:

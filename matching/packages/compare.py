@@ -24,7 +24,7 @@ from matching.changes import (
 )
 from matching.exports.records import FunctionMatch, as_record, from_record, function_matches
 from matching.model import read_model
-from matching.packages.contents import Member, load_contents, read_contents
+from matching.packages.contents import Contents, Member, load_contents, read_contents
 from matching.packages.pairs import FilePair, pair_files
 from matching.page.make import make_page
 from terminal import progress
@@ -67,12 +67,12 @@ class FileDiff:
     @property
     def name(self) -> str:
         """Its name in NEW; in OLD if it exists only there."""
-        return (self.pair.new or self.pair.old).name
+        return self.pair.members[-1].name
 
     @property
     def is_program(self) -> bool:
         """Whether it is machine code in at least one of the packages."""
-        return any(side is not None and side.path != "" for side in self.pair[:2])
+        return any(member.path for member in self.pair.members)
 
 
 @dataclasses.dataclass
@@ -140,12 +140,14 @@ def compare_packages(
             for side, member in enumerate(file.pair[:2]):
                 if member is not None and member.name in lost[side]:
                     file.status, file.reason = FAILED, contents[side].failed[member.name]
-            closed = [side.closed for side in file.pair[:2] if side is not None and side.closed]
+            closed = [member.closed for member in file.pair.members if member.closed]
             if closed and file.status == NO_PROGRAM:
                 file.status, file.reason = FAILED, f"changed, but not compared: {closed[0]}"
         asked = [file for file in files if not file.status]
         _compare_programs(asked, model_file, pages, output_dir, workers, limits, arch)
-    return PackageDiff(paths, sorted(files, key=_place), tuple(c.left_out for c in contents))
+    return PackageDiff(
+        paths, sorted(files, key=_place), (contents[0].left_out, contents[1].left_out)
+    )
 
 
 def _place(file: FileDiff) -> tuple:
@@ -158,7 +160,14 @@ def _place(file: FileDiff) -> tuple:
     )
 
 
-def _list(paths, folder, workers, limits, unpack_limit):
+def _list(
+    paths: tuple[str, str],
+    folder: Path,
+    workers: int,
+    limits: tuple[float, float],
+    unpack_limit: float,
+) -> tuple[Contents, Contents]:
+    """List the contents of both packages and unpack their programs, each in a worker."""
     jobs = []
     for side, path in enumerate(paths):
         (folder / str(side)).mkdir()
@@ -168,7 +177,7 @@ def _list(paths, folder, workers, limits, unpack_limit):
     for side, error in in_processes(read_contents, iter(jobs), 2, workers, "packages", *limits):
         if error is not None:
             raise utils.UserError(error if paths[side] in error else f"{paths[side]}: {error}")
-    return [load_contents(str(folder / f"{side}.json")) for side in (0, 1)]
+    return load_contents(str(folder / "0.json")), load_contents(str(folder / "1.json"))
 
 
 def _status_by_content(pair: FilePair) -> str:
@@ -184,7 +193,15 @@ def _status_by_content(pair: FilePair) -> str:
     return STATUS[CHANGED] if pair.old.path or pair.new.path else NO_PROGRAM  # e.g. a script
 
 
-def _compare_programs(files, model_file, pages, output_dir, workers, limits, arch) -> None:
+def _compare_programs(
+    files: list[FileDiff],
+    model_file: str,
+    pages: bool,
+    output_dir: str,
+    workers: int,
+    limits: tuple[float, float],
+    arch: str | None,
+) -> None:
     """Compare the functions of each pair of programs unless the result is cached."""
     kept = Path(output_dir) / "compared"
     same = utils.sha256_of(model_file), _code()
@@ -192,9 +209,8 @@ def _compare_programs(files, model_file, pages, output_dir, workers, limits, arc
     chosen = {}
     for file in files:
         try:
-            members = file.pair.old, file.pair.new
-            paths = take_slices(tuple(m.path for m in members), output_dir, arch)
-            for member, path in zip(members, paths, strict=True):
+            paths = take_slices([m.path for m in file.pair.members], output_dir, arch)
+            for member, path in zip(file.pair.members, paths, strict=True):
                 digests[path] = member.sha256 if path == member.path else utils.sha256_of(path)
             chosen[id(file)] = paths
         except utils.UserError as error:
@@ -209,7 +225,8 @@ def _compare_programs(files, model_file, pages, output_dir, workers, limits, arc
         if file.status:
             continue
         analyses = [cache_file(output_dir, digests[path]) for path in paths]
-        names = file.pair.old.name, file.pair.new.name
+        before, after = file.pair.members
+        names = before.name, after.name
         key = _key(analyses, names, same)
         results[number] = kept / f"{key}.json", kept / f"{_slug(file.name)}-{key[:12]}.html"
         page = results[number][1] if pages else None
@@ -218,10 +235,11 @@ def _compare_programs(files, model_file, pages, output_dir, workers, limits, arc
             sizes[number] = sum(analysis.stat().st_size for analysis in analyses)
     ordered = sorted(jobs, key=lambda number: -sizes[number])  # large ones first
     given = ((number, jobs[number]) for number in ordered)
-    done = in_processes(_compare_two, given, len(jobs), workers, "pairs", *limits, sizes=sizes)
-    for number, error in done:
-        if error is not None:
-            _fail(files[number], error)
+    time, memory = limits
+    done = in_processes(_compare_two, given, len(jobs), workers, "pairs", time, memory, sizes=sizes)
+    for number, reason in done:
+        if reason is not None:
+            _fail(files[number], reason)
     utils.remove_leftovers(kept)
     for number, (result, page) in results.items():
         if not files[number].status:
@@ -236,7 +254,7 @@ def _compare_programs(files, model_file, pages, output_dir, workers, limits, arc
 
 def _fail(file: FileDiff, reason: str) -> None:
     """Mark a file as failed; in the reason, use its names in the packages."""
-    for member in (file.pair.old, file.pair.new):
+    for member in file.pair.members:
         reason = reason.replace(member.path, member.name)
     file.status, file.reason = FAILED, reason
 
@@ -265,8 +283,9 @@ def _compare_two(
     analyses: list[Path], names: tuple[str, str], model_file: str, result: Path, page: Path | None
 ) -> None:
     """Compare two programs and write the result; runs in a worker."""
-    codes = tuple(extract_features(load_analysis(file)) for file in analyses)
-    diff = compare(*codes, read_model(model_file))
+    old, new = (extract_features(load_analysis(file)) for file in analyses)
+    codes = old, new
+    diff = compare(old, new, read_model(model_file))
     if page:
         with utils.atomic_file(page) as out:
             out.write(make_page(names, codes, diff, home="index.html"))

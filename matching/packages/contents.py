@@ -29,7 +29,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol, Self, cast
 
 import zstandard
 
@@ -45,11 +45,13 @@ WINDOW = 1 << 27  # maximum bytes of Zstandard's window
 CHUNK = 1 << 20
 BEGINNING = IMAGE_HEADER  # bytes from the beginning of a file that tell its kind
 TAR_MAGIC = 257, b"ustar"
-EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-EXTENDED += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+EXTENDED = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
+EXTENDED |= {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+# Python's type hints leave these out.
+END_OF_TAR = tarfile.EOFHeaderError, tarfile.EmptyHeaderError  # type: ignore[attr-defined]
 AR_HEADER = 60  # bytes
 DEB_PARTS = {"data.tar": "", "control.tar": "DEBIAN/"}  # part of a .deb -> prefix of its names
-COMPRESSED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {  # first bytes -> reader
+COMPRESSED: dict[bytes, Callable[[Any], Any]] = {  # first bytes -> reader
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
@@ -188,6 +190,14 @@ def load_contents(listing: str) -> Contents:
     return Contents([Member(**m) for m in found["members"]], found["left_out"], found["failed"])
 
 
+class Readable(Protocol):
+    """What is needed of a file, or of a part of one."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+
+
 class _TooMuch(utils.UserError):
     """The package is larger than allowed; reading stops."""
 
@@ -196,11 +206,11 @@ class _Header(tarfile.TarInfo):
     """A tar header that refuses large extensions, which tarfile reads into memory, and damage."""
 
     @classmethod
-    def frombuf(cls, buf, encoding, errors):
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
             header = super().frombuf(buf, encoding, errors)
-        except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):
-            raise  # the end of the archive
+        except END_OF_TAR:
+            raise
         except tarfile.HeaderError as error:  # tarfile would take some of them for the end
             raise utils.UserError(f"the tar archive is damaged ({error})") from None
         if header.size < 0 or (header.type in EXTENDED and header.size > EXTENSION):
@@ -211,7 +221,7 @@ class _Header(tarfile.TarInfo):
 class _Counted(io.RawIOBase):
     """The output of a decompressor, counted against the limit."""
 
-    def __init__(self, file: IO[bytes], spend: Callable[[int], None]) -> None:
+    def __init__(self, file: Readable, spend: Callable[[int], None]) -> None:
         self.file, self.spend = file, spend
 
     def read(self, size: int = -1) -> bytes:
@@ -223,7 +233,7 @@ class _Counted(io.RawIOBase):
 class _Part(io.RawIOBase):
     """A part of a file, as a file."""
 
-    def __init__(self, file: IO[bytes], begin: int, end: int) -> None:
+    def __init__(self, file: Readable, begin: int, end: int) -> None:
         self.file, self.begin, self.place, self.end = file, begin, begin, end
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -274,7 +284,7 @@ class _Reader:
                 except OSError as error:
                     self.failed[shown] = error.strerror or str(error)
 
-    def read_archive(self, file: IO[bytes], before: str, depth: int, inner: str) -> None:
+    def read_archive(self, file: Readable, before: str, depth: int, inner: str) -> None:
         """List an archive's members; ``before`` is the prefix of their names.
 
         ``inner`` is the name of the content, if that is one compressed program.
@@ -313,11 +323,12 @@ class _Reader:
             why = str(error) or type(error).__name__
             raise utils.UserError(f"the archive is damaged ({why})") from None
 
-    def _read_tar(self, file: IO[bytes], before: str, depth: int) -> None:
+    def _read_tar(self, file: Readable, before: str, depth: int) -> None:
         known: dict[str, Member] = {}  # possible targets of hard links
-        with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], file), mode="r|", tarinfo=_Header) as archive:
             while (header := archive.next()) is not None:
-                archive.members.clear()  # tarfile would keep all headers in memory
+                # tarfile would keep all headers in memory.
+                archive.members.clear()  # type: ignore[attr-defined]
                 if header.isdir() or not (name := self._member(header.name, before)):
                     continue
                 if header.islnk():
@@ -327,7 +338,7 @@ class _Reader:
                         self.failed[name] = "a hard link to a file that does not come before it"
                 elif header.isreg():
                     self._allow(header.size)
-                    content = archive.extractfile(header)
+                    content: Readable = cast(IO[bytes], archive.extractfile(header))
                     if header.issparse():  # its content may be far longer than the archive
                         content = _Counted(content, self._spend)
                     self._add(name, content, depth)
@@ -337,7 +348,7 @@ class _Reader:
                     kind = "link" if header.issym() else "pipe" if header.isfifo() else "device"
                     self._leave_out(kind)
 
-    def _read_one(self, file: IO[bytes], before: str, depth: int, name: str, size: int) -> None:
+    def _read_one(self, file: Readable, before: str, depth: int, name: str, size: int) -> None:
         """Add the one program, of at least so many bytes, that a compressed file holds."""
         if name := self._member(name, before):
             try:
@@ -350,8 +361,8 @@ class _Reader:
             except Exception as error:  # as many kinds as there are decompressors
                 self.failed[name] = _damaged(error)
 
-    def _read_zip(self, file: IO[bytes], before: str, depth: int) -> None:
-        with zipfile.ZipFile(file) as archive:
+    def _read_zip(self, file: Readable, before: str, depth: int) -> None:
+        with zipfile.ZipFile(cast(IO[bytes], file)) as archive:
             self._allow(sum(entry.file_size for entry in archive.infolist()))
             for entry in archive.infolist():
                 mode = entry.external_attr >> 16
@@ -366,7 +377,7 @@ class _Reader:
                 except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
                     self.failed[name] = str(error)  # damaged, a password, an unknown method
 
-    def _read_ar(self, file: IO[bytes], before: str, depth: int) -> None:
+    def _read_ar(self, file: Readable, before: str, depth: int) -> None:
         debian = False
         for name, content in _members_of_ar(file):
             part = name.partition(".tar")
@@ -413,7 +424,7 @@ class _Reader:
         if count:
             self.left_out[kind] = self.left_out.get(kind, 0) + count
 
-    def _add(self, name: str, file: IO[bytes], depth: int, path: str = "") -> None:
+    def _add(self, name: str, file: Readable, depth: int, path: str = "") -> None:
         """Hash a file; store it if it is a program in an archive; read it if it is an archive.
 
         ``path`` is the file itself if it is not in an archive.
@@ -469,7 +480,7 @@ def _what_is(mode: int) -> str:
     return "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
 
 
-def _members_of_ar(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+def _members_of_ar(file: Readable) -> Iterator[tuple[str, Readable]]:
     """Yield name and content of each member except indexes."""
     end, place, long_names = file.seek(0, os.SEEK_END), len(ARCHIVE), b""
     while place + AR_HEADER <= end:

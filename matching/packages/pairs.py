@@ -36,9 +36,14 @@ class FilePair(NamedTuple):
     how: str
 
     @property
+    def members(self) -> list[Member]:
+        """The one or two files."""
+        return [member for member in (self.old, self.new) if member]
+
+    @property
     def name(self) -> str:
         """Its name in OLD; in NEW if it exists only there."""
-        return next(member.name for member in self[:2] if member)
+        return self.members[0].name
 
 
 def without_versions(name: str) -> str:
