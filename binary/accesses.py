@@ -1,7 +1,7 @@
 """Which registers, flags and memory each instruction reads and writes, on x86-64 and AArch64.
 
-capstone says it, and its mistakes are corrected here to the safe side: a register that may keep a
-part of its value counts as read, and an instruction with effects that capstone does not know is
+This is what capstone says, with its mistakes corrected to the safe side: a register that may keep
+a part of its value counts as read, and an instruction with effects that capstone does not know is
 opaque. tests/test_accesses.py compares this with the lifter of Valgrind (VEX).
 """
 

@@ -3,7 +3,7 @@
 Compilers write an address in many ways: whole (x86, s390x), as a page and its low bits (``adrp``
 and ``add`` on AArch64, ``lui`` and ``addiu`` on MIPS, ``lis`` and ``addi`` on PowerPC, ``auipc``
 and ``addi`` on RISC-V), as a distance from a register that holds the address of the global offset
-table (i386, MIPS, PowerPC), or as a word in a pool behind the function (ARM). This module follows
+table (i386, MIPS, PowerPC), or as a word in a pool after the function (ARM). This module follows
 the registers that hold parts of addresses through each function, and so finds out whether each
 number in the text of an instruction is an address, a part of one, or just a number.
 """
@@ -50,8 +50,8 @@ class Value(NamedTuple):
     ----------
     number : int
     base : int
-        1: an offset added to it is a part of an address, not the offset of a structure's field;
-        2: the same, and the sum is such a base, too; 0: neither.
+        1: adding an offset completes an address; the offset is not that of a structure's field.
+        2: the same, and so does adding another offset to the sum. 0: neither.
     made_by : tuple of (block, line, position)
         The numbers in the instructions from which it was computed.
     """
@@ -225,7 +225,7 @@ class Finder:
         return [(*at, *what) for at, what in sorted(kept.items())]
 
     def is_mapped(self, address: int) -> bool:
-        """Whether an address lies in a section of the file, or directly behind one."""
+        """Whether an address lies in a section of the file, or directly after one."""
         at = int(np.searchsorted(self.starts, address, side="right")) - 1
         return at >= 0 and address <= self.bounds[at][1]
 

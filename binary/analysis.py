@@ -81,7 +81,7 @@ class Analysis:
     address : uint64 (B,)
         Address of the block as angr maps the binary; 0 for imports.
     function : int32 (B,)
-        Index into ``function_address``; each import is a function, behind the others.
+        Index into ``function_address``; each import is a function, after the others.
     edges : int32 (m, 2), kind : uint8 (m,)
         Sorted; kind is JUMP, CALL or STEP_OVER.
     returns : bool (B,)

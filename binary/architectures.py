@@ -43,16 +43,16 @@ class Architecture:
     sizes : tuple of (pattern, int)
         Size in bytes of the registers that angr and capstone name differently.
     delay : int
-        Number of instructions behind a branch that are executed before it takes effect.
+        Number of instructions after a branch that are executed before it takes effect.
     composes : bool
         Whether several instructions may make up one address.
     pools : bool
         Whether code loads constants and addresses from pools between functions.
     return_if : pattern
-        Returns that depend on a condition, if angr does not know that the code goes on behind them.
+        Conditional returns, if angr does not know that the code after them is reached.
     restore : pattern
-        Instructions that restore the return address: a jump right behind one is a tail call. None
-        where that is not known.
+        Instructions that restore the return address: a jump right after one is a tail call. None
+        if they are not known.
     """
 
     branch: re.Pattern[str]

@@ -299,7 +299,7 @@ class _Reader:
             yield from range(span.begin_index, end)
 
     def _cut(self, span: list[int]) -> Iterator[list[int]]:
-        """Cut a block behind its calls, as angr does, and at gaps."""
+        """Cut a block after its calls, as angr does, and at gaps."""
         piece: list[int] = []
         for i in span:
             if piece:

@@ -404,7 +404,7 @@ def _tidy(
 
 
 def _go_on(graph: Any, code: Code, architecture: Architecture) -> None:
-    """Add the edges behind returns that depend on a condition (Thumb) to angr's graph."""
+    """Add the edges that angr's graph lacks: from conditional returns (Thumb) to what follows."""
     node_at = {node.addr: node for node in code}
     for node, instructions in code.items():
         if architecture.return_if.match(instructions[-1].line):

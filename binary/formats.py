@@ -35,7 +35,7 @@ IMAGES = {
     (0, b"7z\xbc\xaf\x27\x1c"): "a 7z archive: unpack it first (7z x)",
     (0, b"Rar!\x1a\x07"): "a RAR archive: unpack it first (unrar x)",
     (0, b"MSCF"): "a cabinet: unpack it first (cabextract)",
-    # An ELF program that mounts what lies behind it.
+    # An ELF program that mounts the image after it.
     (8, b"AI\2"): "an AppImage: unpack it first (unsquashfs -offset)",
 }
 IMAGE_HEADER = 0x8006  # bytes that tell an image
@@ -52,7 +52,7 @@ OF_MACHO = {
     **{7: "i386", 0x01000007: "x86_64", 12: "arm", 0x0100000C: "aarch64"},
     **{18: "powerpc", 0x01000012: "powerpc64"},
 }
-FAR = 1 << 12  # a PE header does not begin behind this; in programs for DOS its place is any number
+FAR = 1 << 12  # PE headers begin before this offset; in programs for DOS the field is any number
 COFF_SYMBOL = 18  # bytes of an entry in a PE file's table of symbols
 OF_PE = {0x14C: "i386", 0x8664: "x86_64", 0xAA64: "aarch64", 0x1C0: "arm", 0x1C4: "arm"}
 OF_ELF = {  # machine -> LLVM's names: 32 bits (little-endian, big-endian), then 64 bits

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def cut_tables(cfg: Any) -> None:
-    """Remove the edges of an angr graph for entries behind the end of a jump table."""
+    """Remove the edges of an angr graph for entries after the end of a jump table."""
     tables = sorted(
         (table.jumptable_addr, table.jumptable_entry_size, block, table.jumptable_entries)
         for block, table in cfg.model.jump_tables.items()

@@ -12,7 +12,7 @@ from binary.instructions import CS_OP_MEM, CS_OP_REG, Instruction, Operand, in_d
 MAX_LITERAL = 4096  # bytes of a string literal
 DATA_SECTIONS = {"SHT_PROGBITS", "SHT_NOBITS", "SHT_INIT_ARRAY", "SHT_FINI_ARRAY"}
 UNWINDING = (".eh_frame", ".gcc_except_table")  # the compiler's tables, not the program's data
-LABELS = 2  # how many words before and behind a pointer to code may point to its name
+LABELS = 2  # how many words before and after a pointer to code may point to its name
 PRINTABLE = re.compile(rb"[\t-\r -~]+")
 
 
@@ -20,7 +20,7 @@ def made_addresses(project: Any, node: Any, literals: dict[int, bytes]) -> dict[
     """Return instruction -> address that it completes, in a block of 32-bit ARM code.
 
     ``movw r0, #1; movt r0, #2`` make an address of two halves. ``ldr r0, [pc, #8]`` loads an
-    address from the pool behind the function, or a distance to which a later ``add r0, pc`` adds
+    address from the pool after the function, or a distance to which a later ``add r0, pc`` adds
     ``pc``. angr does not follow all of these. New literals are added to ``literals``.
     """
     found: dict[int, int] = {}

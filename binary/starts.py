@@ -51,7 +51,7 @@ class Start(NamedTuple):
     address : int
         Odd for Thumb code, as in angr.
     end : int
-        Address behind the function's last byte; 0 if the file does not say.
+        Address after the function's last byte; 0 if the file does not say.
     source : int
         Index into `binary.analysis.SOURCES`.
     """

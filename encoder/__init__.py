@@ -1,1 +1,1 @@
-"""What makes a vector of a function."""
+"""Vectors of functions: input, network, training, index."""

@@ -3,7 +3,7 @@
 The input of the transformer at each position is an instruction: the sum of the vectors of its
 words. Two more positions hold the words of the functions called and of the callers. A function's
 vector has two parts. The learned part is the mean of the transformer's hidden states plus the sum
-of the vectors of all words of the function. The weights behind the transformer start at zero, so
+of the vectors of all words of the function. The weights after the transformer start at zero, so
 that training starts with the bag of words alone. The second part is a sketch of the exact words,
 because names and numbers that occur in no training program have no vector of their own. Only its
 weight is learned.

@@ -146,7 +146,7 @@ def draw(data: Data, objective: type[Objective], size: int, rng: np.random.Gener
     objective : type of Objective
         Says which functions are pairs.
     size : int
-        Number of rows; there are fewer if the programs do not have so many functions.
+        Number of rows; fewer if the programs have too few functions.
     rng : numpy.random.Generator
 
     Returns

@@ -3,8 +3,8 @@
     python experiment_data/build_packages.py
     python -m encoder.train                         # -> model/encoder.safetensors
 
-config/encoder.json lists the stages: each goes on with the weights of the one before. What a stage
-asks for are objectives (encoder/objectives.py). A training that was stopped goes on where it was.
+config/encoder.json lists the stages; each starts with the weights of the one before, and has its
+own objectives (encoder/objectives.py). A training that was stopped continues where it was.
 """
 
 if __name__ == "__main__":
@@ -50,13 +50,13 @@ outputDir = "output/"  # analysed binaries, shared with gendata.py
 save_dir = "out-encoder"
 to = "model/encoder.safetensors"
 workers = os.cpu_count() or 1  # processes
-QUERIES = 1000  # functions that the training is judged by
+QUERIES = 1000  # number of functions for validation
 Names = str | list[str]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
 class Stage(train.Config):
-    """One part of the training: what `train.Config` has, and
+    """One stage of the training: the settings of `train.Config`, and these.
 
     Attributes
     ----------
@@ -66,11 +66,11 @@ class Stage(train.Config):
     objectives : dict of str to float
         Weights in the loss, of `encoder.objectives.OBJECTIVES`.
     transformer : bool
-        False: the bag alone is trained, many times as quick.
+        False: only the bag is trained, which is many times faster.
     instructions : int
-        Only the first ones of each function are read in training: long functions cost most.
+        Only so many of each function are read in training, because long functions cost most.
     packages : int or None
-        From so many packages only (in the order of the hashes of their names); None: of all.
+        Learn from so many packages only (the first by hashes of their names); None: from all.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Config:
     Attributes
     ----------
     words : int
-        Size of the vocabulary, at most.
+        Maximum size of the vocabulary.
     model : models.Config
     stages : list of Stage
     """
@@ -106,7 +106,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What model.json says of the network that it lies beside."""
+    """The content of model.json, which lies beside the network."""
 
     model: models.Config
     rows: int
@@ -128,7 +128,7 @@ def main(
 ) -> int:
     """Train an encoder and write it as safetensors.
 
-    Ends with exit code 3 when binaries were skipped.
+    The exit code is 3 if binaries were skipped.
 
     Parameters
     ----------
@@ -142,17 +142,17 @@ def main(
         1/2 trains on every second package only, 2/2 on the others. matching/train.py needs encoders
         that have not learned from what its networks learn from.
     outputDir : str
-        Where analysed binaries are cached.
+        Folder where analysed binaries are cached.
     save_dir : str
-        Gets what each stage leaves, in a folder of its own.
+        Folder for the checkpoints, one sub-folder for each stage.
     to : str
         The file to write.
     workers : int
-        Processes that work at the same time.
+        Number of parallel processes.
     time_limit : float
-        Seconds of processor time that the analysis of one file may take.
+        Seconds of processor time for the analysis of one file.
     memory_limit : float
-        GiB of memory that it may take, and that all the rest may take.
+        GiB of memory for the analysis of one file, and for the training.
     """
     folders = {"outputDir": outputDir, "save_dir": save_dir}
     utils.check_outputs({"to": to}, [train_cfg, *names_of(path)], folders)
@@ -181,7 +181,7 @@ def main(
 
 
 def find_files(paths: list[str]) -> list[tuple[str, str]]:
-    """Return package and file of all builds that may be trained on or chosen by, one a content."""
+    """Return package and file of all builds for training and validation; equal files count once."""
     files, met = [], set()
     for place in paths:
         for file in sorted(Path(place).glob("*/*")):
@@ -211,7 +211,7 @@ def take_part(files: list[tuple[str, str]], k: int, n: int) -> list[tuple[str, s
 
 
 class Prepared(NamedTuple):
-    """What all stages read: words, functions to learn from, and those to judge by, if any."""
+    """What all stages read: words, functions to learn from, and those for validation, if any."""
 
     vocabulary: Vocabulary
     data: Data
@@ -223,7 +223,7 @@ def prepare(cfg: Config, corpus: Corpus, held_out: Corpus | None) -> Prepared:
     vocabulary = choose_words(by_package(corpus), cfg.words)
     data = Data(corpus, look_up(corpus.positions, vocabulary), programs_of(corpus))
     if not data.programs:
-        raise utils.UserError("no program is there in two builds that may be trained on")
+        raise utils.UserError("no program has two builds that may be trained on")
     return Prepared(vocabulary, data, Judge(held_out, vocabulary) if held_out else None)
 
 
@@ -280,7 +280,7 @@ def by_package(corpus: Corpus) -> list[list]:
 
 
 def programs_of(corpus: Corpus, packages: int | None = None) -> list[list[Build]]:
-    """Return the builds of each program that has two or more, of all or so many packages."""
+    """Return the builds of each program that has two or more, of ``packages`` packages only."""
     found: dict[tuple[str, str], list[Build]] = {}
     for build in corpus.builds:
         found.setdefault((build.package, build.program), []).append(build)
@@ -302,7 +302,7 @@ def run_stage(
     save_dir: str,
     words: bytes,
 ) -> dict[str, float]:
-    """Train one stage; ``network`` has its weights afterwards."""
+    """Train ``network`` for one stage; return the last measures."""
     device = utils.get_device()
     network.longest = stage.instructions
     data = data._replace(programs=programs_of(data.corpus, stage.packages))

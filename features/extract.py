@@ -27,7 +27,7 @@ from jobs.processes import LIMITS, limited_memory
 
 HUB = 1000  # a function that calls more than so many others is a hub
 WORDY = 100  # a function with more words does not give them to more than HUB others
-IMAGE = 1 << 24  # numbers up to this far behind the first function may be addresses
+IMAGE = 1 << 24  # numbers up to this far above the first function may be addresses
 # Operands as capstone writes them: qword ptr [rbx + rax*8 + 0x38], 0x2f
 NUMBER = re.compile(rb"(?<![\w*#.])#?(-?0x[0-9a-f]+|-?\d+)\b(?![\](.])")
 BETWEEN_OPERANDS = re.compile(r", (?![^\[(]*[\])])")  # not the comma in [x0, #8]

@@ -33,8 +33,8 @@ def with_anchors(logit: np.ndarray, candidates: Candidates, anchored: np.ndarray
 def pairs_by_texts(codes: tuple[Features, Features], anchors: np.ndarray) -> np.ndarray:
     """Return the anchors, and the pairs that texts determine: int64 (k, 2), sorted.
 
-    A text that one function of either binary uses, and no other function, tells that these two
-    correspond. Several texts that agree are more than a network has to weigh: it learned on C, and
+    If only one function of each binary uses a text, these two probably correspond. Several such
+    texts that agree are certain. This is not left to the networks: they learned from C, and they
     gave up such pairs in C++, where inlining changes a function's surroundings.
 
     Parameters

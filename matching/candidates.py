@@ -1,9 +1,8 @@
-"""How alike two binaries' functions are: candidates, measures of each pair, and learned scores.
+"""Find the pairs of functions of two binaries that may match, and measure how alike they are.
 
-The measures are cosines of TF-IDF weighed words, one for each group of words, sizes, and cosines of
-the encoder's vectors. A small network makes one score of them. It never sees a word. It learned
-from programs that the encoder had not learned from, and so how far to trust the encoder on new
-programs.
+The measures are cosines of TF-IDF weighted words, one for each group of words; sizes; and cosines
+of the encoder's vectors. A small network, which never sees a word, makes one score of them. It was
+trained on programs that were new to the encoder, so it knows how far to trust it on new programs.
 """
 
 import dataclasses
@@ -107,7 +106,7 @@ def find_candidates(
         yield from _of_encoder(encoded, left, rows, columns, shape)
 
     measures = np.empty((len(rows), len(MEASURES)), np.float32)
-    for i, column in enumerate(columns_of_measures()):  # one at a time: pairs are many
+    for i, column in enumerate(columns_of_measures()):  # one by one, to save memory
         measures[:, i] = column
     return Candidates(rows, columns, shape, measures)
 

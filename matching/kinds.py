@@ -35,7 +35,7 @@ WEIGHTS = {
     "instructions changed": 0.0,
 }
 KINDS = tuple(WEIGHTS)
-# Functions of C -> those that do the same and know how much room there is.
+# Functions of C -> those that do the same, but are told the size of the target.
 BOUNDED = {
     "strcpy": {"strncpy", "strlcpy", "strscpy", "strcpy_s", "snprintf"},
     "stpcpy": {"stpncpy", "strlcpy", "snprintf"},
@@ -173,7 +173,7 @@ def kinds_of(old: Traits, new: Traits, blocks: tuple[int, int], back: tuple[int,
 
 
 def _bounded(gone: set[str], come: set[str]) -> bool:
-    """Whether a call gave way to one of the same kind that is told how much room there is."""
+    """Whether a call was replaced by one of the same kind that is told the size of its target."""
     return any(
         _plain(other) in BOUNDED.get(_plain(one), ())
         or (other == f"__{one}_chk" and one == _plain(one))

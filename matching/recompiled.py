@@ -350,7 +350,7 @@ class _Follow:
         if reads is None or writes is None or not alike.issuperset(reads):
             return False
         if any(len({pair[i] for pair in writes}) < len(writes) for i in (0, 1)):
-            return False  # which of them is which?
+            return False  # it is not clear which corresponds to which
         if old.what in ("call", "tail"):
             if any((r, r) not in alike for r in fresh & self.arguments):
                 return False

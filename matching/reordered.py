@@ -105,6 +105,6 @@ def _numbers(
 
 
 def _forget(state: dict[str, int], skipped: tuple[Access, ...]) -> None:
-    """Note what instructions leave that are no steps: parts of addresses."""
+    """Note the parts of addresses that instructions compute which are no steps."""
     for access in skipped:
         state |= dict.fromkeys(access.writes, PART)

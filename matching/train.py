@@ -79,15 +79,15 @@ def main(
     train_cfg : str
         Settings of the training.
     outputDir : str
-        Where analysed binaries are cached.
+        Folder where analysed binaries are cached.
     to : str
         The file to write.
     workers : int
-        Processes that work at the same time.
+        Number of parallel processes.
     time_limit : float
-        Seconds of processor time that the analysis of one file may take.
+        Seconds of processor time for the analysis of one file.
     memory_limit : float
-        GiB of memory that it may take, and that all the rest may take.
+        GiB of memory for the analysis of one file, and for the training.
     """
     paths = names_of(path)
     files: list[str | os.PathLike[str]] = [Path(to).with_name(ENCODER), *names_of(encoders or [])]
@@ -151,7 +151,7 @@ def encoder_for(program: Program, encoders: list[tuple[Encoder, set[str]]]) -> E
 
 
 def train_both(pairs: list[Pair], cfg: MatchingConfig) -> tuple[Network, Network]:
-    """Train the similarity network, and the neighbour network that stands on it."""
+    """Train the similarity network, and the neighbour network that builds on it."""
     similarity = train_similarity(pairs, cfg)
     return similarity, train_neighbours(pairs, similarity, cfg)
 

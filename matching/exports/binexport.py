@@ -29,7 +29,7 @@ MASK = (1 << 64) - 1
 
 
 def import_addresses(analysis: Analysis) -> list[int]:
-    """Return an address for each import: where the linker puts its address, or behind all else."""
+    """Return an address for each import: where its address is stored, or one after all else."""
     known: dict[str, int] = {}
     for name, address in zip(
         analysis.imported_name, analysis.imported_address.tolist(), strict=True
@@ -39,8 +39,8 @@ def import_addresses(analysis: Analysis) -> list[int]:
             known.setdefault(name, address)
     ends = analysis.data_address + analysis.data_size
     end = max(int(a) for part in (analysis.address, ends) if len(part) for a in part)
-    behind = (end + 0x10000) & ~0xFFF
-    return [known.get(name, behind + 16 * i) for i, name in enumerate(analysis.import_name)]
+    after = (end + 0x10000) & ~0xFFF
+    return [known.get(name, after + 16 * i) for i, name in enumerate(analysis.import_name)]
 
 
 def as_binexport(path: str, sha256: str, code: Features) -> bytes:
@@ -168,8 +168,8 @@ class _Writer:
         if len(targets) != 2:
             return [SWITCH] * len(targets)
         address, code = self.analysis.address, self.analysis.code[source]
-        behind = (int(address[source]) & ~1) + len(code)  # the fall-through address
-        return [ELSE if int(address[t]) & ~1 == behind else IF for t in targets]
+        following = (int(address[source]) & ~1) + len(code)  # the fall-through address
+        return [ELSE if int(address[t]) & ~1 == following else IF for t in targets]
 
     def _call_graph(self) -> None:
         analysis, graph = self.analysis, self.file.call_graph

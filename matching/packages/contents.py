@@ -137,7 +137,7 @@ def _damaged(error: Exception) -> str:
 
 
 def _claimed(beginning: bytes) -> int:
-    """Return how many bytes a compressed file says that it holds, at least; 0 if it does not."""
+    """Return the minimum size that a compressed file claims for its content, or 0."""
     try:
         return max(zstandard.frame_content_size(beginning), 0)
     except zstandard.ZstdError:

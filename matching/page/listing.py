@@ -139,9 +139,9 @@ def shorten(text: str) -> str:
 
 
 def _line(text: str, named: list[tuple[int, list]]) -> list:
-    """Put references in place of their addresses, or else behind the instruction."""
+    """Put references in place of their addresses, or else after the instruction."""
     inside: list[tuple[re.Match, list]] = []
-    behind: list = []
+    after: list = []
     for address, reference in named:
         places = [m for m in NUMBER.finditer(text) if int(m[0], 16) == address]
         places = places or list(RELATIVE.finditer(text))
@@ -152,12 +152,12 @@ def _line(text: str, named: list[tuple[int, list]]) -> list:
         ):
             inside.append((places[0], reference))
         else:
-            behind.append(reference)
+            after.append(reference)
     parts, at = [], 0
     for place, reference in sorted(inside, key=lambda found: found[0].start()):
         parts += [text[at : place.start()].rstrip("#"), reference]
         at = place.end()
     parts.append(text[at:])
-    for reference in behind:
+    for reference in after:
         parts += ["  ; ", reference]
     return [part for part in parts if part]
