@@ -114,7 +114,6 @@ CPP_VERSIONS = [
     ("google-re2", "1.0", "1.1", "_re2"),
     ("plyvel", "1.4.0", "1.5.0", "libsnappy"),
 ]
-DEBIAN_PROCESSORS = ("x86_64", "aarch64", "i686", "armv7l", "ppc64le", "s390x")
 OLD, NEW = "bookworm", "trixie"  # Debian's releases
 MACS = ("macos-x86_64", "macos-arm64")
 AIMS = {
@@ -142,11 +141,13 @@ def rows() -> list[Row]:
             files = [File(package, version, "x86_64", module) for version in (old, new)]
             found.append(Row(group, *files))
     for package, member in (("zlib1g", "libz.so"), ("libexpat1", "libexpat.so")):
-        for processor in DEBIAN_PROCESSORS:
+        for processor in ("x86_64", "aarch64", "i686", "armv7l"):
             files = [File(package, v, processor, member, "Debian") for v in (OLD, NEW)]
             found.append(Row("Debian, versions", *files))
-        files = [File(package, NEW, p, member, "Debian") for p in ("x86_64", "riscv64")]
-        found.append(Row("Debian, x86_64 to riscv64", *files))
+        for processor in ("aarch64", "i686", "armv7l", "ppc64le", "s390x", "riscv64"):
+            version = NEW if processor == "riscv64" else OLD  # the first that has it
+            files = [File(package, version, p, member, "Debian") for p in ("x86_64", processor)]
+            found.append(Row("Debian, across processors", *files))
     dlls = {p: f"{p}-w64-mingw32/lib/zlib1.dll" for p in ("x86_64", "i686")}
     for processor, dll in dlls.items():
         files = [File("libz-mingw-w64", v, processor, dll, "Debian") for v in (OLD, NEW)]

@@ -125,7 +125,10 @@ def apt_download(file: File, folder: Path) -> None:
         said += apt("apt-get", *options, "download", file.package)
         found = sorted(Path(inside).glob("*.deb"))
         if not found:
-            raise utils.UserError(f"cannot download {file.package}: {said.strip()[-300:]}")
+            why = [line for line in said.splitlines() if line.startswith("E:")] or [
+                "no such package"
+            ]
+            raise utils.UserError(f"cannot download {file.package}: {why[0]}")
         os.replace(found[0], folder / found[0].name)
 
 
