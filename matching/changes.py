@@ -13,6 +13,7 @@ from matching.identical import identical_pairs
 from matching.inlined import likely_inlined
 from matching.judge import Judge
 from matching.kinds import describe_kinds
+from matching.lone_strings import LoneStrings
 from matching.model import Model
 from matching.recompiled import recompiled
 
@@ -57,6 +58,7 @@ def compare(
     pairs = np.stack([functions.a, functions.b], 1)
     _, alike = identical_pairs((first.outline, second.outline), pairs)
     judge = Judge((first, second), functions, blocks, alike)
+    strings = LoneStrings((first, second), pairs)
     same = judge.same_blocks()
     inside = [set(column[same].tolist()) for column in (blocks.a, blocks.b)]
     function = [code.analysis.function for code in (first, second)]
@@ -71,7 +73,7 @@ def compare(
         if differing and recompiled(judge, pair, inside):
             row["status"] = RECOMPILED
         elif differing:
-            row |= describe_kinds(judge, pair, inside)
+            row |= describe_kinds(judge, pair, inside, strings)
         rows.append(row)
     for side, (code, status, matched) in enumerate(
         ((first, ONLY_OLD, functions.a), (second, ONLY_NEW, functions.b))

@@ -10,17 +10,21 @@ from binary.analysis import JUMP, STEP_OVER
 from features.extract import Features
 from features.normalised import IDLE
 from features.places import CODE, DATA, IMPORT
+from matching.lone_strings import LoneStrings
 
 if TYPE_CHECKING:  # it imports this module
     from matching.judge import Judge
 
 # How strongly each kind suggests a human edit, 0..1: a compiler does not add calls or change texts.
+# A string that is added or removed is one that the other program does not contain.
 WEIGHTS = {
     "call added": 0.7,
     "call removed": 0.6,
     "call replaced": 0.7,
     "call replaced by a bounded one": 0.8,
     "allocation or free changed": 0.6,
+    "string added": 0.8,
+    "string removed": 0.7,
     "string changed": 0.7,
     "constant changed": 0.5,
     "comparison or branch added": 0.5,
@@ -187,18 +191,30 @@ def _plain(name: str) -> str:
     return name[2:-4] if name.startswith("__") and name.endswith("_chk") else name
 
 
-def rank(kinds: list[str], differing: int) -> float:
+def rank(kinds: list[str], differing: int, surprise: float = 0.0) -> float:
     """Return how likely a human edited the function: higher is likelier.
 
     The size of the change counts by its logarithm. Kinds of change that a compiler does not make by
-    itself count most.
+    itself count most. Between two compilers nearly every function shows such kinds; there,
+    ``surprise`` tells more (`matching.lone_strings.LoneStrings.surprise`).
     """
     doubt = np.prod([1 - WEIGHTS[kind] for kind in kinds])
-    return round(float(np.log2(1 + differing) * (1.5 - doubt)), 4)
+    return round(float(np.log2(1 + differing) * (1.5 - doubt)) + surprise, 4)
 
 
-def describe_kinds(judge: "Judge", pair: tuple[int, int], same: list[set[int]]) -> dict[str, Any]:
-    """Return ``kinds`` and ``rank`` of a changed pair; ``same``: the unchanged blocks of each."""
+def describe_kinds(
+    judge: "Judge", pair: tuple[int, int], same: list[set[int]], strings: LoneStrings
+) -> dict[str, Any]:
+    """Return ``kinds`` and ``rank`` of a changed pair.
+
+    Parameters
+    ----------
+    judge : matching.judge.Judge
+    pair : (int, int)
+    same : list of set of int
+        The unchanged blocks of each binary.
+    strings : LoneStrings
+    """
     sides, counts, back = [], [], []
     for side, (code, f) in enumerate(zip(judge.codes, pair, strict=True)):
         inside = code.blocks[f]
@@ -206,5 +222,8 @@ def describe_kinds(judge: "Judge", pair: tuple[int, int], same: list[set[int]]) 
         sides.append((Traits(side, code, differing, judge), len(differing)))
         counts.append(len(inside))
         back.append(loops(code, f))
-    kinds = kinds_of(sides[0][0], sides[1][0], (counts[0], counts[1]), (back[0], back[1]))
-    return {"kinds": kinds, "rank": rank(kinds, sides[0][1] + sides[1][1])}
+    found = set(kinds_of(sides[0][0], sides[1][0], (counts[0], counts[1]), (back[0], back[1])))
+    found |= set(strings.kinds(pair))
+    kinds = [kind for kind in KINDS if kind in found]
+    differing = sides[0][1] + sides[1][1]
+    return {"kinds": kinds, "rank": rank(kinds, differing, strings.surprise(pair))}
