@@ -225,5 +225,5 @@ def describe_kinds(
     found = set(kinds_of(sides[0][0], sides[1][0], (counts[0], counts[1]), (back[0], back[1])))
     found |= set(strings.kinds(pair))
     kinds = [kind for kind in KINDS if kind in found]
-    differing = sides[0][1] + sides[1][1]
-    return {"kinds": kinds, "rank": rank(kinds, differing, strings.surprise(pair))}
+    total = sides[0][1] + sides[1][1]
+    return {"kinds": kinds, "rank": rank(kinds, total, strings.surprise(pair))}

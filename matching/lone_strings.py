@@ -10,13 +10,15 @@ import bisect
 import itertools
 import math
 import re
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
 from features.extract import NUMBER, Features
 from features.places import DATA, Places
 
-SHORTEST = 4  # length of the shortest string that counts, in bytes
+SHORTEST, LONGEST = 4, 1000  # lengths of strings that count, in bytes
 MOST = 2  # further strings of a function add nothing
 DOUBT = 0.1  # added to the expected number, which few functions of a small program estimate
 NAME = re.compile(rb"[A-Za-z_]\w+")
@@ -74,14 +76,11 @@ def _strings(code: Features, other: "_Contents") -> tuple[list[set[bytes]], list
     places, function = code.places, code.analysis.function
     every: list[set[bytes]] = [set() for _ in range(code.functions)]
     lone: list[set[bytes]] = [set() for _ in range(code.functions)]
-    known: dict[int, bytes | None] = {}
+    texts = dict(_texts(places))
     missing: dict[bytes, bool] = {}
     for r in np.flatnonzero(places.kind == DATA).tolist():
         target, f = int(places.target[r]), int(function[places.block[r]])
-        if target not in known:
-            known[target] = places.text(target)
-        text = known[target]
-        if text is None or len(text) < SHORTEST or not any(chr(c).isalnum() for c in text):
+        if (text := texts.get(target)) is None:
             continue
         if text not in missing:
             missing[text] = text not in other and not _ends_in(text, target, places, other)
@@ -106,7 +105,7 @@ class _Contents:
         self.whole = {piece for section in analysis.data for piece in section.split(b"\0")}
         self.whole |= {name for text in self.whole if (name := _name_in(text))}
         self.reversed = sorted(text[::-1] for text in self.whole)
-        self.order = "big" if places.word.str[0] == ">" else "little"
+        self.order: Literal["big", "little"] = "big" if places.word.str[0] == ">" else "little"
         numbers = (n for line in code.lines.texts for n in NUMBER.findall(line))
         self.numbers = {int(n, 16 if b"x" in n else 10) for n in numbers}
         self.vectors = set(_vectors(places))
@@ -156,12 +155,26 @@ def _name_in(signature: bytes) -> bytes | None:
     return name if kind and NAME.fullmatch(name) else None
 
 
-def _vectors(places: Places) -> list[bytes]:
-    """Return the bytes at each address of data to which an instruction refers."""
-    targets = np.unique(places.target[places.kind == DATA])
-    sections = places.section_of(targets)
-    found = []
-    for target, section in zip(targets.tolist(), sections.tolist(), strict=True):
-        begin = target - int(places.start[section])
-        found.append(bytes(places.analysis.data[section][begin : begin + PIECES[0]]))
-    return found
+def _texts(places: Places) -> Iterator[tuple[int, bytes]]:
+    """Yield the addresses to which instructions refer, and the texts there."""
+    for address, section, begin in _targets(places):
+        # The length is bounded first: hostile code may refer to each byte of a long text.
+        if places.analysis.data[section].find(b"\0", begin, begin + LONGEST) < begin + SHORTEST:
+            continue
+        text = places.text(address)
+        if text is not None and any(chr(c).isalnum() for c in text):
+            yield address, text
+
+
+def _vectors(places: Places) -> Iterator[bytes]:
+    """Yield the bytes at the addresses to which instructions refer."""
+    for _, section, begin in _targets(places):
+        yield bytes(places.analysis.data[section][begin : begin + PIECES[0]])
+
+
+def _targets(places: Places) -> Iterator[tuple[int, int, int]]:
+    """Yield the addresses of data to which instructions refer, their sections, and where there."""
+    addresses = np.unique(places.target[places.kind == DATA])
+    sections = places.section_of(addresses)
+    begins = addresses - places.start[sections]
+    yield from zip(addresses.tolist(), sections.tolist(), begins.tolist(), strict=True)
