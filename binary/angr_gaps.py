@@ -5,6 +5,7 @@ import struct
 
 from binary.formats import MACHO
 
+DIRECTORIES, PE32_PLUS = 16, 0x20B
 MH_DYLIB, MH_BUNDLE = 6, 8  # types of Mach-O files, at byte 12
 
 
@@ -30,13 +31,41 @@ def fill_gaps() -> None:
 
 
 def loadable(path: str, content: bytes) -> str | io.BytesIO:
-    """Return what cle is given: the path, or for a Mach-O bundle its content as a library.
+    """Return what cle is given: the path, or the content of a file that cle would refuse.
 
-    Bundles (plug-ins, Python's extension modules) are laid out like libraries, but
-    cle refuses them.
+    Mach-O bundles (plug-ins, Python's extension modules) are laid out like libraries and become
+    libraries. PE files with a short table of directories get the missing entries, which are empty.
     """
+    if content[:2] == b"MZ":
+        longer = _all_directories(content)
+        return io.BytesIO(longer) if longer else path
     if content[:4] in MACHO and len(content) >= 16:
         number = "<I" if content[3] == 0xFE else ">I"
         if struct.unpack_from(number, content, 12)[0] == MH_BUNDLE:
             return io.BytesIO(content[:12] + struct.pack(number, MH_DYLIB) + content[16:])
     return path
+
+
+def _all_directories(content: bytes) -> bytes | None:
+    """Return a PE file with 16 data directories; None if it has them, or there is no room.
+
+    The table of sections moves back, into the gap before the first section. EFI programs for ARM,
+    whose headers are written by hand, have six directories.
+    """
+    (place,) = struct.unpack_from("<I", content, 60)
+    if content[place : place + 4] != b"PE\0\0":
+        return None
+    _, sections, optional, magic = struct.unpack_from("<2H12xH2xH", content, place + 4)
+    first = place + 24 + (112 if magic == PE32_PLUS else 96)  # of the directories
+    (count,) = struct.unpack_from("<I", content, first - 4)
+    table, more = place + 24 + optional, 8 * (DIRECTORIES - count)
+    end = table + 40 * sections
+    begins = [struct.unpack_from("<I", content, table + 40 * i + 20)[0] for i in range(sections)]
+    if more <= 0 or table != first + 8 * count or any(0 < b < end + more for b in begins):
+        return None
+    changed = bytearray(content)
+    changed[table + more : end + more] = content[table:end]
+    changed[table : table + more] = bytes(more)
+    struct.pack_into("<I", changed, first - 4, DIRECTORIES)
+    struct.pack_into("<H", changed, place + 20, optional + more)
+    return bytes(changed)

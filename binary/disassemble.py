@@ -57,6 +57,7 @@ IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
 # ARM's markers of code and data, and labels within functions, are not names of functions.
 NO_NAME = re.compile(r"\$[adtx](\.|$)|\.L|$")
 LLD_FILLS, THUMB_NOP = b"\xd4\xd4", b"\x00\xbf"  # what lld fills gaps with, to trap; no operation
+NAME_OF_ARCH = re.compile(r"for architecture (?:em_)?(\w+)")  # in archinfo's message
 CONSTANT = 16  # bytes, at most, that one instruction reads
 Code = dict[Any, list[Instruction]]  # angr's node -> its instructions
 OF_DATA = {"TYPE_OBJECT", "TYPE_SECTION", "TYPE_TLS_OBJECT"}
@@ -82,6 +83,7 @@ def analyse(
     if str(path).lower().endswith(SUFFIX):
         return read_binexport(path)
     import angr  # here, because the import takes seconds
+    import archinfo
     import cle
     from angr.knowledge_plugins.rtdb import rtdb
 
@@ -106,15 +108,15 @@ def analyse(
         if processors(content):  # cle knows this kind of header, too
             raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
         raise no_executable from error
+    except archinfo.ArchNotFound as error:
+        name = NAME_OF_ARCH.search(str(error))
+        raise unsupported(path, name[1] if name else str(error)) from error
     except Exception as error:  # a broken header can fail anywhere inside the loader
         raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
     if isinstance(project.loader.main_object, cle.Blob):
         raise no_executable
     if processor_of(project.arch) is None:
-        raise utils.UserError(
-            f"{path} is for a processor that is not supported ({project.arch.name}); "
-            f"supported are {', '.join(ARCHITECTURES)}"
-        )
+        raise unsupported(path, project.arch.name)
     with rare_collections():
         try:
             starts = read_starts(project, content)
@@ -125,6 +127,14 @@ def analyse(
             raise utils.UserError(f"angr fails on the code of {path}: {_reason(error)}") from error
         found = _tidy(project, cfg, path, starts, names, exported)
         return mend_boundaries(found, {a: ascii_name(name) for a, name in names.items()})
+
+
+def unsupported(path: object, processor: str) -> utils.UserError:
+    """Return the error for a file for a processor that is not in the table."""
+    return utils.UserError(
+        f"{path} is for a processor that is not supported ({processor}); "
+        f"supported are {', '.join(ARCHITECTURES)}"
+    )
 
 
 @contextmanager

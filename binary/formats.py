@@ -20,6 +20,10 @@ UNPACK_FIRST = {  # first bytes of a file -> what it is
     b"\xde\xc0\x17\x0b": "LLVM bitcode, not machine code: compile it first",
     b"\0asm": "WebAssembly, which angr does not read",
     b"dex\n": "Android bytecode, which angr does not read",
+    **dict.fromkeys(
+        (b"VZ\x4c\1", b"VZ\x64\x86", b"VZ\x64\xaa"),
+        "a TE image of EFI firmware, which angr does not read: compare its PE file",
+    ),
 }
 # Images of file systems and other archives: (offset, magic) -> what it is, and how it is unpacked.
 SQUASHFS = "a squashfs image: unpack it first (unsquashfs)"
@@ -35,6 +39,7 @@ IMAGES = {
     (0, b"7z\xbc\xaf\x27\x1c"): "a 7z archive: unpack it first (7z x)",
     (0, b"Rar!\x1a\x07"): "a RAR archive: unpack it first (unrar x)",
     (0, b"MSCF"): "a cabinet: unpack it first (cabextract)",
+    (0x28, b"_FVH"): "a firmware volume: unpack it first (uefi-firmware-parser -e)",
     # An ELF program that mounts the image after it.
     (8, b"AI\2"): "an AppImage: unpack it first (unsquashfs -offset)",
 }
@@ -46,6 +51,8 @@ ARCHIVE_HEADER = 60  # bytes of a member's header; its size is in characters 48 
 # Mach-O files with several slices: first bytes -> layout of a slice's entry.
 UNIVERSAL = {b"\xca\xfe\xba\xbe": ">5I", b"\xca\xfe\xba\xbf": ">2I2Q2I"}
 MANY_SLICES = 32  # Java classes have the same first bytes, then a version, which is at least 45
+OLDEST_JAVA = 45
+SHF_EXECINSTR, SHT_NOBITS = 4, 8
 PT_LOAD, LC_SEGMENT, LC_SEGMENT_64 = 1, 1, 0x19
 MACHO = (b"\xcf\xfa\xed\xfe", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xce")
 OF_MACHO = {
@@ -124,6 +131,8 @@ def refuse(path: object, content: bytes) -> None:
             raise UserError(f"{path} is {what}")
     if what := image(content[:IMAGE_HEADER]):
         raise UserError(f"{path} is {what}")
+    if content[:4] in UNIVERSAL and int.from_bytes(content[6:8], "big") >= OLDEST_JAVA:
+        raise UserError(f"{path} is a Java class: bytecode, which angr does not read")
     if content.startswith(ARCHIVE):
         n = _members(content)
         raise UserError(
@@ -138,6 +147,23 @@ def refuse(path: object, content: bytes) -> None:
         raise UserError(f"{path} is packed with UPX: unpack it first (upx -d)")
     if reason := cut_off(content):  # loaders take parts of a file for all of it
         raise UserError(f"{path} cannot be loaded: {reason}")
+    if content[:4] == b"\x7fELF" and _is_debug_file(content):
+        raise UserError(
+            f"{path} contains debug information, but not the code: compare the programs themselves"
+        )
+
+
+def _is_debug_file(content: bytes) -> bool:
+    """Whether an ELF file has sections of code, all of which are empty in the file."""
+    order, wide = ">" if content[5] == 2 else "<", content[4] == 2
+    (place,) = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", content, 40 if wide else 32)
+    size, count = struct.unpack_from(f"{order}2H", content, 58 if wide else 46)
+    layout = f"{order}4xI{'QQQQ' if wide else 'IIII'}"  # type, flags, address, offset, size
+    if not place or size < struct.calcsize(layout):
+        return False
+    rows = (struct.unpack_from(layout, content, place + i * size) for i in range(count))
+    kinds = {kind for kind, flags, _, _, length in rows if flags & SHF_EXECINSTR and length}
+    return kinds == {SHT_NOBITS}
 
 
 def cut_off(content: bytes) -> str:

@@ -228,5 +228,7 @@ def _rare_first(relation: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
 def _beside(n: int, reach: int) -> scipy.sparse.csr_matrix:
     """Return pairs of functions at most ``reach`` places apart in the order of addresses."""
     steps = [d for d in range(-reach, reach + 1) if d and abs(d) < n]
+    if not steps:
+        return scipy.sparse.csr_matrix((n, n), dtype=np.float32)
     band = scipy.sparse.diags([np.ones(n - abs(d)) for d in steps], steps, (n, n), "csr")
-    return (band / np.sqrt(max(len(steps), 1))).astype(np.float32)
+    return (band / np.sqrt(len(steps))).astype(np.float32)

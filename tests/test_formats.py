@@ -336,6 +336,9 @@ def test_addresses_of_a_kernel(tmp_path, monkeypatch):
         (b"hsqs" + bytes(90), "a squashfs image: unpack it first (unsquashfs)"),
         (b"\x7fELF\2\1\1\0AI\2" + bytes(90), "an AppImage: unpack it first"),
         (bytes(0x438) + b"\x53\xef\1\0", "an ext4 image: unpack it first"),
+        (bytes(0x28) + b"_FVH", "a firmware volume: unpack it first"),
+        (b"VZ\x64\x86" + bytes(90), "a TE image of EFI firmware"),
+        (b"\xca\xfe\xba\xbe\0\0\0\x34" + bytes(90), "a Java class"),
         (b"", "is empty"),
     ],
 )
@@ -395,3 +398,37 @@ def test_arm_and_thumb_code_are_told_apart():
     thumb = bytes.fromhex("80b5 00af 0023 1846 bd46 80bd 00bf 00bf")
     assert is_thumb(arm) == 0
     assert is_thumb(thumb) == 1
+
+
+def test_debug_files_and_other_processors_are_refused(builds, tmp_path):
+    program, copy = builds / "O1" / "shapes", tmp_path / "shapes"
+    subprocess.run(["objcopy", "--only-keep-debug", program, copy], check=True)
+    with pytest.raises(UserError, match="contains debug information, but not the code"):
+        analyse(copy)
+    content = bytearray(program.read_bytes())
+    for machine, name in ((43, "sparcv9"), (258, "Loongarch")):
+        content[18:20] = machine.to_bytes(2, "little")
+        copy.write_bytes(content)
+        with pytest.raises(UserError, match=rf"processor that is not supported \({name}"):
+            analyse(copy)
+
+
+def test_few_data_directories(tmp_path):
+    """A PE file may end its table of data directories before what it needs; EFI programs do."""
+    (tmp_path / "a.c").write_text(BARE.replace("PUBLIC", "default"))
+    whole, few = tmp_path / "whole.exe", tmp_path / "few.exe"
+    zig("x86_64-windows-gnu", "-O1", "-nostdlib", "-Wl,-e,start", tmp_path / "a.c", "-o", whole)
+    content = bytearray(whole.read_bytes())
+    (place,) = struct.unpack_from("<I", content, 60)
+    sections, optional = struct.unpack_from("<H12xH", content, place + 6)
+    table, less = place + 24 + optional, 10 * 8
+    rows = content[table : table + 40 * sections]
+    content[table - less : table + 40 * sections] = rows + bytes(less)
+    struct.pack_into("<H", content, place + 20, optional - less)
+    struct.pack_into("<I", content, table - 16 * 8 - 4, 6)
+    few.write_bytes(content)
+    assert len(pefile.PE(str(few)).OPTIONAL_HEADER.DATA_DIRECTORY) == 6
+    analyses = [analyse(file) for file in (whole, few)]
+    assert analyses[0].code_functions >= len(PUBLIC)
+    assert analyses[0].function_address.tolist() == analyses[1].function_address.tolist()
+    assert analyses[0].instructions == analyses[1].instructions

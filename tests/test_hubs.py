@@ -13,7 +13,9 @@ from binary.analysis import CALL, JUMP, Analysis
 from features.extract import HUB, _without_hubs, extract_features
 from jobs.processes import limited_memory
 from matching import blocks, evidence
+from matching.changes import STATUS, compare
 from matching.functions import Matches
+from matching.model import read_model
 
 MANY = 20_000  # functions; a table of all pairs of them has 3 GiB
 
@@ -163,3 +165,12 @@ def test_long_functions_are_matched_in_parts(monkeypatch):
     assert blocks._cut(x, x[:40]) == (25, 20)
     x = np.arange(50)
     assert blocks._cut(x, x[10:]) == (30, 20)
+
+
+def test_programs_of_one_function_are_compared():
+    """Functions before and behind one are evidence, but here there are none."""
+    codes = [extract_features(speed_diff.hub_program(0, seed)) for seed in (1, 2)]
+    assert [code.functions for code in codes] == [1, 1]
+    [row] = compare(*codes, read_model()).functions
+    assert row["sides"] == (0, 0)
+    assert STATUS[row["status"]] == "identical"
