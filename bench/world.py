@@ -286,7 +286,8 @@ def state() -> str:
     """Return a hash of what results depend on: the matching code, the model, and this bench."""
     folders = ("binary", "features", "encoder", "matching", "files")
     files = [f for folder in folders for f in sorted((ROOT / folder).rglob("*.py"))]
-    files += [Path(__file__), Path(DEFAULT)]
+    files += [*(Path(__file__).with_name(f"{n}.py") for n in ("world", "world_files", "truth"))]
+    files.append(Path(DEFAULT))
     return hashlib.sha256("".join(map(utils.sha256_of, files)).encode()).hexdigest()
 
 

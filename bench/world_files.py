@@ -234,9 +234,11 @@ def _by_cle(file: Path) -> dict[int, set[str]]:
     """Return the names that PE exports, Mach-O's symbols, or the table of a Go program has."""
     import angr
 
+    from binary.angr_gaps import fill_gaps, loadable
     from binary.starts import go_functions, is_code
 
-    project = angr.Project(str(file), auto_load_libs=False)
+    fill_gaps()
+    project = angr.Project(loadable(str(file), file.read_bytes()), auto_load_libs=False)
     binary = project.loader.main_object
     found = defaultdict(set)
     for symbol in binary.symbols:
