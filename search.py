@@ -71,13 +71,13 @@ def index(
     plot : str
         Also draw the functions of the index in two dimensions, to this file (.png, .svg, .pdf).
     outputDir : str
-        Where analysed binaries are cached.
+        Folder where analysed binaries are cached.
     workers : int
         Number of parallel processes.
     time_limit : float
-        Seconds of CPU time that the analysis of one file may take.
+        Seconds of processor time for the analysis of one file.
     memory_limit : float
-        GiB of memory that the analysis may use, and that the rest may use.
+        GiB of memory for the analysis of a file, and for the search.
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
@@ -160,11 +160,11 @@ def query(
     own : bool
         Also search the functions of the same file.
     outputDir : str
-        Where analysed binaries are cached.
+        Folder where analysed binaries are cached.
     time_limit : float
-        Seconds of CPU time that the analysis of the file may take.
+        Seconds of processor time for the analysis of the file.
     memory_limit : float
-        GiB of memory that the analysis may use, and that the rest may use.
+        GiB of memory for the analysis of a file, and for the search.
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
@@ -214,11 +214,11 @@ def scan(
     own : bool
         Also search the functions of the same file.
     outputDir : str
-        Where analysed binaries are cached.
+        Folder where analysed binaries are cached.
     time_limit : float
-        Seconds of CPU time that the analysis of the file may take.
+        Seconds of processor time for the analysis of the file.
     memory_limit : float
-        GiB of memory that the analysis may use, and that the rest may use.
+        GiB of memory for the analysis of a file, and for the search.
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """

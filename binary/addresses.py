@@ -174,6 +174,8 @@ class Finder:
         self.address = [node.addr for node in code]
         self.lines = list(code.values())
         self.edges = edges
+        self.emit = False  # whether to record what is found, and where: block, line
+        self.at = 0, 0
         self.found: list[tuple[int, int, int, int, int]] = []
         self.parts: set[tuple[int, int, int]] = set()
         self.thunks: dict[int, str | None] = {}
@@ -211,8 +213,9 @@ class Finder:
     def references(self) -> list[tuple[int, int, int, int, int]]:
         """Return (block, line, index of the number in the line, kind, value), sorted."""
         states = self._states() if self.family in SAVED else [{} for _ in self.lines]
+        self.emit = True
         for block, state in enumerate(states):
-            self._run(block, dict(state or {}), emit=True)
+            self._run(block, dict(state or {}))
         kept = {}
         for block, line, position, kind, value in self.found:
             at = block, line, position
@@ -259,7 +262,7 @@ class Finder:
             block = waiting.popleft()
             queued.discard(block)
             state = dict(states[block] or {})
-            self._run(block, state, emit=False)
+            self._run(block, state)
             saved = SAVED[self.family]
             kept = {r: v for r, v in state.items() if r in saved or "[" in r or "(" in r}
             for target, called in flow[block]:
@@ -291,8 +294,8 @@ class Finder:
 
     # ------------------------------------------------------------------------ instructions
 
-    def _run(self, block: int, state: State, emit: bool) -> None:
-        """Follow the instructions of a block; if ``emit``, record the addresses they refer to."""
+    def _run(self, block: int, state: State) -> None:
+        """Follow the instructions of a block; if ``self.emit``, record what they refer to."""
         lines = self.lines[block]
         start = self.address[block] & ~1
         if self.family == "X86" and lines[0].mnemonic == "pop" and block:
@@ -305,21 +308,25 @@ class Finder:
                 state["lr"] = Value(start, 2)
         if self.family == "MIPS":
             state["$gp"] = Value(self.got, True)
-        step = getattr(self, f"_{self.family.lower()}", self._plain)
+        follow = getattr(self, f"_{self.family.lower()}") if self.family in SAVED else None
         for line, instruction in enumerate(lines):
-            if emit:
-                self._direct(block, line, instruction)
-            if self.family in SAVED:
-                step(block, line, instruction, parse(instruction.operands), state, emit)
+            self.at = block, line
+            parsed = parse(instruction.operands)
+            if self.emit:
+                self._direct(instruction, parsed)
+            if follow:
+                follow(instruction, parsed, state)
 
-    def _note(self, at: tuple[int, int, int], kind: int, value: int, *values: Value) -> None:
-        self.found.append((*at, kind, value))
+    def _note(self, position: int, kind: int, value: int, *values: Value) -> None:
+        """Record what a number of this instruction means, and the values it was made from."""
+        if not self.emit:
+            return
+        self.found.append((*self.at, position, kind, value))
         for made in values:
             self.parts.update(made.made_by)
 
-    def _direct(self, block: int, line: int, instruction: Instruction) -> None:
+    def _direct(self, instruction: Instruction, parsed: Parsed) -> None:
         """Record the addresses that an instruction contains whole."""
-        parsed = parse(instruction.operands)
         if not parsed.numbers:
             return
         last = len(parsed.numbers) - 1
@@ -329,26 +336,26 @@ class Finder:
             if self.family == "RISCV":
                 value += instruction.address
             if self.is_mapped(value):
-                self._note((block, line, last), PLACE, value)
+                self._note(last, PLACE, value)
             return
         if self.family in ("AMD64", "X86"):
             memory = parsed.memory
             if memory and memory.base in ("rip", "eip"):
                 place = memory.offset + instruction.address + instruction.size
-                self._note_through((block, line, memory.position), place)
+                self._note_through(memory.position, place)
             if not self.absolute or mnemonic.split(" ")[-1] in NOT_A_PLACE:
                 return
             for position, (_, value) in enumerate(parsed.numbers):
                 relative = memory and memory.position == position and memory.base in ("rip", "eip")
                 if not relative and value > 0xFFF and self.is_mapped(value):
-                    self._note((block, line, position), PLACE, value)
+                    self._note(position, PLACE, value)
         elif self.family == "S390X" and mnemonic.endswith("rl") and self.is_mapped(value):
-            self._note_through((block, line, last), value)
+            self._note_through(last, value)
 
-    def _note_through(self, at: tuple[int, int, int], address: int, *values: Value) -> None:
+    def _note_through(self, position: int, address: int, *values: Value) -> None:
         """Record an access to memory; if it is to the offset table, one to what the entry holds."""
         place = self._through(address)
-        self._note(at, PLACE if place == address else SLOT, place, *values)
+        self._note(position, PLACE if place == address else SLOT, place, *values)
 
     def _through(self, address: int) -> int:
         """Return the offset table's entry at an address, or the address if there is none."""
@@ -365,17 +372,6 @@ class Finder:
         except (KeyError, ValueError):
             return None
 
-    def _plain(
-        self,
-        block: int,
-        line: int,
-        instruction: Instruction,
-        parsed: Parsed,
-        state: State,
-        emit: bool,
-    ) -> None:
-        """Handle an instruction of a processor whose instructions contain whole addresses."""
-
     def _kill(self, state: State, instruction: Instruction, parsed: Parsed) -> None:
         """Forget the registers that an instruction writes or may write."""
         operands = parsed.operands
@@ -385,40 +381,28 @@ class Finder:
         if instruction.mnemonic.startswith(("ldp", "ldaxp", "ldrd", "umull", "smull", "lmg")):
             state.pop(operands[1], None)
 
-    def _load(self, block: int, line: int, memory: Memory, base: Value, emit: bool) -> Value | None:
+    def _load(self, memory: Memory, base: Value) -> Value | None:
         """Record an access to memory relative to a base; return the offset table's word there."""
         address = (base.number + memory.offset) & self.mask
         if not base.base or not self.is_mapped(address):
             return None
-        at = block, line, memory.position
         place = self._through(address)
-        page = self.family == "MIPS" and place != address and not place & 0xFFFF
-        if emit and page:
-            self._note(at, PART, 0, base)
-        elif emit:
-            self._note_through(at, address, base)
-        return Value(place, page, (at,) if page else ()) if place != address else None
+        if place == address:
+            self._note(memory.position, PLACE, place, base)
+            return None
+        page = self.family == "MIPS" and not place & 0xFFFF
+        self._note(memory.position, PART if page else SLOT, 0 if page else place, base)
+        return Value(place, page, ((*self.at, memory.position),) if page else ())
 
-    def _add(
-        self, block: int, line: int, position: int, base: Value, offset: int, emit: bool
-    ) -> Value | None:
+    def _add(self, position: int, base: Value, offset: int) -> Value | None:
         """Record base + offset and return it; None if it is not an address."""
         address = (base.number + offset) & self.mask
         if not self.is_mapped(address):
             return None
-        if emit:
-            self._note((block, line, position), PLACE, address, base)
+        self._note(position, PLACE, address, base)
         return Value(address, False)
 
-    def _x86(
-        self,
-        block: int,
-        line: int,
-        instruction: Instruction,
-        parsed: Parsed,
-        state: State,
-        emit: bool,
-    ) -> None:
+    def _x86(self, instruction: Instruction, parsed: Parsed, state: State) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         result = None
         target = operands[0] if operands else ""
@@ -428,22 +412,20 @@ class Finder:
             base = state[target]
             number = (base.number + parsed.numbers[-1][1]) & self.mask
             if base.base and self.is_mapped(number):
-                if emit:
-                    self._note((block, line, 0), PART, 0)
+                self._note(0, PART, 0)
                 self.got = number
                 result = Value(number, True)
         elif mnemonic == "mov" and len(operands) == 2 and operands[1] in state:
             result = state[operands[1]]
         elif memory and memory.base in state and memory.base not in ("esp", "ebp"):
-            loaded = self._load(block, line, memory, state[memory.base], emit)
+            loaded = self._load(memory, state[memory.base])
             if mnemonic == "mov" and "[" not in target and not memory.other:
                 result = loaded
         if mnemonic == "call":
             after = instruction.address + instruction.size
             if parsed.numbers and parsed.numbers[0][1] == after and not memory:
                 state["the return address"] = Value(after, True)
-                if emit:
-                    self._note((block, line, 0), PART, 0)
+                self._note(0, PART, 0)
             thunk = parsed.numbers and self._thunk(parsed.numbers[0][1])
             if thunk:
                 state[thunk] = Value(after, True)
@@ -478,38 +460,28 @@ class Finder:
             return ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")[code[1] >> 3]
         return None
 
-    def _aarch64(
-        self,
-        block: int,
-        line: int,
-        instruction: Instruction,
-        parsed: Parsed,
-        state: State,
-        emit: bool,
-    ) -> None:
+    def _aarch64(self, instruction: Instruction, parsed: Parsed, state: State) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         if not operands:
             return
         target = "x" + operands[0][1:] if operands[0].startswith("w") else operands[0]
         result = None
-        at = block, line, len(parsed.numbers) - 1
+        last = len(parsed.numbers) - 1
         if mnemonic in ("adrp", "adr"):
             number = parsed.numbers[0][1]
             page = mnemonic == "adrp"
-            if emit:
-                self._note(at, PART if page else PLACE, 0 if page else number)
+            self._note(last, PART if page else PLACE, 0 if page else number)
             result = Value(number, page)
         elif mnemonic.startswith("ldr") and len(operands) == 2 and not memory and parsed.numbers:
-            if emit:
-                self._note(at, PLACE, parsed.numbers[0][1])
+            self._note(last, PLACE, parsed.numbers[0][1])
         elif mnemonic == "add" and len(operands) == 3 and operands[1] in state and parsed.numbers:
             base = state[operands[1]]
             if base.base:
-                result = self._add(*at, base, parsed.numbers[0][1], emit)
+                result = self._add(last, base, parsed.numbers[0][1])
         elif mnemonic == "mov" and operands[1] in state:
             result = state[operands[1]]
         elif memory and memory.base in state and not memory.other:
-            loaded = self._load(block, line, memory, state[memory.base], emit)
+            loaded = self._load(memory, state[memory.base])
             if mnemonic == "ldr" and operands[0].startswith("x"):
                 result = loaded
         self._kill(state, instruction, parsed)
@@ -521,32 +493,25 @@ class Finder:
         if result is not None:
             state[target] = result
 
-    def _arm(
-        self,
-        block: int,
-        line: int,
-        instruction: Instruction,
-        parsed: Parsed,
-        state: State,
-        emit: bool,
-    ) -> None:
+    def _arm(self, instruction: Instruction, parsed: Parsed, state: State) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         if not operands:
             return
-        pc = (instruction.address & ~1) + (4 if block in self.thumb else 8)
+        pc = (instruction.address & ~1) + (4 if self.at[0] in self.thumb else 8)
         target, result = operands[0], None
         name = mnemonic.partition(".")[0]
-        at = block, line, len(parsed.numbers) - 1
+        last = len(parsed.numbers) - 1
+        at = *self.at, last
         if memory and memory.base == "pc" and not memory.other and name.startswith(("ldr", "vldr")):
-            at = block, line, memory.position
+            last = memory.position
+            at = *self.at, last
             size = {"ldrb": 1, "ldrsb": 1, "ldrh": 2, "ldrsh": 2, "ldrd": 8}.get(name, 4)
             size = 8 if target.startswith("d") else size
             number = self._word((pc & ~3) + memory.offset, size)
             self.words |= {(pc & ~3) + memory.offset + step for step in range(0, size, 4)}
             if number is not None:
                 whole = self.absolute and number > 0xFFF and self.is_mapped(number) and size == 4
-                if emit:
-                    self._note(at, PLACE if whole else NUMBER, number)
+                self._note(last, PLACE if whole else NUMBER, number)
                 result = Value(number, False, () if whole else (at,))
         elif name in ("ldr", "add") and "pc" in operands[1:] + ((memory.base,) if memory else ()):
             others = [memory.other] if memory else [o for o in operands if o != "pc"][-1:]
@@ -555,18 +520,17 @@ class Finder:
                 address = (pc + distance.number) & self.mask
                 if self.is_mapped(address):
                     place = self._through(address) if memory else address
-                    if emit:
-                        self._whole(block, line, place, place != address, distance)
+                    self._whole(place, place != address, distance)
                     if not memory or place != address:
                         result = Value(place, not memory)
             elif parsed.numbers and not memory:
                 address = (pc & ~3) + parsed.numbers[0][1]
-                if emit and self.is_mapped(address):
-                    self._note(at, PLACE, address)
+                if self.is_mapped(address):
+                    self._note(last, PLACE, address)
         elif name in ("adr", "adr.w") and parsed.numbers:
             address = (pc & ~3) + parsed.numbers[0][1]
-            if emit and self.is_mapped(address):
-                self._note(at, PLACE, address)
+            if self.is_mapped(address):
+                self._note(last, PLACE, address)
         elif name == "movw" and parsed.numbers:
             result = Value(parsed.numbers[0][1], False, (at,))
         elif name == "movt" and target in state and parsed.numbers:
@@ -574,9 +538,8 @@ class Finder:
             number = parsed.numbers[0][1] << 16 | low.number
             result = Value(number, False, (*low.made_by, at))
             if self.absolute and self.is_mapped(number):
-                if emit:
-                    self._note(at, PLACE, number, low)
-                    self.parts.discard(at)
+                self._note(last, PLACE, number, low)
+                self.parts.discard(at)
                 result = Value(number, False)
         elif name == "mov" and len(operands) == 2 and operands[1] in state:
             result = state[operands[1]]
@@ -585,15 +548,13 @@ class Finder:
             address = (base.number + index.number) & self.mask
             if not memory.scaled and self.is_mapped(address):
                 place = self._through(address)
-                if emit:
-                    self._whole(block, line, place, place != address, base, index)
+                self._whole(place, place != address, base, index)
                 result = Value(place, False) if place != address and name == "ldr" else None
         elif name == "add" and len(operands) == 3 and {*operands[1:]} <= state.keys():
             base, index = (state[o] for o in operands[1:])
             address = (base.number + index.number) & self.mask
             if (base.base or index.base) and self.is_mapped(address):
-                if emit:
-                    self._whole(block, line, address, False, base, index)
+                self._whole(address, False, base, index)
                 result = Value(address, False)
         self._kill(state, instruction, parsed)
         for register in ("r0", "r1", "r2", "r3", "ip", "lr") if name in ("bl", "blx") else ():
@@ -606,24 +567,17 @@ class Finder:
         if result is not None:
             state[target] = result
 
-    def _whole(self, block: int, line: int, place: int, slot: bool, *values: Value) -> None:
+    def _whole(self, place: int, slot: bool, *values: Value) -> None:
         """Record that an instruction completes an address although it contains no number."""
-        self._note((block, line, IN_MEMORY), SLOT if slot else PLACE, place, *values)
+        self._note(IN_MEMORY, SLOT if slot else PLACE, place, *values)
 
-    def _mips(
-        self,
-        block: int,
-        line: int,
-        instruction: Instruction,
-        parsed: Parsed,
-        state: State,
-        emit: bool,
-    ) -> None:
+    def _mips(self, instruction: Instruction, parsed: Parsed, state: State) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         if not operands:
             return
         target, result = operands[0], None
-        at = block, line, len(parsed.numbers) - 1
+        last = len(parsed.numbers) - 1
+        at = *self.at, last
         if mnemonic == "lui":
             number = parsed.numbers[0][1] << 16
             number -= (number & 0x80000000) << 1
@@ -634,11 +588,10 @@ class Finder:
             if base.base and base.number == self.got:
                 pass
             elif base.base and self.got and number == self.got:
-                if emit:
-                    self._note(at, PART, 0, base)
+                self._note(last, PART, 0, base)
                 result = Value(number, True)
             elif base.base and self.is_near(base.number) and self.is_mapped(number):
-                result = self._add(*at, base, parsed.numbers[0][1], emit)
+                result = self._add(last, base, parsed.numbers[0][1])
             elif base.base:
                 result = Value(number, True, (*base.made_by, at))
         elif mnemonic in ("addu", "daddu") and {*operands[1:]} <= state.keys():
@@ -646,7 +599,7 @@ class Finder:
             number = (one.number + other.number) & self.mask
             if self.got and abs(number - self.got) <= 0x8000 and (one.base or other.base):
                 made_by = one.made_by + other.made_by
-                self.parts.update(made_by if emit else ())
+                self.parts.update(made_by if self.emit else ())
                 result = Value(number, True, made_by)
         elif mnemonic in ("addu", "daddu"):
             result = self._indexed(operands[1:], state)
@@ -655,7 +608,7 @@ class Finder:
         elif memory and memory.base in state:
             base = state[memory.base]
             if base.base and (self.is_near(base.number) or base.number == self.got):
-                loaded = self._load(block, line, memory, base, emit)
+                loaded = self._load(memory, base)
                 if mnemonic in ("lw", "ld"):
                     result = loaded
         self._kill(state, instruction, parsed)
@@ -669,20 +622,13 @@ class Finder:
         bases = [state[o] for o in operands if o in state and state[o].base]
         return bases[0] if len(bases) == 1 else None
 
-    def _ppc(
-        self,
-        block: int,
-        line: int,
-        instruction: Instruction,
-        parsed: Parsed,
-        state: State,
-        emit: bool,
-    ) -> None:
+    def _ppc(self, instruction: Instruction, parsed: Parsed, state: State) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         if not operands:
             return
         target, result = operands[0], None
-        at = block, line, len(parsed.numbers) - 1
+        last = len(parsed.numbers) - 1
+        at = *self.at, last
         if mnemonic == "lis":
             result = Value(parsed.numbers[0][1] << 16 & self.mask, True, (at,))
         elif mnemonic in ("addis", "addi") and operands[1] in state and parsed.numbers:
@@ -691,15 +637,14 @@ class Finder:
             offset = parsed.numbers[0][1] << shift
             number = (base.number + offset) & self.mask
             if base.base == 2 or (base.base and number == self.got):
-                if emit:
-                    self._note(at, PART, 0, base)
+                self._note(last, PART, 0, base)
                 result = Value(number, base.base)
             elif shift:
                 result = Value(number, True, (*base.made_by, at))
             elif base.base:
-                result = self._add(*at, base, offset, emit)
+                result = self._add(last, base, offset)
             else:
-                self._offset(at, number + self._bias(block, line, target), emit)
+                self._offset(last, number + self._bias(target))
                 result = Value(number, False)
         elif mnemonic == "add":
             result = self._indexed(operands[1:], state)
@@ -711,18 +656,17 @@ class Finder:
             after = instruction.address + instruction.size
             if parsed.numbers[-1][1] == after:
                 state["lr"] = Value(after, 2)
-                if emit:
-                    self._note(at, PART, 0)
+                self._note(last, PART, 0)
         elif memory and memory.base == "r1":
             if mnemonic in ("lwz", "ld"):
                 result = state.get(operands[1])
         elif memory and memory.base in state and state[memory.base].base:
-            loaded = self._load(block, line, memory, state[memory.base], emit)
+            loaded = self._load(memory, state[memory.base])
             if mnemonic in ("lwz", "ld"):
                 result = loaded
         elif memory and memory.base in state and not memory.other:
             address = (state[memory.base].number + memory.offset) & self.mask
-            self._offset((block, line, memory.position), address, emit)
+            self._offset(memory.position, address)
         self._spill(mnemonic, operands, memory, state)
         self._kill(state, instruction, parsed)
         if self.word == 8:
@@ -730,8 +674,9 @@ class Finder:
         if result is not None and not READS_FIRST.match(mnemonic):
             state[target] = result
 
-    def _bias(self, block: int, line: int, register: str) -> int:
+    def _bias(self, register: str) -> int:
         """Return the step of a loop that adds it before it loads; its base is one step too low."""
+        block, line = self.at
         ahead = [i for lines in self.lines[block : block + 3] for i in lines][line + 1 :]
         for instruction in ahead[:AHEAD]:
             parsed = parse(instruction.operands)
@@ -741,15 +686,15 @@ class Finder:
                 return 0
         return 0
 
-    def _offset(self, at: tuple[int, int, int], address: int, emit: bool) -> None:
+    def _offset(self, position: int, address: int) -> None:
         """Record an offset from a known address; clang merges variables and texts into one object.
 
         For constants, only the content at the sum counts, because texts may move. For variables
         the offset counts as well, because it may be the offset of a field.
         """
-        if emit and self.is_mapped(address):
+        if self.is_mapped(address):
             constant = any(start <= address < end for start, end in self.constant)
-            self._note(at, PLACE if constant else OFFSET, address)
+            self._note(position, PLACE if constant else OFFSET, address)
 
     @staticmethod
     def _spill(
@@ -766,26 +711,18 @@ class Finder:
             if mnemonic in ("stw", "std") and operands[0] in state:
                 state[operands[1]] = state[operands[0]]
 
-    def _riscv(
-        self,
-        block: int,
-        line: int,
-        instruction: Instruction,
-        parsed: Parsed,
-        state: State,
-        emit: bool,
-    ) -> None:
+    def _riscv(self, instruction: Instruction, parsed: Parsed, state: State) -> None:
         mnemonic, operands, memory = instruction.mnemonic, parsed.operands, parsed.memory
         if not operands:
             return
         mnemonic = mnemonic.removeprefix("c.")
         target, result = operands[0], None
-        at = block, line, len(parsed.numbers) - 1
+        last = len(parsed.numbers) - 1
+        at = *self.at, last
         if mnemonic == "auipc":
             number = parsed.numbers[0][1] << 12
             number -= (number & 0x80000000) << 1
-            if emit:
-                self._note(at, PART, 0)
+            self._note(last, PART, 0)
             result = Value((instruction.address + number) & self.mask, True)
         elif mnemonic == "lui" and self.absolute:
             number = parsed.numbers[0][1] << 12
@@ -794,7 +731,7 @@ class Finder:
         elif mnemonic in ("addi", "addiw") and parsed.numbers:
             source = operands[1] if len(operands) == 3 else target
             if source in state and state[source].base:
-                result = self._add(*at, state[source], parsed.numbers[0][1], emit)
+                result = self._add(last, state[source], parsed.numbers[0][1])
         elif mnemonic == "add":
             result = self._indexed(operands[-2:], state)
         elif mnemonic == "mv" and operands[1] in state:
@@ -803,11 +740,9 @@ class Finder:
             source = operands[1] if len(operands) > 1 else target
             if source in state and state[source].base:
                 offset = parsed.numbers[0][1] if parsed.numbers else 0
-                self._add(
-                    block, line, at[2] if parsed.numbers else IN_MEMORY, state[source], offset, emit
-                )
+                self._add(last if parsed.numbers else IN_MEMORY, state[source], offset)
         elif memory and memory.base in state:
-            loaded = self._load(block, line, memory, state[memory.base], emit)
+            loaded = self._load(memory, state[memory.base])
             if mnemonic == "ld" or (mnemonic == "lw" and self.word == 4):
                 result = loaded
         self._kill(state, instruction, parsed)
