@@ -261,7 +261,7 @@ def compare_binaries(
     UserError
         A file cannot be read or compared.
     """
-    codes = read_binaries((old, new), outputDir, workers)
+    codes = read_binaries(take_slices((old, new), outputDir, None), outputDir, workers)
     known = read_anchors(anchors, codes) if anchors else None
     diff = compare(*codes, read_model(model_file), known)
     return Comparison(function_matches(codes, diff), block_matches(codes, diff), verdict(diff))

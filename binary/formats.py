@@ -7,7 +7,7 @@
 import re
 import struct
 
-from utils import UserError, plural
+from utils import UserError
 
 UNPACK_FIRST = {  # first bytes of a file -> what it is
     b"!<thin>\n": "a thin archive: compare the object files that it names",
@@ -47,7 +47,6 @@ IMAGE_HEADER = 0x8006  # bytes that tell an image
 PACKER = re.compile(rb"UPX!|UPX0\0")
 PACKER_WITHIN = 1024  # bytes from the beginning that may contain the packer's mark
 ARCHIVE = b"!<arch>\n"
-ARCHIVE_HEADER = 60  # bytes of a member's header; its size is in characters 48 to 57
 # Mach-O files with several slices: first bytes -> layout of a slice's entry.
 UNIVERSAL = {b"\xca\xfe\xba\xbe": ">5I", b"\xca\xfe\xba\xbf": ">2I2Q2I"}
 MANY_SLICES = 32  # Java classes have the same first bytes, then a version, which is at least 45
@@ -134,11 +133,7 @@ def refuse(path: object, content: bytes) -> None:
     if content[:4] in UNIVERSAL and int.from_bytes(content[6:8], "big") >= OLDEST_JAVA:
         raise UserError(f"{path} is a Java class: bytecode, which angr does not read")
     if content.startswith(ARCHIVE):
-        n = _members(content)
-        raise UserError(
-            f"{path} is a static archive of {n} {plural(n, 'file')}: unpack it (ar x) and compare "
-            "them one by one"
-        )
+        raise UserError(f"{path} is a static archive: unpack it (ar x) and use its files")
     if parts := slices(content):
         raise UserError(
             f"{path} is a universal file for {' and '.join(parts)}: choose one with --arch"
@@ -229,19 +224,6 @@ def _size_of_macho(content: bytes) -> int:
             ends.append(sum(struct.unpack_from(layout, content, place + (40 if wide else 32))))
         place += max(length, 8)
     return max(ends)
-
-
-def _members(content: bytes) -> int:
-    """Count the files in an archive; its indexes do not count."""
-    place, count = len(ARCHIVE), 0
-    while place + ARCHIVE_HEADER <= len(content):
-        name, size = content[place : place + 16], content[place + 48 : place + 58].strip()
-        if not size.isdigit():
-            break
-        indexes = (b"/ ", b"// ", b"/SYM64/", b"__.SYMDEF", b"#1/")
-        count += not name.startswith(indexes[:4])
-        place += ARCHIVE_HEADER + int(size) + int(size) % 2
-    return count
 
 
 def choose_slice(path: object, content: bytes, arch: str | None, other: list[str]) -> str:

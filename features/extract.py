@@ -16,7 +16,7 @@ import scipy.sparse
 
 from binary.analysis import STEP_OVER, Analysis, load_analysis
 from binary.architectures import Architecture
-from binary.cache import analyse_files, take_slices
+from binary.cache import analyse_files
 from binary.instructions import literal_words
 from binary.shared_data import Tables, pointer_labels, read_tables, shared_variables
 from features.normalised import normal_forms
@@ -308,19 +308,14 @@ def read_binaries(
     output_dir: str,
     workers: int,
     limits: tuple[float, float] = LIMITS,
-    arch: str | None = None,
 ) -> tuple[Features, ...]:
     """Analyse binaries, or take their analyses from the cache, and extract their features.
-
-    Of a universal file, the slice for the processor ``arch`` is used, or else that for the
-    processor of the other files.
 
     Raises
     ------
     UserError
         A file cannot be analysed; then the others are not analysed either.
     """
-    paths = take_slices(paths, output_dir, arch)
     found, _ = analyse_files(paths, output_dir, workers, limits, all_or_none=True)
     with limited_memory(limits[1], f"extracting the features of {' and '.join(paths)}"):
         return tuple(extract_features(load_analysis(found[path])) for path in paths)

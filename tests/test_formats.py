@@ -326,7 +326,7 @@ def test_addresses_of_a_kernel(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"!<arch>\n" + b"a.o/".ljust(48) + b"4         `\nabcd", "static archive of 1 file:"),
+        (b"!<arch>\n" + b"a.o/".ljust(48) + b"4         `\nabcd", "static archive: unpack it"),
         (gzip.compress(b"x", mtime=0), "compressed with gzip: unpack it first"),
         (b"\xfd7zXZ\0...", "compressed with xz: unpack it first"),
         (b"BC\xc0\xde....", "LLVM bitcode"),

@@ -64,7 +64,7 @@ void cleanup_module(void) { _printk("goodbye from a kernel module\n"); }
 """
 
 REFUSED = {
-    "archive": "is a static archive of 1 file: unpack it (ar x)",
+    "archive": "is a static archive: unpack it (ar x)",
     "empty": "is empty",
     "directory": "it is a directory",
     "fifo": "it is a special file",
