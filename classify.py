@@ -273,12 +273,10 @@ def fine_tune(
         if not start.with_head:  # its classifier may be the one of next-sentence prediction
             taken = {k: x for k, x in taken.items() if not k.startswith("classifier.")}
         model.load_state_dict(own | taken)
-    weights = hashlib.sha256()
-    for value in model.state_dict().values():
-        weights.update(value.numpy().tobytes())
     precision = train.best_precision(device)
     settings = train.settings_of(cfg, info, precision)
-    settings |= {"data_sha256": utils.sha256_of(data_file), "weights_sha256": weights.hexdigest()}
+    settings["data_sha256"] = utils.sha256_of(data_file)
+    settings["weights_sha256"] = train.weights_sha256(model)
     if not start.with_head:
         task.prepare(model, data, cfg.seed)
 

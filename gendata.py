@@ -39,7 +39,7 @@ from pydantic import Field
 import utils
 from binary.analysis import Analysis, analysis_settings, cache_file, count_imports, load_analysis
 from binary.builds import find_programs, find_refused
-from binary.cache import analyse_all, refuse_arch, take_slices
+from binary.cache import analyse_all, refuse_arch, report_skipped, take_slices
 from binary.tokens import VERSION as TOKENS
 from binary.tokens import Tokens, tokenise
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit
@@ -417,8 +417,7 @@ def report(data, pairs, kept, stale, binaries, skipped, seconds) -> None:
     print(f"seconds        {seconds:.1f}")
     if stale:
         print(f"removed {stale} pair folders of an earlier run that this one does not make")
-    for file, reason in skipped.items():
-        print(f"skipped {printable(file)}: {printable(reason)}", file=sys.stderr)
+    report_skipped(skipped)
     if total["pairs"] < ENOUGH_PAIRS:
         print(
             f"{total['pairs']} pairs make a small corpus; better use {ENOUGH_PAIRS} or more, "

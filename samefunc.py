@@ -39,7 +39,7 @@ from pydantic import Field, PositiveInt
 import utils
 from binary.analysis import cache_file, load_analysis
 from binary.builds import find_binaries
-from binary.cache import analyse_all
+from binary.cache import analyse_all, report_skipped
 from binary.instructions import clean_name, string_words
 from binary.symbols import STARTUP, is_symbol
 from binary.tokens import tokenise
@@ -180,8 +180,7 @@ def main(
         names = {origin.split("/")[-1] for row in rows for origin in row[3:]}
         programs = ", ".join(splits[split])
         print(f"{to}/{split}.tsv: {len(rows):,} pairs, {len(names):,} names, of {programs}")
-    for file, reason in skipped.items():
-        print(f"skipped {file}: {reason}")
+    report_skipped(skipped)
     return PARTLY if skipped else 0
 
 

@@ -14,7 +14,6 @@ if __name__ == "__main__":
     answer(__file__)  # --help and messages about wrong flags do not wait for the imports below
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +23,7 @@ from pydantic import Field, PositiveInt
 
 import utils
 from binary.analysis import load_analysis
-from binary.cache import analyse_files, reason_of, refuse_arch, take_slices
+from binary.cache import analyse_files, reason_of, refuse_arch, report_skipped, take_slices
 from encoder.encoder import Encoder, read_encoder
 from encoder.index import Binary, Index, add, index_file, nearest, read
 from encoder.map import PICTURES, draw_map
@@ -122,8 +121,7 @@ def index(
         f"{utils.plural(len(table.binaries), 'file')}, "
         f"{sum(file not in skipped for file in new.values()):,} new"
     )
-    for file, reason in skipped.items():
-        print(f"skipped {printable(reason_of(file, reason))}", file=sys.stderr)
+    report_skipped(skipped)
     return PARTLY if skipped else 0
 
 

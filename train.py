@@ -1,6 +1,7 @@
 """The training loop: steps, several processes, logging, saving and resuming."""
 
 import dataclasses
+import hashlib
 import math
 import os
 import re
@@ -96,6 +97,14 @@ def settings_of(cfg: Config, info: Any, precision: Precision) -> dict[str, Any]:
     sizes = settings.pop("model")
     settings = {name: value for name, value in settings.items() if name not in MAY_CHANGE}
     return settings | {f"model_cfg {name}": value for name, value in sizes.items()}
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return a hash of the values of all weights, in hexadecimal."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def start_processes(device: torch.device) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 import gc
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import utils
@@ -12,6 +13,7 @@ from binary.formats import choose_slice, processors, slices
 from jobs.processes import LIMITS
 from jobs.run import run_all
 from terminal import progress
+from terminal.escape import printable
 
 LOADING = 6  # seconds to import angr
 BYTES_A_SECOND = 60_000  # speed of one process, in bytes of coreutils files with debug information
@@ -94,6 +96,12 @@ def analyse_files(
 def reason_of(path: str, why: str) -> str:
     """Return why a file failed, with its name in front unless the reason contains it."""
     return why if path in why else f"{path}: {why}"
+
+
+def report_skipped(skipped: Mapping[str, str]) -> None:
+    """Print which files were skipped, and why."""
+    for file, why in skipped.items():
+        print(f"skipped {printable(reason_of(file, why))}", file=sys.stderr)
 
 
 def analyse_one(file: str, cache_file: Path) -> None:

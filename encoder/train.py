@@ -15,7 +15,6 @@ if __name__ == "__main__":
 import dataclasses
 import hashlib
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -29,7 +28,7 @@ import models
 import train
 import utils
 from binary.analysis import analysis_settings
-from binary.cache import analyse_files, reason_of
+from binary.cache import analyse_files, report_skipped
 from encoder.calibration import Calibration, fit
 from encoder.corpus import Build, Corpus, read_corpus
 from encoder.encoder import write_encoder
@@ -42,7 +41,6 @@ from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
 from optim import OneCycleAdamW
 from terminal.arguments import names_of
 from terminal.command_line import PARTLY, command_line
-from terminal.escape import printable
 
 path = "experiment_data/packages/binaries/"  # builds: path/<build>/<program>
 train_cfg = "config/encoder.json"
@@ -175,8 +173,7 @@ def main(
         corpus = read_corpus(known, outputDir)
         judged = read_corpus(held_out, outputDir) if held_out else None
         train_encoder(cfg, prepare(cfg, corpus, judged), analysis_settings(), save_dir, to)
-    for file, reason in skipped.items():
-        print(f"skipped {printable(reason_of(file, reason))}", file=sys.stderr)
+    report_skipped(skipped)
     return PARTLY if skipped else 0
 
 
@@ -330,11 +327,9 @@ def run_stage(
         {"params": table, "lr": stage.words_lr, "weight_decay": 0.0},
         {"params": rest, "lr": stage.lr},
     ]
-    weights = hashlib.sha256()
-    for value in network.state_dict().values():
-        weights.update(value.cpu().numpy().tobytes())
     precision = train.best_precision(device)
-    settings = train.settings_of(stage, info, precision) | {"weights_sha256": weights.hexdigest()}
+    settings = train.settings_of(stage, info, precision)
+    settings["weights_sha256"] = train.weights_sha256(network)
     settings["objectives"] = str(stage.objectives)
     trainer = train.Trainer(
         stage,

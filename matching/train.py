@@ -30,6 +30,7 @@ from pydantic import PositiveInt
 
 import utils
 from binary.analysis import analysis_settings
+from binary.cache import report_skipped
 from encoder.encoder import Encoder, packages_of, read_encoder
 from experiment_data.recipes import VALIDATION
 from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
@@ -129,8 +130,7 @@ def main(
                     f"{name:10}  partner found by itself {alone:.1%}, "
                     f"with its neighbours {around:.1%}"
                 )
-        for file, reason in skipped.items():
-            print(f"skipped {file}: {reason}")
+        report_skipped(skipped)
         return PARTLY if skipped else 0
 
 
