@@ -18,6 +18,7 @@ import utils
 from binary.analysis import cache_file, load_analysis
 from binary.symbols import source_names
 from encoder.inputs import GROUPS, NAMES
+from experiment_data.recipes import TEST, package_of
 from features.extract import extract_features
 from features.positions import BAG, WORD_KINDS, Positions, read_positions
 from features.tfidf import DIMENSIONS
@@ -125,6 +126,26 @@ class Corpus:
                 zip(found[only].tolist(), functions, strict=True)
             )
         return self._unique_names[build.first]
+
+
+def find_files(paths: list[str]) -> list[tuple[str, str]]:
+    """Return package and file of all builds for training and validation; equal files count once."""
+    files, met = [], set()
+    for place in paths:
+        for file in sorted(Path(place).glob("*/*")):
+            package = package_of(file.parent.name)
+            if package in TEST or not file.is_file():
+                continue
+            key = package, file.name, utils.sha256_of(file)
+            if key not in met:
+                met.add(key)
+                files.append((package, str(file)))
+    if not files:
+        raise utils.UserError(
+            f"no builds under {', '.join(paths)}; `python experiment_data/build_packages.py` makes "
+            "some"
+        )
+    return files
 
 
 def read_corpus(files: Iterable[tuple[str, str]], output_dir: str | os.PathLike[str]) -> Corpus:

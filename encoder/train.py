@@ -15,7 +15,6 @@ if __name__ == "__main__":
 import dataclasses
 import hashlib
 import os
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -30,12 +29,12 @@ import utils
 from binary.analysis import analysis_settings
 from binary.cache import analyse_files, report_skipped
 from encoder.calibration import Calibration, fit
-from encoder.corpus import Build, Corpus, read_corpus
+from encoder.corpus import Build, Corpus, find_files, read_corpus
 from encoder.encoder import write_encoder
 from encoder.inputs import Vocabulary, choose_words, look_up
 from encoder.network import Network, View
 from encoder.objectives import MIN_BLOCKS, OBJECTIVES, SHARES, VIEWS, Data, draw
-from experiment_data.recipes import TEST, VALIDATION, package_of
+from experiment_data.recipes import VALIDATION
 from features.positions import LONGEST
 from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
 from optim import OneCycleAdamW
@@ -175,26 +174,6 @@ def main(
         train_encoder(cfg, prepare(cfg, corpus, judged), analysis_settings(), save_dir, to)
     report_skipped(skipped)
     return PARTLY if skipped else 0
-
-
-def find_files(paths: list[str]) -> list[tuple[str, str]]:
-    """Return package and file of all builds for training and validation; equal files count once."""
-    files, met = [], set()
-    for place in paths:
-        for file in sorted(Path(place).glob("*/*")):
-            package = package_of(file.parent.name)
-            if package in TEST or not file.is_file():
-                continue
-            key = package, file.name, utils.sha256_of(file)
-            if key not in met:
-                met.add(key)
-                files.append((package, str(file)))
-    if not files:
-        raise utils.UserError(
-            f"no builds under {', '.join(paths)}; `python experiment_data/build_packages.py` makes "
-            "some"
-        )
-    return files
 
 
 def take_part(files: list[tuple[str, str]], k: int, n: int) -> list[tuple[str, str]]:

@@ -12,8 +12,9 @@ import utils
 from binary.analysis import Analysis, cache_file, load_analysis
 from binary.cache import analyse_all
 from binary.symbols import source_names
+from encoder.corpus import find_files
 from encoder.encoder import Encoder
-from experiment_data.recipes import TEST, package_of
+from experiment_data.recipes import package_of
 from features.extract import Features, extract_features
 from jobs.processes import LIMITS
 from matching.candidates import Candidates, find_candidates
@@ -84,14 +85,10 @@ def find_builds(
     dict
         File -> why it was skipped.
     """
-    files = [f for path in paths for f in sorted(Path(path).glob("*/*")) if f.is_file()]
-    files = [f for f in files if package_of(f.parent.name) not in TEST]
-    if not files:
-        raise utils.UserError(
-            f"no builds under {', '.join(paths)}; `python experiment_data/build_packages.py` makes "
-            "some"
-        )
-    binaries = [{"path": str(f), "sha256": utils.sha256_of(f), "program": f.name} for f in files]
+    binaries = [
+        {"path": file, "sha256": utils.sha256_of(file), "program": Path(file).name}
+        for _, file in find_files(paths)
+    ]
     binaries = list({(binary["program"], binary["sha256"]): binary for binary in binaries}.values())
     times = Counter(binary["program"] for binary in binaries)
     binaries = [binary for binary in binaries if times[binary["program"]] > 1]
