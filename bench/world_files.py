@@ -233,6 +233,7 @@ def defined(file: Path) -> dict[int, Defined]:
 def _by_cle(file: Path) -> dict[int, set[str]]:
     """Return the names that PE exports, Mach-O's symbols, or the table of a Go program has."""
     import angr
+    import cle
 
     from binary.angr_gaps import fill_gaps, loadable
     from binary.starts import go_functions, is_code
@@ -242,8 +243,12 @@ def _by_cle(file: Path) -> dict[int, set[str]]:
     binary = project.loader.main_object
     found = defaultdict(set)
     for symbol in binary.symbols:
-        if symbol.name and not symbol.is_import and is_code(binary, symbol.rebased_addr):
-            found[symbol.rebased_addr].add(symbol.name)
+        address = symbol.rebased_addr
+        if symbol.name and not symbol.is_import and is_code(binary, address):
+            section = binary.find_section_containing(address)
+            name = section.name if section else ""
+            if not isinstance(binary, cle.MachO) or name == "__text":  # no constants
+                found[address].add(symbol.name)
     for function in go_functions(project):
         found[function.address].add(function.name)
     return found

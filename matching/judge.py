@@ -271,9 +271,9 @@ class Judge:
 
         Distances are relative to the table itself or to the global offset table.
         """
-        for n in range(len(self.places[0].steps)):
-            types = [p.steps[n] for p in self.places]
-            size = types[0].itemsize
+        known = [{step.itemsize: step for step in places.steps} for places in self.places]
+        for size in sorted(known[0].keys() & known[1].keys(), reverse=True):
+            types = [steps[size] for steps in known]
             skip = -x % size
             if skip != -y % size or len(one) - skip < size:
                 continue

@@ -1,13 +1,16 @@
 """matching/changes.py: which functions are identical, and which ones changed."""
 
 import platform
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import SOURCE, compile_c
 
 from binary.disassemble import analyse
 from features.extract import extract_features
 from matching.changes import CHANGED, IDENTICAL, ORDER, compare
+from matching.judge import Judge
 from matching.kinds import KINDS
 
 
@@ -85,3 +88,16 @@ def test_landing_pads_leave_functions_identical(tmp_path, model):
     }
     ours = ("main", "area", "usage", "kind", "copy", "compare")
     assert {(name, name) for name in ours} <= same
+
+
+def test_tables_of_distances_between_32_and_64_bits():
+    """Distances of eight bytes are not compared with those of four; those of four are."""
+    judge = Judge.__new__(Judge)
+    compared = []
+    judge._same_steps = lambda x, y, steps: compared.append([len(s) for s in steps])
+    wide, narrow = (
+        SimpleNamespace(steps=[np.dtype(f"<i{n}") for n in sizes]) for sizes in ((8, 4), (4,))
+    )
+    for judge.places in ((wide, narrow), (narrow, wide), (wide, wide)):
+        assert judge._same_distances(0, 0, bytes(64), bytes(64)) is None
+    assert compared == [[16, 16], [16, 16], [8, 8], [16, 16]]
