@@ -106,7 +106,10 @@ def read_starts(project: Any, content: bytes) -> list[Start]:
         for read_pe in PE_READERS:
             note(read_pe(pe, project))
     elif isinstance(binary, cle.MachO):
-        note(((a, 0, "LC_FUNCTION_STARTS") for a in binary.lc_function_starts or []), shift)
+        # All functions are listed, so each ends where the next one begins.
+        begins = sorted(binary.lc_function_starts or [])
+        ends = [*begins[1:], 0][: len(begins)]
+        note(((a, b, "LC_FUNCTION_STARTS") for a, b in zip(begins, ends, strict=True)), shift)
         exports = binary.exports_by_name.values()
         note((binary.mapped_base + a, 0, "exported symbols") for _, a in exports)
         note(_compact_unwinding(binary, project))

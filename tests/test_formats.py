@@ -114,6 +114,28 @@ def test_macos(folder, processor):
     assert sources == {"__unwind_info", "exported symbols"}
 
 
+def test_functions_of_macos_end_where_the_next_begin(folder, tmp_path):
+    """So code that nothing reaches, such as landing pads, is no function of its own."""
+    content = bytearray((folder / "aarch64.dylib").read_bytes())
+    before = analyse(folder / "aarch64.dylib")
+    begins = before.start_address[before.start_source == SOURCES.index("__unwind_info")].tolist()
+    listed = bytearray()
+    commands, size = struct.unpack_from("<2I", content, 16)
+    struct.pack_into("<2I", content, 16, commands + 1, size + 16)
+    steps = np.diff([0, *begins]).tolist()
+    for step in steps:  # LEB128
+        while step > 127:
+            listed.append(step & 127 | 128)
+            step >>= 7
+        listed.append(step)
+    struct.pack_into("<4I", content, 32 + size, 0x26, 16, len(content), len(listed) + 1)
+    (tmp_path / "listed.dylib").write_bytes(content + listed + b"\0")
+    analysis = analyse(tmp_path / "listed.dylib")
+    found = analysis.start_source == SOURCES.index("LC_FUNCTION_STARTS")
+    assert analysis.start_address[found].tolist() == begins
+    assert analysis.start_end[found][:-1].tolist() == begins[1:]
+
+
 def test_macos_bundles_are_read_like_libraries(folder, tmp_path):
     content = bytearray((folder / "aarch64.dylib").read_bytes())
     assert content[12] == 6  # MH_DYLIB
