@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import torch
-from shared import without_operations
+from neutral import without_operations
 
 import encoder.train as encoder_train
 import utils
@@ -123,7 +123,7 @@ def pack(
 def train(
     out: str = "gpu/out",
     minutes: float = 3.0,
-    rows: str = " ".join(ROWS),
+    rows: str = "",
     train_cfg: str = str(ROOT / encoder_train.train_cfg),
 ) -> None:
     """Train all rows at the same time.
@@ -135,11 +135,12 @@ def train(
     minutes : float
         Time for everything.
     rows : str
-        Which rows, separated by blanks.
+        Which rows, separated by blanks. Default: all.
     train_cfg : str
         Settings as for encoder/train.py; each row has its own stages.
     """
-    unknown = [row for row in rows.split() if row not in ROWS]
+    chosen = rows.split() or list(ROWS)
+    unknown = [row for row in chosen if row not in ROWS]
     if unknown:
         raise utils.UserError(f"--rows {unknown[0]}: the rows are {' '.join(ROWS)}")
     end = time.monotonic() + 60 * minutes
@@ -147,7 +148,7 @@ def train(
     parts = [(tuple(b), load_part(PLACE / f"{i}.npz")) for i, b in enumerate(packed["builds"])]
     cfg = utils.read_config(encoder_train.Config, train_cfg)
     read = prepared(cfg, parts, Row([]))
-    names = [(row, seed) for row in rows.split() for seed in range(ROWS[row].seeds)]
+    names = [(row, seed) for row in chosen for seed in range(ROWS[row].seeds)]
     fork = multiprocessing.get_context("fork")  # so that processes share what was read
     # The timeout ends the other processes if one fails before the barrier.
     wait, times = fork.Barrier(len(names), timeout=100), fork.Array("d", len(names))
@@ -162,7 +163,7 @@ def train(
         job.start()
     for job in jobs:
         job.join()
-    for row in rows.split():
+    for row in chosen:
         with tarfile.open(Path(out, f"{row}.tar"), "w") as tar:
             for file in sorted(Path(out).glob(f"{row}-seed*")):
                 tar.add(file, file.name)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse
-from shared import without_operations
+from neutral import without_operations
 from word_table import OFFSET, TableConfig, WordVectors, train_encoder
 
 import utils
