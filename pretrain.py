@@ -42,7 +42,6 @@ EVAL_EXAMPLES = 64  # per batch
 EVAL_BATCHES = 64  # maximum number
 BUCKET = 64  # minimum number of boundaries in a bucket, see SentPairSampler
 CANDIDATES = 4  # drawn per negative, to find one that differs from the true continuation
-RAMP = 3  # how often the batch size doubles
 COMPARED = 16  # tokens compared to tell a negative from the true continuation
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -383,8 +382,6 @@ class Config(train.Config):
     long_share : float
         Share of the steps, at the end, whose examples have the model's max_len; their batches have
         as many tokens as the others.
-    ramp : float
-        Share of the steps, at the start, over which batches grow in three steps from an eighth.
     """
 
     objectives: dict[str, pydantic.NonNegativeFloat] = dataclasses.field(
@@ -392,7 +389,6 @@ class Config(train.Config):
     )
     schedule: Schedule = "warmup_linear"
     long_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    ramp: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @pydantic.model_validator(mode="after")
     def _objectives_fit(self) -> "Config":
@@ -427,8 +423,6 @@ class SentPairDataLoader:
     batch_size, seed : int
     true_share : float
         Share of the pairs whose B follows A.
-    ramp : int
-        Number of batches over which the batch size grows, doubling `RAMP` times.
     """
 
     def __init__(
@@ -439,11 +433,10 @@ class SentPairDataLoader:
         batch_size: int,
         seed: int,
         true_share: float = 0.5,
-        ramp: int = 0,
     ) -> None:
         self.sampler, self.preprocess = sampler, preprocess
         self.n_tokens, self.batch_size, self.seed = n_tokens, batch_size, seed
-        self.true_share, self.ramp = true_share, ramp
+        self.true_share = true_share
 
     def __len__(self) -> int:
         return max(1, -(-self.n_tokens // (self.batch_size * self.sampler.budget)))
@@ -456,16 +449,11 @@ class SentPairDataLoader:
 
         For the arrays, see `Preprocess4Pretrain`. Only the text of these rows is read.
         """
-        size = self.size(k)
-        pairs = self.sampler.draw(size, np.random.default_rng([self.seed, k]), self.true_share)
-        rows = train.share(size, rank, world)
-        return self.preprocess(self.sampler.corpus, pairs, [self.seed, k, 1], rows)
-
-    def size(self, k: int) -> int:
-        """Return how many examples the k-th batch has."""
-        return (
-            self.batch_size >> (RAMP - RAMP * k // self.ramp) if k < self.ramp else self.batch_size
+        pairs = self.sampler.draw(
+            self.batch_size, np.random.default_rng([self.seed, k]), self.true_share
         )
+        rows = train.share(self.batch_size, rank, world)
+        return self.preprocess(self.sampler.corpus, pairs, [self.seed, k, 1], rows)
 
 
 def get_losses(
@@ -699,23 +687,22 @@ def main(
             "make it again: python dataprocess.py"
         )
 
-    def make_loader(length: int, batch_size: int, ramp: int = 0) -> SentPairDataLoader:
-        if batch_size >> (RAMP if ramp else 0) < world * cfg.accumulate:
+    def make_loader(length: int, batch_size: int) -> SentPairDataLoader:
+        if batch_size < world * cfg.accumulate:
             raise UserError(
-                f"batches of 'ramp' or 'long_share' have less than {world} processes times "
-                f"accumulate {cfg.accumulate} examples; raise batch_size, or leave these out"
+                f"batches of {length} tokens have {batch_size} examples, less than {world} "
+                f"processes times accumulate {cfg.accumulate}; raise batch_size, or leave "
+                "'long_share' out"
             )
         preprocess = Preprocess4Pretrain(
             tokenizer.vocab, length, max_pred * length // max_len, mask_prob, objectives
         )
         sampler = SentPairSampler(corpus, split.training, length)
         true_share = 0.5 if NextSentence in objectives else 1.0
-        return SentPairDataLoader(
-            sampler, preprocess, n_tokens, batch_size, cfg.seed, true_share, ramp
-        )
+        return SentPairDataLoader(sampler, preprocess, n_tokens, batch_size, cfg.seed, true_share)
 
-    cfg = cfg.with_epochs(len(make_loader(max_len, cfg.batch_size)))
-    loader = make_loader(max_len, cfg.batch_size, round(cfg.ramp * cfg.total_steps))
+    loader = make_loader(max_len, cfg.batch_size)
+    cfg = cfg.with_epochs(len(loader))
     long_from = cfg.total_steps - round(cfg.long_share * cfg.total_steps)
     long = loader
     if long_from < cfg.total_steps:

@@ -57,7 +57,6 @@ SETTINGS: dict[str, tuple[dict, dict]] = {
     "last tenth at full length": ({"long_share": 0.1}, {}),
     "rotary and last tenth at full length": ({"long_share": 0.1}, {"positions": "rotary"}),
     "warm-up-stable-decay": ({"schedule": "warmup_stable_decay"}, {}),
-    "growing batches": ({"ramp": 0.2}, {}),
 }
 # How examples are made: max_len, max_pred, mask_prob. OURS is what train.sh uses.
 OURS = (64, 16, 0.25)

@@ -571,19 +571,6 @@ def test_weights_of_losses():
     assert not make_loader().batch(3)["is_next"].all()
 
 
-def test_ramp_doubles_the_batch():
-    loader = make_loader(batch_size=32)
-    loader.ramp = 9
-    sizes = [len(loader.batch(k)["input_ids"]) for k in range(12)]
-    assert sizes == [4] * 3 + [8] * 3 + [16] * 3 + [32] * 3
-    for k in (0, 4, 11):  # weights are those of the batch at that step
-        batch = loader.batch(k)
-        assert batch["is_next_weights"].sum() == pytest.approx(1)
-        assert batch["masked_weights"].sum() == pytest.approx(1, abs=0.2)
-        parts = [loader.batch(k, rank, 3)["input_ids"] for rank in range(3)]
-        assert (np.concatenate(parts) == batch["input_ids"]).all()
-
-
 # --- the command line
 
 WORDS = ["mov", "reg8", "imme", "cmp", "ptr", "je", "call", "push", "pop", "ret"]
@@ -897,9 +884,9 @@ def test_wrong_flags(workplace):
 
 
 def test_a_recipe_of_settings(workplace, tmp_path, monkeypatch, capsys):
-    """The last steps at full length, without next sentence, with a ramp and another schedule."""
+    """The last steps at full length, without next sentence, with another schedule."""
     monkeypatch.chdir(workplace)
-    recipe = {"objectives": {"masked_lm": 0.5}, "long_share": 0.25, "ramp": 0.5}
+    recipe = {"objectives": {"masked_lm": 0.5}, "long_share": 0.25}
     recipe |= {"schedule": "warmup_stable_decay", "total_steps": 16, "save_steps": 16}
     (workplace / "recipe.json").write_text(json.dumps(TRAINING | recipe))
     (workplace / "rotary.json").write_text(json.dumps(MODEL | {"positions": "rotary"}))
@@ -918,9 +905,7 @@ def test_a_recipe_of_settings(workplace, tmp_path, monkeypatch, capsys):
     pretrain.main(
         "recipe.json", model_cfg="rotary.json", max_len=16, max_pred=3, save_dir=str(save_dir)
     )
-    assert (
-        shapes == [(4, 16)] * 3 + [(8, 16)] * 3 + [(16, 16)] * 2 + [(32, 16)] * 4 + [(16, 32)] * 4
-    )
+    assert shapes == [(32, 16)] * 12 + [(16, 32)] * 4
     assert rates[2:14] == pytest.approx([0.003] * 11 + [0.003 * 3 / 3.2], rel=0.05)
     info = json.loads((save_dir / "model.json").read_text())
     assert (info["max_len"], info["max_pred"], info["objectives"]) == (32, 6, ["masked_lm"])
@@ -933,8 +918,8 @@ def test_a_recipe_of_settings(workplace, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     pretrain.evaluate(str(save_dir / "model_steps_16.pt"))
     assert "next sentence" not in capsys.readouterr().out
-    (workplace / "recipe.json").write_text(json.dumps(TRAINING | recipe | {"batch_size": 4}))
-    with pytest.raises(UserError, match="batches of 'ramp' or 'long_share' have less than 1"):
+    (workplace / "recipe.json").write_text(json.dumps(TRAINING | recipe | {"batch_size": 1}))
+    with pytest.raises(UserError, match="batches of 32 tokens have 0 examples, less than 1"):
         pretrain.main("recipe.json", model_cfg="rotary.json", save_dir=str(save_dir), max_len=16)
     (workplace / "recipe.json").write_text(
         json.dumps(TRAINING | {"objectives": {"masked_instructions": 1}})
