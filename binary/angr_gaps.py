@@ -37,7 +37,10 @@ def loadable(path: str, content: bytes) -> str | io.BytesIO:
     libraries. PE files with a short table of directories get the missing entries, which are empty.
     """
     if content[:2] == b"MZ":
-        longer = _all_directories(content)
+        try:
+            longer = _all_directories(content)
+        except struct.error:  # broken headers: cle says what is wrong with them
+            return path
         return io.BytesIO(longer) if longer else path
     if content[:4] in MACHO and len(content) >= 16:
         number = "<I" if content[3] == 0xFE else ">I"

@@ -52,6 +52,7 @@ UNIVERSAL = {b"\xca\xfe\xba\xbe": ">5I", b"\xca\xfe\xba\xbf": ">2I2Q2I"}
 MANY_SLICES = 32  # Java classes have the same first bytes, then a version, which is at least 45
 OLDEST_JAVA = 45
 SHF_EXECINSTR, SHT_NOBITS = 4, 8
+ELF_HEADER = 52  # bytes of the shorter one, of 32-bit files
 PT_LOAD, LC_SEGMENT, LC_SEGMENT_64 = 1, 1, 0x19
 MACHO = (b"\xcf\xfa\xed\xfe", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xce")
 OF_MACHO = {
@@ -178,8 +179,8 @@ def cut_off(content: bytes) -> str:
 
 def _size_by_headers(content: bytes) -> int:
     """Return how many bytes the headers speak of, at least; 0 for other kinds of file."""
-    if content[:4] == b"\x7fELF" and len(content) >= 6:
-        return _size_of_elf(content)
+    if content[:4] == b"\x7fELF":
+        return _size_of_elf(content) if len(content) >= 6 else ELF_HEADER
     if content[:2] == b"MZ":
         (place,) = struct.unpack_from("<I", content, 60)
         if place > FAR or content[place : place + 4] not in (b"PE\0\0", b""):
@@ -188,7 +189,7 @@ def _size_by_headers(content: bytes) -> int:
         table = place + 24 + optional
         rows = [struct.unpack_from("<2I", content, table + 40 * i + 16) for i in range(sections)]
         rows.append((symbols, COFF_SYMBOL * count))
-        return max(table, *(sum(row) for row in rows if all(row)))
+        return max([table, *(sum(row) for row in rows if all(row))])
     if content[:4] in MACHO:
         return _size_of_macho(content)
     return 0
@@ -196,7 +197,7 @@ def _size_by_headers(content: bytes) -> int:
 
 def _size_of_elf(content: bytes) -> int:
     order, wide = ">" if content[5] == 2 else "<", content[4] == 2
-    header = 64 if wide else 52
+    header = 64 if wide else ELF_HEADER
     if len(content) < header:
         return header
     places = struct.unpack_from(f"{order}2{'Q' if wide else 'I'}", content, 32 if wide else 28)

@@ -19,6 +19,7 @@ import diff
 import gendata
 import search
 from binary.analysis import SOURCES
+from binary.angr_gaps import loadable
 from binary.cache import take_slices
 from binary.disassemble import _reason, analyse
 from binary.formats import processors, refuse, slices
@@ -281,6 +282,31 @@ def test_section_headers_may_be_cut_off(folder, tmp_path):
     assert cut.import_name == whole.import_name
     assert np.array_equal(cut.start_address, whole.start_address)
     assert set(cut.string) >= STRINGS
+
+
+@pytest.mark.parametrize("name", ["tiny.so", *(f"{name}.dll" for name in WINDOWS)])
+def test_broken_headers_end_in_a_refusal_or_in_the_loader(folder, name):
+    """Nothing fails while headers are looked at: short beginnings, and bytes changed at random."""
+    content, rng = (folder / name).read_bytes(), np.random.default_rng(0)
+    broken = [content[:length] for length in range(1, 400)]
+    for _ in range(600):
+        changed = bytearray(content)
+        for at in rng.integers(0, 400, 4).tolist():
+            changed[at] = rng.integers(256)
+        broken.append(bytes(changed))
+    refused = 0
+    for some in broken:
+        try:
+            refuse("x", some)
+        except UserError:
+            refused += 1
+        loadable("x", some)
+    assert 0 < refused < len(broken)
+
+
+def test_a_magic_number_alone_is_cut_off():
+    with pytest.raises(UserError, match="cut off: it has 4 bytes"):
+        refuse("x", b"\x7fELF")
 
 
 def test_frames_are_those_that_readelf_lists(folder):
