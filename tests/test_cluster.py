@@ -46,6 +46,15 @@ def worker_of(nanny: subprocess.Popen) -> int | None:
     return None
 
 
+def holds_json(file: Path) -> bool:
+    """Whether the file is whole: dask opens it first and writes to it afterwards."""
+    try:
+        json.loads(file.read_text())
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
 @contextmanager
 def cluster(folder: Path, workers: int, **environment: str):
     """Start a scheduler and workers as processes; yield the address and the nannies."""
@@ -65,7 +74,7 @@ def cluster(folder: Path, workers: int, **environment: str):
 
     try:
         start("scheduler", "--port", "0")
-        wait_for(file.exists, "the scheduler")
+        wait_for(lambda: file.exists() and holds_json(file), "the scheduler")
         spill = ["--nthreads", "1", "--local-directory", str(folder)]
         nannies = [start("worker", *spill) for _ in range(workers)]  # they join in some seconds
         yield json.loads(file.read_text())["address"], nannies
