@@ -7,10 +7,6 @@ Encoders and candidates are those of `matching/train.py`. Each row sets some mea
 functions, or some of the evidence around it, to zero, both in training and in the measurement. Two
 rows have all measures and less training. Everything is measured as in `bench/accuracy.py`.
 
-`--pretrain_file out/model_steps_3000.pt` adds a row with one more measure: the cosine of the two
-functions' mean hidden states in a BERT trained by `pretrain.py`, whitened with the mean and
-covariance over the functions of the training programs.
-
 `blocks` matches functions once with the model, then their blocks with one part left out in each
 row, and prints F1 over blocks.
 """
@@ -29,15 +25,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import accuracy as bench
 import numpy as np
-import torch
 
-import checkpoint
-import models
 import utils
-from binary.tokens import tokenise
 from encoder.encoder import DEFAULT as ENCODER
 from encoder.encoder import Encoder, packages_of, read_encoder
-from features.extract import Features
 from matching import blocks as matching_blocks
 from matching.blocks import match_blocks
 from matching.candidates import MEASURES, OF_ENCODER, Candidates, find_candidates
@@ -46,13 +37,9 @@ from matching.functions import match_candidates, match_functions
 from matching.model import DEFAULT, Model, read_model
 from matching.networks import MatchingConfig
 from matching.train import encoder_for, names_held_out, train_both
-from matching.training_pairs import Pair, find_builds, pairs_of
-from tasks.comparer import ComparisonData
+from matching.training_pairs import find_builds, pairs_of
 from terminal.arguments import names_of
 from terminal.command_line import command_line
-from tokenization import CorpusTokenizer, FullTokenizer
-
-WINDOWS = 4  # BERT reads so many windows of max_len tokens of each function
 
 
 def columns(of: list[str], pattern: str) -> list[int]:
@@ -97,8 +84,6 @@ def main(
     held_out: str | tuple[str, ...] | list[str] = ("ed", "xargs"),
     encoders: str | tuple[str, ...] | list[str] = (),
     train_cfg: str = "config/contrast.json",
-    pretrain_file: str | None = None,
-    max_len: int = 64,
     work: str = "out-diff",
     workers: int = 2,
 ) -> None:
@@ -122,10 +107,6 @@ def main(
         As for matching/train.py.
     train_cfg : str
         Settings of the training.
-    pretrain_file : str
-        A BERT, for the row with its hidden states.
-    max_len : int
-        Length of BERT's windows in tokens, as in its pre-training.
     work : str
         Folder for stripped copies and analyses.
     workers : int
@@ -174,11 +155,6 @@ def main(
         model = Model(shipped, *train_both(pairs, quarter))
         for kind in kinds:
             show(f"{row}; {kind}", measured[kind], [], model, known, ROUNDS)
-    if pretrain_file:
-        with_bert(pretrain_file, max_len, pairs, measured)
-        model = Model(shipped, *train_both(pairs, cfg))
-        for kind in kinds:
-            show(f"and BERT's states; {kind}", measured[kind], [], model, known, ROUNDS)
 
 
 def measures(first: bench.Build, second: bench.Build, encoder: Encoder) -> tuple:
@@ -203,63 +179,6 @@ class WithoutColumns(Evidence):
         return found
 
 
-def with_bert(file: str, max_len: int, pairs: list[Pair], measured: dict[str, list]) -> None:
-    """Add a measure to all candidates: the cosine of the functions' mean hidden states."""
-    bert, _, tokenizer = checkpoint.load_pretrained(file)
-    bert = bert.transformer.eval()
-    states: dict[int, np.ndarray] = {}
-
-    def encode(code: Features) -> np.ndarray:
-        if id(code) not in states:
-            states[id(code)] = mean_states(bert, tokenizer, texts(code), max_len)
-        return states[id(code)]
-
-    for pair in pairs:
-        for code in pair.codes:
-            encode(code)
-    x = np.concatenate(list(states.values())).astype(np.float64)
-    values, vectors = np.linalg.eigh(np.cov(x.T))
-    matrix, centre = vectors / np.sqrt(values + 0.01 * values.mean()), x.mean(0)
-
-    def whitened(code: Features) -> np.ndarray:
-        vectors = (encode(code) - centre) @ matrix
-        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-    def add(candidates: Candidates, codes: tuple[Features, Features]) -> None:
-        x, y = map(whitened, codes)
-        cosine = np.einsum("nd,nd->n", x[candidates.a], y[candidates.b])
-        candidates.measures = np.column_stack([candidates.measures, cosine])
-
-    for pair in pairs:
-        add(pair.candidates, pair.codes)
-    for first, second, candidates, _ in [row for rows in measured.values() for row in rows]:
-        add(candidates, (first.code, second.code))
-
-
-@torch.inference_mode()
-def mean_states(
-    bert: models.Transformer,
-    tokenizer: CorpusTokenizer | FullTokenizer,
-    texts: list[str],
-    max_len: int,
-) -> np.ndarray:
-    """Return the mean of each text's hidden states in its first windows, float32 (texts, D)."""
-    data = ComparisonData(zip(texts, texts, strict=True), None, tokenizer, max_len)
-    means = []
-    for tokens in data.texts:
-        windows = data.windows([tokens[: WINDOWS * data.room]])
-        ids, mask = (torch.from_numpy(x[0]) for x in windows)  # (W, S)
-        h = bert(ids, torch.zeros_like(ids), mask)  # (W, S, D)
-        means.append(h[:, 1:-1][mask[:, 2:].bool()].mean(0))  # of [CLS] tokens [SEP] the tokens
-    return torch.stack(means)[data.rows[:, 0]].numpy()
-
-
-def texts(code: Features) -> list[str]:
-    """Return the functions' normalised tokens, as in the corpus."""
-    words = tokenise(code.analysis).words()
-    return [" ".join(word for b in inside for word in words[b]) for inside in code.blocks]
-
-
 def leave_out(candidates: Candidates, left_out: list[int]) -> Candidates:
     """Set some measures to zero."""
     measures = candidates.measures.copy()
@@ -275,14 +194,13 @@ def show(
     counts = np.zeros((2, 3))
     for first, second, found, around in pairs:
         candidates = leave_out(found, left_out)
-        partner = bench.partners(first, second, {})
-        both = sorted(partner)
+        both = bench.names_in_both(first, second)
         unseen += [name not in known for name in both]
-        ranks += bench.rank(bench.spread(candidates, model), first, second, both, partner)
+        ranks += bench.rank(bench.spread(candidates, model), first, second, both)
         anchored = np.zeros(len(candidates.a), bool)
         matches = match_candidates(candidates, around, model, anchored, rounds=rounds)
         for i, names in enumerate((set(), known)):
-            counts[i] += bench.judge(matches, first, second, partner, names, False)
+            counts[i] += bench.judge(matches, first, second, both, names)
     first_is_right, new = np.array(ranks) == 1, np.array(unseen)
     recall = first_is_right.mean(), first_is_right[new].mean()
     f1 = 2 * counts[:, 0] / np.maximum(counts[:, 1] + counts[:, 2], 1)

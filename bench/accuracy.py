@@ -14,11 +14,8 @@ pair is right if both blocks come from a common line of the source; each block o
 whose lines occur in the new one should be found. Between versions, lines are numbered from the
 beginning of their function, and only functions of equal length count.
 
-Symbols do not tell if a function was renamed between versions, or if its code moved to a new
-function that the old one calls. So matching is also given without pairs of which neither name
-occurs in the other binary ("sure"). Between versions it is also given with corrected partners
-("moved"): functions that share more names of variables. One row shows what a matcher would get that
-finds exactly these partners; judged by names alone, it is wrong about them.
+A pair is right if both symbols are equal. Symbols do not tell if a function was renamed between
+versions, or if its code moved to a new function that the old one calls: such pairs count as wrong.
 
 The peers match one to one by cosines alone, with the threshold that is best on the measured pairs.
 word2vec, with gensim, represents DeepBinDiff's features of blocks: vectors of tokens, trained on
@@ -27,7 +24,6 @@ for at most so long per pair.
 """
 
 import datetime
-import functools
 import json
 import os
 import re
@@ -91,8 +87,6 @@ PEERS = {"TF-IDF, tokens": ("code",), "TF-IDF, tokens + names": ("code", "words"
 WORD2VEC = "word2vec, TF-IDF weights"
 OURS = "ours"
 SIMILARITY = "ours without neighbours"
-ORACLE = "right where code moved"
-RETRIEVED = ("TF-IDF, tokens + names", SIMILARITY)  # also measured with corrected partners
 # angr's analysis runs in its own process, because it may take hours or fail.
 BINDIFF = """
 import json, logging, sys
@@ -117,7 +111,6 @@ class Build:
         self.code = extract_features(load_analysis(file))
         analysis = self.code.analysis
         self.truth: Truth = truth.read_truth(binary, work / "truth")
-        self.variables = functools.partial(truth.read_variables, binary, work / "truth")
         self.peer_words = peer_words(self.code)
         sizes = truth.block_counts(self.truth, analysis)
         self.number = {a: f for f, a in enumerate(analysis.function_address.tolist()) if a}
@@ -242,10 +235,8 @@ def measure(
     ranks: dict[str, list[float]] = defaultdict(list)
     counts: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros((1, 3)))
     unseen: list[bool] = []
-    moved: dict[str, list[float]] = defaultdict(list)
     for first, second in pairs:
-        same = partners(first, second, {})
-        both = sorted(same)
+        both = names_in_both(first, second)
         unseen += [name not in known for name in both]
         scores = {peer: peer_scores(first, second, groups) for peer, groups in PEERS.items()}
         scores[WORD2VEC] = word2vec_scores(first, second)
@@ -254,25 +245,17 @@ def measure(
         matched = match_functions(first.code, second.code, model)
         results[OURS] = [matched]
         if wrong:
-            mistakes += said_wrong(matched, first, second, same, known)
+            mistakes += said_wrong(matched, first, second, known)
         if bindiff:
             found = angr_matches(first, second, bindiff)
             print(f"angr's BinDiff, {first.file} {second.file}: {len(found.a)} functions")
             results["angr's BinDiff"] = [found]
         for row, score in scores.items():
-            ranks[row] += rank(score, first, second, both, same)
+            ranks[row] += rank(score, first, second, both)
         lines = source_lines(first, second)
-        parts = [("all", same, set()), ("unseen", same, known), ("sure", same, set())]
-        if first.version != second.version:
-            there = partners(first, second, truth.moved(first.variables(), second.variables()))
-            parts.append(("moved", there, set()))
-            names = sorted(there)
-            results[ORACLE] = [matches_of(there, first, second)]
-            for row in RETRIEVED:
-                moved[row] += rank(scores[row], first, second, names, there)
         for row, found in results.items():
-            for part, partner, left_out in parts:
-                judged = [judge(m, first, second, partner, left_out, part == "sure") for m in found]
+            for part, left_out in (("all", set()), ("unseen", known)):
+                judged = [judge(m, first, second, both, left_out) for m in found]
                 counts[row, part] = counts[row, part] + np.array(judged)
         peer = "TF-IDF, tokens + names"
         for row, blocks in (
@@ -287,8 +270,6 @@ def measure(
         r = np.array(values)
         cells = [f"{(r[part] == 1).mean():.3f} {(1 / r[part]).mean():.3f}" for part in (r > 0, new)]
         print(f"  retrieval  {row:38} recall@1, MRR: all {cells[0]}   unseen {cells[1]}")
-    for row, values in moved.items():
-        print(f"  retrieval  {row:38} moved: recall@1 {(np.array(values) == 1).mean():.3f}")
     for (row, part), judged in counts.items():
         p, r = judged[:, 0] / np.maximum(judged[:, 1:], 1).T
         f1, p, r = max(zip(2 * p * r / np.maximum(p + r, 1e-9), p, r, strict=True))
@@ -298,13 +279,11 @@ def measure(
     sys.stdout.flush()
 
 
-def said_wrong(
-    found: Matches, first: Build, second: Build, partner: dict[str, str], known: set[str]
-) -> list[str]:
+def said_wrong(found: Matches, first: Build, second: Build, known: set[str]) -> list[str]:
     """Return a line for each pair whose names differ; some of these may have been renamed."""
     lines = []
-    for one, other, right in judged_pairs(found, first, second, partner, set(), sure=False):
-        if not right:
+    for one, other in judged_pairs(found, first, second, set()):
+        if one != other:
             there = ", also there" if one in second.truth.name.values() else ""
             new = "unseen" if one not in known else "seen"
             names = f"{one} -> {other or 'no name'}"
@@ -315,32 +294,17 @@ def said_wrong(
 # --------------------------------------------------------------------------------------- truth
 
 
-def partners(first: Build, second: Build, moved: dict[str, str]) -> dict[str, str]:
-    """Return the name in the second build of each function of the first that is in both.
-
-    The names are equal, except for functions in ``moved``.
-    """
-    there = set(moved.values())
-    same = {name: name for name in first.functions if name not in there}
-    partner = same | moved
-    return {a: b for a, b in partner.items() if a in first.functions and b in second.functions}
+def names_in_both(first: Build, second: Build) -> list[str]:
+    """Return the names of the functions that both builds have, sorted."""
+    return sorted(first.functions.keys() & second.functions.keys())
 
 
-def matches_of(partner: dict[str, str], first: Build, second: Build) -> Matches:
-    """Return the result of a matcher that finds all these partners that were disassembled."""
-    pairs = [(first.functions[a], second.functions[b]) for a, b in partner.items()]
-    a, b = np.array(sorted(pair for pair in pairs if min(pair) >= 0), np.int64).reshape(-1, 2).T
-    return Matches(a, b, np.ones(len(a), np.float32))
-
-
-def rank(
-    score: np.ndarray, first: Build, second: Build, names: list[str], partner: dict[str, str]
-) -> list[float]:
-    """Return the rank of each name's partner; infinite if the disassembler missed one of them."""
+def rank(score: np.ndarray, first: Build, second: Build, names: list[str]) -> list[float]:
+    """Return the rank of each function's namesake; infinite if the disassembler missed one."""
     large = np.flatnonzero(second.code.sizes >= MIN_BLOCKS)
     ranks = []
     for name in names:
-        a, b = first.functions[name], second.functions[partner[name]]
+        a, b = first.functions[name], second.functions[name]
         if a < 0 or b < 0 or second.code.sizes[b] < MIN_BLOCKS:
             ranks.append(np.inf)
             continue
@@ -351,38 +315,26 @@ def rank(
 
 
 def judge(
-    found: Matches,
-    first: Build,
-    second: Build,
-    partner: dict[str, str],
-    left_out: set[str],
-    sure: bool,
+    found: Matches, first: Build, second: Build, names: list[str], left_out: set[str]
 ) -> np.ndarray:
     """Count right, claimed and true pairs of functions with at least MIN_BLOCKS blocks.
 
     Parameters
     ----------
-    partner : dict of str to str
-        The result of `partners`.
+    names : list of str
+        The result of `names_in_both`.
     left_out : set of str
-        Functions of the first build to leave out.
-    sure : bool
-        Leave out pairs whose names both occur in one binary only; they may have been renamed.
+        Functions to leave out.
     """
-    said = judged_pairs(found, first, second, partner, left_out, sure)
-    right = sum(is_right for _, _, is_right in said)
-    return np.array([right, len(said), len(partner.keys() - left_out)], float)
+    said = judged_pairs(found, first, second, left_out)
+    right = sum(one == other for one, other in said)
+    return np.array([right, len(said), len(set(names) - left_out)], float)
 
 
 def judged_pairs(
-    found: Matches,
-    first: Build,
-    second: Build,
-    partner: dict[str, str],
-    left_out: set[str],
-    sure: bool,
-) -> list[tuple[str, str | None, bool]]:
-    """Return the names of the pairs that count, and whether each is right; see `judge`.
+    found: Matches, first: Build, second: Build, left_out: set[str]
+) -> list[tuple[str, str | None]]:
+    """Return the names of the pairs that count; see `judge`.
 
     None stands for a function without a name: a part that the compiler split off, or start-up code.
     """
@@ -390,15 +342,12 @@ def judged_pairs(
     for build in (first, second):
         address = build.code.analysis.function_address
         names.append([build.truth.name.get(int(address[f])) for f in range(build.code.functions)])
-    all_names = set(names[0]) & set(names[1])
     said = []
     for a, b in zip(found.a.tolist(), found.b.tolist(), strict=True):
         one, other = names[0][a], names[1][b]
         counted = one in first.functions and one not in left_out
-        renamed = other is not None and not {one, other} & all_names
-        if not counted or (sure and renamed) or (one == other and other not in second.functions):
-            continue
-        said.append((one, other, other is not None and partner.get(one) == other))
+        if counted and (one != other or other in second.functions):
+            said.append((one, other))
     return said
 
 

@@ -24,8 +24,6 @@ from binary.symbols import STARTUP
 PIE_BASE = 0x400000  # where angr maps position-independent executables
 # Copies specialised by the compiler count as the function; parts split off do not.
 COPY = re.compile(r"\.(isra|constprop)\.\d+")
-# Functions that share so many names of variables, and such a share of them, have the same source.
-COMMON, SHARE = 3, 0.5
 
 
 @dataclasses.dataclass
@@ -198,69 +196,6 @@ def _origins(die: DIE) -> Iterator[DIE]:
     for key in ("DW_AT_abstract_origin", "DW_AT_specification"):
         if key in die.attributes:
             yield from _origins(die.get_DIE_from_attribute(key))
-
-
-def read_variables(binary: Path, cache: Path) -> dict[str, list[str]]:
-    """Read the names of each function's parameters and local variables; ``cache`` is a folder.
-
-    Functions with the same name are merged.
-    """
-    file = cache / f"{utils.sha256_of(binary)}-variables.json"
-    if not file.exists():
-        found: dict[str, set[str]] = defaultdict(set)
-        with binary.open("rb") as stream:
-            elf = ELFFile(stream)
-            units = elf.get_dwarf_info().iter_CUs() if elf.has_dwarf_info() else ()
-            for unit in units:
-                for die in unit.get_top_DIE().iter_children():
-                    if die.tag == "DW_TAG_subprogram" and (name := _name(die)):
-                        found[name] |= _variables(die)
-        utils.write_json(file, {name: sorted(inside) for name, inside in found.items()})
-    return json.loads(file.read_text())
-
-
-def _name(die: DIE) -> str:
-    name = die.attributes.get("DW_AT_name")
-    return name.value.decode("utf-8", "replace") if name else ""
-
-
-def _variables(die: DIE) -> set[str]:
-    found = set()
-    for child in die.iter_children():
-        if child.tag in ("DW_TAG_formal_parameter", "DW_TAG_variable"):
-            found.add(_name(child))
-        elif child.tag == "DW_TAG_lexical_block":
-            found |= _variables(child)
-    return found - {""}
-
-
-def moved(old: dict[str, list[str]], new: dict[str, list[str]]) -> dict[str, str]:
-    """Find functions whose code has another name in another version, by names of variables.
-
-    Parameters
-    ----------
-    old, new : dict of str to list of str
-        Function -> names of its variables.
-
-    Returns
-    -------
-    dict of str to str
-        OLD's name -> NEW's. Each shares more names with the other than with any third function,
-        including the one of its own name, which may now only call it.
-    """
-    share = {}
-    for a, inside in old.items():
-        for b, others in new.items():
-            common = len(set(inside) & set(others))
-            if common >= COMMON:
-                share[a, b] = common / len(set(inside) | set(others))
-    best: dict[tuple[int, str], float] = defaultdict(float)
-    for (a, b), value in share.items():
-        best[0, a] = max(best[0, a], value)
-        best[1, b] = max(best[1, b], value)
-    nearest = [(a, b) for (a, b), s in share.items() if s >= max(SHARE, best[0, a], best[1, b])]
-    times = [Counter(side) for side in zip(*nearest, strict=True)]
-    return {a: b for a, b in nearest if a != b and times[0][a] == times[1][b] == 1}
 
 
 def block_counts(truth: Truth, analysis: Analysis) -> dict[int, int]:

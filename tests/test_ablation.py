@@ -1,23 +1,18 @@
 """bench/ablation.py: each row really leaves its part out, and every row is printed."""
 
-import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import ablation
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, tiny_bert
+from conftest import ROOT
 
-import models
 from encoder.encoder import read_encoder
 from features.extract import extract_features
 from matching import blocks as matching_blocks
-from matching.candidates import MEASURES, Candidates
+from matching.candidates import MEASURES
 from matching.training_pairs import make_pair
-from tokenization import SPECIAL_TOKENS, CorpusTokenizer
 
 SMALL = {"pairs": 2, "n_epochs": 2}
 
@@ -63,32 +58,7 @@ def test_evidence_that_is_left_out_is_zero_and_the_rest_is_as_before(pair):
     assert np.array_equal(listed, in_table[0][a] & in_table[1][b])
 
 
-@pytest.fixture
-def bert(monkeypatch):
-    """A random BERT instead of a file with a trained one."""
-    torch.manual_seed(0)
-    vocab = [*SPECIAL_TOKENS, *(f"t{i}" for i in range(20))]
-    fake = SimpleNamespace(transformer=models.Transformer(tiny_bert(len(vocab), max_len=16)).eval())
-    found = fake, None, CorpusTokenizer({token: i for i, token in enumerate(vocab)})
-    monkeypatch.setattr(ablation.checkpoint, "load_pretrained", lambda file: found)
-
-
-def test_berts_measure_is_a_cosine_that_equal_texts_have_in_full(pair, bert):
-    alike = dataclasses.replace(pair, codes=(pair.codes[0], pair.codes[0]))
-    n = alike.codes[0].functions
-    a, b = (x.ravel() for x in np.indices((n, n)))
-    measures = np.zeros((len(a), len(MEASURES)), np.float32)
-    alike.candidates = Candidates(a, b, (n, n), measures)
-    ablation.with_bert("model.pt", 12, [alike], {})
-    assert alike.candidates.measures.shape[1] == len(MEASURES) + 1
-    cosine = alike.candidates.measures[:, -1].reshape(n, n)
-    assert np.allclose(np.diag(cosine), 1, atol=1e-3)
-    assert np.allclose(cosine, cosine.T, atol=1e-5)
-    texts = ablation.texts(alike.codes[0])
-    assert "str usage shapes" in texts[alike.codes[0].analysis.function_name.index("usage")]
-
-
-def test_rows(builds, bert, tmp_path, capsys):
+def test_rows(builds, tmp_path, capsys):
     for build, copy in (("O0", "8.30-O0"), ("O1", "8.30-O1"), ("O2", "8.30-O2")):
         shutil.copytree(builds / build, tmp_path / f"coreutils-{copy}")
     settings = json.loads((ROOT / "config/contrast.json").read_text())
@@ -99,15 +69,13 @@ def test_rows(builds, bert, tmp_path, capsys):
         programs="shapes",
         kinds="O0-O1",
         train_cfg=str(tmp_path / "cfg.json"),
-        pretrain_file="model.pt",
-        max_len=12,
         work=str(tmp_path / "work"),
         workers=1,
     )
     rows = capsys.readouterr().out.splitlines()[2:]
     names = [row.split(";")[0] for row in rows]
     expected = [*ablation.LEFT_OUT, *ablation.NO_EVIDENCE, *ablation.QUARTERS]
-    expected += ["no surroundings", "and BERT's states"]
+    expected += ["no surroundings"]
     assert sorted(names) == sorted(expected)
     for row in rows:
         assert all(0 <= float(x) <= 1 for x in row.split()[-4:])

@@ -100,73 +100,35 @@ def build(*names):
     )
 
 
-def test_renamings_count_neither_way():
+def test_right_pairs_have_equal_names():
     first, second = build("main", "same", "base_name"), build("main", "same", "last_component")
     a = np.arange(3)
     found = Matches(a, a, np.ones(3, np.float32))
-    partner = bench.partners(first, second, {})
-    assert partner == {"main": "main", "same": "same"}
-    assert bench.judge(found, first, second, partner, set(), sure=False).tolist() == [2, 3, 2]
-    assert bench.judge(found, first, second, partner, set(), sure=True).tolist() == [2, 2, 2]
+    names = bench.names_in_both(first, second)
+    assert names == ["main", "same"]
+    assert bench.judge(found, first, second, names, set()).tolist() == [2, 3, 2]
+    assert bench.judge(found, first, second, names, {"same"}).tolist() == [1, 2, 1]
     wrong = Matches(a, np.array([0, 2, 1]), np.ones(3, np.float32))
-    assert bench.judge(wrong, first, second, partner, set(), sure=True).tolist() == [1, 3, 2]
-    assert bench.judge(found, first, second, partner, {"same"}, sure=False).tolist() == [1, 2, 1]
+    assert bench.judge(wrong, first, second, names, set()).tolist() == [1, 3, 2]
+    missed = Matches(a[:1], a[:1], np.ones(1, np.float32))
+    del second.functions["main"]  # it is too small there
+    assert bench.judge(missed, first, second, ["same"], set()).tolist() == [0, 0, 1]
 
 
 def test_what_counts_as_wrong_is_shown_by_name():
     first, second = build("main", "same", "base_name"), build("main", "same", "last_component")
     first.file = Path("stripped/9.10-gcc-O2/sort")
     found = Matches(np.arange(3), np.array([0, 2, 1]), np.ones(3, np.float32))
-    partner = bench.partners(first, second, {})
-    lines = bench.said_wrong(found, first, second, partner, {"same"})
+    lines = bench.said_wrong(found, first, second, {"same"})
     assert [line.strip() for line in lines] == [
         "wrong, seen   sort: same -> last_component, also there",
         "wrong, unseen sort: base_name -> same",
     ]
 
 
-def test_variables_are_those_of_the_source(builds, tmp_path):
-    found = truth.read_variables(builds / "O2" / "shapes", tmp_path)
-    other = truth.read_variables(builds / "O0" / "shapes", tmp_path)
-    assert {k: v for k, v in found.items() if v} == {k: v for k, v in other.items() if v}
-    assert found == truth.read_variables(builds / "O2" / "shapes", tmp_path), "from the cache"
-    assert {"argc", "argv"} <= set(found["main"])
-
-
-def test_moved_code_is_known_by_its_variables():
-    insert = ["table", "entry", "data", "bucket"]
-    old = {"insert": insert, "base_name": ["name", "base", "p"], "size": ["n"], "same": ["a", "b"]}
-    new = {
-        "insert": ["table", "entry", "error"],  # calls what follows
-        "insert_if_absent": [*insert, "matched"],
-        "last_component": ["name", "base", "p", "slash"],
-        "length": ["n"],  # one name in common says nothing
-        "same": ["a", "b"],
-    }
-    expected = {"insert": "insert_if_absent", "base_name": "last_component"}
-    assert truth.moved(old, new) == expected
-    assert truth.moved(old, old) == {}
-    assert truth.moved(old, new | {"copy": new["last_component"]}).keys() == {"insert"}, "two"
-    assert truth.moved({}, new) == truth.moved(old, {}) == {}
-
-
-def test_the_partner_is_where_the_code_moved():
-    first, second = build("main", "insert"), build("main", "insert", "insert_if_absent")
-    a = np.arange(2)
-    found = Matches(a, np.array([0, 2]), np.ones(2, np.float32))
-    same = bench.partners(first, second, {})
-    moved = bench.partners(first, second, {"insert": "insert_if_absent", "tiny": "main"})
-    assert same == {"main": "main", "insert": "insert"}
-    assert moved == {"insert": "insert_if_absent"}, "tiny, which is too small, is main's partner"
-    moved = bench.partners(first, second, {"insert": "insert_if_absent"})
-    assert bench.judge(found, first, second, same, set(), sure=False).tolist() == [1, 2, 2]
-    assert bench.judge(found, first, second, moved, set(), sure=False).tolist() == [2, 2, 2]
-    right = bench.matches_of(moved, first, second)
-    assert np.array_equal(right.a, found.a)
-    assert np.array_equal(right.b, found.b)
-    second.functions["main"] = -1  # missed by the disassembler
-    assert bench.matches_of(moved, first, second).a.tolist() == [1]
-    second.functions["main"] = 0
+def test_equal_scores_share_the_middle_of_their_ranks():
+    first, second = build("main", "insert"), build("main", "insert", "third")
     score = np.eye(3)[:2][:, [0, 2, 1]]
-    assert bench.rank(score, first, second, ["main", "insert"], same) == [1, 2.5]
-    assert bench.rank(score, first, second, ["main", "insert"], moved) == [1, 1]
+    assert bench.rank(score, first, second, ["main", "insert"]) == [1, 2.5]
+    second.functions["main"] = -1  # missed by the disassembler
+    assert bench.rank(score, first, second, ["main", "insert"]) == [np.inf, 2.5]
