@@ -35,6 +35,7 @@ from terminal import progress
 from terminal.command_line import command_line
 
 CLANG, ARM64 = "bookworm-clang-O2", "bookworm-aarch64-linux-gnu-gcc-O2"
+I386, ARM = "bookworm-i686-linux-gnu-gcc-O2", "bookworm-arm-linux-gnueabihf-gcc-O2"
 # Kind -> the ends of the builds' names.
 KINDS = {
     "O0-O2": ("bookworm-O0", "bookworm-O2"),
@@ -44,6 +45,10 @@ KINDS = {
     "gcc at O0 to clang at O2": ("bookworm-O0", CLANG),
     "x86-64 to AArch64 at O2": ("bookworm-O2", ARM64),
     "x86-64 at O0 to AArch64 at O2": ("bookworm-O0", ARM64),
+    "x86-64 to i386 at O2": ("bookworm-O2", I386),
+    "x86-64 at O0 to i386 at O2": ("bookworm-O0", I386),
+    "x86-64 to ARM at O2": ("bookworm-O2", ARM),
+    "AArch64 to ARM at O2": (ARM64, ARM),
     "versions at O2": ("bullseye-O2", "bookworm-O2"),
     "versions, O2 to O0": ("bullseye-O2", "bookworm-O0"),
     "versions, O2 to O3": ("bullseye-O2", "bookworm-O3"),

@@ -54,13 +54,15 @@ WORK = "out-retrieval/"
 WORKERS = os.cpu_count() or 1
 POOLS = (32, 100, 1000, 10_000)
 LEAST_BLOCKS = 3  # minimum number of blocks of a query's function, in both builds
-AARCH64 = "aarch64-linux-gnu-gcc"
+AARCH64, I386, ARM = "aarch64-linux-gnu-gcc", "i686-linux-gnu-gcc", "arm-linux-gnueabihf-gcc"
 # Task -> builds of the queries and of the pool: release, compiler, level.
 TASKS = {
     "optimisation, O0 to O3": (("bookworm", "gcc", "O0"), ("bookworm", "gcc", "O3")),
     "compiler, gcc to clang, O2": (("bookworm", "gcc", "O2"), ("bookworm", "clang", "O2")),
     "version, Debian 11 to 12, O2": (("bullseye", "gcc", "O2"), ("bookworm", "gcc", "O2")),
     "processor, x86-64 to AArch64, O2": (("bookworm", "gcc", "O2"), ("bookworm", AARCH64, "O2")),
+    "processor, x86-64 to i386, O2": (("bookworm", "gcc", "O2"), ("bookworm", I386, "O2")),
+    "processor, x86-64 to ARM, O2": (("bookworm", "gcc", "O2"), ("bookworm", ARM, "O2")),
     "mixed": None,  # any two builds of the function
 }
 
