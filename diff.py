@@ -131,7 +131,7 @@ def main(
         decompiler.
     arch : str
         Processor whose slice of a universal (macOS) file to compare, such as aarch64 or x86_64.
-        Default: that of the other file.
+        Default: that of the other file; of files in packages, all slices.
     outputDir : str
         Folder where analysed binaries are cached.
     workers : int

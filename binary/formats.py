@@ -59,6 +59,10 @@ OF_MACHO = {
     **{7: "i386", 0x01000007: "x86_64", 12: "arm", 0x0100000C: "aarch64"},
     **{18: "powerpc", 0x01000012: "powerpc64"},
 }
+# Mach-O's processors and subtypes that stand beside others of one kind -> Apple's names.
+VARIANTS = {(0x01000007, 8): "x86_64h", (0x0100000C, 2): "arm64e"}
+VARIANTS |= {(12, 9): "armv7", (12, 11): "armv7s", (12, 12): "armv7k"}
+SUBTYPE = 0xFFFFFF  # the byte above contains flags
 FAR = 1 << 12  # PE headers begin before this offset; in programs for DOS the field is any number
 COFF_SYMBOL = 18  # bytes of an entry in a PE file's table of symbols
 OF_PE = {0x14C: "i386", 0x8664: "x86_64", 0xAA64: "aarch64", 0x1C0: "arm", 0x1C4: "arm"}
@@ -77,7 +81,10 @@ ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "x86-64": "x86_64", "x86": "i3
 
 
 def slices(content: bytes) -> dict[str, tuple[int, int]]:
-    """Return processor -> (offset, size) of the slices of a universal file; else {}."""
+    """Return processor -> (offset, size) of the slices of a universal file; else {}.
+
+    Of two slices for one kind of processor, the second has Apple's name of its variant (arm64e).
+    """
     form = UNIVERSAL.get(content[:4])
     if form is None or len(content) < 8:
         return {}
@@ -87,8 +94,12 @@ def slices(content: bytes) -> dict[str, tuple[int, int]]:
         return {}
     found: dict[str, tuple[int, int]] = {}
     for i in range(count):
-        kind, _, offset, length, *_ = struct.unpack_from(form, content, 8 + i * size)
-        found.setdefault(OF_MACHO.get(kind, f"processor {kind:#x}"), (offset, length))
+        kind, variant, offset, length, *_ = struct.unpack_from(form, content, 8 + i * size)
+        variant &= SUBTYPE
+        name = OF_MACHO.get(kind, f"processor {kind:#x}")
+        if name in found:
+            name = VARIANTS.get((kind, variant), f"{name} variant {variant}")
+        found.setdefault(name, (offset, length))
     return found
 
 

@@ -13,7 +13,7 @@ import pefile
 import pytest
 from conftest import typed
 from elftools.elf.elffile import ELFFile
-from zig import SOURCE, STRINGS, zig
+from zig import SOURCE, STRINGS, universal, zig
 
 import diff
 import gendata
@@ -67,16 +67,6 @@ def folder(tmp_path_factory):
     zig("x86_64-linux-gnu", "-shared", *flags, folder / "tiny.so")
     zig("x86_64-linux-gnu", "-c", *flags, folder / "tiny.o")
     return folder
-
-
-def universal(x86: bytes, arm: bytes) -> bytes:
-    """Make a universal file by hand, as lipo does."""
-    first = 1 << 14
-    second = first + -(-len(x86) // first) * first
-    header = struct.pack(">2I", 0xCAFEBABE, 2)
-    header += struct.pack(">5I", 0x01000007, 3, first, len(x86), 14)
-    header += struct.pack(">5I", 0x0100000C, 0, second, len(arm), 14)
-    return (header.ljust(first, b"\0") + x86).ljust(second, b"\0") + arm
 
 
 def names(analysis) -> dict[str, int]:
@@ -182,6 +172,10 @@ def test_of_a_universal_file_one_slice_is_compared(folder, tmp_path, capsys):
     both = folder / "universal.dylib"
     content = both.read_bytes()
     assert list(slices(content)) == ["x86_64", "aarch64"]
+    variant = content[:8] + struct.pack(">2I", 0x0100000C, 0x80000002) + content[16:]
+    assert list(slices(variant)) == ["aarch64", "aarch64 variant 0"]
+    order = content[:8] + content[28:48] + struct.pack(">2I", 0x0100000C, 0x80000002) + content[16:]
+    assert list(slices(order)) == ["aarch64", "arm64e"]
     assert processors(content) == ["x86_64", "aarch64"]
     with pytest.raises(UserError, match="universal file for x86_64 and aarch64"):
         analyse(both)

@@ -22,12 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+from zig import universal
 
 import diff
 from bench.screenshots import browser, open_page
 from binary.analysis import cache_file
 from matching.packages import contents
-from matching.packages.compare import FILE_STATUS
+from matching.packages.compare import FILE_STATUS, _take_slices
 from matching.packages.contents import Member, load_contents, read_contents
 from matching.packages.exports import SCHEMA
 from matching.packages.pairs import pair_files
@@ -328,6 +329,37 @@ def test_each_file_is_in_one_pair(old, new, seed):
         assert sorted(found) == sorted(m.name for m in sides[side])
     same = {pair.old.name for pair in pairs if pair.old and pair.new and pair.how == "path"}
     assert same == set(old) & set(new)
+
+
+MACHO = {"x86_64": b"\xcf\xfa\xed\xfe\7\0\0\1", "aarch64": b"\xcf\xfa\xed\xfe\x0c\0\0\1"}
+
+
+def test_slices_of_universal_files_are_paired_by_processor(tmp_path):
+    both, arm = universal(*MACHO.values()), MACHO["aarch64"] + b"newer"
+    sides = []
+    for name, files in {
+        "old": [("a.so", both), ("cut", both[:-1])],
+        "new": [("a.so", arm)],
+    }.items():
+        (tmp_path / name).mkdir()
+        sides.append(read(tmp_path / name, zip_of(files)))
+    old, new = sides
+    names = [f"{file} ({p})" for file in ("a.so", "cut") for p in MACHO]
+    assert [m.name for m in old.members] == sorted(names[:3])
+    assert old.failed == {names[3]: "the universal file is cut off"}
+    for member in old.members:
+        assert Path(member.path).read_bytes() == MACHO[member.processor]
+        assert member.name == f"{member.slice_of} ({member.processor})"
+    found = [[m.name for m in pair.members] for pair in pair_files(old.members, new.members)]
+    assert found == [["a.so (aarch64)", "a.so"], ["a.so (x86_64)"], ["cut (x86_64)"]]
+    with pytest.raises(UsageError, match=r"no universal file has a slice .*; they are for aarch64"):
+        _take_slices((old, new), "mips")
+    _take_slices((old, new), "arm64")
+    assert [m.name for side in sides for m in side.members] == ["a.so (aarch64)", "a.so"]
+    assert old.left_out == {"other slice": 2}
+    assert old.failed["cut"] == "it has no slice for arm64"
+    with pytest.raises(UsageError, match=r"--arch arm64: no universal file .*; there is none"):
+        _take_slices((new, new), "arm64")
 
 
 # --------------------------------------------------------------------- from end to end

@@ -1,5 +1,6 @@
-"""A small program without headers, and zig's clang, which compiles it for all processors."""
+"""A small program without headers, zig's clang, which compiles it, and universal files."""
 
+import struct
 import subprocess
 import sys
 
@@ -60,3 +61,13 @@ def zig(target: str, *arguments) -> None:
     """Compile with zig's clang."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", target, "-fno-sanitize=all"]
     subprocess.run([*command, *map(str, arguments)], check=True)
+
+
+def universal(x86: bytes, arm: bytes) -> bytes:
+    """Make a universal file by hand, as lipo does."""
+    first = 1 << 14
+    second = first + -(-len(x86) // first) * first
+    header = struct.pack(">2I", 0xCAFEBABE, 2)
+    header += struct.pack(">5I", 0x01000007, 3, first, len(x86), 14)
+    header += struct.pack(">5I", 0x0100000C, 0, second, len(arm), 14)
+    return (header.ljust(first, b"\0") + x86).ljust(second, b"\0") + arm

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import utils
 from binary.analysis import cache_file, load_analysis
-from binary.cache import analyse_all, refuse_arch, take_slices
+from binary.cache import analyse_all
+from binary.formats import ALIASES
 from features.extract import extract_features
 from jobs.processes import in_processes
 from matching.changes import (
@@ -123,11 +124,12 @@ def compare_packages(
     UserError
         A package cannot be read.
     UsageError
-        ``arch`` is given, and no file of the packages is a universal one.
+        ``arch`` is given, and no universal file of the packages has such a slice.
     """
     with utils.temporary_folder(Path(output_dir) / "unpacked") as folder:
         contents = _list(paths, folder, workers, limits, unpack_limit)
-        refuse_arch((m.path for side in contents for m in side.members if m.path), arch)
+        if arch is not None:
+            _take_slices(contents, arch)
         # Files that could not be read are listed, too.
         lost = [
             {n: Member(n, 0, f"{side} {n}", "") for n in contents[side].failed} for side in (0, 1)
@@ -144,7 +146,7 @@ def compare_packages(
             if closed and file.status == NO_PROGRAM:
                 file.status, file.reason = FAILED, f"changed, but not compared: {closed[0]}"
         asked = [file for file in files if not file.status]
-        _compare_programs(asked, model_file, pages, output_dir, workers, limits, arch)
+        _compare_programs(asked, model_file, pages, output_dir, workers, limits)
     return PackageDiff(
         paths, sorted(files, key=_place), (contents[0].left_out, contents[1].left_out)
     )
@@ -180,6 +182,22 @@ def _list(
     return load_contents(str(folder / "0.json")), load_contents(str(folder / "1.json"))
 
 
+def _take_slices(contents: tuple[Contents, Contents], arch: str) -> None:
+    """Drop the slices for other processors from the lists."""
+    wanted = ALIASES.get(arch, arch)
+    known = {m.processor for side in contents for m in side.members if m.slice_of}
+    if wanted not in known:
+        has = f"they are for {', '.join(sorted(known))}" if known else "there is none"
+        raise utils.UsageError(f"--arch {arch}: no universal file has a slice for it; {has}")
+    for side in contents:
+        kept = [m for m in side.members if m.processor == wanted or not m.slice_of]
+        if dropped := len(side.members) - len(kept):
+            side.left_out["other slice"] = dropped
+        for name in sorted({m.slice_of for m in side.members} - {m.slice_of for m in kept}):
+            side.failed[name] = f"it has no slice for {arch}"
+        side.members[:] = kept
+
+
 def _status_by_content(pair: FilePair) -> str:
     """Return a file's status; "" if it depends on a comparison of functions."""
     if pair.old is None:
@@ -200,26 +218,16 @@ def _compare_programs(
     output_dir: str,
     workers: int,
     limits: tuple[float, float],
-    arch: str | None,
 ) -> None:
     """Compare the functions of each pair of programs unless the result is cached."""
     kept = Path(output_dir) / "compared"
     same = utils.sha256_of(model_file), _code()
-    digests: dict[str, str] = {}  # file to analyse -> SHA-256
-    chosen = {}
-    for file in files:
-        try:
-            paths = take_slices([m.path for m in file.pair.members], output_dir, arch)
-            for member, path in zip(file.pair.members, paths, strict=True):
-                digests[path] = member.sha256 if path == member.path else utils.sha256_of(path)
-            chosen[id(file)] = paths
-        except utils.UserError as error:
-            _fail(file, str(error))
+    digests = {m.path: m.sha256 for file in files for m in file.pair.members}
     binaries = [{"path": path, "sha256": sha256} for path, sha256 in digests.items()]
     failed = analyse_all(binaries, output_dir, workers, limits)
     jobs, sizes, results = {}, {}, {}
     for number, file in enumerate(files):
-        paths = chosen.get(id(file), ())
+        paths = [member.path for member in file.pair.members]
         if reasons := [failed[path] for path in paths if path in failed]:
             _fail(file, reasons[0])
         if file.status:

@@ -2,9 +2,9 @@
 
 Archives are .deb, tar (plain, or with gzip, bzip2, xz, Zstandard), zip (.whl, .jar, ...) and static
 libraries (.a), also nested. A single compressed program (.ko.xz) is unpacked, too; images of file
-systems are not. A member's name never becomes the name of a file: programs are stored under the
-hash of their content, and everything else is only hashed. Links and devices are never followed,
-opened or created.
+systems are not. Each slice of a universal file (macOS) is listed as a file. A member's name never
+becomes the name of a file: programs are stored under the hash of their content, and everything else
+is only hashed. Links and devices are never followed, opened or created.
 
 References
 ----------
@@ -34,7 +34,7 @@ from typing import IO, Any, Protocol, Self, cast
 import zstandard
 
 import utils
-from binary.formats import ARCHIVE, IMAGE_HEADER, image, processors
+from binary.formats import ARCHIVE, IMAGE_HEADER, image, processors, slices
 
 UNPACK_LIMIT = 8.0  # maximum GiB of one package, unpacked
 MEMBERS = 200_000  # maximum number of files in one package
@@ -75,6 +75,10 @@ class Member:
         The file with its content, if it is an executable or a library of machine code; else "".
     closed : str
         What it is, if it may contain programs but is not unpacked: an image of a file system.
+    slice_of : str
+        Name of the universal file (macOS) of which this is a slice; else "".
+    processor : str
+        Of a program, as `binary.formats.processors` names it; "" if unknown.
     """
 
     name: str
@@ -82,6 +86,8 @@ class Member:
     sha256: str
     path: str
     closed: str = ""
+    slice_of: str = ""
+    processor: str = ""
 
 
 @dataclasses.dataclass
@@ -398,7 +404,10 @@ class _Reader:
         if len(name) > LONGEST:
             self.failed[before + name[:LONGEST]] = "its name is too long"
             return ""
-        name = before + "/".join(parts)
+        return self._unique(before + "/".join(parts))
+
+    def _unique(self, name: str) -> str:
+        """Return a name that no member has yet."""
         unique = name
         while unique in self.members or unique in self.failed:  # a member must not hide another
             self.twins[name] += 1
@@ -424,13 +433,16 @@ class _Reader:
         if count:
             self.left_out[kind] = self.left_out.get(kind, 0) + count
 
-    def _add(self, name: str, file: Readable, depth: int, path: str = "") -> None:
+    def _add(
+        self, name: str, file: Readable, depth: int, path: str = "", slice_of: str = ""
+    ) -> None:
         """Hash a file; store it if it is a program in an archive; read it if it is an archive.
 
         ``path`` is the file itself if it is not in an archive.
         """
         chunk = file.read(BEGINNING)
         kind = _kind(chunk) if depth < DEPTH else None
+        parts, processor = slices(chunk), "".join(processors(chunk)[:1])
         closed = image(chunk)
         program = _is_program(chunk) and not closed
         digest, size = hashlib.sha256(), 0
@@ -445,11 +457,30 @@ class _Reader:
                 chunk = file.read(CHUNK)
         if kind and self._look_into(name, path or str(copy), kind, depth):
             return
+        if parts and depth < DEPTH:
+            self._add_slices(name, path or str(copy), size, parts, depth)
+            return
         sha256 = digest.hexdigest()
         if program and not path:
             path = str(self.folder / sha256)
             os.replace(copy, path)
-        self.members[name] = Member(name, size, sha256, path if program else "", closed)
+        path = path if program else ""
+        self.members[name] = Member(name, size, sha256, path, closed, slice_of, processor)
+
+    def _add_slices(
+        self, name: str, path: str, size: int, parts: dict[str, tuple[int, int]], depth: int
+    ) -> None:
+        """Add each slice of a universal file."""
+        with open(path, "rb") as file:
+            for processor, (begin, length) in parts.items():
+                self._count()
+                self._spend(length)
+                shown = self._unique(f"{name} ({processor})")
+                if begin + length > size:
+                    self.failed[shown] = "the universal file is cut off"
+                else:
+                    part = _Part(file, begin, begin + length)
+                    self._add(shown, part, depth + 1, slice_of=name)
 
     def _look_into(self, name: str, path: str, kind: str, depth: int) -> bool:
         """Read an archive in the package; return False for a compressed file without an archive."""

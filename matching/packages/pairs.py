@@ -27,8 +27,7 @@ class FilePair(NamedTuple):
     ----------
     old, new : Member or None
     how : str
-        What they have in common: path, path but for versions, content, name, name but for versions,
-        or texts; "" without a partner.
+        What they have in common: one of `RULES`, or texts; "" without a partner.
     """
 
     old: Member | None
@@ -62,6 +61,7 @@ def _base(name: str) -> str:
 # From strict to lax. By name alone, programs are paired only with programs.
 RULES: dict[str, Callable[[Member], object]] = {
     "path": lambda m: m.name,
+    "path and processor": lambda m: (m.slice_of or m.name, m.processor),
     "path but for versions": lambda m: without_versions(m.name),
     "content": lambda m: m.sha256,
     "name": lambda m: (bool(m.path), _base(m.name)),
