@@ -2,8 +2,11 @@
 
 import io
 import struct
+from collections.abc import Callable
+from typing import Any
 
 from binary.formats import MACHO
+from binary.relocations import add_relocations
 
 DIRECTORIES, PE32_PLUS = 16, 0x20B
 MH_DYLIB, MH_BUNDLE = 6, 8  # types of Mach-O files, at byte 12
@@ -15,7 +18,11 @@ def fill_gaps() -> None:
     The numbers are those of the "RISC-V ELF Specification", table "Relocation types".
     """
     from angr.calling_conventions import SYSCALL_CC
+    from cle import Loader
     from cle.backends.elf.relocation import ALL_RELOCATIONS, generic
+
+    if not hasattr(Loader.find_section_next_to, "mended"):
+        Loader.find_section_next_to = _only_if_mapped(Loader.find_section_next_to)
 
     known = {
         2: generic.GenericAbsoluteAddendReloc,  # R_RISCV_64
@@ -25,9 +32,24 @@ def fill_gaps() -> None:
         58: generic.GenericIRelativeReloc,
     }
     ALL_RELOCATIONS.setdefault("RISCV64", known)
+    add_relocations()
     for processor in ("AARCH64", "ARMEL", "ARMHF"):
         conventions = SYSCALL_CC[processor]
         conventions.setdefault("Win32", conventions["default"])  # else a PE cannot be loaded
+
+
+def _only_if_mapped(find: Callable[..., Any]) -> Callable[..., Any]:
+    """Return cle's search for the next section, but for addresses in segments only.
+
+    Outside of them angr 9.2 compares the section's address with None.
+    """
+
+    def search(loader: Any, address: int, *arguments: Any, **more: Any) -> Any:
+        inside = any(map(loader.find_segment_containing, (address, address - 1)))
+        return find(loader, address, *arguments, **more) if inside else None
+
+    search.mended = True  # type: ignore[attr-defined]
+    return search
 
 
 def loadable(path: str, content: bytes) -> str | io.BytesIO:

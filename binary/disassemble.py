@@ -45,12 +45,13 @@ from binary.references import (
     made_addresses,
     places,
 )
+from binary.relocations import unknown_relocations
 from binary.starts import Start, go_functions, is_code, is_thumb, read_starts
 from binary.symbols import ascii_name
 
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # users cannot act on their warnings
     logging.getLogger(_name).setLevel(logging.CRITICAL)
-CS_GRP_INT = 4
+CS_GRP_INT, ELF_MAGIC = 4, b"\x7fELF"
 # Above these numbers angr moves parts of the graph to disk, which is slower. A graph of this size
 # takes two gigabytes. Version 10 has no limit of edges.
 IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
@@ -117,6 +118,8 @@ def analyse(
         raise no_executable
     if processor_of(project.arch) is None:
         raise unsupported(path, project.arch.name)
+    if getattr(project.loader.main_object, "is_relocatable", False):
+        _refuse_unlinked(path, content, project.arch.name)
     with rare_collections():
         try:
             starts = read_starts(project, content)
@@ -127,6 +130,13 @@ def analyse(
             raise utils.UserError(f"angr fails on the code of {path}: {_reason(error)}") from error
         found = _tidy(project, cfg, path, starts, names, exported)
         return mend_boundaries(found, {a: ascii_name(name) for a, name in names.items()})
+
+
+def _refuse_unlinked(path: object, content: bytes, processor: str) -> None:
+    """Refuse an object file if its calls and addresses would be missing."""
+    if content[:4] == ELF_MAGIC and (kinds := unknown_relocations(content, processor)):
+        names = ", ".join(kinds[:3])
+        raise utils.UserError(f"{path} has relocations that angr does not know ({names}): link it")
 
 
 def unsupported(path: object, processor: str) -> utils.UserError:

@@ -7,6 +7,8 @@
 import re
 import struct
 
+import pefile
+
 from utils import UserError
 
 UNPACK_FIRST = {  # first bytes of a file -> what it is
@@ -53,6 +55,10 @@ MANY_SLICES = 32  # Java classes have the same first bytes, then a version, whic
 OLDEST_JAVA = 45
 SHF_EXECINSTR, SHT_NOBITS = 4, 8
 ELF_HEADER = 52  # bytes of the shorter one, of 32-bit files
+ET_REL, ET_CORE = 1, 4
+EM_386, EM_MIPS, EM_ARM, EM_X86_64, EM_AARCH64 = 3, 8, 40, 62, 183
+EF_MIPS_ABI2, EF_ARM_BE8 = 0x20, 0x800000
+CLR_DIRECTORY, CLR_IL_ONLY = 14, 1  # in PE files with bytecode of .NET
 PT_LOAD, LC_SEGMENT, LC_SEGMENT_64 = 1, 1, 0x19
 MACHO = (b"\xcf\xfa\xed\xfe", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xce")
 OF_MACHO = {
@@ -154,23 +160,63 @@ def refuse(path: object, content: bytes) -> None:
         raise UserError(f"{path} is packed with UPX: unpack it first (upx -d)")
     if reason := cut_off(content):  # loaders take parts of a file for all of it
         raise UserError(f"{path} cannot be loaded: {reason}")
-    if content[:4] == b"\x7fELF" and _is_debug_file(content):
-        raise UserError(
-            f"{path} contains debug information, but not the code: compare the programs themselves"
+    if content[:4] == b"\x7fELF" and (what := _no_code_of_elf(content)):
+        raise UserError(f"{path} {what}")
+    if content[:2] == b"MZ" and _is_bytecode_of_net(content):
+        raise UserError(f"{path} is a .NET assembly: bytecode, which angr does not read")
+
+
+def _no_code_of_elf(content: bytes) -> str:
+    """Return why an ELF file cannot be compared, as the end of a sentence; "" if it can."""
+    order, wide = ">" if content[5] == 2 else "<", content[4] == 2
+    kind, machine = struct.unpack_from(f"{order}2H", content, 16)
+    (flags,) = struct.unpack_from(f"{order}I", content, 48 if wide else 36)
+    if kind == ET_CORE:
+        return "is a core dump: compare the programs themselves"
+    # angr would take the first two for i386 and 32-bit MIPS; it reads only the older form of ARM's.
+    if machine == EM_X86_64 and not wide:
+        return "is for x32 (x86-64 with 32-bit addresses), which angr does not read"
+    if machine == EM_MIPS and not wide and flags & EF_MIPS_ABI2:
+        return "is for MIPS n32 (64-bit code with 32-bit addresses), which angr does not read"
+    if machine == EM_ARM and flags & EF_ARM_BE8:
+        return "is for big-endian ARM with little-endian code (BE8), which angr does not read"
+    if machine == EM_AARCH64 and order == ">":
+        return "is for big-endian AArch64, which angr does not read"
+    code, names = _code_and_names(content)
+    if code == {SHT_NOBITS}:
+        return "contains debug information, but not the code: compare the programs themselves"
+    if kind == ET_REL and not code and b"\0.gnu.lto_" in names:
+        return (
+            "contains GCC's intermediate code, but no machine code: "
+            "link it, or compile it with -ffat-lto-objects"
         )
+    return ""
 
 
-def _is_debug_file(content: bytes) -> bool:
-    """Whether an ELF file has sections of code, all of which are empty in the file."""
+def _code_and_names(content: bytes) -> tuple[set[int], bytes]:
+    """Return the types of the sections that hold code, and the names of all sections."""
     order, wide = ">" if content[5] == 2 else "<", content[4] == 2
     (place,) = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", content, 40 if wide else 32)
-    size, count = struct.unpack_from(f"{order}2H", content, 58 if wide else 46)
+    size, count, names = struct.unpack_from(f"{order}3H", content, 58 if wide else 46)
     layout = f"{order}4xI{'QQQQ' if wide else 'IIII'}"  # type, flags, address, offset, size
     if not place or size < struct.calcsize(layout):
+        return set(), b""
+    rows = [struct.unpack_from(layout, content, place + i * size) for i in range(count)]
+    begin, length = rows[names][3:] if names < count else (0, 0)
+    code = {kind for kind, flags, _, _, size in rows if flags & SHF_EXECINSTR and size}
+    return code, content[begin : begin + length]
+
+
+def _is_bytecode_of_net(content: bytes) -> bool:
+    """Whether a PE file contains bytecode of .NET only, so that its one jump is no program."""
+    try:
+        pe = pefile.PE(data=content, fast_load=True)
+        clr = pe.OPTIONAL_HEADER.DATA_DIRECTORY[CLR_DIRECTORY]
+        return bool(
+            clr.VirtualAddress and pe.get_dword_at_rva(clr.VirtualAddress + 16) & CLR_IL_ONLY
+        )
+    except (pefile.PEFormatError, IndexError, TypeError):  # angr will say what is broken
         return False
-    rows = (struct.unpack_from(layout, content, place + i * size) for i in range(count))
-    kinds = {kind for kind, flags, _, _, length in rows if flags & SHF_EXECINSTR and length}
-    return kinds == {SHT_NOBITS}
 
 
 def cut_off(content: bytes) -> str:

@@ -65,7 +65,6 @@ def folder(tmp_path_factory):
     (folder / "universal.dylib").write_bytes(universal(*files))
     flags = ["-O1", "-nostdlib", "-fPIC", folder / "tiny.c", "-o"]
     zig("x86_64-linux-gnu", "-shared", *flags, folder / "tiny.so")
-    zig("x86_64-linux-gnu", "-c", *flags, folder / "tiny.o")
     return folder
 
 
@@ -254,9 +253,12 @@ def test_an_architecture_without_a_universal_file_is_refused(folder, tmp_path, c
         assert "this is not a folder" in capsys.readouterr().err
 
 
-def test_object_file(folder):
-    analysis = analyse(folder / "tiny.o")
-    with (folder / "tiny.o").open("rb") as stream:
+@pytest.mark.parametrize("processor", ["x86_64", "aarch64", "riscv64", "s390x"])
+def test_object_file(folder, tmp_path, processor):
+    file = tmp_path / "tiny.o"
+    zig(f"{processor}-linux-gnu", "-c", "-O1", "-fPIC", folder / "tiny.c", "-o", file)
+    analysis = analyse(file)
+    with file.open("rb") as stream:
         symbols = ELFFile(stream).get_section_by_name(".symtab").iter_symbols()
         functions = {s.name for s in symbols if s["st_info"]["type"] == "STT_FUNC"}
     assert set(analysis.function_name[: analysis.code_functions]) == functions
@@ -264,6 +266,21 @@ def test_object_file(folder):
         {"memcpy"} & set(analysis.import_name)
     )
     assert set(analysis.string) >= STRINGS
+    named = [analysis.function_name[f] for f in analysis.function.tolist()]
+    leads = {(named[a], named[b]) for a, b in analysis.edges.tolist()}
+    calls = [("copy", "malloc"), ("copy", "abort"), ("start", "copy"), ("recurse", "recurse")]
+    assert leads > {*calls, ("start", "kind"), ("kind", "count"), ("third", "puts")}
+
+
+def test_object_files_with_unknown_relocations_are_refused(folder, tmp_path):
+    for target, kind in {
+        "mips-linux-gnueabi": "R_MIPS_CALL16",
+        "powerpc64le-linux-gnu": "R_PPC64_TOC16_LO_DS",
+        "x86-linux-gnu": "R_386_GOTOFF",
+    }.items():
+        zig(target, "-c", "-O1", "-fPIC", folder / "tiny.c", "-o", tmp_path / "tiny.o")
+        with pytest.raises(UserError, match=rf"relocations that angr does not know \(.*{kind}"):
+            analyse(tmp_path / "tiny.o")
 
 
 def test_section_headers_may_be_cut_off(folder, tmp_path):
@@ -296,6 +313,42 @@ def test_broken_headers_end_in_a_refusal_or_in_the_loader(folder, name):
             refused += 1
         loadable("x", some)
     assert 0 < refused < len(broken)
+
+
+def test_elf_files_that_angr_would_mistake_are_refused(folder, tmp_path):
+    """The compiler says what they are; angr would read them as another processor, or not at all."""
+    targets = {
+        "x86_64-linux-gnux32": "for x32",
+        "mips64-linux-gnuabin32": "for MIPS n32",
+        "armeb-linux-gnueabihf": r"little-endian code \(BE8\)",
+        "aarch64_be-linux-gnu": "for big-endian AArch64",
+    }
+    file = tmp_path / "tiny"
+    for target, reason in targets.items():
+        zig(target, "-O1", "-nostdlib", "-shared", "-fPIC", folder / "tiny.c", "-o", file)
+        with pytest.raises(UserError, match=reason):
+            refuse(file, file.read_bytes())
+    command = ["gcc", "-c", "-O1", folder / "tiny.c", "-o", file, "-flto"]
+    for fat, reason in (("-fno-fat-lto-objects", "no machine code"), ("-ffat-lto-objects", "")):
+        subprocess.run([*command, fat], check=True)
+        if reason:
+            with pytest.raises(UserError, match=f"intermediate code, but {reason}"):
+                refuse(file, file.read_bytes())
+        else:
+            refuse(file, file.read_bytes())
+    content = bytearray((folder / "tiny.so").read_bytes())
+    content[16] = 4
+    with pytest.raises(UserError, match="is a core dump"):
+        refuse(file, bytes(content))
+    pe = pefile.PE(data=(folder / "x86_64.dll").read_bytes())
+    header = pe.OPTIONAL_HEADER.DATA_DIRECTORY[14]
+    section = pe.sections[0]
+    header.VirtualAddress, header.Size = section.VirtualAddress, 72
+    pe.set_dword_at_rva(section.VirtualAddress + 16, 1)  # bytecode only
+    with pytest.raises(UserError, match=r"is a \.NET assembly"):
+        refuse(file, bytes(pe.write()))
+    pe.set_dword_at_rva(section.VirtualAddress + 16, 0)  # with machine code
+    refuse(file, bytes(pe.write()))
 
 
 def test_a_magic_number_alone_is_cut_off():

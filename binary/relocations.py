@@ -1,0 +1,195 @@
+"""Relocations of object files and kernel modules that cle does not know, or gets wrong.
+
+Without them a call leads to the next instruction, and an address is 0: two files that differ there
+would look equal. So a file with many relocations that stay unknown is refused.
+
+The numbers and formulas are those of "ELF for the Arm 64-bit Architecture (AArch64)", "ELF
+Application Binary Interface, s390x Supplement", and "RISC-V ELF psABI Specification".
+"""
+
+import functools
+import io
+from typing import Any
+
+from elftools.elf.descriptions import describe_reloc_type
+from elftools.elf.elffile import ELFFile
+
+SHF_EXECINSTR = 4
+# Hints for the linker, and labels that only differences in data use, change no instruction.
+HINTS = {"R_RISCV_RELAX", "R_RISCV_ALIGN", "R_ARM_V4BX", "R_390_NONE", "R_AARCH64_NONE"}
+HINTS |= {"R_MIPS_JALR", "R_ARM_NONE", "R_X86_64_NONE", "R_386_NONE", "R_RISCV_NONE"}
+MOST = 0.1  # maximum share of relocations in code that may be unknown (for thread-local data, say)
+
+
+def unknown_relocations(content: bytes, processor: str) -> list[str]:
+    """Return the kinds of relocations that angr does not know in an object file's code.
+
+    Parameters
+    ----------
+    processor : str
+        angr's name.
+
+    Returns
+    -------
+    list of str
+        Their names, sorted; none if they are few.
+    """
+    from cle.backends.elf.relocation import ALL_RELOCATIONS
+
+    known = ALL_RELOCATIONS.get(processor, {})
+    elf = ELFFile(io.BytesIO(content))
+    count, unknown = 0, []
+    for table in elf.iter_sections():
+        if table["sh_type"] not in ("SHT_RELA", "SHT_REL"):
+            continue
+        section: Any = elf.get_section(table["sh_info"])
+        if not section["sh_flags"] & SHF_EXECINSTR:
+            continue
+        for relocation in table.iter_relocations():
+            kind = relocation["r_info_type"]
+            count += 1
+            if known.get(kind) is None:
+                unknown.append(str(describe_reloc_type(kind, elf)))
+    unknown = [name for name in unknown if name not in HINTS]
+    return sorted(set(unknown)) if len(unknown) > MOST * count else []
+
+
+def add_relocations() -> None:
+    """Add the relocations to cle's tables."""
+    from cle.backends.elf.relocation import ALL_RELOCATIONS, arm64, generic
+
+    class Absolute(generic.RelocTruncate32Mixin, generic.GenericAbsoluteAddendReloc):
+        """A word of 32 bits with an address."""
+
+    class Relative(generic.RelocTruncate32Mixin, generic.GenericPCRelativeAddendReloc):
+        """A word of 32 bits with a distance."""
+
+    class GotPage(generic.RelocGOTMixin, arm64.R_AARCH64_ADR_PREL_PG_HI21):
+        pass
+
+    class GotLow(generic.RelocGOTMixin, arm64.R_AARCH64_LDST64_ABS_LO12_NC):
+        pass
+
+    distance = generic.GenericPCRelativeAddendReloc
+    ALL_RELOCATIONS["AARCH64"] |= {258: Absolute, 260: distance, 261: Relative}
+    ALL_RELOCATIONS["AARCH64"] |= {311: GotPage, 312: GotLow}
+
+    class Halfwords(distance):
+        """A distance in units of two bytes."""
+
+        size = 4
+
+        def relocate(self) -> None:
+            memory, mask = self.owner.memory, (1 << 8 * self.size) - 1
+            memory.pack_word(self.dest_addr, self.value >> 1 & mask, size=self.size)
+
+    class ShortHalfwords(Halfwords):
+        size = 2
+
+    class GotHalfwords(generic.RelocGOTMixin, Halfwords):
+        pass
+
+    ALL_RELOCATIONS["S390X"] |= {
+        **{4: Absolute, 5: Relative, 8: Relative, 23: distance, 26: GotHalfwords},
+        **{16: ShortHalfwords, 17: ShortHalfwords, 19: Halfwords, 20: Halfwords},
+    }
+
+    class Instruction(generic.GenericPCRelativeAddendReloc):
+        """A distance in the immediate fields of RISC-V's instructions.
+
+        ``fields``: (lowest bit of the value, number of bits, lowest bit in the instruction).
+        """
+
+        fields: tuple[tuple[int, int, int], ...] = ()
+        size = 4
+
+        def target(self) -> int:
+            return self.value
+
+        def write(self, value: int, place: int, fields: tuple, size: int) -> None:
+            word = self.owner.memory.unpack_word(place, size=size)
+            for low, count, at in fields:
+                mask = (1 << count) - 1
+                word = word & ~(mask << at) | (value >> low & mask) << at
+            self.owner.memory.pack_word(place, word, size=size)
+
+        def relocate(self) -> None:
+            self.write(self.target(), self.dest_addr, self.fields, self.size)
+
+    upper, lower, store = ((12, 20, 12),), ((0, 12, 20),), ((0, 5, 7), (5, 7, 25))
+
+    class Branch(Instruction):
+        fields = ((1, 4, 8), (5, 6, 25), (11, 1, 7), (12, 1, 31))
+
+    class Jump(Instruction):
+        fields = ((1, 10, 21), (11, 1, 20), (12, 8, 12), (20, 1, 31))
+
+    class ShortBranch(Instruction):
+        fields = ((1, 2, 3), (3, 2, 10), (5, 1, 2), (6, 2, 5), (8, 1, 12))
+        size = 2
+
+    class ShortJump(Instruction):
+        fields = (
+            *((1, 3, 3), (4, 1, 11), (5, 1, 2), (6, 1, 7), (7, 1, 6), (8, 2, 9)),
+            *((10, 1, 8), (11, 1, 12)),
+        )
+        size = 2
+
+    class Call(Instruction):
+        """A pair of instructions, auipc and jalr."""
+
+        def relocate(self) -> None:
+            self.write(self.value + 0x800, self.dest_addr, upper, 4)
+            self.write(self.value, self.dest_addr + 4, lower, 4)
+
+    class High(Instruction):
+        """The upper part of a distance; the relocation of the lower part names its place."""
+
+        fields = upper
+
+        def target(self) -> int:
+            return self.value + 0x800
+
+    class GotHigh(generic.RelocGOTMixin, High):
+        pass
+
+    class Low(Instruction):
+        """The lower part of the distance whose upper part is at the symbol."""
+
+        fields = lower
+
+        def target(self) -> int:
+            upper_part = _upper_parts(self.owner, High).get(self.resolvedby.relative_addr)
+            return upper_part.value if upper_part else 0
+
+    class LowStore(Low):
+        fields = store
+
+    class AbsoluteHigh(High):
+        @property
+        def value(self) -> int:
+            return self.resolvedby.rebased_addr + self.addend
+
+    class AbsoluteLow(AbsoluteHigh):
+        fields = lower
+
+        def target(self) -> int:
+            return self.value
+
+    class AbsoluteStore(AbsoluteLow):
+        fields = store
+
+    # Only what linked files contain is in angr 9.2's table, if any.
+    ALL_RELOCATIONS.setdefault("RISCV64", {}).update(
+        {
+            **{1: Absolute, 16: Branch, 17: Jump, 18: Call, 19: Call, 20: GotHigh, 23: High},
+            **{24: Low, 25: LowStore, 26: AbsoluteHigh, 27: AbsoluteLow, 28: AbsoluteStore},
+            **{44: ShortBranch, 45: ShortJump, 57: Relative},
+        }
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _upper_parts(owner: Any, kind: type) -> dict[int, Any]:
+    """Return place -> relocation of an address's upper part, in an object file."""
+    return {r.dest_addr: r for r in owner.relocs if isinstance(r, kind)}
