@@ -68,6 +68,7 @@ DIFF = ["diff.py", "binaries/a/p", "binaries/b/p", "--json", "d.json", "--html",
 PRETRAIN = ["pretrain.py", *SIZES, "--max_pred", "6"]
 CLASSIFY = ["classify.py", *SIZES, "--vocab", "vocab/vocab.txt", "--data_file", "pairs.tsv"]
 INPUTS = {
+    "binary": Input("binaries/a/p", mutants.change_bytes, DIFF),
     "analysis, of a pair": Input("output/*.npz", mutants.change_npz, ["gendata.py", "show", "0"]),
     "analysis, for a comparison": Input("output/*.npz", mutants.change_npz, DIFF),
     "walks": Input("data/0/walks.npz", mutants.change_npz, ["dataprocess.py"]),

@@ -128,12 +128,12 @@ class BertModel4Pretrain(nn.Module):
 
 
 class Adam:
-    """BertAdam in plain Python: one parameter after the other."""
+    """BertAdam in plain Python, without a schedule: one parameter after the other."""
 
-    def __init__(self, model: nn.Module, lr: float, warmup: float = 0.1, total: int = -1) -> None:
+    def __init__(self, model: nn.Module, lr: float) -> None:
         self.named = list(model.named_parameters())
         self.state = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.named}
-        self.lr, self.warmup, self.total, self.steps = lr, warmup, total, 0
+        self.lr = lr
 
     def zero_grad(self) -> None:
         for _, p in self.named:
@@ -141,10 +141,6 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        lr = self.lr
-        if self.total != -1:
-            x = self.steps / self.total
-            lr *= x / self.warmup if x < self.warmup else 1.0 - x
         for name, p in self.named:
             torch.nn.utils.clip_grad_norm_(p, 1.0)
             mean, square = self.state[name]
@@ -153,5 +149,4 @@ class Adam:
             update = mean / (square.sqrt() + 1e-6)
             if not name.endswith(("bias", "gamma", "beta")):
                 update += 0.01 * p
-            p.add_(update, alpha=-lr)
-        self.steps += 1
+            p.add_(update, alpha=-self.lr)

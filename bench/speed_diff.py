@@ -1,7 +1,7 @@
 """How much time and memory diff.py takes, and how both grow with the size of the binaries.
 
     python bench/speed_diff.py OLD NEW --more DIR
-    python bench/speed_diff.py --hub 1000,2000,4000,8000
+    python bench/speed_diff.py hub
 
 Cold and warm: the whole command, without and with the analyses in the cache. Growth: comparing
 without angr, with 1, 2, 4 and 8 times the blocks. The larger binaries are several programs
@@ -34,27 +34,27 @@ from matching.candidates import find_candidates
 from matching.changes import compare
 from matching.functions import match_functions
 from matching.model import read_model
+from terminal.arguments import names_of
 from terminal.command_line import command_line
 
 APART = 1 << 28  # distance between the addresses of concatenated programs
 
 
 def main(
-    old: str = "",
-    new: str = "",
+    old: str,
+    new: str,
     more: str | None = None,
     old_build: str = "coreutils-8.30-O0",
     new_build: str = "coreutils-8.30-O3",
     outputDir: str = "output/",
     workers: int = 2,
-    hub: str = "",
 ) -> None:
     """Print the tables.
 
     Parameters
     ----------
     old : str
-        A binary; without it and its other build, no command is measured.
+        A binary.
     new : str
         Another build of it.
     more : str
@@ -67,12 +67,9 @@ def main(
         Cache for the analyses of the larger binaries.
     workers : int
         Processes of diff.py.
-    hub : str
-        Numbers of functions, separated by commas.
     """
     print(machine())
-    if old and new:
-        measure_command(old, new, workers)
+    measure_command(old, new, workers)
     if more:
         sides = [
             programs(Path(more) / build, outputDir, workers) for build in (old_build, new_build)
@@ -80,8 +77,6 @@ def main(
         both = sorted(sides[0].keys() & sides[1].keys())
         both.sort(key=lambda name: sides[0][name].code_blocks)
         grow([[side[name] for name in both] for side in sides])
-    if hub:
-        grow_hub([int(n) for n in hub.split(",")])
 
 
 def measure_command(old: str, new: str, workers: int) -> None:
@@ -142,11 +137,18 @@ def grow(sides: list[list[Analysis]]) -> None:
         sys.stdout.flush()
 
 
-def grow_hub(sizes: list[int]) -> None:
-    """Print the time of comparing two versions of `hub_program`, and memory so far."""
+def hub(sizes: str | list[int] = "1000,2000,4000,8000") -> None:
+    """Print the time of comparing two versions of `hub_program`, and memory so far.
+
+    Parameters
+    ----------
+    sizes : str or list of int
+        Numbers of functions.
+    """
+    print(machine())
     model = read_model()
     print("functions  features  comparing  (CPU seconds)      MB")
-    for n in sizes:
+    for n in map(int, names_of(sizes)):
         moments = [time.process_time()]
         codes = [extract_features(hub_program(n, seed)) for seed in (1, 2)]
         moments.append(time.process_time())
@@ -259,4 +261,4 @@ def join(parts: list[Analysis]) -> Analysis:
 
 
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, hub=hub)

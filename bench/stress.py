@@ -8,9 +8,9 @@ from nothing again, until it was killed as often as requested. The runs are fork
 has imported everything, so that they are killed at work, not while they load libraries.
 
 Next, several gendata.py run at once in one folder, some with other settings; each must succeed, or
-report that another run writes there. Then copies of a binary with flipped bits are analysed.
-Finally, files of all kinds that the project reads are changed and read (bench/mutants.py). The exit
-code is 1 if any byte differs, or if a run fails without a one-sentence error.
+report that another run writes there. Finally, files of all kinds that the project reads are changed
+and read (bench/mutants.py). The exit code is 1 if any byte differs, or if a run fails without a
+one-sentence error.
 """
 
 import collections
@@ -37,7 +37,7 @@ from shared import machine
 import utils
 from binary.analysis import load_analysis
 from binary.builds import find_binaries
-from binary.cache import analyse_files, analyse_one
+from binary.cache import analyse_files
 from experiment_data.recipes import VALIDATION
 from jobs.processes import in_processes
 from terminal.command_line import command_line
@@ -65,7 +65,6 @@ def main(
     biname: str = "chroot",
     builds: int = 3,
     kills: int = 20,
-    flips: int = 200,
     mutants: int = 200,
     stages: str = "gendata,dataprocess,pretrain,classify,diff,search,samefunc,train,encoder",
     at_once: bool = True,
@@ -84,8 +83,6 @@ def main(
         Number of its builds to use.
     kills : int
         How often to kill each stage.
-    flips : int
-        Number of copies of a binary with flipped bits.
     mutants : int
         Number of changed files of each kind.
     stages : str
@@ -95,7 +92,7 @@ def main(
     kinds : str
         Kinds of files to change, separated by commas; bench/mutants.py has the list.
     seed : int
-        Random seed of the moments and the bits.
+        Random seed of the moments and the changes.
     """
     binaries = find_binaries(path, biname)
     chosen = binaries[:: -(-len(binaries) // builds)]
@@ -145,9 +142,6 @@ def main(
         if at_once:
             lost += together(gendata, inputs)
         file = inputs / "binaries" / chosen[0]["build"] / biname
-        if flips:
-            print(f"{flips} copies of {biname} with flipped bits: ", end="")
-            print(outcomes(mutate(file.read_bytes(), flips, seed), folder), flush=True)
         if mutants:
             failed = change_files(str(file), mutants, seed, Path(folder), kinds)
     return 1 if lost or failed else 0
@@ -361,42 +355,6 @@ def write_pairs(folder: Path, rng: np.random.Generator) -> None:
     for one, two in rng.integers(len(lines), size=(640, 2)):
         rows.append(f"{('same', 'different')[one % 2]}\t{lines[one]}\t{lines[two]}")
     (folder / "pairs.tsv").write_text("".join(f"{row}\n" for row in rows))
-
-
-def mutate(content: bytes, number: int, seed: int) -> list[bytes]:
-    """Return copies with 1 to 64 bits flipped; every tenth copy is also truncated.
-
-    In every other copy, the flips are in the first KiB, where the headers are.
-    """
-    rng = np.random.default_rng(seed)
-    made = []
-    for i in range(number):
-        data = np.frombuffer(content, np.uint8).copy()
-        where = rng.integers(min(len(data), 1024) if i % 2 else len(data), size=2 ** (i % 7))
-        data[where] ^= np.uint8(1) << rng.integers(8, size=len(where)).astype(np.uint8)
-        made.append(data.tobytes()[: rng.integers(len(data)) if i % 10 == 0 else None])
-    return made
-
-
-def outcomes(mutants: list[bytes], folder: str) -> str:
-    """Analyse the copies like gendata.py does; return a summary of the outcomes."""
-    for i, content in enumerate(mutants):
-        Path(folder, f"mutant-{i}").write_bytes(content)
-    jobs = (
-        (i, (str(Path(folder, f"mutant-{i}")), Path(folder, "mutants", str(i))))
-        for i in range(len(mutants))
-    )
-    count = collections.Counter()
-    for number, error in in_processes(
-        analyse_one, jobs, len(mutants), 2, "mutants", time_limit=60, memory_limit=4
-    ):
-        if error is None:
-            count["analysed"] += 1
-        elif f"mutant-{number}" in error:
-            count["refused"] += 1
-        else:
-            count[error] += 1
-    return ", ".join(f"{number} {what}" for what, number in count.most_common())
 
 
 if __name__ == "__main__":

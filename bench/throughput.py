@@ -25,6 +25,7 @@ minutes on two cores. Memory is the private memory of the processes; the ids are
 and the kernel drops those pages when it needs them.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -44,6 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import psutil
 import torch
 from shared import machine
 from speed_training import make_step
@@ -358,7 +360,7 @@ def consumed(vocab_size: int, max_len: int, max_pred: int) -> float:
 
 
 class Peak:
-    """The peak memory of a process and its children together (Linux's RssAnon, bytes)."""
+    """The peak memory of a process and its children together (bytes, without shared ones)."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.most, self.ended = pid, 0, threading.Event()
@@ -377,16 +379,12 @@ class Peak:
             self.most = max(self.most, self.now())
 
     def now(self) -> int:
-        total, pids = 0, [self.pid]
-        for pid in pids:
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    pids += map(int, (task / "children").read_text().split())
-            except OSError:  # it has ended
-                continue
-            lines = [line for line in status.splitlines() if line.startswith("RssAnon")]
-            total += sum(1024 * int(line.split()[1]) for line in lines)
+        total = 0
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended
+            first = psutil.Process(self.pid)
+            for process in (first, *first.children(recursive=True)):
+                memory = process.memory_info()
+                total += memory.rss - memory.shared
         return total
 
 

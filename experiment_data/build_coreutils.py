@@ -13,6 +13,7 @@ All results are in one folder, which git ignores:
 Existing results are kept; delete a folder to make it again.
 """
 
+import email
 import gzip
 import lzma
 import os
@@ -440,19 +441,9 @@ def distribution(os_release: Path = Path("/etc/os-release")) -> tuple[str, str]:
 
 def deb822(text: str) -> list[dict[str, str]]:
     """Parse paragraphs of fields; names in lower case, values with their continuation lines."""
-    paragraphs: list[dict[str, str]] = [{}]
-    for line in text.splitlines():
-        fields = paragraphs[-1]
-        if line.startswith("#"):
-            continue
-        if not line.strip():
-            paragraphs.append({})
-        elif line[0].isspace() and fields:
-            fields[next(reversed(fields))] += f"\n{line}"
-        else:
-            name, _, value = line.partition(":")
-            fields[name.strip().lower()] = value.strip()
-    return [fields for fields in paragraphs if fields]
+    text = re.sub(r"^#.*\n?", "", text, flags=re.MULTILINE)
+    paragraphs = map(email.message_from_string, re.split(r"\n\s*\n", text.strip()))
+    return [{name.lower(): value.rstrip() for name, value in p.items()} for p in paragraphs]
 
 
 def apt_entries(codename: str, etc: Path = Path("/etc/apt")) -> list[Entry]:

@@ -54,10 +54,8 @@ from utils import UserError, atomic_folder, check_outputs, disk_errors, sha256_o
 OUTPUT = Path(__file__).resolve().parent / "packages"
 LEAST_SIZE = 20_000  # minimum number of bytes of a program or library to keep it
 NOT_INSTALLED = re.compile(r"test|example|bench|fuzz|CMakeFiles|conftest|/lt-|\bdoc", re.IGNORECASE)
-
-
 # Options of the compiler and the linker for code at fixed addresses, and position-independent code.
-PLACES = ("-fno-pie", "-no-pie"), ("-fpie", "-pie")
+PIE = ("-fno-pie", "-no-pie"), ("-fpie", "-pie")
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Tree:
         named = re.match(r"(\w+-linux-\w+)-(gcc|clang)", self.compiler)
         return named[1] if named else ""
 
-    def lies_anywhere(self, level: str) -> bool:
+    def is_position_independent(self, level: str) -> bool:
         """Return whether to build position-independent code, as in most programs since 2016.
 
         About every second build is, because comparisons meet programs of both kinds.
@@ -146,7 +144,7 @@ class Tree:
 
     def options(self, level: str) -> tuple[str, str, str]:
         """Return the options of the C compiler, of the C++ compiler and of the linker."""
-        code, program = PLACES[self.lies_anywhere(level)]
+        code, program = PIE[self.is_position_independent(level)]
         if not self.recipe.programs:  # shared libraries
             code, program = "-fPIC", ""
         # No debug information, because only the symbol table is used.

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
@@ -20,6 +20,10 @@ CSV_COLUMNS += [
 ]
 CSV_COLUMNS += ["inlined"]
 SCHEMA = Path(__file__).resolve().parent / "diff.schema.json"
+# In JSON, addresses are strings, because JavaScript would round numbers.
+Address = Annotated[
+    int, pydantic.PlainSerializer(hex), pydantic.BeforeValidator(lambda text: int(text, 16))
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Function:
         Number of basic blocks.
     """
 
-    address: int
+    address: Address
     name: str
     symbol: str
     blocks: int
@@ -154,15 +158,9 @@ def block_matches(codes: tuple[Features, ...], diff: Diff) -> list[BlockMatch]:
 
 
 def as_record(match: FunctionMatch) -> dict[str, Any]:
-    """Return a match for JSON; addresses are strings because JavaScript would round numbers."""
-
-    def about(function: Function | None) -> dict[str, Any] | None:
-        if function is None:
-            return None
-        return dataclasses.asdict(function) | {"address": f"0x{function.address:x}"}
-
-    sides = {"old": about(match.old), "new": about(match.new)}
-    return dataclasses.asdict(match) | sides | {"inlined": [about(f) for f in match.inlined]}
+    """Return a match as `SCHEMA` describes it."""
+    record: dict[str, Any] = FUNCTION_MATCH.dump_python(match)
+    return record
 
 
 def from_record(record: dict[str, Any]) -> FunctionMatch:
@@ -170,16 +168,10 @@ def from_record(record: dict[str, Any]) -> FunctionMatch:
 
     Raises
     ------
-    KeyError, TypeError, ValueError, AttributeError
+    TypeError, ValueError
         It is not such a record.
     """
-
-    def function(about: dict[str, Any]) -> Function:
-        return Function(**about | {"address": int(about["address"], 16)})
-
-    sides = {side: record[side] and function(record[side]) for side in ("old", "new")}
-    tuples = {"kinds": tuple(record["kinds"]), "inlined": tuple(map(function, record["inlined"]))}
-    match = FUNCTION_MATCH.validate_python(record | sides | tuples)
+    match = FUNCTION_MATCH.validate_python(record)
     if match.status not in STATUS:
         raise ValueError(f"unknown status {match.status}")
     return match
