@@ -12,8 +12,6 @@ row, and prints F1 over blocks.
 """
 
 import dataclasses
-import datetime
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import accuracy as bench
 import numpy as np
+from shared import machine
 
 import utils
 from encoder.encoder import DEFAULT as ENCODER
@@ -129,7 +128,7 @@ def main(
         if encoder is not None and program.name not in held:
             pairs += pairs_of(program, encoder, cfg.pairs, cfg.seed)
     measured = {kind: [measures(*pair, shipped) for pair in both[kind]] for kind in kinds}
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
+    print(f"{machine()}; {', '.join(programs)}")
     print("recall@1 all, unseen; F1 all, unseen")
     for row, left_out in LEFT_OUT.items():
         without = [
@@ -240,7 +239,7 @@ def blocks(
             matched = match_functions(first.code, second.code, model)
             lines = bench.source_lines(first, second)
             pairs.append((kind, first.code, second.code, matched, lines))
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}; F1 over blocks")
+    print(f"{machine()}; {', '.join(programs)}; F1 over blocks")
     print(f"{'':30} {', '.join(kinds)}")
     for row, changes in BLOCK_ROWS.items():
         counts = {kind: np.zeros(3) for kind in kinds}

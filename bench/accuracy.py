@@ -23,9 +23,7 @@ the two binaries, averaged with TF-IDF weights. `--bindiff SECONDS` also runs an
 for at most so long per pair.
 """
 
-import datetime
 import json
-import os
 import re
 import subprocess
 import sys
@@ -40,6 +38,7 @@ import scipy.sparse
 import truth
 from elftools.elf.elffile import ELFFile
 from scipy.optimize import linear_sum_assignment
+from shared import machine
 from truth import Truth
 
 import utils
@@ -174,7 +173,7 @@ def main(
     model = read_model(model_file)
     known = seen_names(seen)
     pairs = read_pairs(Path(path), programs, kinds, Path(work), workers)
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores; {', '.join(programs)}")
+    print(f"{machine()}; {', '.join(programs)}")
     for kind in kinds:
         measure(kind, pairs[kind], model, known, bindiff, wrong)
 

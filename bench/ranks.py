@@ -11,6 +11,7 @@ from scipy.stats import hypergeom
 
 CHUNK = 512  # number of queries compared with the collection at a time
 EQUAL = 1e-6  # cosines that differ by less are ties, because of rounding
+TIMES = 2000  # number of samples of libraries and seeds
 MEASURES = ("R@1", "R@10", "MRR")
 
 
@@ -59,12 +60,10 @@ def pool_figures(nearer: np.ndarray, ties: np.ndarray, all_: int, pool: int) -> 
     return ((sums[:, nearer + ties + 1] - sums[:, nearer]) / (ties + 1)).T
 
 
-def resampled_means(
-    figures: np.ndarray, library: np.ndarray, times: int = 2000, seed: int = 0
-) -> np.ndarray:
+def resampled_means(figures: np.ndarray, library: np.ndarray) -> np.ndarray:
     """Return the mean over queries in each of many samples of libraries and seeds.
 
-    The same seed gives the same libraries, so differences of two rows are paired.
+    The samples are the same in each call, so differences of two rows are paired.
 
     Parameters
     ----------
@@ -75,13 +74,13 @@ def resampled_means(
 
     Returns
     -------
-    float64 (times,)
+    float64 (TIMES,)
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     n = int(library.max()) + 1
-    drawn = rng.multinomial(n, np.full(n, 1 / n), times)  # (times, libraries)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), TIMES)  # (TIMES, libraries)
     sums = np.stack([np.bincount(library, row, n) for row in figures])
-    seeds = rng.multinomial(len(figures), np.full(len(figures), 1 / len(figures)), times)
+    seeds = rng.multinomial(len(figures), np.full(len(figures), 1 / len(figures)), TIMES)
     total = (drawn @ np.bincount(library, minlength=n)).astype(float)
     found = ((drawn @ sums.T) * seeds / len(figures)).sum(1)
     return np.where(total > 0, found / np.maximum(total, 1), figures.mean())

@@ -10,10 +10,11 @@ from terminal.escape import printable
 
 PICTURES = (".png", ".svg", ".pdf")
 LEGEND = 20  # maximum number of binaries in the legend; with more there is none
+SEED = 0  # of the choice of functions and of t-SNE
 MOST = 5000  # maximum number of functions drawn; if there are more, a random choice is drawn
 
 
-def draw_map(index: Index, path: str, seed: int = 0) -> None:
+def draw_map(index: Index, path: str) -> None:
     """Draw the functions of an index, placed by PCA and t-SNE.
 
     Parameters
@@ -21,8 +22,6 @@ def draw_map(index: Index, path: str, seed: int = 0) -> None:
     index : Index
     path : str
         The picture's file; its name ends in one of PICTURES.
-    seed : int
-        Random seed of the choice of functions and of t-SNE.
     """
     import matplotlib
     from sklearn.decomposition import PCA
@@ -31,13 +30,13 @@ def draw_map(index: Index, path: str, seed: int = 0) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     drawn = np.sort(rng.permutation(len(index.vector))[:MOST])
     vectors, binary = index.vector[drawn], index.binary[drawn]
-    place = PCA(min(50, *vectors.shape), random_state=seed).fit_transform(vectors)
+    place = PCA(min(50, *vectors.shape), random_state=SEED).fit_transform(vectors)
     if len(vectors) > 10:
         perplexity = min(30, (len(vectors) - 1) / 3)
-        place = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(place)
+        place = TSNE(perplexity=perplexity, random_state=SEED, init="pca").fit_transform(place)
     figure, axes = pyplot.subplots(figsize=(12, 10), layout="constrained")
     files = np.unique(binary)
     colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(files)))

@@ -77,25 +77,25 @@ class Outline:
 def body_digests(code: "Features") -> np.ndarray:
     """Return a digest of each function's normalised body, uint64 (F,).
 
-    Two functions have the same one where their instructions without addresses, the texts and the
-    imports that they refer to, and the jumps between their blocks are the same.
+    Functions have equal digests if their instructions without addresses, the texts and imports that
+    they refer to, and the jumps between their blocks are the same.
     """
     digests = [hashlib.blake2b(repr(b).encode(), digest_size=8).digest() for b in code.outline.code]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 def unseen_names(builds: Iterable[tuple[list[str], np.ndarray]], seen: np.ndarray) -> set[str]:
-    """Return the names of a file's functions that no training program holds.
+    """Return the names of a file's functions that occur in no training program.
 
-    A held-out library may have functions of the training packages: copied files, and what compilers
-    add. A function is left out if its body in any of the builds is among those that were seen.
+    A held-out library may contain functions of the training packages: copied source files, and what
+    compilers add. A function is left out if its body in any of the builds was seen in training.
 
     Parameters
     ----------
     builds : iterable of (list of str, uint64 (F,))
-        Of each build of the file, names and `body_digests` of its functions; "" is no name.
+        For each build of the file, the names ("" if unknown) and `body_digests` of its functions.
     seen : uint64 (n,)
-        `body_digests` of what was trained on.
+        `body_digests` of the training programs' functions.
     """
     names: set[str] = set()
     met: set[str] = set()

@@ -45,28 +45,27 @@ def match_blocks(first: Features, second: Features, functions: Matches) -> Match
             found.append((a, b, np.ones(len(a), np.float32)))
             continue
         found.append(_match(a, b, words, forms, edges, BLOCK_THRESHOLD))
-    partner = dict(zip(functions.a.tolist(), functions.b.tolist(), strict=True))
-    back = {b: a for a, b in partner.items()}
-    for here, there, to, swapped in ((first, second, partner, False), (second, first, back, True)):
-        side = 1 if swapped else 0
-        function = there.analysis.function[: there.analysis.code_blocks]
+    forward = dict(zip(functions.a.tolist(), functions.b.tolist(), strict=True))
+    back = {b: a for a, b in forward.items()}
+    ways = (first, second, forward), (second, first, back)
+    for side, (code, other, partner) in enumerate(ways):
+        function = other.analysis.function[: other.analysis.code_blocks]
         free = np.ones(len(function), bool)
         free[np.concatenate([none, *(pair[1 - side] for pair in found)])] = False
-        left = np.bincount(function[free], minlength=there.functions)
-        callers = here.calls.T.tocsr()
-        for f in range(here.functions):
-            if f in to:
+        left = np.bincount(function[free], minlength=other.functions)
+        callers = code.calls.T.tocsr()
+        for f in range(code.functions):
+            if f in partner:
                 continue
-            hosts = sorted({to[c] for c in callers[f].indices.tolist() if c in to})
+            hosts = sorted({partner[c] for c in callers[f].indices.tolist() if c in partner})
             if not 0 < left[hosts].sum() <= INLINED_AMONG:
                 continue
-            places = np.concatenate([there.blocks[host] for host in hosts])
+            places = np.concatenate([other.blocks[host] for host in hosts])
             places = places[free[places]]
-            inside = here.blocks[f]
-            a, b = (places, inside) if swapped else (inside, places)
+            a, b = (places, code.blocks[f]) if side else (code.blocks[f], places)
             match = _match(a, b, words, forms, edges, INLINED_THRESHOLD)
             free[match[1 - side]] = False
-            left -= np.bincount(function[match[1 - side]], minlength=there.functions)
+            left -= np.bincount(function[match[1 - side]], minlength=other.functions)
             found.append(match)
     found.append(_left_over(first, second, functions, found))
     columns = [np.concatenate([part[i] for part in found]) for i in range(3)]

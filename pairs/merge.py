@@ -1,6 +1,7 @@
 """Merge two control-flow graphs into one, at the imports and strings that they share."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 
@@ -78,23 +79,17 @@ def _same_imports(first: Analysis, second: Analysis) -> list[tuple[int, int]]:
 
 def _only_reference(analysis: Analysis) -> dict[bytes, int]:
     """Return literal -> block, for literals that only one block refers to."""
-    found: dict[bytes, int] = {}
-    several = set()
-    for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
-        if len(literal) >= MIN_JOINING_STRING:
-            if literal in found:
-                several.add(literal)
-            found[literal] = block
-    return {literal: block for literal, block in found.items() if literal not in several}
+    times = Counter(analysis.string)
+    return {
+        literal: block
+        for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True)
+        if len(literal) >= MIN_JOINING_STRING and times[literal] == 1
+    }
 
 
 def _same_strings(first: Analysis, second: Analysis) -> list[tuple[int, int]]:
-    theirs = _only_reference(second)
-    votes: dict[tuple[int, int], int] = {}
-    for literal, block in _only_reference(first).items():
-        if literal in theirs:
-            pair = (block, theirs[literal])
-            votes[pair] = votes.get(pair, 0) + 1
+    ours, theirs = _only_reference(first), _only_reference(second)
+    votes = Counter((block, theirs[text]) for text, block in ours.items() if text in theirs)
     chosen: list[tuple[int, int]] = []
     taken: tuple[set[int], set[int]] = (set(), set())
     for a, b in sorted(votes, key=lambda pair: (-votes[pair], pair)):
