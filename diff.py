@@ -302,7 +302,7 @@ def package_summary(found: PackageDiff, top: int, seconds: float) -> None:
     for file, match in functions[:top]:
         name = (match.new or match.old).name
         place = f"{fit(file.name.rpartition('/')[2], 24)}: {fit(name, 40)}"
-        said = match.said or match.status
+        said = match.explanation or match.status
         print(cut(f"{match.rank:6.2f}  {match.score:.2f}  {place}: {said}", width))
     print(f"{seconds:.1f} seconds")
     unchanged = all(file.status == STATUS[IDENTICAL] for file in found.files)

@@ -232,18 +232,14 @@ def measured(folder: Path, script: str, *arguments: str) -> tuple[float, float, 
     """Run a script; return wall and CPU seconds, and MB of the first process and of a worker."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / script), *arguments], cwd=folder, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, str(ROOT / script), *arguments]
+    process = psutil.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     parent = worker = 0.0
     while process.poll() is None:
-        parent = max(parent, most_memory(process.pid))
-        for task in Path(f"/proc/{process.pid}/task").glob("*/children"):
-            try:
-                pids = task.read_text().split()
-            except OSError:  # that thread has ended
-                continue
-            worker = max([worker, *(most_memory(int(pid)) for pid in pids)])
+        with contextlib.suppress(psutil.NoSuchProcess):  # one has ended
+            parent = max(parent, process.memory_info().rss / 1e6)
+            for child in process.children(recursive=True):
+                worker = max(worker, child.memory_info().rss / 1e6)
         time.sleep(0.1)
     if process.returncode:
         sys.exit(f"{script} failed")
@@ -251,15 +247,6 @@ def measured(folder: Path, script: str, *arguments: str) -> tuple[float, float, 
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return wall, cpu, parent, worker
-
-
-def most_memory(pid: int) -> float:
-    """Return the peak memory of a running process, in MB (Linux)."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    return sum(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM")) / 1000
 
 
 def size_of(folder: Path) -> int:

@@ -108,7 +108,7 @@ static void complain(const char *name, int code) {
 """
 
 
-def test_what_is_inlined_is_said(tmp_path, model):
+def test_inlined_functions_are_named(tmp_path, model):
     """A static function that -O2 inlines; beside it, a program that has none."""
     called = SOURCE.replace(
         "if (argc < 2)", "if (argc > 9)\n        complain(argv[1], argc);\n    if (argc < 2)"
@@ -124,7 +124,7 @@ def test_what_is_inlined_is_said(tmp_path, model):
         rows = function_matches((old, new), compare(old, new, model))
         (row,) = [m for m in rows if "complain" in (m.old and m.old.name, m.new and m.new.name)]
         assert "only in" in row.status
-        return [function.name for function in row.inlined], row.said
+        return [function.name for function in row.inlined], row.explanation
 
     assert inlined(codes[0], codes[1]) == (["main"], "likely inlined into main")
     assert inlined(codes[1], codes[0]) == (["main"], "likely inlined in main")

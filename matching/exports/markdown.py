@@ -89,12 +89,12 @@ def table(matches: list[FunctionMatch], more: dict[str, list[str]] | None = None
         score = f"{match.score:.2f}" if match.old and match.new else ""
         cells = [*(column[i] for column in more.values()), match.status]
         cells += [_function(match.old), _function(match.new), share, score]
-        lines.append(f"| {' | '.join([*cells, _said(match)])} |")
+        lines.append(f"| {' | '.join([*cells, _explanation(match)])} |")
     return lines
 
 
-def _said(match: FunctionMatch) -> str:
-    return markdown_text(match.said) if match.inlined else match.said
+def _explanation(match: FunctionMatch) -> str:
+    return markdown_text(match.explanation) if match.inlined else match.explanation
 
 
 def _function(function: Function | None) -> str:

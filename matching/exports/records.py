@@ -81,7 +81,7 @@ class FunctionMatch:
     inlined: tuple[Function, ...] = ()
 
     @property
-    def said(self) -> str:
+    def explanation(self) -> str:
         """The kinds of change, or the functions into which the code was likely inlined."""
         names = ", ".join(function.name for function in self.inlined)
         inlined = f"likely inlined {'into' if self.old else 'in'} {names}" if names else ""

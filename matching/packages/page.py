@@ -52,7 +52,7 @@ def make_package_page(diff: PackageDiff) -> str:
                 match.score,
                 match.differing,
                 match.change,
-                match.said,
+                match.explanation,
             ]
             for file, match in diff.functions()
         ],
