@@ -118,7 +118,8 @@ def width(processor: str, register: str) -> str:
 
 
 @functools.cache
-def _capstone(processor: str) -> capstone.Cs:
+def disassembler(processor: str) -> capstone.Cs:
+    """Return capstone for "x86_64" or "aarch64", with details of operands."""
     kinds = {
         "x86_64": (capstone.CS_ARCH_X86, capstone.CS_MODE_64),
         "aarch64": (capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM),
@@ -132,7 +133,7 @@ def _capstone(processor: str) -> capstone.Cs:
 def accesses(processor: str, code: bytes) -> tuple[Access, ...]:
     """Return what each instruction of a block of machine code does; "x86_64" or "aarch64" only."""
     of = _of_x86 if processor == "x86_64" else _of_aarch64
-    return tuple(of(instruction) for instruction in _capstone(processor).disasm(code, 0))
+    return tuple(of(instruction) for instruction in disassembler(processor).disasm(code, 0))
 
 
 OPAQUE = Access(frozenset(), frozenset(), True, True, True, False, True)

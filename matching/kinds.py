@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from binary.addresses import BRANCH, CALLS, IN_MEMORY, NUMBER, OFFSET, PART, parse
+from binary.addresses import BRANCH, CALLS, IN_MEMORY, NUMBER, OFFSET, PART, Parsed, parse
 from binary.analysis import JUMP, STEP_OVER
 from features.extract import Features
 from features.normalised import IDLE
@@ -35,6 +35,7 @@ WEIGHTS = {
     "block added": 0.2,
     "block removed": 0.2,
     "field offset changed": 0.4,
+    "stack layout changed": 0.3,
     "data changed": 0.4,
     "instructions changed": 0.0,
 }
@@ -54,6 +55,7 @@ ALLOCATIONS = {"malloc", "calloc", "realloc", "reallocarray", "free", "strdup", 
 ALLOCATIONS |= {"aligned_alloc", "posix_memalign", "HeapAlloc", "HeapReAlloc", "HeapFree"}
 ALLOCATIONS |= {"kmalloc", "kzalloc", "krealloc", "kfree", "vmalloc", "vfree"}
 CPP_ALLOCATION = ("_Znw", "_Zna", "_Zdl", "_Zda", "??2@", "??_U@", "??3@", "??_V@")  # new, delete
+STACK = {"rsp", "esp", "sp", "r1", "r15"}  # stack pointers, if the frame's registers have them
 CHOOSING = ("set", "cmov", "cs", "cinc", "cneg", "it", "movz", "movn", "isel", "loc")
 
 
@@ -67,8 +69,10 @@ class Traits:
         self.numbers: Counter = Counter()
         self.fields: Counter = Counter()
         self.conditions: Counter = Counter()
+        self.stack: set[tuple[str, int]] = set()  # the frame's size, and where objects are in it
         analysis, places = code.analysis, code.places
         self.frame = {register.decode() for register in analysis.architecture.frame}
+        self.pointer = self.frame & STACK
         function = analysis.function
         for block in blocks:
             lines = analysis.instructions[block].decode("ascii", "replace").split("\n")
@@ -97,6 +101,9 @@ class Traits:
             if forked and not CALLS.match(mnemonic):
                 self.conditions[mnemonic] += 1
             return
+        if self._lays_out(mnemonic, parsed):
+            self.stack |= {(mnemonic, value) for _, value in parsed.numbers}
+            return
         if mnemonic.startswith(CHOOSING):
             self.conditions[mnemonic] += 1
         for position, (_, value) in enumerate(parsed.numbers):
@@ -106,10 +113,21 @@ class Traits:
             elif kind is not None:
                 continue
             elif memory and position == memory.position:
-                if memory.base not in self.frame:
+                if memory.base.lstrip("$%") not in self.frame:
                     self.fields[value] += 1
             else:
                 self.numbers[value] += 1
+
+    def _lays_out(self, mnemonic: str, parsed: Parsed) -> bool:
+        """Whether an instruction moves the stack pointer, or computes an address from it."""
+        names = {operand.lstrip("$%") for operand in parsed.operands}
+        memory = parsed.memory
+        if memory is None:
+            return bool(names & self.pointer)
+        based = memory.base.lstrip("$%") in self.pointer
+        first, last = parsed.operands[0].lstrip("$%"), parsed.operands[-1]
+        moves = first in self.pointer or last.endswith("!") or last.startswith("#")
+        return based and (moves or mnemonic in ("lea", "la", "lay"))
 
 
 def marks_of(code: Features) -> dict[int, dict[int, dict[int, tuple[int, int]]]]:
@@ -165,6 +183,8 @@ def kinds_of(old: Traits, new: Traits, blocks: tuple[int, int], back: tuple[int,
         found.add("constant changed")
     if old.fields != new.fields:
         found.add("field offset changed")
+    if old.stack != new.stack:
+        found.add("stack layout changed")
     more = sum(new.conditions.values()) - sum(old.conditions.values())
     if more:
         found.add(f"comparison or branch {'added' if more > 0 else 'removed'}")

@@ -17,16 +17,28 @@ import numpy as np
 from binary.accesses import STACK, Access, accesses, whole_register, width
 from binary.addresses import BRANCH, CALLS, PART, PLACE, SLOT, parse
 from binary.analysis import CALL as CALL_EDGE
+from binary.frames import Use, read_frame
 from features.extract import Features
 from features.normalised import IDLE, normal_line
 from features.places import CODE
 from matching.judge import Judge
 from matching.reordered import in_order_of
+from matching.spills import (
+    STAND_IN,
+    Layout,
+    Renamed,
+    access_of,
+    layout_of,
+    renamed,
+    same_layout,
+)
 
 WORD = re.compile(r"[$%]?\b[a-z][a-z]*\d*[a-z]*\b")
 NO_REGISTERS = {"ptr", "byte", "word", "dword", "qword", "xmmword", "ymmword", "xword", "ds", "es"}
 NO_REGISTERS |= {"lsl", "lsr", "asr", "ror", "sxtw", "uxtw", "sxtx", "uxtb", "uxth", "sxtb", "sxth"}
 NO_REGISTERS |= {"eq", "ne", "lt", "gt", "le", "ge", "hi", "lo", "hs", "ls", "mi", "pl", "cs"}
+HALF_COPY = "mov .d, .d"  # of 32 bits: it clears the other half of a register
+WIDTH = re.compile(r"\.(\w*)")
 COPIES = {"mov", "fmov", "movaps", "movapd", "movdqa"}
 ADDRESSES = ("lea", "adr", "la", "add", "daddi", "c.addi", "mov")  # mnemonics that make addresses
 JUMPS = {"jmp", "j", "b", "b.w", "c.j", "jg", "jr", "jalr"}
@@ -56,7 +68,8 @@ class Step(NamedTuple):
     references : tuple of int
         Its indices into the binary's references, see `features.places.Places`.
     what : str
-        call, tail (a jump to another function), jump, return, address, copy or other.
+        call, tail (a jump to another function), jump, return, address, copy, forget (what the
+        register held no longer matters) or other.
     line : int
         Which instruction of the block it is.
     """
@@ -88,18 +101,62 @@ def recompiled(judge: Judge, pair: tuple[int, int], same: list[set[int]]) -> boo
         sorted(partner[t] for t in flow[0][b]) != sorted(flow[1][partner[b]]) for b in blocks[0]
     ):
         return False
-    steps = {
-        b: [
-            steps_of(judge, side, block, goes_on=bool(flow[0][b]))
-            for side, block in enumerate((b, partner[b]))
+    if _agree(judge, pair, partner, flow[0], (None, None)):
+        return True
+    layouts = _layouts(judge, pair, flow)
+    return layouts is not None and _agree(judge, pair, partner, flow[0], layouts)
+
+
+Layouts = tuple[Layout | None, Layout | None]
+
+
+def _agree(
+    judge: Judge,
+    pair: tuple[int, int],
+    partner: dict[int, int],
+    flow: dict[int, list[int]],
+    layouts: Layouts,
+) -> bool:
+    """Whether the blocks of two functions do the same; their slots are named by ``layouts``."""
+    steps = {}
+    for block, other in partner.items():
+        both = [
+            steps_of(judge, side, b, goes_on=bool(flow[block]), layout=layouts[side])
+            for side, b in enumerate((block, other))
         ]
-        for b in blocks[0]
-    }
-    for b in blocks[0]:
-        shapes = [sorted(s.shape for s in side if s.what != "copy") for side in steps[b]]
+        shapes = [sorted(s.shape for s in side if not _is_free(s)) for side in both]
         if shapes[0] != shapes[1]:
             return False
-    return _Follow(judge, blocks[0], flow[0], steps).agree()
+        steps[block] = both
+    return _Follow(judge, list(partner), flow, steps, layouts).agree()
+
+
+def _is_free(step: Step) -> bool:
+    """Whether a step may be in one of the functions only."""
+    return step.what in ("copy", "forget") or step.shape == HALF_COPY
+
+
+def _layouts(
+    judge: Judge, pair: tuple[int, int], flow: list[dict[int, list[int]]]
+) -> tuple[Layout, Layout] | None:
+    """Return the layouts of two functions' frames; None if they are not known or not the same."""
+    if judge.processor != "x86_64":
+        return None
+    found = []
+    for code, f, successors in zip(judge.codes, pair, flow, strict=True):
+        blocks = code.blocks[f].tolist()
+        if any(len(code.analysis.code) <= block for block in blocks):
+            return None
+        parts = {block: code.analysis.code[block] for block in blocks}
+        entry = int(code.analysis.function_address[f])
+        first = next((b for b in blocks if int(code.analysis.address[b]) == entry), blocks[0])
+        frame = read_frame(parts, successors, first)
+        layout = frame and layout_of(frame, ABI["x86_64"][2])
+        if not layout:
+            return None
+        found.append(layout)
+    old, new = found
+    return (old, new) if same_layout(old, new) else None
 
 
 def _flow(code: Features, f: int) -> dict[int, list[int]]:
@@ -111,10 +168,12 @@ def _flow(code: Features, f: int) -> dict[int, list[int]]:
     return found
 
 
-def steps_of(judge: Judge, side: int, block: int, goes_on: bool) -> list[Step]:
+def steps_of(
+    judge: Judge, side: int, block: int, goes_on: bool, layout: Layout | None = None
+) -> list[Step]:
     """Return the steps of a block, without instructions that only compute parts of addresses.
 
-    ``goes_on``: the block has successors in its function.
+    ``goes_on``: the block has successors in its function. ``layout`` names its stack slots.
     """
     code = judge.codes[side]
     places = code.places
@@ -134,6 +193,11 @@ def steps_of(judge: Judge, side: int, block: int, goes_on: bool) -> list[Step]:
             (number, "@" if kind in (PLACE, SLOT) else "~" if kind == PART else f"={value}")
             for number, (kind, value) in sorted(marks.get(i, {}).items())
         )
+        use = layout.frame.uses.get((block, i)) if layout else None
+        if layout and use and (named := renamed(line, use, layout)):
+            if step := _with_slot(judge.processor, named, use, marked, tuple(references[i]), i):
+                found.append(step)
+            continue
         shape, registers, what = _read(judge.processor, line, marked, SLOT in kinds)
         leaves = any(
             places.kind[r] != CODE
@@ -148,6 +212,19 @@ def steps_of(judge: Judge, side: int, block: int, goes_on: bool) -> list[Step]:
     if found and found[-1].what == "jump":  # the flow graph has its target
         found.pop()
     return found
+
+
+def _with_slot(
+    processor: str, named: Renamed, use: Use, marks: tuple, references: tuple[int, ...], line: int
+) -> Step | None:
+    """Return the step of an instruction that uses the frame; None if it does nothing else."""
+    if use.what == "moves":
+        return Step("", (use.register,), (), "forget", line) if use.register else None
+    if use.what == "address":
+        return Step(f"address {named.place}", (use.register,), (), "address", line)
+    shape, registers, what = _read(processor, named.line, marks, False)
+    registers = tuple(named.slot if r in STAND_IN else r for r in registers)
+    return Step(f"{shape} {named.place}".strip(), registers, references, what, line)
 
 
 def accesses_of(judge: Judge, side: int, block: int) -> tuple[Access, ...] | None:
@@ -208,8 +285,10 @@ class _Follow:
         blocks: list[int],
         flow: dict[int, list[int]],
         steps: dict[int, list[list[Step]]],
+        layouts: Layouts,
     ) -> None:
         self.judge, self.blocks, self.flow, self.steps = judge, blocks, flow, steps
+        self.layouts = layouts
 
     def agree(self) -> bool:
         """Whether the functions compute the same from equal values everywhere."""
@@ -226,6 +305,9 @@ class _Follow:
                 before[target].append(source)
         names = {r for sides in self.known.values() for side in sides for a in side for r in a[0]}
         names |= {r for sides in self.known.values() for side in sides for a in side for r in a[1]}
+        slots = {name for name in names if name.startswith("[")}
+        arguments = frozenset((slot, slot) for slot in slots if slot.startswith("[+"))
+        names -= slots
         self.everything = frozenset((r, r) for r in names | self.arguments | self.kept)
         stack = frozenset((r, r) for r in STACK)
         ends: dict[int, tuple[frozenset, frozenset]] = {}
@@ -234,7 +316,7 @@ class _Follow:
             for i, block in enumerate(self.blocks):
                 states = [ends[p] for p in before[block] if p in ends]
                 if i == 0:
-                    states.append((self.everything, frozenset()))
+                    states.append((self.everything | arguments, frozenset()))
                 elif not before[block]:  # reached by a table or an exception: little is known
                     states.append((stack, frozenset(names)))
                 if not states:
@@ -256,7 +338,7 @@ class _Follow:
         self.known: dict[int, tuple[tuple[Access, ...], tuple[Access, ...]]] = {}
         for block in self.blocks:
             pair = block, int(self.judge.block_partner[block])
-            before, after = (accesses_of(self.judge, side, b) for side, b in enumerate(pair))
+            before, after = (self._accesses(side, b) for side, b in enumerate(pair))
             if before is None or after is None:
                 return False
             known = self.known[block] = before, after
@@ -268,6 +350,18 @@ class _Follow:
                 order = in_order_of((old, new), known, same, self._flags_live(block))
                 self.steps[block] = [old, order or new]
         return True
+
+    def _accesses(self, side: int, block: int) -> tuple[Access, ...] | None:
+        found, layout = accesses_of(self.judge, side, block), self.layouts[side]
+        if found is None or layout is None:
+            return found
+        text = self.judge.codes[side].analysis.instructions[block].decode("ascii", "replace")
+        accesses = list(found)
+        for i, line in enumerate(text.split("\n")):
+            use = layout.frame.uses.get((block, i))
+            if use and (named := renamed(line, use, layout)):
+                accesses[i] = access_of(accesses[i], use, named)
+        return tuple(accesses)
 
     def _flags_live(self, block: int) -> bool:
         """Whether a block's successors may read the flags that it leaves."""
@@ -310,12 +404,10 @@ class _Follow:
         known = self.known[block]
         i = j = 0
         while i < len(old) or j < len(new):
-            if i < len(old) and old[i].what == "copy":
-                self._copy(alike, old[i].registers, 0)
+            if i < len(old) and self._alone(alike, old[i], 0):
                 fresh.add(old[i].registers[0])
                 i += 1
-            elif j < len(new) and new[j].what == "copy":
-                self._copy(alike, new[j].registers, 1)
+            elif j < len(new) and self._alone(alike, new[j], 1):
                 fresh.add(new[j].registers[0])
                 j += 1
             elif i == len(old) or j == len(new):
@@ -327,12 +419,21 @@ class _Follow:
                 i, j = i + 1, j + 1
         return frozenset(alike), frozenset(fresh)
 
-    def _copy(self, alike: set, registers: tuple[str, ...], side: int) -> None:
-        target, source = registers
+    def _alone(self, alike: set, step: Step, side: int) -> bool:
+        """Follow a step that may be in one of the functions only; return whether it is one."""
+        if step.what == "forget":
+            alike -= {pair for pair in alike if pair[side] == step.registers[0]}
+            return True
+        if step.what != "copy" and not (step.shape == HALF_COPY and step.what == "other"):
+            return False
+        target, source = step.registers
+        small = (source, None) if side == 0 else (None, source)
+        if step.what != "copy" and small not in alike:
+            return False
         partners = {pair[1 - side] for pair in alike if pair[side] == source}
-        for pair in [pair for pair in alike if pair[side] == target]:
-            alike.discard(pair)
+        alike -= {pair for pair in alike if pair[side] == target}
         alike |= {(target, p) if side == 0 else (p, target) for p in partners}
+        return True
 
     def _step(
         self, alike: set, fresh: set, old: Step, new: Step, before: Access, after: Access
@@ -351,12 +452,13 @@ class _Follow:
             return False
         if any(len({pair[i] for pair in writes}) < len(writes) for i in (0, 1)):
             return False  # it is not clear which corresponds to which
+        if old.what in ("tail", "return") and not self._restored(alike):
+            return False
         if old.what in ("call", "tail"):
             if any((r, r) not in alike for r in fresh & self.arguments):
                 return False
             if old.what == "call":
-                for pair in [p for p in alike if p[0] not in self.kept or p[1] not in self.kept]:
-                    alike.discard(pair)
+                alike -= {pair for pair in alike if not all(map(self._outlives, pair))}
                 # What is not preserved is the result of the same call, or nobody reads it.
                 alike |= self.everything - {(r, r) for r in self.kept}
                 fresh.clear()
@@ -367,8 +469,28 @@ class _Follow:
             for pair in [p for p in alike if p[0] == target[0] or p[1] == target[1]]:
                 alike.discard(pair)
         alike |= writes
+        for step, side in ((old, 0), (new, 1)):
+            for register in _zero_extended(self.judge.processor, step):
+                if any(pair[side] == register for pair in writes):
+                    alike.add((register, None) if side == 0 else (None, register))
         fresh |= {register for pair in writes for register in pair}
         return True
+
+    def _outlives(self, place: str | None) -> bool:
+        """Whether a call preserves what a register or slot holds."""
+        return place is None or place in self.kept or place.startswith("[")
+
+    def _restored(self, alike: set) -> bool:
+        """Whether both functions have restored the registers that their caller expects back."""
+        return None in self.layouts or all((r, r) in alike for r in self.kept)
+
+
+def _zero_extended(processor: str, step: Step) -> set[str]:
+    """Return the registers and slots of which a step writes the lower half, and clears the rest."""
+    if processor != "x86_64" or not step.registers:
+        return set()
+    widths = WIDTH.findall(step.shape.partition(" ")[2])
+    return {step.registers[0]} if widths and widths[0] == "d" else set()
 
 
 def _paired(

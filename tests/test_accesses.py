@@ -9,7 +9,7 @@ import pyvex
 from conftest import SOURCE
 from elftools.elf.elffile import ELFFile
 
-from binary.accesses import _capstone, accesses, whole_register
+from binary.accesses import accesses, disassembler, whole_register
 
 COMPILERS = {"x86_64": "gcc", "aarch64": "aarch64-linux-gnu-gcc"}
 ARCHES = {"x86_64": archinfo.ArchAMD64(), "aarch64": archinfo.ArchAArch64()}
@@ -42,7 +42,7 @@ def instructions(request, tmp_path_factory):
     with (folder / "a").open("rb") as stream:
         text = ELFFile(stream).get_section_by_name(".text").data()
     found = {}
-    for one in _capstone(request.param).disasm(text, 0):
+    for one in disassembler(request.param).disasm(text, 0):
         found.setdefault((one.mnemonic, NUMBERS.sub("#", one.op_str)), bytes(one.bytes))
         if len(found) == INSTRUCTIONS:
             break
@@ -80,7 +80,7 @@ def test_registers_are_those_of_vex(instructions):
         theirs = of_vex(processor, code)
         if theirs is None or ours.opaque:
             continue
-        (shown,) = _capstone(processor).disasm(code, 0)
+        (shown,) = disassembler(processor).disasm(code, 0)
         if shown.mnemonic.startswith("bt"):  # VEX computes it through the stack
             theirs = theirs[0] - {"rsp"}, theirs[1] - {"rsp"}
         if (

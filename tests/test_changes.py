@@ -208,7 +208,8 @@ def test_memory_operands(text, base, other, offset, position):
 )
 def test_calls_that_patches_are_made_of_have_names(gone, come, kind):
     def traits(name):
-        others = {what: Counter() for what in ("texts", "data", "numbers", "fields", "conditions")}
+        names = "texts", "data", "numbers", "fields", "conditions", "stack"
+        others = {what: Counter() for what in names}
         return SimpleNamespace(calls=Counter({("import", name): 1}), **others)
 
     kinds = kinds_of(traits(gone), traits(come), (1, 1), (0, 0))

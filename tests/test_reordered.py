@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from binary.accesses import _capstone, accesses
+from binary.accesses import accesses, disassembler
 from matching.recompiled import Step, _read
 from matching.reordered import in_order_of
 
@@ -82,7 +82,7 @@ def code(tmp_path_factory):
     subprocess.run(["gcc", "-c", folder / "a.s", "-o", folder / "a.o"], check=True)
     command = ["objcopy", "-O", "binary", "-j", ".text", folder / "a.o", folder / "a"]
     subprocess.run(command, check=True)
-    found = _capstone("x86_64").disasm((folder / "a").read_bytes(), 0)
+    found = disassembler("x86_64").disasm((folder / "a").read_bytes(), 0)
     made = {f"{one.mnemonic} {one.op_str}": bytes(one.bytes) for one in found}
     assert list(made) == list(MEANING)
     return made
