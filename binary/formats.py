@@ -6,6 +6,7 @@
 
 import re
 import struct
+from collections.abc import Iterator
 
 import pefile
 
@@ -69,6 +70,14 @@ OF_MACHO = {
 VARIANTS = {(0x01000007, 8): "x86_64h", (0x0100000C, 2): "arm64e"}
 VARIANTS |= {(12, 9): "armv7", (12, 11): "armv7s", (12, 12): "armv7k"}
 SUBTYPE = 0xFFFFFF  # the byte above contains flags
+LC_ENCRYPTION = (0x21, 0x2C)  # of 32 and 64 bits
+NOT_A_PROGRAM = {  # type of a Mach-O file -> what it is
+    1: "is a Mach-O object file, which angr does not read: link it",
+    4: "is a core dump: compare the programs themselves",
+    10: "contains debug information, but not the code: compare the programs themselves",
+    11: "is a kernel extension of macOS, which angr does not read",
+    12: "is a collection of macOS kernel extensions, which angr does not read",
+}
 FAR = 1 << 12  # PE headers begin before this offset; in programs for DOS the field is any number
 COFF_SYMBOL = 18  # bytes of an entry in a PE file's table of symbols
 OF_PE = {0x14C: "i386", 0x8664: "x86_64", 0xAA64: "aarch64", 0x1C0: "arm", 0x1C4: "arm"}
@@ -161,6 +170,8 @@ def refuse(path: object, content: bytes) -> None:
     if reason := cut_off(content):  # loaders take parts of a file for all of it
         raise UserError(f"{path} cannot be loaded: {reason}")
     if content[:4] == b"\x7fELF" and (what := _no_code_of_elf(content)):
+        raise UserError(f"{path} {what}")
+    if content[:4] in MACHO and (what := _no_code_of_macho(content)):
         raise UserError(f"{path} {what}")
     if content[:2] == b"MZ" and _is_bytecode_of_net(content):
         raise UserError(f"{path} is a .NET assembly: bytecode, which angr does not read")
@@ -269,19 +280,41 @@ def _size_of_elf(content: bytes) -> int:
 
 
 def _size_of_macho(content: bytes) -> int:
-    order, wide = "<" if content[3] == 0xFE else ">", 0xCF in (content[0], content[3])
-    count, size = struct.unpack_from(f"{order}2I", content, 16)
+    order, wide = _layout_of_macho(content)
     place = 32 if wide else 28
-    ends = [place + size]
-    for _ in range(count):
-        if place >= ends[0]:
-            break
-        kind, length = struct.unpack_from(f"{order}2I", content, place)
+    ends = [place + struct.unpack_from(f"{order}I", content, 20)[0]]
+    for kind, at in _load_commands(content):
         if kind == (LC_SEGMENT_64 if wide else LC_SEGMENT):
             layout = f"{order}2{'Q' if wide else 'I'}"
-            ends.append(sum(struct.unpack_from(layout, content, place + (40 if wide else 32))))
-        place += max(length, 8)
+            ends.append(sum(struct.unpack_from(layout, content, at + (40 if wide else 32))))
     return max(ends)
+
+
+def _layout_of_macho(content: bytes) -> tuple[str, bool]:
+    """Return the byte order, for struct, and whether addresses have 64 bits."""
+    return "<" if content[3] == 0xFE else ">", 0xCF in (content[0], content[3])
+
+
+def _load_commands(content: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (kind, offset) of each load command of a Mach-O file."""
+    order, wide = _layout_of_macho(content)
+    count, size = struct.unpack_from(f"{order}2I", content, 16)
+    place = begin = 32 if wide else 28
+    for _ in range(count):
+        if place >= begin + size:
+            break
+        kind, length = struct.unpack_from(f"{order}2I", content, place)
+        yield kind, place
+        place += max(length, 8)
+
+
+def _no_code_of_macho(content: bytes) -> str:
+    """Return why a Mach-O file cannot be compared, as the end of a sentence; "" if it can."""
+    order, _ = _layout_of_macho(content)
+    for kind, at in _load_commands(content):
+        if kind in LC_ENCRYPTION and struct.unpack_from(f"{order}I", content, at + 16)[0]:
+            return "is encrypted (FairPlay): decrypt it first"
+    return NOT_A_PROGRAM.get(struct.unpack_from(f"{order}I", content, 12)[0], "")
 
 
 def choose_slice(path: object, content: bytes, arch: str | None, other: list[str]) -> str:

@@ -444,12 +444,25 @@ def test_what_is_refused(tmp_path, content, reason):
         analyse(file)
 
 
+def test_macho_files_that_are_no_programs_are_refused(folder, tmp_path):
+    content = bytearray((folder / "aarch64.dylib").read_bytes())
+    for kind, reason in ((1, "object file"), (10, "debug information"), (11, "kernel extension")):
+        content[12] = kind
+        with pytest.raises(UserError, match=reason):
+            refuse("x", bytes(content))
+    content[12] = 6  # a library again; its first load command becomes one for encryption
+    content[32:36] = struct.pack("<I", 0x2C)
+    content[48:52] = struct.pack("<I", 1)
+    with pytest.raises(UserError, match="is encrypted"):
+        refuse("x", bytes(content))
+
+
 def test_the_loaders_reason_is_told(folder, tmp_path):
     content = bytearray((folder / "aarch64.dylib").read_bytes())
-    content[12] = 1  # an object file
-    (tmp_path / "object").write_bytes(content)
-    with pytest.raises(UserError, match=r"object cannot be loaded: .*Mach-O file type: 1"):
-        analyse(tmp_path / "object")
+    content[12] = 7  # a loader of libraries
+    (tmp_path / "loader").write_bytes(content)
+    with pytest.raises(UserError, match=r"loader cannot be loaded: .*Mach-O file type: 7"):
+        analyse(tmp_path / "loader")
 
 
 @pytest.mark.parametrize("name", ["tiny.so", "x86_64.dll", "aarch64.dylib", "x86_64.dylib"])
