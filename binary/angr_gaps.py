@@ -22,7 +22,8 @@ def fill_gaps() -> None:
     from cle.backends.elf.relocation import ALL_RELOCATIONS, generic
 
     if not hasattr(Loader.find_section_next_to, "mended"):
-        Loader.find_section_next_to = _only_if_mapped(Loader.find_section_next_to)
+        mended = _only_if_mapped(Loader.find_section_next_to)
+        Loader.find_section_next_to = mended  # type: ignore[method-assign]
 
     known = {
         2: generic.GenericAbsoluteAddendReloc,  # R_RISCV_64

@@ -15,6 +15,7 @@ from elftools.elf.descriptions import describe_reloc_type
 from elftools.elf.elffile import ELFFile
 
 SHF_EXECINSTR = 4
+Fields = tuple[tuple[int, int, int], ...]
 # Hints for the linker, and labels that only differences in data use, change no instruction.
 HINTS = {"R_RISCV_RELAX", "R_RISCV_ALIGN", "R_ARM_V4BX", "R_390_NONE", "R_AARCH64_NONE"}
 HINTS |= {"R_MIPS_JALR", "R_ARM_NONE", "R_X86_64_NONE", "R_386_NONE", "R_RISCV_NONE"}
@@ -45,7 +46,8 @@ def unknown_relocations(content: bytes, processor: str) -> list[str]:
         section: Any = elf.get_section(table["sh_info"])
         if not section["sh_flags"] & SHF_EXECINSTR:
             continue
-        for relocation in table.iter_relocations():
+        entries: Any = table
+        for relocation in entries.iter_relocations():
             kind = relocation["r_info_type"]
             count += 1
             if known.get(kind) is None:
@@ -56,7 +58,11 @@ def unknown_relocations(content: bytes, processor: str) -> list[str]:
 
 def add_relocations() -> None:
     """Add the relocations to cle's tables."""
-    from cle.backends.elf.relocation import ALL_RELOCATIONS, arm64, generic
+    from cle.backends.elf import relocation
+
+    ALL_RELOCATIONS = relocation.ALL_RELOCATIONS
+    generic: Any = relocation.generic
+    arm64: Any = relocation.arm64
 
     class Absolute(generic.RelocTruncate32Mixin, generic.GenericAbsoluteAddendReloc):
         """A word of 32 bits with an address."""
@@ -70,7 +76,7 @@ def add_relocations() -> None:
     class GotLow(generic.RelocGOTMixin, arm64.R_AARCH64_LDST64_ABS_LO12_NC):
         pass
 
-    distance = generic.GenericPCRelativeAddendReloc
+    distance: Any = generic.GenericPCRelativeAddendReloc
     ALL_RELOCATIONS["AARCH64"] |= {258: Absolute, 260: distance, 261: Relative}
     ALL_RELOCATIONS["AARCH64"] |= {311: GotPage, 312: GotLow}
 
@@ -100,13 +106,13 @@ def add_relocations() -> None:
         ``fields``: (lowest bit of the value, number of bits, lowest bit in the instruction).
         """
 
-        fields: tuple[tuple[int, int, int], ...] = ()
+        fields: Fields = ()
         size = 4
 
         def target(self) -> int:
             return self.value
 
-        def write(self, value: int, place: int, fields: tuple, size: int) -> None:
+        def write(self, value: int, place: int, fields: Fields, size: int) -> None:
             word = self.owner.memory.unpack_word(place, size=size)
             for low, count, at in fields:
                 mask = (1 << count) - 1
@@ -116,7 +122,9 @@ def add_relocations() -> None:
         def relocate(self) -> None:
             self.write(self.target(), self.dest_addr, self.fields, self.size)
 
-    upper, lower, store = ((12, 20, 12),), ((0, 12, 20),), ((0, 5, 7), (5, 7, 25))
+    upper: Fields = ((12, 20, 12),)
+    lower: Fields = ((0, 12, 20),)
+    store: Fields = ((0, 5, 7), (5, 7, 25))
 
     class Branch(Instruction):
         fields = ((1, 4, 8), (5, 6, 25), (11, 1, 7), (12, 1, 31))
@@ -190,6 +198,6 @@ def add_relocations() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _upper_parts(owner: Any, kind: type) -> dict[int, Any]:
+def _upper_parts(owner: Any, kind: Any) -> dict[int, Any]:
     """Return place -> relocation of an address's upper part, in an object file."""
     return {r.dest_addr: r for r in owner.relocs if isinstance(r, kind)}

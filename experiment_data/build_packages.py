@@ -405,7 +405,8 @@ def run(tree: Tree, step: str, command: list[str]) -> None:
     try:
         run_logged(command, tree.folder / tree.recipe.folder, tree.folder / f"{step}.log")
     except UserError as error:
-        raise UserError(f"{tree.name}: {error}") from error
+        needs = f"; it needs {', '.join(tree.recipe.needs)}" if tree.recipe.needs else ""
+        raise UserError(f"{tree.name}: {error}{needs}") from error
 
 
 if __name__ == "__main__":

@@ -177,6 +177,13 @@ def test_a_source_without_configure_is_named(run, tmp_path):
     assert len(made(tmp_path)) == 2
 
 
+def test_a_failed_build_says_what_the_package_needs(run, tmp_path, monkeypatch):
+    recipe = packages.Recipe(("src/mill",), (), ("no-such-target",), needs=("libncurses-dev",))
+    monkeypatch.setitem(packages.RECIPES, "mill", recipe)
+    with pytest.raises(UserError, match=r"mill-new: make failed .*; it needs libncurses-dev$"):
+        run(levels="O0")
+
+
 @pytest.mark.parametrize("options", [{"packages": "lake"}, {"levels": "O7"}])
 def test_unknown_values(run, options):
     with pytest.raises(UserError, match=next(iter(options.values()))):
