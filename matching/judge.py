@@ -233,19 +233,24 @@ class Judge:
     def _only_pointers(self, x: int, y: int, one: bytes, other: bytes, depth: int) -> bool:
         """Whether two contents differ only in pointers, and the pointers are the same."""
         n = min(len(one), len(other))
-        size = self.places[0].word.itemsize
+        sizes = [places.word.itemsize for places in self.places]
         distances = self._same_distances(x, y, one[:n], other[:n])
         if distances is not None:
             return distances
-        skip = -x % size
-        if skip != -y % size or n < size:
+        if sizes[0] != sizes[1] and one[:n] == other[:n]:
+            return True
+        skip = -x % sizes[0]
+        if skip != -y % sizes[1] or n < max(sizes):
             return one[:n] == other[:n]
-        whole = skip + (n - skip) // size * size
-        if one[:skip] != other[:skip] or one[whole:n] != other[whole:n]:
+        count = min((len(c) - skip) // size for c, size in zip((one, other), sizes, strict=True))
+        whole = [skip + count * size for size in sizes]
+        if one[:skip] != other[:skip]:
             return False
+        if sizes[0] == sizes[1] and one[whole[0] : n] != other[whole[1] : n]:
+            return False  # between 32 and 64 bits, the rest is not comparable
         words = [
-            np.frombuffer(c[skip:whole], p.word).astype(np.int64)
-            for c, p in zip((one, other), self.places, strict=True)
+            np.frombuffer(c[skip:end], p.word).astype(np.int64)
+            for c, end, p in zip((one, other), whole, self.places, strict=True)
         ]
         resolved = [p.resolve(w) for p, w in zip(self.places, words, strict=True)]
         pointer = (resolved[0][0] != UNKNOWN) & (resolved[1][0] == resolved[0][0])

@@ -9,6 +9,7 @@ from conftest import SOURCE, compile_c
 
 from binary.disassemble import analyse
 from features.extract import extract_features
+from features.places import CODE, UNKNOWN
 from matching.changes import CHANGED, IDENTICAL, ORDER, compare
 from matching.judge import Judge
 from matching.kinds import KINDS
@@ -101,3 +102,28 @@ def test_tables_of_distances_between_32_and_64_bits():
     for judge.places in ((wide, narrow), (narrow, wide), (wide, wide)):
         assert judge._same_distances(0, 0, bytes(64), bytes(64)) is None
     assert compared == [[16, 16], [16, 16], [8, 8], [16, 16]]
+
+
+def test_tables_of_pointers_between_32_and_64_bits():
+    """Each file's pointers are read in its own size; equal bytes are equal in any case."""
+    judge = Judge.__new__(Judge)
+    judge._same_code = lambda blocks, p, q: p == q
+    wide, narrow = (
+        SimpleNamespace(
+            word=np.dtype(f"<u{size}"),
+            steps=[],
+            resolve=lambda words: (np.where(words > 9, CODE, UNKNOWN), words),
+        )
+        for size in (8, 4)
+    )
+    for same, other in (
+        (True, [16, 17, 18, 3]),
+        (False, [16, 19, 18, 3]),
+        (False, [16, 17, 18, 4]),
+    ):
+        tables = [np.array([16, 17, 18, 3], "<u8").tobytes(), np.array(other, "<u4").tobytes()]
+        judge.places = wide, narrow
+        assert judge._only_pointers(0, 0, *tables, 0) is same
+        judge.places = narrow, wide
+        assert judge._only_pointers(0, 0, *tables[::-1], 0) is same
+        assert judge._only_pointers(0, 0, tables[0], tables[0], 0)
