@@ -358,7 +358,7 @@ def test_slices_of_universal_files_are_paired_by_processor(tmp_path):
     assert [m.name for side in sides for m in side.members] == ["a.so (aarch64)", "a.so"]
     assert old.left_out == {"other slice": 2}
     assert old.failed["cut"] == "it has no slice for arm64"
-    with pytest.raises(UsageError, match=r"--arch arm64: no universal file .*; there is none"):
+    with pytest.raises(UsageError, match=r"--arch arm64 is for universal .*; leave it out"):
         _take_slices((new, new), "arm64")
 
 

@@ -186,9 +186,16 @@ def _take_slices(contents: tuple[Contents, Contents], arch: str) -> None:
     """Drop the slices for other processors from the lists."""
     wanted = ALIASES.get(arch, arch)
     known = {m.processor for side in contents for m in side.members if m.slice_of}
+    if not known:
+        raise utils.UsageError(
+            f"--arch {arch} is for universal (macOS) files, and the packages hold none; "
+            "leave it out"
+        )
     if wanted not in known:
-        has = f"they are for {', '.join(sorted(known))}" if known else "there is none"
-        raise utils.UsageError(f"--arch {arch}: no universal file has a slice for it; {has}")
+        raise utils.UsageError(
+            f"--arch {arch}: no universal file has a slice for it; they are for "
+            f"{', '.join(sorted(known))}"
+        )
     for side in contents:
         kept = [m for m in side.members if m.processor == wanted or not m.slice_of]
         if dropped := len(side.members) - len(kept):
