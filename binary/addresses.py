@@ -152,7 +152,7 @@ class Finder:
         self.mask = (1 << project.arch.bits) - 1
         name = project.arch.name
         self.family = next((f for f in SAVED if name.startswith(f)), name)
-        image = self.image = project.loader.main_object
+        image = project.loader.main_object
         regions = list(image.sections) or list(image.segments)
         mapped = [r for r in regions if r.memsize and getattr(r, "occupies_memory", True)]
         mapped = [r for r in mapped if getattr(r, "type", "") != "SHT_NOTE"]

@@ -180,9 +180,9 @@ def name(offset: int) -> str:
 def access_of(access: Access, use: Use, named: Renamed) -> Access:
     """Return what an instruction reads and writes if its slot is a register."""
     if use.what in ("push", "pop"):
-        ends = {named.slot}, {use.register}
+        ends = frozenset({named.slot}), frozenset({use.register})
         reads, writes = ends if use.what == "pop" else ends[::-1]
-        return Access(frozenset(reads), frozenset(writes), False, False, False, True, False)
+        return Access(reads, writes, False, False, False, True, False)
     reads, writes = access.reads - {use.pointer}, access.writes
     if not named.slot:
         return access._replace(reads=reads)

@@ -44,12 +44,10 @@ class Program:
 
 @dataclasses.dataclass
 class Pair:
-    """Two builds of a program, their candidates, and their functions' true partners.
+    """The candidates of two builds of a program, and their functions' true partners.
 
     Attributes
     ----------
-    program : str
-    codes : (Features, Features)
     candidates : Candidates
     evidence : Evidence
     partner_a : int64 (F,)
@@ -61,8 +59,6 @@ class Pair:
         The functions' weights in the loss.
     """
 
-    program: str
-    codes: tuple[Features, Features]
     candidates: Candidates
     evidence: Evidence
     partner_a: np.ndarray
@@ -119,18 +115,13 @@ def pairs_of(program: Program, encoder: Encoder, limit: int, seed: int) -> list[
     def encode(code: Features, functions: np.ndarray) -> np.ndarray:
         return vectors[id(code)][functions]
 
-    return [make_pair(program.name, old, new, encode) for old, new in pairs]
+    return [make_pair(old, new, encode) for old, new in pairs]
 
 
-def make_pair(
-    program: str, first: Features, second: Features, encode: Callable[..., np.ndarray]
-) -> Pair:
+def make_pair(first: Features, second: Features, encode: Callable[..., np.ndarray]) -> Pair:
     """Find the candidates of two builds and their true partners."""
     candidates = find_candidates(first, second, encode)
-    names = (
-        source_names(first.analysis),
-        source_names(second.analysis),
-    )
+    names = source_names(first.analysis), source_names(second.analysis)
     number = {pair: i for i, pair in enumerate(zip(candidates.a, candidates.b, strict=True))}
     partners = []
     for side in (0, 1):
@@ -150,4 +141,4 @@ def make_pair(
         partners.append(np.array(found, np.int64))
     weights = [loss_weights(code) for code in (first, second)]
     evidence = Evidence(first, second)
-    return Pair(program, (first, second), candidates, evidence, *partners, *weights)
+    return Pair(candidates, evidence, *partners, *weights)

@@ -9,7 +9,6 @@ import pytest
 from conftest import ROOT
 
 from encoder.encoder import read_encoder
-from features.extract import extract_features
 from matching import blocks as matching_blocks
 from matching.candidates import MEASURES
 from matching.training_pairs import make_pair
@@ -18,9 +17,8 @@ SMALL = {"pairs": 2, "n_epochs": 2}
 
 
 @pytest.fixture(scope="module")
-def pair(analyses):
-    codes = [extract_features(analyses[build]) for build in ("O0", "O2")]
-    return make_pair("shapes", *codes, read_encoder())
+def pair(codes):
+    return make_pair(codes["O0"], codes["O2"], read_encoder())
 
 
 def test_every_measure_but_sizes_is_left_out_somewhere():
@@ -50,11 +48,11 @@ def test_evidence_that_is_left_out_is_zero_and_the_rest_is_as_before(pair):
         assert not left[:, columns].any()
         assert np.array_equal(np.delete(left, columns, 1), np.delete(whole, columns, 1))
     shared = whole[:, ablation.NO_EVIDENCE["no shared variables"]]
-    both_have_some = [code.shared.getnnz(1) > 0 for code in pair.codes]
+    both_have_some = [code.shared.getnnz(1) > 0 for code in pair.evidence.codes]
     a, b = pair.candidates.a, pair.candidates.b
     assert np.array_equal(shared[:, 1], both_have_some[0][a] & both_have_some[1][b])
     listed = whole[:, ablation.NO_EVIDENCE["no tables of pointers"]][:, 4]
-    in_table = [np.isin(np.arange(c.functions), c.tables.function) for c in pair.codes]
+    in_table = [np.isin(np.arange(c.functions), c.tables.function) for c in pair.evidence.codes]
     assert np.array_equal(listed, in_table[0][a] & in_table[1][b])
 
 

@@ -61,7 +61,7 @@ def test_network_is_the_perceptron():
 
 def test_networks_are_their_mean(codes, fitted, cfg):
     cfg = dataclasses.replace(cfg, n_epochs=1, networks=3)
-    pair = make_pair("shapes", codes["O0"], codes["O2"], fitted)
+    pair = make_pair(codes["O0"], codes["O2"], fitted)
     x = pair.candidates.measures
     single = [train_network([(x, pair)], cfg, cfg.seed + i, "one")(x) for i in range(3)]
     assert not np.allclose(single[0], single[1], atol=1e-3)
@@ -71,7 +71,7 @@ def test_networks_are_their_mean(codes, fitted, cfg):
 
 def test_partners_have_the_same_name(codes, fitted):
     first, second = codes["O0"], codes["O2"]
-    pair = make_pair("shapes", first, second, fitted)
+    pair = make_pair(first, second, fitted)
     names = first.analysis.function_name, second.analysis.function_name
     candidates = pair.candidates
     asked = np.flatnonzero(pair.partner_a >= 0)
@@ -85,14 +85,14 @@ def test_partners_have_the_same_name(codes, fitted):
 
 def test_no_partner_is_said_and_the_runtime_is_not_asked_for(codes, fitted):
     code = codes["O0"]
-    pair = make_pair("shapes", code, codes["O1-stripped"], fitted)
+    pair = make_pair(code, codes["O1-stripped"], fitted)
     names = code.analysis.function_name
     assert pair.partner_a[names.index("area")] == NONE
     assert pair.partner_a[names.index("_start")] == UNKNOWN
 
 
 def test_partners_stay_what_they_are_when_hopeless_candidates_go(codes, fitted):
-    pair = make_pair("shapes", codes["O0"], codes["O2"], fitted)
+    pair = make_pair(codes["O0"], codes["O2"], fitted)
     unlike = np.random.default_rng(0).normal(0, 9, len(pair.candidates.a)).astype(np.float32)
     part = plausible_part(pair, lambda measures: unlike)
     shares = softmax_both_ways(pair.candidates, unlike)
@@ -116,7 +116,7 @@ def test_partners_stay_what_they_are_when_hopeless_candidates_go(codes, fitted):
 
 def test_a_pair_without_plausible_candidates(codes, fitted, cfg):
     """Its functions count as not found; the neighbour network learns from the others."""
-    pair = make_pair("shapes", codes["O0"], codes["O2"], fitted)
+    pair = make_pair(codes["O0"], codes["O2"], fitted)
     cfg = dataclasses.replace(cfg, n_epochs=1, networks=1, hidden=4)
     likeness = train_similarity([pair], cfg)
     unlike = dataclasses.replace(likeness, b2=np.float32(-99))
