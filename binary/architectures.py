@@ -98,7 +98,7 @@ _X86 = Architecture(
     trap=_mnemonics("hlt|ud[012]|int3"),
     idle=re.compile(
         r"(?:\w+ )*nop\b|endbr|int3$|xchg (r?)ax, \1ax$|mov (r\w+), \2$"
-        r"|lea (r\w+), \[\3(?: \+ riz)?\]$"
+        r"|lea (r\w+), (?:\w\w:)?\[\3(?: \+ riz)?\]$"
     ),
     field=_X86_FIELD,
     pc=frozenset({"rip", "eip"}),
@@ -108,7 +108,8 @@ _X86 = Architecture(
 _I386 = dataclasses.replace(
     _X86,
     idle=re.compile(
-        r"(?:\w+ )*nop\b|endbr|int3$|(?:xchg|mov) (\w+), \1$|lea (\w+), \[\2(?: \+ eiz)?\]$"
+        r"(?:\w+ )*nop\b|endbr|int3$|(?:xchg|mov) (\w+), \1$"
+        r"|lea (\w+), (?:\w\w:)?\[\2(?: \+ eiz)?\]$"
     ),
     composes=True,
 )

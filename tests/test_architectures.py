@@ -9,12 +9,15 @@ import re
 import shutil
 import subprocess
 
+import capstone
 import numpy as np
 import pytest
 from conftest import SOURCE, gendata_py, words
+from elftools.elf.elffile import ELFFile
 
 import dataprocess
 from binary.analysis import CALL, load_analysis
+from binary.architectures import ARCHITECTURES
 from binary.disassemble import analyse
 from binary.tokens import tokenise
 from pairs.merge import merge
@@ -49,6 +52,24 @@ SAME_EVERYWHERE = {
     "ret",
 }
 OURS = ("area", "usage", "kind", "copy", "compare", "main")
+
+
+@pytest.mark.parametrize(("bits", "processor"), [(32, "i386"), (64, "x86_64")])
+def test_what_fills_gaps_is_idle(tmp_path, bits, processor):
+    """The assembler fills gaps of all lengths; prefixes lengthen what does nothing."""
+    gaps = "".join(f".skip {n}, 0xc3\n.p2align 5\n" for n in range(1, 32))
+    prefixed = ".byte 0x2e, 0x8d, 0x74, 0x26, 0\n"  # by newer versions: lea esi, cs:[esi]
+    (tmp_path / "a.s").write_text(gaps + (prefixed if bits == 32 else ""))
+    command = ["as", f"--{bits}", tmp_path / "a.s", "-o", tmp_path / "a.o"]
+    subprocess.run(command, check=True)
+    with (tmp_path / "a.o").open("rb") as stream:
+        code = ELFFile(stream).get_section_by_name(".text").data()
+    mode = capstone.CS_MODE_32 if bits == 32 else capstone.CS_MODE_64
+    instructions = capstone.Cs(capstone.CS_ARCH_X86, mode).disasm(code, 0)
+    lines = [f"{i.mnemonic} {i.op_str}" for i in instructions]
+    filling = {line for line in lines if not line.startswith(("ret", "jmp"))}  # jmp: over the rest
+    assert len(filling) > 2
+    assert [line for line in filling if not ARCHITECTURES[processor].idle.match(line)] == []
 
 
 @pytest.fixture(scope="session")
