@@ -1,4 +1,4 @@
-"""Take screenshots of a page written by diff.py, in light and dark.
+"""Take screenshots of a page written by diff.py, in light and dark, and say how long it loads.
 
     python diff.py OLD NEW --html page.html
     python bench/screenshots.py page.html pictures
@@ -10,6 +10,7 @@ import io
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +92,11 @@ def main(page: str, to: str, width: int = 1280, height: int = 800, fragment: str
     folder.mkdir(parents=True, exist_ok=True)
     for theme in ("light", "dark"):
         with browser(width, height, theme == "dark") as chrome:
+            began = time.perf_counter()
             open_page(chrome, page, fragment)
+            seconds = time.perf_counter() - began
+            size = Path(page).stat().st_size / 1e6
+            print(f"{theme}: {size:.1f} MB, first function shown after {seconds:.2f} seconds")
             package = "package" in chrome.find_element(By.TAG_NAME, "body").get_attribute("class")
             for view, keys in {"package": ""}.items() if package else VIEWS.items():
                 if (
