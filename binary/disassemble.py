@@ -134,7 +134,13 @@ def analyse(
 
 def _refuse_unlinked(path: object, content: bytes, processor: str) -> None:
     """Refuse an object file if its calls and addresses would be missing."""
-    if content[:4] == ELF_MAGIC and (kinds := unknown_relocations(content, processor)):
+    if content[:4] != ELF_MAGIC:
+        return
+    try:
+        kinds = unknown_relocations(content, processor)
+    except Exception as error:  # broken tables
+        raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
+    if kinds:
         names = ", ".join(kinds[:3])
         raise utils.UserError(f"{path} has relocations that angr does not know ({names}): link it")
 

@@ -1,6 +1,7 @@
 """Formats: object files, Windows, macOS, universal files, no section headers, refused files."""
 
 import gzip
+import io
 import json
 import re
 import shutil
@@ -281,6 +282,14 @@ def test_object_files_with_unknown_relocations_are_refused(folder, tmp_path):
         zig(target, "-c", "-O1", "-fPIC", folder / "tiny.c", "-o", tmp_path / "tiny.o")
         with pytest.raises(UserError, match=rf"relocations that angr does not know \(.*{kind}"):
             analyse(tmp_path / "tiny.o")
+    content = bytearray((tmp_path / "tiny.o").read_bytes())
+    elf = ELFFile(io.BytesIO(content))
+    table = elf.get_section_index(".rel.text")
+    at = elf["e_shoff"] + table * elf["e_shentsize"] + 28  # the section that it is for
+    content[at : at + 4] = b"\xff\xff\0\0"
+    (tmp_path / "tiny.o").write_bytes(content)
+    with pytest.raises(UserError, match=r"tiny\.o cannot be loaded"):
+        analyse(tmp_path / "tiny.o")
 
 
 def test_section_headers_may_be_cut_off(folder, tmp_path):
