@@ -165,11 +165,9 @@ def run(
     seeds: int = 3,
     rows: str | list[str] = "",
     workers: int = 0,
-    minutes: float = 4.5,
+    minutes: float = 600,
 ) -> None:
     """Train and evaluate each setting on text that `pack` or `prepare` made; print the table.
-
-    The GPU is not used.
 
     Parameters
     ----------

@@ -13,26 +13,14 @@ MH_DYLIB, MH_BUNDLE = 6, 8  # types of Mach-O files, at byte 12
 
 
 def fill_gaps() -> None:
-    """Add relocations of linked RISC-V files, and Windows on ARM, unless angr knows them by now.
-
-    The numbers are those of the "RISC-V ELF Specification", table "Relocation types".
-    """
+    """Add relocations, and Windows on ARM unless angr knows it by now; mend a search of cle."""
     from angr.calling_conventions import SYSCALL_CC
     from cle import Loader
-    from cle.backends.elf.relocation import ALL_RELOCATIONS, generic
 
     if not hasattr(Loader.find_section_next_to, "mended"):
         mended = _only_if_mapped(Loader.find_section_next_to)
         Loader.find_section_next_to = mended  # type: ignore[method-assign]
 
-    known = {
-        2: generic.GenericAbsoluteAddendReloc,  # R_RISCV_64
-        3: generic.GenericRelativeReloc,
-        4: generic.GenericCopyReloc,
-        5: generic.GenericJumpslotReloc,
-        58: generic.GenericIRelativeReloc,
-    }
-    ALL_RELOCATIONS.setdefault("RISCV64", known)
     add_relocations()
     for processor in ("AARCH64", "ARMEL", "ARMHF"):
         conventions = SYSCALL_CC[processor]

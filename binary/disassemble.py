@@ -23,7 +23,7 @@ from binary.angr_gaps import fill_gaps, loadable
 from binary.architectures import ARCHITECTURES, Architecture, architecture_of, processor_of
 from binary.binexport import SUFFIX, read_binexport
 from binary.boundaries import mend_boundaries
-from binary.formats import processors, refuse
+from binary.formats import ELF, processors, refuse
 from binary.imports import KINDS, calls_through_slots, is_stub, name_imports, slots
 from binary.instructions import (
     Instruction,
@@ -51,7 +51,7 @@ from binary.symbols import ascii_name
 
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # users cannot act on their warnings
     logging.getLogger(_name).setLevel(logging.CRITICAL)
-CS_GRP_INT, ELF_MAGIC = 4, b"\x7fELF"
+CS_GRP_INT = 4
 # Above these numbers angr moves parts of the graph to disk, which is slower. A graph of this size
 # takes two gigabytes. Version 10 has no limit of edges.
 IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
@@ -134,7 +134,7 @@ def analyse(
 
 def _refuse_unlinked(path: object, content: bytes, processor: str) -> None:
     """Refuse an object file if its calls and addresses would be missing."""
-    if content[:4] != ELF_MAGIC:
+    if content[:4] != ELF:
         return
     try:
         kinds = unknown_relocations(content, processor)

@@ -49,7 +49,7 @@ IMAGES = {
 IMAGE_HEADER = 0x8006  # bytes that tell an image
 PACKER = re.compile(rb"UPX!|UPX0\0")
 PACKER_WITHIN = 1024  # bytes from the beginning that may contain the packer's mark
-ARCHIVE = b"!<arch>\n"
+ARCHIVE, ELF = b"!<arch>\n", b"\x7fELF"
 # Mach-O files with several slices: first bytes -> layout of a slice's entry.
 UNIVERSAL = {b"\xca\xfe\xba\xbe": ">5I", b"\xca\xfe\xba\xbf": ">2I2Q2I"}
 MANY_SLICES = 32  # Java classes have the same first bytes, then a version, which is at least 45
@@ -120,7 +120,7 @@ def slices(content: bytes) -> dict[str, tuple[int, int]]:
 
 def processors(content: bytes) -> list[str]:
     """Return the names of the processors that a file has code for; [] if unknown."""
-    if content[:4] == b"\x7fELF" and len(content) >= 20:
+    if content[:4] == ELF and len(content) >= 20:
         order = ">" if content[5] == 2 else "<"
         (machine,) = struct.unpack_from(f"{order}H", content, 18)
         name = OF_ELF.get(machine, ("",) * 4)[2 * (content[4] == 2) + (order == ">")]
@@ -169,7 +169,7 @@ def refuse(path: object, content: bytes) -> None:
         raise UserError(f"{path} is packed with UPX: unpack it first (upx -d)")
     if reason := cut_off(content):  # loaders take parts of a file for all of it
         raise UserError(f"{path} cannot be loaded: {reason}")
-    if content[:4] == b"\x7fELF" and (what := _no_code_of_elf(content)):
+    if content[:4] == ELF and (what := _no_code_of_elf(content)):
         raise UserError(f"{path} {what}")
     if content[:4] in MACHO and (what := _no_code_of_macho(content)):
         raise UserError(f"{path} {what}")
@@ -179,7 +179,7 @@ def refuse(path: object, content: bytes) -> None:
 
 def _no_code_of_elf(content: bytes) -> str:
     """Return why an ELF file cannot be compared, as the end of a sentence; "" if it can."""
-    order, wide = ">" if content[5] == 2 else "<", content[4] == 2
+    order, wide = _layout_of_elf(content)
     kind, machine = struct.unpack_from(f"{order}2H", content, 16)
     (flags,) = struct.unpack_from(f"{order}I", content, 48 if wide else 36)
     if kind == ET_CORE:
@@ -206,7 +206,7 @@ def _no_code_of_elf(content: bytes) -> str:
 
 def _code_and_names(content: bytes) -> tuple[set[int], bytes]:
     """Return the types of the sections that hold code, and the names of all sections."""
-    order, wide = ">" if content[5] == 2 else "<", content[4] == 2
+    order, wide = _layout_of_elf(content)
     (place,) = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", content, 40 if wide else 32)
     size, count, names = struct.unpack_from(f"{order}3H", content, 58 if wide else 46)
     layout = f"{order}4xI{'QQQQ' if wide else 'IIII'}"  # type, flags, address, offset, size
@@ -247,7 +247,7 @@ def cut_off(content: bytes) -> str:
 
 def _size_by_headers(content: bytes) -> int:
     """Return how many bytes the headers speak of, at least; 0 for other kinds of file."""
-    if content[:4] == b"\x7fELF":
+    if content[:4] == ELF:
         return _size_of_elf(content) if len(content) >= 6 else ELF_HEADER
     if content[:2] == b"MZ":
         (place,) = struct.unpack_from("<I", content, 60)
@@ -263,8 +263,13 @@ def _size_by_headers(content: bytes) -> int:
     return 0
 
 
+def _layout_of_elf(content: bytes) -> tuple[str, bool]:
+    """Return the byte order, for struct, and whether addresses have 64 bits."""
+    return ">" if content[5] == 2 else "<", content[4] == 2
+
+
 def _size_of_elf(content: bytes) -> int:
-    order, wide = ">" if content[5] == 2 else "<", content[4] == 2
+    order, wide = _layout_of_elf(content)
     header = 64 if wide else ELF_HEADER
     if len(content) < header:
         return header

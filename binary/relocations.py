@@ -1,4 +1,4 @@
-"""Relocations of object files and kernel modules that cle does not know, or gets wrong.
+"""Relocations that cle does not know, or gets wrong, most of them of object files.
 
 Without them a call leads to the next instruction, and an address is 0: two files that differ there
 would look equal. So a file with many relocations that stay unknown is refused.
@@ -187,8 +187,15 @@ def add_relocations() -> None:
     class AbsoluteStore(AbsoluteLow):
         fields = store
 
-    # Only what linked files contain is in angr 9.2's table, if any.
-    ALL_RELOCATIONS.setdefault("RISCV64", {}).update(
+    in_linked_files = {
+        2: generic.GenericAbsoluteAddendReloc,  # R_RISCV_64
+        3: generic.GenericRelativeReloc,
+        4: generic.GenericCopyReloc,
+        5: generic.GenericJumpslotReloc,
+        58: generic.GenericIRelativeReloc,
+    }
+    # A newer angr may have these, but not those of object files.
+    ALL_RELOCATIONS.setdefault("RISCV64", in_linked_files).update(
         {
             **{1: Absolute, 16: Branch, 17: Jump, 18: Call, 19: Call, 20: GotHigh, 23: High},
             **{24: Low, 25: LowStore, 26: AbsoluteHigh, 27: AbsoluteLow, 28: AbsoluteStore},

@@ -59,6 +59,11 @@ STACK = {"rsp", "esp", "sp", "r1", "r15"}  # stack pointers, if the frame's regi
 CHOOSING = ("set", "cmov", "cs", "cinc", "cneg", "it", "movz", "movn", "isel", "loc")
 
 
+def bare(register: str) -> str:
+    """Return a register's name without the sign before it on MIPS and s390x."""
+    return register.lstrip("$%")
+
+
 class Traits:
     """What the differing blocks of a function do, in terms that both binaries share."""
 
@@ -113,19 +118,19 @@ class Traits:
             elif kind is not None:
                 continue
             elif memory and position == memory.position:
-                if memory.base.lstrip("$%") not in self.frame:
+                if bare(memory.base) not in self.frame:
                     self.fields[value] += 1
             else:
                 self.numbers[value] += 1
 
     def _lays_out(self, mnemonic: str, parsed: Parsed) -> bool:
         """Whether an instruction moves the stack pointer, or computes an address from it."""
-        names = {operand.lstrip("$%") for operand in parsed.operands}
+        names = set(map(bare, parsed.operands))
         memory = parsed.memory
         if memory is None:
             return bool(names & self.pointer)
-        based = memory.base.lstrip("$%") in self.pointer
-        first, last = parsed.operands[0].lstrip("$%"), parsed.operands[-1]
+        based = bare(memory.base) in self.pointer
+        first, last = bare(parsed.operands[0]), parsed.operands[-1]
         moves = first in self.pointer or last.endswith("!") or last.startswith("#")
         return based and (moves or mnemonic in ("lea", "la", "lay"))
 

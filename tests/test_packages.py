@@ -28,7 +28,7 @@ import diff
 from bench.screenshots import browser, open_page
 from binary.analysis import cache_file
 from matching.packages import contents
-from matching.packages.compare import FILE_STATUS, _take_slices
+from matching.packages.compare import FILE_STATUS, _keep_slices
 from matching.packages.contents import Member, load_contents, read_contents
 from matching.packages.exports import SCHEMA
 from matching.packages.pairs import pair_files
@@ -353,13 +353,13 @@ def test_slices_of_universal_files_are_paired_by_processor(tmp_path):
     found = [[m.name for m in pair.members] for pair in pair_files(old.members, new.members)]
     assert found == [["a.so (aarch64)", "a.so"], ["a.so (x86_64)"], ["cut (x86_64)"]]
     with pytest.raises(UsageError, match=r"no universal file has a slice .*; they are for aarch64"):
-        _take_slices((old, new), "mips")
-    _take_slices((old, new), "arm64")
+        _keep_slices((old, new), "mips")
+    _keep_slices((old, new), "arm64")
     assert [m.name for side in sides for m in side.members] == ["a.so (aarch64)", "a.so"]
     assert old.left_out == {"other slice": 2}
     assert old.failed["cut"] == "it has no slice for arm64"
     with pytest.raises(UsageError, match=r"--arch arm64 is for universal .*; leave it out"):
-        _take_slices((new, new), "arm64")
+        _keep_slices((new, new), "arm64")
 
 
 # --------------------------------------------------------------------- from end to end

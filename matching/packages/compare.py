@@ -129,7 +129,7 @@ def compare_packages(
     with utils.temporary_folder(Path(output_dir) / "unpacked") as folder:
         contents = _list(paths, folder, workers, limits, unpack_limit)
         if arch is not None:
-            _take_slices(contents, arch)
+            _keep_slices(contents, arch)
         # Files that could not be read are listed, too.
         lost = [
             {n: Member(n, 0, f"{side} {n}", "") for n in contents[side].failed} for side in (0, 1)
@@ -182,7 +182,7 @@ def _list(
     return load_contents(str(folder / "0.json")), load_contents(str(folder / "1.json"))
 
 
-def _take_slices(contents: tuple[Contents, Contents], arch: str) -> None:
+def _keep_slices(contents: tuple[Contents, Contents], arch: str) -> None:
     """Drop the slices for other processors from the lists."""
     wanted = ALIASES.get(arch, arch)
     known = {m.processor for side in contents for m in side.members if m.slice_of}
