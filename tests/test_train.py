@@ -846,6 +846,24 @@ def test_gradient_norm_and_flops_are_logged(tmp_path):
     assert rates[0] == pytest.approx(rates[1] / 4 * 1e9 / 1e12, rel=1e-3)  # 4 numbers an example
 
 
+def test_the_ceiling_is_that_of_a_warm_card(monkeypatch):
+    """A card that was idle takes 0.3 seconds until it multiplies at its full speed."""
+
+    class Card:
+        now = 0.0
+
+        def __matmul__(self, other):
+            Card.now += 0.004 if Card.now < 0.3 else 0.001
+            return self
+
+        __getitem__ = item = lambda self, *place: self
+
+    monkeypatch.setattr(torch, "ones", lambda *size, **how: Card())
+    monkeypatch.setattr(time, "perf_counter", lambda: Card.now)
+    found = train.product_flops(torch.device("cuda"), torch.bfloat16)
+    assert found == pytest.approx(2 * 8192**3 / 0.001)
+
+
 def test_loss_weights(tmp_path):
     """With half the weight for one loss, only the gradients change: those of the weighted sum."""
     whole = make_trainer(tmp_path / "whole", p_drop=0.0)
