@@ -13,18 +13,61 @@ MH_DYLIB, MH_BUNDLE = 6, 8  # types of Mach-O files, at byte 12
 
 
 def fill_gaps() -> None:
-    """Add relocations, and Windows on ARM unless angr knows it by now; mend a search of cle."""
+    """Add relocations, and Windows on ARM unless angr knows it by now; mend three methods."""
+    from angr.analyses.cfg import CFGFast
     from angr.calling_conventions import SYSCALL_CC
+    from angr.procedures.definitions import SimSyscallLibrary
     from cle import Loader
 
-    if not hasattr(Loader.find_section_next_to, "mended"):
-        mended = _only_if_mapped(Loader.find_section_next_to)
-        Loader.find_section_next_to = mended  # type: ignore[method-assign]
-
+    _mend(Loader, "find_section_next_to", _only_if_mapped)
+    _mend(SimSyscallLibrary, "has_prototype", _only_if_complete)
+    _mend(CFGFast, "_to_snippet", _empty_at_the_end)
     add_relocations()
     for processor in ("AARCH64", "ARMEL", "ARMHF"):
         conventions = SYSCALL_CC[processor]
         conventions.setdefault("Win32", conventions["default"])  # else a PE cannot be loaded
+
+
+def _mend(owner: Any, name: str, change: Callable[[Any], Any]) -> None:
+    """Replace a method by what ``change`` makes of it, once."""
+    method = getattr(owner, name)
+    if not hasattr(method, "mended"):
+        changed = change(method)
+        changed.mended = True
+        setattr(owner, name, changed)
+
+
+def _only_if_complete(has_prototype: Callable[..., bool]) -> Callable[..., bool]:
+    """Return angr's question whether it has a system call's prototype, but True only if it is whole.
+
+    angr fails an assertion at calls of which it does not know all types, such as capget.
+    """
+
+    def has_whole_prototype(library: Any, abi: str, name: str) -> bool:
+        known = has_prototype(library, abi, name)
+        return known and library.get_prototype(abi, name, deref=True) is not None
+
+    return has_whole_prototype
+
+
+def _empty_at_the_end(to_snippet: Callable[..., Any]) -> Callable[..., Any]:
+    """Return angr's reader of a block, but with an empty block where no code is mapped.
+
+    A call may be the last instruction of the last section. angr then fails when it reads the block
+    that the call would return to.
+    """
+    from angr.codenode import BlockNode
+    from angr.errors import SimEngineError
+
+    def read(cfg: Any, *arguments: Any, addr: int | None = None, **more: Any) -> Any:
+        try:
+            return to_snippet(cfg, *arguments, addr=addr, **more)
+        except SimEngineError:
+            if addr is None or cfg.project.loader.find_segment_containing(addr):
+                raise
+            return BlockNode(addr, 0, bytestr=b"")
+
+    return read
 
 
 def _only_if_mapped(find: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,7 +80,6 @@ def _only_if_mapped(find: Callable[..., Any]) -> Callable[..., Any]:
         inside = any(map(loader.find_segment_containing, (address, address - 1)))
         return find(loader, address, *arguments, **more) if inside else None
 
-    search.mended = True  # type: ignore[attr-defined]
     return search
 
 

@@ -551,3 +551,28 @@ def test_static_binary(tmp_path):
     analysis = analyse(compile_c(source, tmp_path / "static", *flags))
     assert analysis.import_name == []
     assert analysis.code_blocks >= 1
+
+
+def test_code_that_angr_fails_on_is_read(tmp_path):
+    """A system call of which angr lacks a type, and a call at the very end of the code."""
+    flags = ["-O1", "-static", "-nostdlib", "-fno-stack-protector", "-Wl,-z,separate-code"]
+    source = """
+    long capget(void *a, void *b) {
+        long r; __asm__ volatile("syscall" : "=a"(r) : "a"(125), "D"(a), "S"(b)); return r;
+    }
+    int twice(int x) { return 2 * x; }
+    void _start(void) { capget(0, 0); twice(21); }
+    __asm__(".section .text.z,\\"ax\\"; .cfi_startproc; last: call twice; .cfi_endproc; .text");
+    """
+    file = compile_c(source, tmp_path / "static", *flags)
+    with open(file, "rb") as stream:
+        elf = ELFFile(stream)
+        text = elf.get_section_by_name(".text")
+        end = text["sh_addr"] + text["sh_size"]
+        code = next(s for s in elf.iter_segments("PT_LOAD") if s["p_flags"] & 1)
+        assert end == code["p_vaddr"] + code["p_memsz"]
+    *_, (last, size, _) = disassembly(file)
+    assert last + size == end
+    analysis = analyse(file)
+    assert analysis.code_functions == 4
+    assert last in analysis.function_address
