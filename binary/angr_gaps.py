@@ -38,9 +38,9 @@ def _mend(owner: Any, name: str, change: Callable[[Any], Any]) -> None:
 
 
 def _only_if_complete(has_prototype: Callable[..., bool]) -> Callable[..., bool]:
-    """Return angr's question whether it has a system call's prototype, but True only if it is whole.
+    """Return angr's test for a system call's prototype, but True only if all its types are known.
 
-    angr fails an assertion at calls of which it does not know all types, such as capget.
+    Otherwise angr fails an assertion, for example at capget.
     """
 
     def has_whole_prototype(library: Any, abi: str, name: str) -> bool:
