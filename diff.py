@@ -14,7 +14,6 @@ if __name__ == "__main__":
     answer(__file__)  # --help and messages about wrong flags need not wait for the imports below
 
 import dataclasses
-import itertools
 import os
 import time
 from pathlib import Path
@@ -27,18 +26,11 @@ from binary.cache import refuse_arch, take_slices
 from features.extract import Features, read_binaries
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from matching.anchors import read_anchors
-from matching.changes import CHANGED, IDENTICAL, ONLY_NEW, ONLY_OLD, STATUS, Diff, compare, describe
+from matching.changes import compare
 from matching.exports.bindiff import export_names, write_bindiff
 from matching.exports.binexport import as_binexport
 from matching.exports.markdown import as_markdown, verdict
-from matching.exports.records import (
-    BlockMatch,
-    FunctionMatch,
-    as_csv,
-    as_json,
-    block_matches,
-    function_matches,
-)
+from matching.exports.records import as_csv, as_json
 from matching.exports.scripts import naming_script
 from matching.model import DEFAULT, read_model
 from matching.packages import exports
@@ -47,6 +39,17 @@ from matching.packages.contents import UNPACK_LIMIT, is_package
 from matching.packages.page import write_pages
 from matching.page.make import make_page
 from matching.pseudo import pseudo_code
+from matching.result import (
+    CHANGED,
+    IDENTICAL,
+    ONLY_NEW,
+    ONLY_OLD,
+    STATUS,
+    BlockMatch,
+    Diff,
+    FunctionMatch,
+    block_matches,
+)
 from terminal import progress
 from terminal.command_line import FOUND, PARTLY, command_line
 from terminal.escape import printable
@@ -202,12 +205,12 @@ def main(
         if json:
             utils.write_json(json, as_json((old, new), codes, diff))
         if csv:
-            _write(csv, as_csv(codes, diff))
+            _write(csv, as_csv(diff))
         if markdown:
-            _write(markdown, as_markdown((old, new), codes, diff, pseudo=pseudo))
+            _write(markdown, as_markdown((old, new), diff, pseudo=pseudo))
         for tool, file in (("ghidra", ghidra), ("ida", ida)):
             if file:
-                _write(file, naming_script(tool, new, codes, diff, min_score))
+                _write(file, naming_script(tool, new, diff, min_score))
         if bindiff or binexport:
             hashes = utils.sha256_of(old), utils.sha256_of(new)
         if bindiff:
@@ -219,7 +222,7 @@ def main(
                     with utils.atomic_file(Path(binexport) / f"{name}.BinExport", "wb") as file:
                         file.write(as_binexport(path, sha256, code))
     summary((old, new), codes, diff, top, time.perf_counter() - began)
-    statuses = {row["status"] for row in diff.functions}
+    statuses = {match.status for match in diff.functions}
     failing = {"changed": {CHANGED, ONLY_OLD, ONLY_NEW}, "unmatched": {ONLY_OLD, ONLY_NEW}}
     return FOUND if fail_on and statuses & failing[fail_on] else 0
 
@@ -264,7 +267,7 @@ def compare_binaries(
     codes = read_binaries(take_slices((old, new), outputDir, None), outputDir, workers)
     known = read_anchors(anchors, codes) if anchors else None
     diff = compare(*codes, read_model(model_file), known)
-    return Comparison(function_matches(codes, diff), block_matches(codes, diff), verdict(diff))
+    return Comparison(diff.functions, block_matches(codes, diff), verdict(diff))
 
 
 def _write(path: str, text: str) -> None:
@@ -305,7 +308,7 @@ def package_summary(found: PackageDiff, top: int, seconds: float) -> None:
         said = match.explanation or match.status
         print(cut(f"{match.rank:6.2f}  {match.score:.2f}  {place}: {said}", width))
     print(f"{seconds:.1f} seconds")
-    unchanged = all(file.status == STATUS[IDENTICAL] for file in found.files)
+    unchanged = all(file.status == IDENTICAL for file in found.files)
     say(f"verdict: {exports.verdict(found)}", "green" if unchanged else "yellow")
 
 
@@ -324,27 +327,26 @@ def summary(
         sources = code.analysis.start_sources()
         said = ", ".join(f"{name} {n:,}" for name, n in sources.items())
         print(f"     function starts found in: {said}")
-    for status, name in enumerate(STATUS):
-        n = sum(row["status"] == status for row in diff.functions)
-        print(f"{n:6,} {utils.plural(n, 'function')} {name}")
+    for status in STATUS:
+        n = sum(match.status == status for match in diff.functions)
+        print(f"{n:6,} {utils.plural(n, 'function')} {status}")
     n = len(diff.blocks.a)
     print(f"{n:6,} {utils.plural(n, 'block')} matched, {int(diff.same.sum()):,} of them identical")
-    changed = [row for row in diff.functions if row["status"] == CHANGED]
+    changed = [match for match in diff.functions if match.status == CHANGED]
     if changed and top:
         print(
             "changed most likely by hand first (blocks without an identical partner, their share, "
             "score of the match, what changed):"
         )
-    for row in itertools.islice(changed, top):
-        a, b = (describe(c, f) for c, f in zip(codes, row["sides"], strict=True))
-        share = max(row["change"], 0.01)
-        numbers = f"{row['differing']:6,}  {share:4.0%}  {row['score']:.2f}"
-        addresses = len(f"{numbers}  {a['address']}  -> {b['address']} : ")
+    for match in changed[:top]:
+        sides = [(f"0x{side.address:x}", side.symbol) for side in (match.old, match.new)]
+        numbers = f"{match.differing:6,}  {max(match.change, 0.01):4.0%}  {match.score:.2f}"
+        addresses = len(f"{numbers}  {sides[0][0]}  -> {sides[1][0]} : ")
         room = width and (width - addresses - KINDS) // 2
-        places = (f"{side['address']} {fit(side['name'], room)}" for side in (a, b))
-        print(cut(f"{numbers}  {' -> '.join(places)}: {', '.join(row['kinds'])}", width))
+        places = (f"{address} {fit(name, room)}" for address, name in sides)
+        print(cut(f"{numbers}  {' -> '.join(places)}: {', '.join(match.kinds)}", width))
     print(f"{seconds:.1f} seconds")
-    identical = all(row["status"] == IDENTICAL for row in diff.functions)
+    identical = all(match.status == IDENTICAL for match in diff.functions)
     say(f"verdict: {verdict(diff)}", "green" if identical else "yellow")
 
 

@@ -30,8 +30,9 @@ import utils
 from binary.analysis import load_analysis
 from binary.cache import analyse_files
 from features.extract import Features, extract_features
-from matching.changes import STATUS, Diff, compare
+from matching.changes import compare
 from matching.model import Model, read_model
+from matching.result import CHANGED, IDENTICAL, Diff
 from terminal.command_line import command_line
 
 HERE = Path(__file__).resolve().parent
@@ -202,16 +203,16 @@ def names(code: Features, f: int) -> str:
 
 def found(diff: Diff, codes: tuple[Features, Features], function: str) -> tuple[bool, int]:
     """Return whether a function is changed and comes first, and how many others differ."""
-    rows = [row for row in diff.functions if STATUS[row["status"]] != "identical"]
-    ours = [(names(codes[0], row["sides"][0]), names(codes[1], row["sides"][1])) for row in rows]
-    leads = bool(rows) and STATUS[rows[0]["status"]] == "changed" and function in ours[0]
+    rows = [row for row in diff.functions if row.status != IDENTICAL]
+    ours = [(names(codes[0], row.sides[0]), names(codes[1], row.sides[1])) for row in rows]
+    leads = bool(rows) and rows[0].status == CHANGED and function in ours[0]
     return leads, len(rows) - leads
 
 
 def statuses(diff: Diff, codes: tuple[Features, Features], *wanted: str) -> tuple[int, int]:
     """Return how many functions have a wanted status, and how many are in both programs."""
-    rows = [row for row in diff.functions if names(codes[1], row["sides"][1]) not in NEW]
-    return sum(STATUS[row["status"]] in wanted for row in rows), len(rows)
+    rows = [row for row in diff.functions if names(codes[1], row.sides[1]) not in NEW]
+    return sum(row.status in wanted for row in rows), len(rows)
 
 
 def measure(programs: Programs, codes: dict[Path, Features], model: Model) -> str:

@@ -38,8 +38,9 @@ import utils
 from binary.analysis import load_analysis
 from binary.cache import analyse_files
 from features.extract import Features, extract_features
-from matching.changes import IDENTICAL, Diff, compare
+from matching.changes import compare
 from matching.model import DEFAULT, read_model
+from matching.result import IDENTICAL, Diff
 from terminal import progress
 from terminal.command_line import command_line
 
@@ -360,9 +361,9 @@ def judge(
     int
         Place of the first function that is both, from 1; 0 if there is none.
     """
-    differs = [row["status"] != IDENTICAL for row in found.functions]
+    differs = [row.status != IDENTICAL for row in found.functions]
     a, b = patched
-    hit = [row["sides"][0] in a or row["sides"][1] in b for row in found.functions]
+    hit = [row.sides[0] in a or row.sides[1] in b for row in found.functions]
     both = [place for place, row in enumerate(zip(differs, hit, strict=True), 1) if all(row)]
     first = both[0] if both else 0
     print(

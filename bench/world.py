@@ -50,7 +50,7 @@ from binary.analysis import cache_file, load_analysis
 from binary.cache import analyse_one
 from features.extract import Features, extract_features
 from features.tfidf import weigh
-from matching.changes import STATUS, compare
+from matching.changes import compare
 from matching.model import DEFAULT, Model, read_model
 from terminal.command_line import command_line
 
@@ -247,7 +247,7 @@ class World:
     def _itself(self, file: File) -> tuple[int, int]:
         """Compare a file with itself; return the number of identical functions, and of all."""
         code, _ = self.code(file)
-        status = [STATUS[row["status"]] for row in compare(code, code, self.model).functions]
+        status = [row.status for row in compare(code, code, self.model).functions]
         return status.count("identical"), len(status)
 
     def measure(self, row: Row) -> dict:
@@ -256,7 +256,7 @@ class World:
         before = time.process_time()
         diff = compare(first, second, self.model)
         matching = time.process_time() - before
-        pairs = [r["sides"] for r in diff.functions if min(r["sides"]) >= 0]
+        pairs = [r.sides for r in diff.functions if min(r.sides) >= 0]
         one_source = row.first.version == row.second.version
         names = [
             named(code, defined(original(file, self.work)), one_source)

@@ -1,14 +1,12 @@
 """What changed between two matched binaries."""
 
-import dataclasses
 from collections import Counter
-from typing import Any
 
 import numpy as np
 
 from features.extract import Features
 from matching.blocks import match_blocks
-from matching.functions import Matches, match_functions
+from matching.functions import match_functions
 from matching.identical import identical_pairs
 from matching.inlined import likely_inlined
 from matching.judge import Judge
@@ -16,34 +14,17 @@ from matching.kinds import describe_kinds
 from matching.lone_strings import LoneStrings
 from matching.model import Model
 from matching.recompiled import recompiled
-
-STATUS = ("changed", "only in old", "only in new", "identical", "compiled differently")
-CHANGED, ONLY_OLD, ONLY_NEW, IDENTICAL, RECOMPILED = range(5)
-ORDER = (CHANGED, RECOMPILED, ONLY_OLD, ONLY_NEW, IDENTICAL)  # order of the list
-
-
-@dataclasses.dataclass
-class Diff:
-    """The result of comparing two binaries.
-
-    Attributes
-    ----------
-    functions : list of dict
-        ``status`` (index into STATUS), ``sides`` (function of OLD and of NEW, -1 for none),
-        ``score`` 0..1, ``differing``: how many blocks of both have no identical partner,
-        ``change``: their share, ``kinds``: what changed (see `matching.kinds`), ``rank``: how
-        likely it is that a human changed it, and ``inlined``: for a function in only one binary,
-        the functions of the other that probably contain its code. Changed functions come first, by
-        falling rank.
-    blocks : Matches
-        Code blocks of OLD and NEW.
-    same : bool (n,)
-        Which of the matched blocks are the same code.
-    """
-
-    functions: list[dict[str, Any]]
-    blocks: Matches
-    same: np.ndarray
+from matching.result import (
+    CHANGED,
+    IDENTICAL,
+    ONLY_NEW,
+    ONLY_OLD,
+    ORDER,
+    RECOMPILED,
+    Diff,
+    FunctionMatch,
+    functions_of,
+)
 
 
 def compare(
@@ -64,48 +45,28 @@ def compare(
     function = [code.analysis.function for code in (first, second)]
     sides = function[0][blocks.a[same]].tolist(), function[1][blocks.b[same]].tolist()
     unchanged = Counter(zip(*sides, strict=True))
-    rows = []
+    old, new = functions_of(first), functions_of(second)
+    found = []
     for a, b, score in zip(functions.a, functions.b, functions.score, strict=True):
         pair = int(a), int(b)
         total = len(first.blocks[a]) + len(second.blocks[b])
         differing = total - 2 * unchanged[pair]
-        row = _row(CHANGED if differing else IDENTICAL, pair, float(score), differing, total)
+        status, rank = IDENTICAL, 0.0
+        kinds: tuple[str, ...] = ()
         if differing and recompiled(judge, pair, inside):
-            row["status"] = RECOMPILED
+            status = RECOMPILED
         elif differing:
-            row |= describe_kinds(judge, pair, inside, strings)
-        rows.append(row)
-    for side, (code, status, matched) in enumerate(
-        ((first, ONLY_OLD, functions.a), (second, ONLY_NEW, functions.b))
-    ):
+            status, (kinds, rank) = CHANGED, describe_kinds(judge, pair, inside, strings)
+        share = round(differing / total, 4)
+        numbers = round(float(score), 4), differing, share, rank
+        found.append(FunctionMatch(status, *numbers, kinds, old[a], new[b]))
+    both = old, new
+    for side, (status, matched) in enumerate(((ONLY_OLD, functions.a), (ONLY_NEW, functions.b))):
+        mine, other = both[side], both[1 - side]
         inlined = likely_inlined((first, second), functions, blocks, side)
-        for f in sorted(set(range(code.functions)) - set(matched.tolist())):
-            size = len(code.blocks[f])
-            row = _row(status, (f, -1) if side == 0 else (-1, f), 0.0, size, size)
-            rows.append(row | {"inlined": inlined.get(f, [])})
-    rows.sort(
-        key=lambda row: (ORDER.index(row["status"]), -row["rank"], -row["differing"], row["sides"])
-    )
-    return Diff(rows, blocks, same)
-
-
-def _row(status: int, sides: tuple[int, int], score: float, differing: int, total: int) -> dict:
-    return {
-        "status": status,
-        "sides": sides,
-        "score": round(score, 4),
-        "differing": differing,
-        "change": round(differing / total, 4),
-        "kinds": [],
-        "rank": 0.0,
-        "inlined": [],
-    }
-
-
-def describe(code: Features, f: int) -> dict[str, Any] | None:
-    """Return address, name and number of blocks of a function; None for -1."""
-    if f < 0:
-        return None
-    analysis = code.analysis
-    address = f"0x{int(analysis.function_address[f]):x}"
-    return {"address": address, "name": analysis.function_name[f], "blocks": len(code.blocks[f])}
+        for f in sorted(set(range(len(mine))) - set(matched.tolist())):
+            a, b = (mine[f], None) if side == 0 else (None, mine[f])
+            into = tuple(other[g] for g in inlined.get(f, ()))
+            found.append(FunctionMatch(status, 0.0, mine[f].blocks, 1.0, 0.0, (), a, b, into))
+    found.sort(key=lambda m: (ORDER.index(m.status), -m.rank, -m.differing, m.sides))
+    return Diff(found, blocks, same)

@@ -1,7 +1,8 @@
 """What kinds of change a function shows, and how likely it is that a human made them."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -216,7 +217,7 @@ def _plain(name: str) -> str:
     return name[2:-4] if name.startswith("__") and name.endswith("_chk") else name
 
 
-def rank(kinds: list[str], differing: int, surprise: float = 0.0) -> float:
+def rank(kinds: Iterable[str], differing: int, surprise: float = 0.0) -> float:
     """Return how likely a human edited the function: higher is likelier.
 
     The size of the change counts by its logarithm. Kinds of change that a compiler does not make by
@@ -229,8 +230,8 @@ def rank(kinds: list[str], differing: int, surprise: float = 0.0) -> float:
 
 def describe_kinds(
     judge: "Judge", pair: tuple[int, int], same: list[set[int]], strings: LoneStrings
-) -> dict[str, Any]:
-    """Return ``kinds`` and ``rank`` of a changed pair.
+) -> tuple[tuple[str, ...], float]:
+    """Return the kinds of change of a changed pair, and its rank.
 
     Parameters
     ----------
@@ -249,6 +250,6 @@ def describe_kinds(
         back.append(loops(code, f))
     found = set(kinds_of(sides[0][0], sides[1][0], (counts[0], counts[1]), (back[0], back[1])))
     found |= set(strings.kinds(pair))
-    kinds = [kind for kind in KINDS if kind in found]
+    kinds = tuple(kind for kind in KINDS if kind in found)
     total = sides[0][1] + sides[1][1]
-    return {"kinds": kinds, "rank": rank(kinds, total, strings.surprise(pair))}
+    return kinds, rank(kinds, total, strings.surprise(pair))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from binary.decompile import decompile
 from features.extract import Features
 from matching.alignment import align
-from matching.changes import CHANGED, Diff
+from matching.result import CHANGED, Diff
 
 # Names that the decompiler numbers, and its comments on the stack layout: not differences.
 NUMBERED = re.compile(r"\b(v|a|idx|ptr|flag|choice|LABEL_)[0-9a-f]*\b|// .*")
@@ -42,20 +42,15 @@ def pseudo_code(
     workers: int,
     limits: tuple[float, float],
 ) -> dict[Sides, PseudoDiff]:
-    """Decompile the first ``count`` changed functions; return a row's sides -> its pseudo-code."""
-    sides = [row["sides"] for row in diff.functions if row["status"] == CHANGED][:count]
+    """Decompile the first ``count`` changed functions; return sides -> pseudo-code of a match."""
+    sides = [match.sides for match in diff.functions if match.status == CHANGED][:count]
     wanted = [
         (path, code.analysis, f)
         for pair in sides
         for path, code, f in zip(paths, codes, pair, strict=True)
     ]
     found = decompile(wanted, output_dir, workers, limits)
-    names = [code.analysis.function_name for code in codes]
-    partner = {
-        names[0][row["sides"][0]]: names[1][row["sides"][1]]
-        for row in diff.functions
-        if -1 not in row["sides"]
-    }
+    partner = {m.old.symbol: m.new.symbol for m in diff.functions if m.old and m.new}
     return {
         pair: PseudoDiff(line_diff(old.lines, new.lines, partner), (old.reason, new.reason))
         for pair, old, new in zip(sides, found[::2], found[1::2], strict=True)

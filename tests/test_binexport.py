@@ -111,10 +111,10 @@ def test_python_bindiff_reads_the_same_matches(codes, exported):
     files = [str(folder / f"{name}.BinExport") for name in names]
     result = bindiff.BinDiff(*files, str(folder / "x.BinDiff"))
     assert [result.primary_file.filename, result.secondary_file.filename] == names
-    rows = [row for row in found.functions if -1 not in row["sides"]]
+    rows = [row for row in found.functions if -1 not in row.sides]
     starts = [code.analysis.function_address.tolist() for code in codes]
     expected = {
-        tuple(s[f] for s, f in zip(starts, row["sides"], strict=True)): row["score"] for row in rows
+        tuple(s[f] for s, f in zip(starts, row.sides, strict=True)): row.score for row in rows
     }
     matches = {(m.address1, m.address2): m.confidence for m in result.function_matches}
     assert matches == pytest.approx(expected)
@@ -122,7 +122,7 @@ def test_python_bindiff_reads_the_same_matches(codes, exported):
     assert similar["area"] < 1 == similar["usage"]
     blocks = {(m.address1, m.address2) for m in result.basicblock_matches}
     function = [c.analysis.function for c in codes]
-    pairs = {row["sides"] for row in rows}
+    pairs = {row.sides for row in rows}
     address = [c.analysis.address for c in codes]
     assert blocks == {
         (int(address[0][a]), int(address[1][b]))
@@ -203,7 +203,7 @@ def test_other_processors_are_read(compiler, tmp_path):
     for field in ("address", "function_address", "function_name", "instructions", "import_name"):
         assert list(getattr(again, field)) == list(getattr(analysis, field)), field
     found = compare(extract_features(again), code, read_model())
-    assert all(a == b for a, b in (row["sides"] for row in found.functions))
+    assert all(a == b for a, b in (row.sides for row in found.functions))
 
 
 def test_calls_end_blocks_and_stubs_are_imports(tmp_path):

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from binary.addresses import IN_MEMORY, parse
 from binary.disassemble import analyse
 from features.extract import extract_features
-from matching.changes import STATUS, compare
-from matching.exports.records import function_matches
+from matching.changes import compare
 from matching.identical import identical_pairs
 from matching.kinds import KINDS, kinds_of, rank
 
@@ -59,9 +58,7 @@ def programs(request, tmp_path_factory):
 def status_of(diff, codes) -> dict[tuple[str, str], str]:
     """Names in old and new -> status."""
     return {
-        tuple(bench.names(c, f) for c, f in zip(codes, row["sides"], strict=True)): STATUS[
-            row["status"]
-        ]
+        tuple(bench.names(c, f) for c, f in zip(codes, row.sides, strict=True)): row.status
         for row in diff.functions
     }
 
@@ -72,13 +69,13 @@ def test_every_edit_is_a_change_and_leads(programs, model):
     for edit, file in built.edits.items():
         diff = compare(plain, codes[file], model)
         first = diff.functions[0]
-        assert STATUS[first["status"]] == "changed", edit
-        sides = zip((plain, codes[file]), first["sides"], strict=True)
+        assert first.status == "changed", edit
+        sides = zip((plain, codes[file]), first.sides, strict=True)
         assert [bench.names(c, f) for c, f in sides] == [edit.function] * 2, edit
-        assert first["rank"] == max(row["rank"] for row in diff.functions)
+        assert first.rank == max(row.rank for row in diff.functions)
         if processor == "x86-64" and edit.number in EXPECTED:
-            assert EXPECTED[edit.number] in first["kinds"], edit
-            others = [row for row in diff.functions[1:] if STATUS[row["status"]] != "identical"]
+            assert EXPECTED[edit.number] in first.kinds, edit
+            others = [row for row in diff.functions[1:] if row.status != "identical"]
             assert not others, edit
 
 
@@ -121,7 +118,7 @@ def test_inlined_functions_are_named(tmp_path, model):
     ]
 
     def inlined(old, new):
-        rows = function_matches((old, new), compare(old, new, model))
+        rows = compare(old, new, model).functions
         (row,) = [m for m in rows if "complain" in (m.old and m.old.name, m.new and m.new.name)]
         assert "only in" in row.status
         return [function.name for function in row.inlined], row.explanation

@@ -11,11 +11,11 @@ import pytest
 from conftest import ROOT, typed
 
 import diff
-from matching.changes import STATUS
+from matching.result import STATUS
 from utils import UsageError, UserError
 
 
-def test_command_line(builds, tmp_path):
+def test_all_outputs_are_written_by_one_command(builds, tmp_path):
     run = subprocess.run(
         [
             *(sys.executable, str(ROOT / "diff.py")),

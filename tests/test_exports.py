@@ -14,11 +14,12 @@ from conftest import typed
 
 import diff
 from binary.demangle import brief, demangle
-from matching.changes import STATUS, compare
+from matching.changes import compare
 from matching.exports.markdown import as_markdown, verdict
-from matching.exports.records import SCHEMA, as_json, function_matches
+from matching.exports.records import SCHEMA, as_json
 from matching.exports.scripts import naming_script
 from matching.model import read_model
+from matching.result import STATUS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,10 +62,8 @@ def test_json_is_what_its_schema_says(codes, found):
 
 
 def test_python_gets_what_json_has(codes, found):
-    matches = function_matches(codes, found)
     rows = as_json(("a", "b"), codes, found)["functions"]
-    assert len(matches) == len(rows)
-    for match, row in zip(matches, rows, strict=True):
+    for match, row in zip(found.functions, rows, strict=True):
         assert (match.status, match.score, match.change) == tuple(
             row[field] for field in ("status", "score", "change")
         )
@@ -75,7 +74,8 @@ def test_python_gets_what_json_has(codes, found):
                 assert hex(record[f"{side}_address"]) == row[side]["address"]
             else:
                 assert record[f"{side}_name"] is None
-    assert len({tuple(match.record()) for match in matches}) == 1, "all have the same columns"
+    columns = {tuple(match.record()) for match in found.functions}
+    assert len(columns) == 1, "all have the same columns"
 
 
 def test_binaries_are_compared_from_python(builds, patched_file, tmp_path):
@@ -96,7 +96,7 @@ def test_binaries_are_compared_from_python(builds, patched_file, tmp_path):
         ("patched", None, 0),
     ],
 )
-def test_exit_code_and_last_line(
+def test_fail_on_sets_the_exit_code_and_the_verdict_comes_last(
     builds, patched_file, tmp_path_factory, capsys, which, fail_on, code
 ):
     old = builds / "O1" / "shapes"
@@ -116,7 +116,7 @@ HOSTILE = ["a|b", "`code` <b>", "\\| x", "<script>alert(1)</script>", "x\n# titl
 
 def test_no_name_is_markup_in_markdown(codes):
     hostile = renamed(codes[0], HOSTILE), renamed(codes[1], HOSTILE)
-    text = as_markdown(("a|b`", "<i>"), hostile, compare(*hostile, read_model()), top=1000)
+    text = as_markdown(("a|b`", "<i>"), compare(*hostile, read_model()), top=1000)
     lines = text.splitlines()
     assert [line for line in lines if line.startswith("#")] == [lines[0], "## What changed most"]
     rows = [line for line in lines if line.startswith("|")]
@@ -127,11 +127,11 @@ def test_no_name_is_markup_in_markdown(codes):
 
 
 def test_markdown_says_what_json_says(codes, found):
-    text = as_markdown(("old/a", "new/b"), codes, found)
+    text = as_markdown(("old/a", "new/b"), found)
     assert text.startswith("# `a` → `b`")
-    for status, name in enumerate(STATUS):
-        count = sum(row["status"] == status for row in found.functions)
-        assert f"| {name} | {count:,} |" in text
+    for status in STATUS:
+        count = sum(match.status == status for match in found.functions)
+        assert f"| {status} | {count:,} |" in text
     assert "| changed | `area` `0x" in text
     assert verdict(found) in text
 
@@ -162,7 +162,7 @@ def test_names_are_demangled():
         ("<core::fmt::Arguments as core::fmt::Debug>::fmt",) * 2,
     ],
 )
-def test_brief_names(name, short):
+def test_brief_names_leave_out_parameters_and_templates(name, short):
     assert brief(name) == short
 
 
@@ -178,16 +178,14 @@ def test_a_name_that_would_fill_the_memory_stays_as_it_is():
 
 
 @pytest.mark.parametrize("tool", ["ghidra", "ida"])
-def test_scripts_carry_sure_matches_and_comments(tool, builds, codes):
+def test_scripts_hold_sure_matches_with_comments(tool, builds, codes):
     old = renamed(codes[0], [name for name, _ in MANGLED[:5]])
     found = compare(old, codes[1], read_model())
-    scores = sorted(row["score"] for row in found.functions if -1 not in row["sides"])
+    scores = sorted(row.score for row in found.functions if -1 not in row.sides)
     least = scores[len(scores) // 2]
 
     def names(min_score):
-        script = naming_script(
-            tool, str(builds / "O1" / "shapes"), (old, codes[1]), found, min_score
-        )
+        script = naming_script(tool, str(builds / "O1" / "shapes"), found, min_score)
         tree = ast.parse(script)
         return ast.literal_eval(
             next(
@@ -209,7 +207,7 @@ def test_scripts_carry_sure_matches_and_comments(tool, builds, codes):
 
 def test_a_script_for_ghidra_runs(tmp_path, builds, codes, found):
     """With fake functions of Ghidra, the script sets the right labels and comments."""
-    script = naming_script("ghidra", str(builds / "O1" / "shapes"), codes, found)
+    script = naming_script("ghidra", str(builds / "O1" / "shapes"), found)
     stub = """
 import sys, types
 module = types.ModuleType("ghidra.program.model.symbol")

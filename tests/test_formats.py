@@ -26,7 +26,7 @@ from binary.disassemble import _reason, analyse
 from binary.formats import processors, refuse, slices
 from binary.starts import is_thumb
 from features.extract import extract_features
-from matching.changes import STATUS, compare
+from matching.changes import compare
 from utils import UserError, sha256_of
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -75,7 +75,7 @@ def names(analysis) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("processor", WINDOWS)
-def test_windows(folder, processor):
+def test_functions_of_windows_libraries_are_those_of_their_tables(folder, processor):
     """Against the exports and the exception directory, by pefile."""
     file = folder / f"{processor}.dll"
     analysis = analyse(file)
@@ -97,7 +97,7 @@ def test_windows(folder, processor):
 
 
 @pytest.mark.parametrize("processor", MACOS)
-def test_macos(folder, processor):
+def test_functions_of_macos_libraries_are_found(folder, processor):
     analysis = analyse(folder / f"{processor}.dylib")
     assert analysis.processor == processor
     assert {f"_{name}" for name in PUBLIC} <= set(names(analysis))
@@ -138,7 +138,7 @@ def test_macos_bundles_are_read_like_libraries(folder, tmp_path):
     assert bundle.import_name == library.import_name
 
 
-def test_efi_applications(tmp_path, model):
+def test_edits_of_efi_applications_are_found(tmp_path, model):
     """A callee and a string are seen as changes; another file in front of the objects is none."""
     flags = ["-O2", "-nostdlib", "-ffreestanding", "-fno-builtin", "-w", "-fno-unwind-tables"]
     link = ["-Dbegin=EfiMain", "-Wl,--subsystem,efi_application", "-Wl,--no-gc-sections"]
@@ -164,7 +164,7 @@ def test_efi_applications(tmp_path, model):
     for name, other in codes.items():
         rows = compare(codes["plain"], other, model).functions
         assert len(rows) > 30
-        found = [(STATUS[row["status"]], row["sides"]) for row in rows]
+        found = [(row.status, row.sides) for row in rows]
         assert [pair for pair in found if pair[0] != "identical"] == expected[name]
 
 
@@ -255,7 +255,7 @@ def test_an_architecture_without_a_universal_file_is_refused(folder, tmp_path, c
 
 
 @pytest.mark.parametrize("processor", ["x86_64", "aarch64", "riscv64", "s390x"])
-def test_object_file(folder, tmp_path, processor):
+def test_functions_imports_and_calls_of_object_files_are_found(folder, tmp_path, processor):
     file = tmp_path / "tiny.o"
     zig(f"{processor}-linux-gnu", "-c", "-O1", "-fPIC", folder / "tiny.c", "-o", file)
     analysis = analyse(file)
@@ -393,7 +393,7 @@ __asm__(
 """
 
 
-def test_gos_table_of_functions(tmp_path):
+def test_functions_are_read_from_gos_table(tmp_path):
     (tmp_path / "go.c").write_text(GO)
     # Without .eh_frame, which takes precedence; zig needs this flag for that.
     flags = ["-O1", "-nostdlib", "-static", "-s", "-fno-unwind-tables"]
@@ -413,7 +413,7 @@ def test_gos_table_of_functions(tmp_path):
     assert "Go's pclntab" not in analyse(tmp_path / "go").start_sources()
 
 
-def test_addresses_of_a_kernel(tmp_path, monkeypatch):
+def test_addresses_above_2_to_the_63_are_written_whole(tmp_path, monkeypatch):
     source = "int g[9]; int f(int x) { g[x & 7] += x; return x; } void _start(void) { f(MORE); }"
     for name, more in (("old", "1"), ("new", "2")):
         (tmp_path / f"{name}.c").write_text(source.replace("MORE", more))
@@ -446,7 +446,7 @@ def test_addresses_of_a_kernel(tmp_path, monkeypatch):
         (b"", "is empty"),
     ],
 )
-def test_what_is_refused(tmp_path, content, reason):
+def test_files_that_are_no_programs_are_refused_with_the_reason(tmp_path, content, reason):
     file = tmp_path / "file"
     file.write_bytes(content)
     with pytest.raises(UserError, match=re.escape(reason)):
@@ -530,7 +530,7 @@ def test_debug_files_and_other_processors_are_refused(builds, tmp_path):
             analyse(copy)
 
 
-def test_few_data_directories(tmp_path):
+def test_a_pe_file_may_have_few_data_directories(tmp_path):
     """A PE file may end its table of data directories before what it needs; EFI programs do."""
     (tmp_path / "a.c").write_text(BARE.replace("PUBLIC", "default"))
     whole, few = tmp_path / "whole.exe", tmp_path / "few.exe"

@@ -14,10 +14,11 @@ import zlib
 import pytest
 
 import diff
-from matching.changes import CHANGED, STATUS, compare
+from matching.changes import compare
 from matching.exports.records import as_csv
 from matching.exports.scripts import PIE_BASE, naming_script
 from matching.page.make import make_page
+from matching.result import CHANGED, STATUS
 from terminal.escape import Escaped
 
 HOSTILE = [
@@ -63,7 +64,7 @@ def test_no_name_ends_the_page_s_data(hostile):
 @pytest.mark.parametrize("tool", ["ghidra", "ida"])
 def test_naming_scripts_hold_names_as_data(hostile, builds, tool):
     codes, found = hostile
-    script = naming_script(tool, str(builds / "O1" / "shapes"), codes, found)
+    script = naming_script(tool, str(builds / "O1" / "shapes"), found)
     tree = ast.parse(script)
     values = {
         node.targets[0].id: ast.literal_eval(node.value)
@@ -81,8 +82,8 @@ def test_naming_scripts_hold_names_as_data(hostile, builds, tool):
 
 
 def test_no_cell_is_a_formula(hostile):
-    codes, found = hostile
-    lines = as_csv(codes, found).splitlines()
+    _, found = hostile
+    lines = as_csv(found).splitlines()
     assert len(lines) == len(found.functions) + 1
     names = {row["old name"] for row in csv.DictReader(lines)}
     assert any("cmd" in name for name in names)
@@ -98,7 +99,7 @@ def test_no_name_acts_in_the_terminal(hostile, monkeypatch):
     shown = sys.stdout.raw.getvalue()
     assert re.sub("[\n\t]", "", shown).isprintable()
     assert r"\x1b[2J\nold" in shown
-    changed = sum(row["status"] == CHANGED for row in found.functions)
+    changed = sum(row.status == CHANGED for row in found.functions)
     starts = shown.count("\n     function starts found in: ")
     assert starts <= 2
     assert shown.count("\n") == 2 + starts + len(STATUS) + 1 + bool(changed) + changed + 2

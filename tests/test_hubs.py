@@ -13,7 +13,7 @@ from binary.analysis import CALL, JUMP, Analysis
 from features.extract import HUB, _without_hubs, extract_features
 from jobs.processes import limited_memory
 from matching import blocks, evidence
-from matching.changes import STATUS, compare
+from matching.changes import compare
 from matching.functions import Matches
 from matching.model import read_model
 
@@ -58,7 +58,7 @@ def hub_program(n):
     )
 
 
-def test_features_of_a_hub():
+def test_features_of_a_hub_need_linear_memory():
     analysis = hub_program(MANY)
     with memory(1.0):
         features = extract_features(analysis)
@@ -68,7 +68,7 @@ def test_features_of_a_hub():
     assert far[1:].nnz < 10 * MANY
 
 
-def test_words_of_a_hub_stay_its_own():
+def test_words_of_a_hub_do_not_reach_its_callers():
     """Each of n functions is called by the hub and calls it, and the hub has n numbers."""
     n = 3 * HUB
     with memory(1.0):
@@ -109,7 +109,7 @@ def test_where_no_function_is_a_hub_nothing_changes(n, random):
     assert (_without_hubs(near) != near).nnz == 0
 
 
-def test_evidence_through_a_hub():
+def test_evidence_through_a_hub_needs_linear_memory():
     """All call function 0: the full product has 400 million entries; one per function is needed."""
     ones = np.ones(MANY, np.float32)
     calls = scipy.sparse.csr_matrix((ones, (np.arange(MANY), np.zeros(MANY, int))), (MANY, MANY))
@@ -172,5 +172,5 @@ def test_programs_of_one_function_are_compared():
     codes = [extract_features(speed_diff.hub_program(0, seed)) for seed in (1, 2)]
     assert [code.functions for code in codes] == [1, 1]
     [row] = compare(*codes, read_model()).functions
-    assert row["sides"] == (0, 0)
-    assert STATUS[row["status"]] == "identical"
+    assert row.sides == (0, 0)
+    assert row.status == "identical"

@@ -42,11 +42,11 @@ def test_an_edited_string_is_found_between_levels(codes, model):
     plain = compare(old, codes["O1"], model).functions
     rows = compare(old, new, model).functions
     name = old.analysis.function_name
-    (before,) = [row for row in plain if name[row["sides"][0]] == "copy"]
-    (after,) = [row for row in rows if name[row["sides"][0]] == "copy"]
-    assert not {"string added", "string removed"} & set(before["kinds"])
-    assert {"string added", "string removed"} <= set(after["kinds"])
-    assert after["rank"] > before["rank"] + 4
+    (before,) = [row for row in plain if name[row.sides[0]] == "copy"]
+    (after,) = [row for row in rows if name[row.sides[0]] == "copy"]
+    assert not {"string added", "string removed"} & set(before.kinds)
+    assert {"string added", "string removed"} <= set(after.kinds)
+    assert after.rank > before.rank + 4
     assert rows[0] == after  # though nearly every function differs
 
 

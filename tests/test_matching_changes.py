@@ -10,9 +10,10 @@ from conftest import SOURCE, compile_c
 from binary.disassemble import analyse
 from features.extract import extract_features
 from features.places import CODE, UNKNOWN
-from matching.changes import CHANGED, IDENTICAL, ORDER, compare
+from matching.changes import compare
 from matching.judge import Judge
 from matching.kinds import KINDS
+from matching.result import CHANGED, IDENTICAL, ORDER
 
 
 def names_of(code, functions):
@@ -28,14 +29,14 @@ def test_a_stripped_copy_is_identical(codes, model):
         for code in (first, second)
     ]
     for row in found.functions:
-        if row["status"] == IDENTICAL:
-            assert begin[0][row["sides"][0]] == begin[1][row["sides"][1]]
-    names = {first.analysis.function_name[row["sides"][0]]: row for row in found.functions}
+        if row.status == IDENTICAL:
+            assert begin[0][row.sides[0]] == begin[1][row.sides[1]]
+    names = {first.analysis.function_name[row.sides[0]]: row for row in found.functions}
     for name in ("area", "kind", "copy", "usage", "compare"):
-        assert names[name]["status"] == IDENTICAL
+        assert names[name].status == IDENTICAL
     # Without symbols, angr takes what the linker puts behind main for a part of it.
-    assert begin[0][names["main"]["sides"][0]] == begin[1][names["main"]["sides"][1]]
-    assert names["main"]["change"] < 0.1
+    assert begin[0][names["main"].sides[0]] == begin[1][names["main"].sides[1]]
+    assert names["main"].change < 0.1
     address = [code.analysis.address for code in (first, second)]
     at = address[0][found.blocks.a] == address[1][found.blocks.b]
     assert at.mean() > 0.95
@@ -44,11 +45,11 @@ def test_a_stripped_copy_is_identical(codes, model):
 
 def test_the_patched_function_is_the_changed_one(codes, patched, model):
     found = compare(codes["O1"], patched, model)
-    rows = [row for row in found.functions if row["status"] == CHANGED]
-    assert names_of(codes["O1"], [row["sides"][0] for row in rows]) == ["area"]
-    assert names_of(patched, [row["sides"][1] for row in rows]) == ["area"]
+    rows = [row for row in found.functions if row.status == CHANGED]
+    assert names_of(codes["O1"], [row.sides[0] for row in rows]) == ["area"]
+    assert names_of(patched, [row.sides[1] for row in rows]) == ["area"]
     assert found.functions[0] == rows[0], "changed ones come first"
-    assert 0 < rows[0]["change"] < 1
+    assert 0 < rows[0].change < 1
 
 
 def test_the_likeliest_edits_come_first(codes, model):
@@ -58,16 +59,16 @@ def test_the_likeliest_edits_come_first(codes, model):
     same = list(zip(found.blocks.a[found.same], found.blocks.b[found.same], strict=True))
     order = []
     for row in found.functions:
-        a, b = row["sides"]
+        a, b = row.sides
         total = (len(first.blocks[a]) if a >= 0 else 0) + (len(second.blocks[b]) if b >= 0 else 0)
         inside = sum(function[0][x] == a and function[1][y] == b for x, y in same)
-        assert row["differing"] == total - 2 * inside
-        assert row["change"] == pytest.approx(row["differing"] / total, abs=1e-4)
-        order.append((ORDER.index(row["status"]), -row["rank"]))
-        assert bool(row["kinds"]) == (row["status"] == CHANGED)
-        assert set(row["kinds"]) <= set(KINDS)
+        assert row.differing == total - 2 * inside
+        assert row.change == pytest.approx(row.differing / total, abs=1e-4)
+        order.append((ORDER.index(row.status), -row.rank))
+        assert bool(row.kinds) == (row.status == CHANGED)
+        assert set(row.kinds) <= set(KINDS)
     assert order == sorted(order)
-    assert len({row["status"] for row in found.functions}) > 1
+    assert len({row.status for row in found.functions}) > 1
 
 
 def test_landing_pads_leave_functions_identical(tmp_path, model):
@@ -83,16 +84,16 @@ def test_landing_pads_leave_functions_identical(tmp_path, model):
     found = compare(*codes, model)
     names = [code.analysis.function_name for code in codes]
     same = {
-        tuple(name[f] for name, f in zip(names, row["sides"], strict=True))
+        tuple(name[f] for name, f in zip(names, row.sides, strict=True))
         for row in found.functions
-        if row["status"] == IDENTICAL
+        if row.status == IDENTICAL
     }
     ours = ("main", "area", "usage", "kind", "copy", "compare")
     assert {(name, name) for name in ours} <= same
 
 
 def test_tables_of_distances_between_32_and_64_bits():
-    """Distances of eight bytes are not compared with those of four; those of four are."""
+    """Distances of eight bytes are not compared with distances of four bytes."""
     judge = Judge.__new__(Judge)
     compared = []
     judge._same_steps = lambda x, y, steps: compared.append([len(s) for s in steps])

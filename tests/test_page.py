@@ -235,8 +235,8 @@ def test_pseudo_code_stands_beside_the_graphs(chrome, analyses, tmp_path):
     diff = compare(*codes, read_model())
     lines = [("same", "f(v1);", "f(v2);"), ("changed", "a<b>;", "b;"), ("new", "", "c;")]
     pseudo = {
-        diff.functions[0]["sides"]: PseudoDiff(lines, ("", "")),
-        diff.functions[1]["sides"]: PseudoDiff([], ("too long", "")),
+        diff.functions[0].sides: PseudoDiff(lines, ("", "")),
+        diff.functions[1].sides: PseudoDiff([], ("too long", "")),
     }
     page = tmp_path / "pseudo.html"
     page.write_text(make_page(("a", "b"), codes, diff, pseudo=pseudo))
@@ -299,7 +299,7 @@ def test_notes_come_back_from_a_file(opened, page, tmp_path):
     assert texts(opened, ".row > :nth-child(1)")[0] == "✓"
 
 
-def test_keys(opened):
+def test_keys_search_open_rows_and_step_through_differences(opened):
     press(opened, "/")
     assert opened.switch_to.active_element.get_attribute("id") == "search"
     opened.switch_to.active_element.send_keys("\ue00c")  # Escape

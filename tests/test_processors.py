@@ -13,8 +13,9 @@ from binary.architectures import ARCHITECTURES
 from binary.disassemble import analyse
 from binary.tokens import tokenise
 from features.extract import extract_features
-from matching.changes import IDENTICAL, compare
+from matching.changes import compare
 from matching.model import DEFAULT, read_model
+from matching.result import IDENTICAL
 from pairs.merge import merge
 from pairs.walks import control_flow_walks, walk_graph
 
@@ -104,7 +105,7 @@ def test_symbols_give_names_and_nothing_else(built):
     assert analysis.string == stripped.string
 
 
-def test_imports_and_strings(built):
+def test_imports_and_strings_are_found(built):
     target, _, analysis = built
     assert {"abort", "malloc", "puts"} <= set(analysis.import_name)
     assert set(analysis.import_name) <= {"abort", "malloc", "puts", "memcpy"}
@@ -131,8 +132,8 @@ def test_diff_with_itself_walks_and_vectors(built, tmp_path):
     features = extract_features(loaded)
     model = read_model(str(DEFAULT))
     diff = compare(features, features, model)
-    assert {row["status"] for row in diff.functions} == {IDENTICAL}
-    assert all(a == b for a, b in (row["sides"] for row in diff.functions))
+    assert {row.status for row in diff.functions} == {IDENTICAL}
+    assert all(a == b for a, b in (row.sides for row in diff.functions))
     vectors = model.encoder(features)
     assert len(vectors) == features.functions
     assert np.isfinite(vectors).all()

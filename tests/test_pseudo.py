@@ -44,7 +44,7 @@ def test_what_differs_is_what_was_edited(pair, found):
     assert not any("1234" in old or "100000" in old for old, _ in differing)
 
 
-def test_what_is_kept_is_not_made_again(pair, found, monkeypatch):
+def test_cached_pseudo_code_is_not_made_again(pair, found, monkeypatch):
     def none_left(function, jobs, total, *_):
         assert total == 0
         return []
@@ -74,7 +74,7 @@ def test_what_takes_too_long_costs_itself_only(pair, found, tmp_path):
 @pytest.mark.parametrize(
     ("kept", "reason"), [("[", "is not JSON"), ('{"a": 1}', "no lines"), ("[1]", "no lines")]
 )
-def test_what_is_kept_may_be_damaged(pair, found, tmp_path, kept, reason):
+def test_damaged_cached_pseudo_code_is_made_again(pair, found, tmp_path, kept, reason):
     (path, _), (code, _), _ = pair
     shutil.copytree(found[1], tmp_path / "output")
     for file in tmp_path.glob("output/decompiled/*.json"):
@@ -86,7 +86,7 @@ def test_what_is_kept_may_be_damaged(pair, found, tmp_path, kept, reason):
     assert "delete it and run again" in read.reason
 
 
-def test_nothing_in_it_can_act(pair, tmp_path):
+def test_names_in_pseudo_code_are_escaped(pair, tmp_path):
     """Names of functions hold a terminal's commands."""
     (path, _), (code, _), _ = pair
     main = code.analysis.function_name.index("main")
@@ -121,11 +121,11 @@ def test_each_line_is_there_once(old, new):
 
 
 def test_no_line_ends_the_code_block(pair):
-    paths, codes, diff = pair
-    sides = diff.functions[0]["sides"]
+    paths, _, diff = pair
+    sides = diff.functions[0].sides
     lines = [("same", "x", "```"), ("gone", "````<b>", ""), ("new", "", "# title")]
-    text = as_markdown(paths, codes, diff, pseudo={sides: PseudoDiff(lines, ("", ""))})
+    text = as_markdown(paths, diff, pseudo={sides: PseudoDiff(lines, ("", ""))})
     block = text[text.index("`````diff") :].splitlines()
     assert block == ["`````diff", "  ```", "- ````<b>", "+ # title", "`````"]
-    why = as_markdown(paths, codes, diff, pseudo={sides: PseudoDiff([], ("", "`bad`<b>"))})
+    why = as_markdown(paths, diff, pseudo={sides: PseudoDiff([], ("", "`bad`<b>"))})
     assert "No pseudo-code: <code>new&#58; &#96;bad&#96;&#60;b&#62;</code>" in why

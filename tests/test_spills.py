@@ -3,12 +3,12 @@
 import re
 import subprocess
 
-from test_recompiled import EDITS, SAME
+from register_edits import EDITS, SAME
 
 from binary.disassemble import analyse
 from binary.frames import read_frame
 from features.extract import extract_features
-from matching.changes import STATUS, compare
+from matching.changes import compare
 
 # Name -> the function before, after, and whether the same source can give both.
 PAIRS = {
@@ -109,10 +109,10 @@ def rows(files, model):
     codes = [extract_features(analyse(file)) for file in files]
     found = {}
     for row in compare(*codes, model).functions:
-        for code, f in zip(codes, row["sides"], strict=True):
+        for code, f in zip(codes, row.sides, strict=True):
             if f >= 0:
                 name = code.analysis.function_name[f]
-                found[name] = STATUS[row["status"]], row["kinds"], row["sides"]
+                found[name] = row.status, row.kinds, row.sides
     return found
 
 
@@ -141,7 +141,7 @@ def test_no_edit_hides_behind_a_frame_pointer(tmp_path, model):
     assert found["other"][0] == "compiled differently"
 
 
-def test_offsets_in_a_frame(tmp_path):
+def test_offsets_in_a_frame_are_computed(tmp_path):
     text = """
     .globl begin
 begin:

@@ -15,8 +15,7 @@ import utils
 from binary.analysis import CALL
 from features.extract import Features
 from matching.alignment import align
-from matching.changes import Diff
-from matching.exports.records import function_matches
+from matching.result import Diff
 from terminal.escape import printable
 
 TABLES = """
@@ -76,7 +75,7 @@ def write_bindiff(
         database.execute(
             f"INSERT INTO file VALUES ({', '.join('?' * 13)})", (side + 1, *about, *_sizes(code))
         )
-    matched = [m.score for m in function_matches(codes, diff) if m.old and m.new]
+    matched = [m.score for m in diff.functions if m.old and m.new]
     same = 2 * int(diff.same.sum()) / max(sum(c.analysis.code_blocks for c in codes), 1)
     sure = float(np.mean(matched)) if matched else 0.0
     database.execute(
@@ -102,7 +101,7 @@ def _sizes(code: Features) -> tuple[int, ...]:
 def _matches(database: sqlite3.Connection, codes: tuple[Features, Features], diff: Diff) -> None:
     """Insert the matched functions, their matched blocks, and the instructions of those."""
     old, new = (code.analysis for code in codes)
-    pair_of = {row["sides"]: i for i, row in enumerate(diff.functions, 1) if -1 not in row["sides"]}
+    pair_of = {m.sides: i for i, m in enumerate(diff.functions, 1) if m.old and m.new}
     places = [_addresses(code) for code in codes]
     blocks: list[tuple[int, ...]] = []
     instructions: list[tuple[int, ...]] = []
@@ -122,20 +121,14 @@ def _matches(database: sqlite3.Connection, codes: tuple[Features, Features], dif
                 addresses = zip(places[0][a][i:i_end], places[1][b][j:j_end], strict=True)
                 instructions += [(block, *map(_signed, both)) for both in addresses]
                 count[function, "instructions"] += i_end - i
-    symbols = [code.analysis.function_name for code in codes]
     functions = []
-    for row in diff.functions:
-        if row["sides"] not in pair_of:
-            continue
-        f, (a, b) = pair_of[row["sides"]], row["sides"]
-        functions.append(
-            (
-                *(f, _signed(old.function_address[a]), symbols[0][a]),
-                *(_signed(new.function_address[b]), symbols[1][b]),
-                *(1 - row["change"], row["score"], 0, MANUAL, 0, 0),
-                *(count[f, "blocks"], 0, count[f, "instructions"]),
-            )
-        )
+    for f, match in enumerate(diff.functions, 1):
+        if match.old and match.new:
+            ends = match.old, match.new
+            about = (value for end in ends for value in (_signed(end.address), end.symbol))
+            likeness = 1 - match.change, match.score, 0, MANUAL, 0, 0
+            counts = count[f, "blocks"], 0, count[f, "instructions"]
+            functions.append((f, *about, *likeness, *counts))
     database.executemany(f"INSERT INTO function VALUES ({', '.join('?' * 14)})", functions)
     database.executemany("INSERT INTO basicblock VALUES (?, ?, ?, ?, ?, ?)", blocks)
     database.executemany("INSERT INTO instruction VALUES (?, ?, ?)", instructions)

@@ -2,12 +2,11 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 
-from features.extract import Features
-from matching.changes import CHANGED, IDENTICAL, ORDER, STATUS, Diff
-from matching.exports.records import Function, FunctionMatch, function_matches
 from matching.pseudo import COME, GONE, SAME, PseudoDiff, Sides
+from matching.result import CHANGED, IDENTICAL, ORDER, Diff, Function, FunctionMatch
 from terminal.escape import markdown_text
 from utils import plural
 
@@ -16,19 +15,16 @@ TOP = 20  # number of functions in the list
 
 def verdict(diff: Diff) -> str:
     """Say in one sentence what was found."""
-    count = [0] * len(STATUS)
-    for row in diff.functions:
-        count[row["status"]] += 1
+    count = Counter(match.status for match in diff.functions)
     if count[IDENTICAL] == len(diff.functions):
         return "identical: every function has an identical partner"
-    parts = [f"{count[status]:,} {STATUS[status]}" for status in ORDER if count[status]]
+    parts = [f"{count[status]:,} {status}" for status in ORDER if count[status]]
     n = len(diff.functions)
     return f"{n:,} {plural(n, 'function')}: {', '.join(parts)}"
 
 
 def as_markdown(
     paths: tuple[str, str],
-    codes: tuple[Features, ...],
     diff: Diff,
     top: int = TOP,
     pseudo: Mapping[Sides, PseudoDiff] | None = None,
@@ -41,18 +37,18 @@ def as_markdown(
     lines = [f"# {old} → {new}", "", f"**{verdict(diff)}**", ""]
     lines += ["| functions | |", "|---|---:|"]
     for status in ORDER:
-        count = sum(row["status"] == status for row in diff.functions)
-        lines.append(f"| {STATUS[status]} | {count:,} |")
-    shown = [m for m in function_matches(codes, diff) if m.status != STATUS[IDENTICAL]]
+        count = sum(match.status == status for match in diff.functions)
+        lines.append(f"| {status} | {count:,} |")
+    shown = [match for match in diff.functions if match.status != IDENTICAL]
     if shown and top:
         lines += ["", "## What changed most", ""]
         lines += table(shown[:top])
         if len(shown) > top:
             lines += ["", f"{len(shown) - top:,} more are not listed."]
-    for sides, found in (pseudo or {}).items():
-        names = (code.analysis.function_name[f] for code, f in zip(codes, sides, strict=True))
-        lines += ["", f"## {' → '.join(map(markdown_text, names))}", ""]
-        lines += _pseudo_lines(found)
+    for match in diff.functions:
+        if match.old and match.new and pseudo and match.sides in pseudo:
+            names = markdown_text(match.old.symbol), markdown_text(match.new.symbol)
+            lines += ["", f"## {' → '.join(names)}", "", *_pseudo_lines(pseudo[match.sides])]
     return "\n".join(lines) + "\n"
 
 
@@ -84,7 +80,7 @@ def table(matches: list[FunctionMatch], more: dict[str, list[str]] | None = None
     rules = ["---"] * (len(more) + 3) + ["---:", "---:", "---"]
     lines = [f"| {' | '.join(titles)} |", f"|{'|'.join(rules)}|"]
     for i, match in enumerate(matches):
-        changed = match.status == STATUS[CHANGED]
+        changed = match.status == CHANGED
         share = f"{match.differing} ({max(match.change, 0.01):.0%})" if changed else ""
         score = f"{match.score:.2f}" if match.old and match.new else ""
         cells = [*(column[i] for column in more.values()), match.status]

@@ -2,9 +2,7 @@
 
 import re
 
-from features.extract import Features
-from matching.changes import Diff
-from matching.exports.records import function_matches
+from matching.result import Diff
 
 PIE_BASE = 0x400000  # where angr maps position-independent ELF files
 MADE_UP = re.compile("sub_[0-9a-f]+$")  # a disassembler's name of a function without a symbol
@@ -31,9 +29,7 @@ for place, name, comment in NAMES:
 }
 
 
-def naming_script(
-    tool: str, new: str, codes: tuple[Features, ...], diff: Diff, min_score: float = 0.0
-) -> str:
+def naming_script(tool: str, new: str, diff: Diff, min_score: float = 0.0) -> str:
     """Return a script that names NEW's functions by their partners' symbols in OLD.
 
     Each function also gets a comment: the demangled name in OLD, the previous name in NEW, and the
@@ -43,7 +39,7 @@ def naming_script(
         head = file.read(18)
     relative = head[:4] == b"\x7fELF" and 3 in (head[16], head[17])  # ET_DYN, either byte order
     names = []
-    for match in function_matches(codes, diff):
+    for match in diff.functions:
         old, new_one = match.old, match.new
         if not (old and new_one) or MADE_UP.match(old.symbol) or match.score < min_score:
             continue

@@ -13,7 +13,13 @@ from binary.cache import analyse_all
 from binary.formats import ALIASES
 from features.extract import extract_features
 from jobs.processes import in_processes
-from matching.changes import (
+from matching.changes import compare
+from matching.exports.records import as_record, from_record
+from matching.model import read_model
+from matching.packages.contents import Contents, Member, load_contents, read_contents
+from matching.packages.pairs import FilePair, pair_files
+from matching.page.make import make_page
+from matching.result import (
     CHANGED,
     IDENTICAL,
     ONLY_NEW,
@@ -21,20 +27,15 @@ from matching.changes import (
     ORDER,
     RECOMPILED,
     STATUS,
-    compare,
+    FunctionMatch,
 )
-from matching.exports.records import FunctionMatch, as_record, from_record, function_matches
-from matching.model import read_model
-from matching.packages.contents import Contents, Member, load_contents, read_contents
-from matching.packages.pairs import FilePair, pair_files
-from matching.page.make import make_page
 from terminal import progress
 
 # A file's status, in the order of the list.
 FAILED, SAME_CODE, NO_PROGRAM = "failed", "same code", "changed (no program)"
 FILE_STATUS = (
-    *(FAILED, STATUS[CHANGED], STATUS[ONLY_OLD], STATUS[ONLY_NEW], STATUS[RECOMPILED]),
-    *(SAME_CODE, NO_PROGRAM, STATUS[IDENTICAL]),
+    *(FAILED, CHANGED, ONLY_OLD, ONLY_NEW, RECOMPILED),
+    *(SAME_CODE, NO_PROGRAM, IDENTICAL),
 )
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -96,7 +97,7 @@ class PackageDiff:
 
     def functions(self) -> list[tuple[FileDiff, FunctionMatch]]:
         """Return the functions of all files that are not identical, by falling rank."""
-        order = {STATUS[status]: at for at, status in enumerate(ORDER)}
+        order = {status: at for at, status in enumerate(ORDER)}
         found = [(file, match) for file in self.files for match in file.functions]
         return sorted(found, key=lambda item: (order[item[1].status], -item[1].rank))
 
@@ -208,14 +209,14 @@ def _keep_slices(contents: tuple[Contents, Contents], arch: str) -> None:
 def _status_by_content(pair: FilePair) -> str:
     """Return a file's status; "" if it depends on a comparison of functions."""
     if pair.old is None:
-        return STATUS[ONLY_NEW]
+        return ONLY_NEW
     if pair.new is None:
-        return STATUS[ONLY_OLD]
+        return ONLY_OLD
     if pair.old.sha256 == pair.new.sha256:
-        return STATUS[IDENTICAL]
+        return IDENTICAL
     if pair.old.path and pair.new.path:
         return ""
-    return STATUS[CHANGED] if pair.old.path or pair.new.path else NO_PROGRAM  # e.g. a script
+    return CHANGED if pair.old.path or pair.new.path else NO_PROGRAM  # e.g. a script
 
 
 def _compare_programs(
@@ -304,9 +305,8 @@ def _compare_two(
     if page:
         with utils.atomic_file(page) as out:
             out.write(make_page(names, codes, diff, home="index.html"))
-    rows = [as_record(match) for match in function_matches(codes, diff)]
-    counts = Counter(row["status"] for row in rows)
-    differing = [row for row in rows if row["status"] != STATUS[IDENTICAL]]
+    counts = Counter(match.status for match in diff.functions)
+    differing = [as_record(m) for m in diff.functions if m.status != IDENTICAL]
     utils.write_json(result, {"counts": counts, "functions": differing})
 
 
@@ -316,5 +316,5 @@ def _read_result(file: FileDiff, result: Path, page: str) -> None:
     counts = {status: int(found["counts"].get(status, 0)) for status in STATUS}
     file.counts, file.functions, file.page = counts, functions, page
     statuses = {match.status for match in file.functions}
-    changed = statuses & {STATUS[CHANGED], STATUS[ONLY_OLD], STATUS[ONLY_NEW]}
-    file.status = STATUS[CHANGED] if changed else STATUS[RECOMPILED] if statuses else SAME_CODE
+    changed = statuses & {CHANGED, ONLY_OLD, ONLY_NEW}
+    file.status = CHANGED if changed else RECOMPILED if statuses else SAME_CODE

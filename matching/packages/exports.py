@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from matching.changes import CHANGED, IDENTICAL, ONLY_NEW, ONLY_OLD, ORDER, STATUS
 from matching.exports.markdown import TOP, table
 from matching.exports.records import CSV_COLUMNS, as_record, csv_cells
 from matching.packages.compare import FAILED, FILE_STATUS, FileDiff, PackageDiff
+from matching.result import CHANGED, IDENTICAL, ONLY_NEW, ONLY_OLD, ORDER, STATUS
 from terminal.escape import csv_cell, markdown_text
 from utils import plural
 
@@ -19,11 +19,11 @@ SCHEMA = Path(__file__).resolve().parent / "packages.schema.json"
 
 def verdict(diff: PackageDiff) -> str:
     """Say in one sentence what was found."""
-    if diff.count(STATUS[IDENTICAL]) == len(diff.files):
+    if diff.count(IDENTICAL) == len(diff.files):
         return f"identical: all {len(diff.files):,} files are"
     parts = [f"{n:,} {status}" for status in FILE_STATUS if (n := diff.count(status))]
     counts = Counter(match.status for _, match in diff.functions())
-    functions = [f"{counts[STATUS[s]]:,} {STATUS[s]}" for s in ORDER if counts[STATUS[s]]]
+    functions = [f"{counts[status]:,} {status}" for status in ORDER if counts[status]]
     of = f"; functions: {', '.join(functions)}" if functions else ""
     n = len(diff.files)
     return f"{n:,} {plural(n, 'file')}: {', '.join(parts)}{of}"
@@ -31,9 +31,9 @@ def verdict(diff: PackageDiff) -> str:
 
 def fails_on(diff: PackageDiff, fail_on: str) -> bool:
     """Whether the comparison fails under --fail_on; files that are not programs do not count."""
-    asked = {STATUS[ONLY_OLD], STATUS[ONLY_NEW]}
+    asked = {ONLY_OLD, ONLY_NEW}
     if fail_on == "changed":
-        asked.add(STATUS[CHANGED])
+        asked.add(CHANGED)
     found = [file.status for file in diff.files if file.is_program]
     if fail_on == "unmatched":
         found += [match.status for _, match in diff.functions()]
@@ -86,7 +86,7 @@ def as_markdown(diff: PackageDiff, top: int = TOP) -> str:
     old, new = (markdown_text(path.rstrip("/").rpartition("/")[2]) for path in diff.paths)
     lines = [f"# {old} → {new}", "", f"**{verdict(diff)}**", "", "| files | |", "|---|---:|"]
     lines += [f"| {status} | {diff.count(status):,} |" for status in FILE_STATUS]
-    differing = [file for file in diff.files if file.status != STATUS[IDENTICAL]]
+    differing = [file for file in diff.files if file.status != IDENTICAL]
     if differing:
         lines += ["", "## Files that differ", "", "| status | old | new | functions changed | |"]
         lines += ["|---|---|---|---:|---|"]
@@ -105,6 +105,6 @@ def as_markdown(diff: PackageDiff, top: int = TOP) -> str:
 
 def _file_row(file: FileDiff) -> str:
     names = [markdown_text(side.name) if side else "" for side in file.pair[:2]]
-    changed = file.counts.get(STATUS[CHANGED], 0) if file.counts else ""
+    changed = file.counts.get(CHANGED, 0) if file.counts else ""
     why = markdown_text(file.reason) if file.status == FAILED else ""
     return f"| {file.status} | {' | '.join(names)} | {changed} | {why} |"

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import utils
-from matching.changes import STATUS
 from matching.packages.compare import FILE_STATUS, PackageDiff
 from matching.packages.exports import verdict
 from matching.page.make import fill_page, to_json
+from matching.result import STATUS
 
 SCRIPTS = ("data.js", "package.js")
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from features.extract import Features
-from matching.changes import ORDER, STATUS, Diff
 from matching.kinds import KINDS
 from matching.page.rows import Rows
 from matching.page.side import Side
 from matching.pseudo import PseudoDiff, Sides
+from matching.result import ORDER, STATUS, Diff
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = (
@@ -47,13 +47,13 @@ def make_page(
     ``home`` is a page beside it to which it links; ``pseudo`` is the result of `pseudo_code`.
     """
     sides = [Side(code) for code in codes]
-    found = {kind for row in diff.functions for kind in row["kinds"]}
+    found = {kind for match in diff.functions for kind in match.kinds}
     kinds = [kind for kind in KINDS if kind in found]
     index_rows, parts = _rows(sides, diff, kinds, pseudo or {})
     index = {
         "paths": paths,
         "status": STATUS,
-        "order": ORDER,
+        "order": [STATUS.index(status) for status in ORDER],
         "kinds": kinds,
         "functions": [[s.function(f) for f in range(s.code.functions)] for s in sides],
         "rows": index_rows,
@@ -75,18 +75,19 @@ def _rows(
     made, left = Rows(sides, diff), DRAWN
     rows: list[list[Any]] = []
     parts: list[list[str]] = [[]]
-    for row in diff.functions:
-        content = made.make(row["sides"], left > 0)
+    for match in diff.functions:
+        content = made.make(match.sides, left > 0)
         left -= sum(len(g["boxes"]) for graphs in content["graphs"] for g in graphs if g)
         if sum(map(len, parts[-1])) > PART:
             parts.append([])
         words = [side.words(blocks) for side, blocks in zip(sides, content["blocks"], strict=True)]
-        numbers = row["score"], row["differing"], row["change"], row["rank"]
+        numbers = match.score, match.differing, match.change, match.rank
         place = len(parts) - 1, len(parts[-1])
-        of = [kinds.index(kind) for kind in row["kinds"]]
-        about = row["status"], *row["sides"], *numbers, of, row["inlined"]
+        of = [kinds.index(kind) for kind in match.kinds]
+        inlined = [function.number for function in match.inlined]
+        about = STATUS.index(match.status), *match.sides, *numbers, of, inlined
         rows.append([*about, *place, *words])
-        if found := pseudo.get(row["sides"]):
+        if found := pseudo.get(match.sides):
             content["pseudo"] = {"lines": found.lines, "reasons": found.reasons}
         parts[-1].append(to_json(content))
     return rows, [f"[{','.join(part)}]" for part in parts]

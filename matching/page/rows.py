@@ -5,9 +5,9 @@ from typing import Any
 import scipy.sparse
 import scipy.sparse.csgraph
 
-from matching.changes import Diff
 from matching.page.layout import MOST
 from matching.page.side import Side
+from matching.result import Diff
 
 FEW = 3  # minimum number of unchanged blocks, away from any difference, to draw them as one box
 
