@@ -46,6 +46,7 @@ if importlib.util.find_spec("tensorboard") is None:  # log to a text file instea
 
     _stub.SummaryWriter = SummaryWriter
 
+import settings
 import speed_training
 
 import models
@@ -540,36 +541,6 @@ def prepare_loop(
     return measure
 
 
-def settings(
-    out: str = "gpu/out",
-    steps: int = 3000,
-    seeds: int = 3,
-    rows: str | list[str] = "",
-    workers: int = 0,
-    minutes: float = 4.5,
-) -> None:
-    """Fill the table of bench/settings.py on this machine's cores; the GPU is not used.
-
-    Parameters
-    ----------
-    out : str
-        Folder for settings.jsonl, with a line for each training, and settings.txt.
-    steps : int
-        Steps of the first row; the others get the same CPU time.
-    seeds : int
-        Number of trainings of each row.
-    rows : str or list of str
-        Which rows. Default: all.
-    workers : int
-        Number of trainings at the same time, on one core each; 0: on three quarters of the cores.
-    minutes : float
-        Start no training that would end later than this.
-    """
-    import settings as table_of_settings
-
-    table_of_settings.run(str(FOLDER / "settings"), out, steps, seeds, rows, workers, minutes)
-
-
 def recipe(
     out: str = "gpu/out",
     minutes: float = 4.0,
@@ -698,4 +669,4 @@ def main() -> None:
 if __name__ == "__main__":
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(COMPILERS))
     warnings.filterwarnings("ignore", module="torch")  # of the compiler
-    command_line(main, pack=pack, speed=speed, recipe=recipe, settings=settings, join=join)
+    command_line(main, pack=pack, speed=speed, recipe=recipe, settings=settings.run, join=join)

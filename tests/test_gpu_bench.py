@@ -74,7 +74,7 @@ def test_ids_come_out_as_they_went_in(folder):
         assert (arrays["heldout"] == split_corpus(corpus).heldout).all()
 
 
-def test_speed(folder):
+def test_speed_reports_losses_and_rates(folder):
     run(folder, "speed", "--tiny", True)
     lines = (folder / "gpu/out/speed.txt").read_text().splitlines()
     off = [float(line.split(" off")[0].split()[-1]) for line in lines if line.endswith(" off")]
@@ -88,7 +88,7 @@ def test_speed(folder):
     assert mfu.endswith("%")
 
 
-def test_table_of_settings(folder):
+def test_settings_trains_what_is_missing_and_prints_the_table(folder):
     """A row that is trained, on a corpus and functions made here, and one that was done before."""
     work, out = folder / "gpu/settings", folder / "gpu/out"
     for place in (work, out):
@@ -116,7 +116,7 @@ def test_table_of_settings(folder):
     assert [row.split()[-2] for row in table] == ["100.0%", "40.0%"]
 
 
-def test_recipe_and_its_weights(folder):
+def test_recipe_reports_a_curve_and_join_restores_its_weights(folder):
     run(folder, "recipe", "--tiny", True)
     text = (folder / "gpu/out/recipe.txt").read_text()
     assert text.count("masked tokens ") == 6  # at each of five steps, and the 5-gram's
