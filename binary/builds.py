@@ -28,7 +28,7 @@ def find_programs(path: str, names: list[str]) -> dict[str, list[dict[str, str]]
             matching = sorted(f for f, n in found.items() if n > 1 and fnmatch.fnmatchcase(f, name))
             if not matching:
                 raise utils.UserError(
-                    f"no file under {path}*/ that two builds have matches --biname {name!r}"
+                    f"--biname {name!r}: no two folders in {path} hold a file with such a name"
                 )
         for program in matching:
             programs[program] = find_binaries(path, program)
@@ -54,12 +54,14 @@ def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
     files = [file for file in _builds(path, biname) if _why_refused(file) is None]
     if not files:
         raise utils.UserError(
-            f"no {biname} under {path}*/; build the sample binaries with `python "
+            f"no folder in {path} holds {biname}; build the sample binaries with `python "
             "experiment_data/build_coreutils.py`, or name a folder of your own with --path, laid "
             "out as <path>/<build>/<biname>"
         )
     if len(files) == 1:
-        raise utils.UserError(f"only one {biname} under {path} ({files[0]}); a pair needs two")
+        raise utils.UserError(
+            f"only one folder in {path} holds {biname} ({files[0]}); a pair needs two"
+        )
     return [{"path": str(f), "build": f.parent.name, "sha256": utils.sha256_of(f)} for f in files]
 
 

@@ -1,3 +1,5 @@
+"""gendata.py: which pairs it makes, and what a broken, changed or killed run leaves."""
+
 import dataclasses
 import hashlib
 import itertools
@@ -78,7 +80,7 @@ def test_programs_are_paired_with_themselves_only(builds, made, tmp_path):
     ]
 
 
-def test_files_are_as_designed(made):
+def test_pair_folders_hold_the_documented_files(made):
     cwd, _ = made
     for folder in (cwd / "data").iterdir():
         files = ["dictionary.txt", "pair.json", "walks.npz"]
@@ -109,7 +111,7 @@ def test_files_are_as_designed(made):
         assert counts["document_lengths"] == np.bincount(lengths).tolist()
 
 
-def test_summary(made):
+def test_a_summary_is_printed(made):
     _, out = made
     for what in ("binaries", "pairs", "blocks", "edges", "merged", "walks", "tokens", "seconds"):
         assert what in out
@@ -319,7 +321,7 @@ def test_biname_with_the_slash_of_this_lineage(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--num_walks", "--walk_length", "--sentences", "--workers"])
-def test_settings_out_of_range(tmp_path, flag):
+def test_settings_out_of_range_are_refused(tmp_path, flag):
     run = gendata_py(tmp_path, flag, 0, check=False)
     assert run.returncode == 2
     assert flag in run.stderr
@@ -408,7 +410,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     raise AssertionError("the workers go on")
 
 
-def test_show(made):
+def test_show_prints_every_block_of_a_pair(made):
     cwd, _ = made
     out = gendata_py(cwd, "show", 0).stdout
     assert "[0] O0, [1] O1" in out
@@ -503,7 +505,7 @@ def test_limited_pairs_stay_and_use_all_builds(builds, tmp_path, monkeypatch):
 
 
 @given(st.integers(2, 40), st.integers(1, 900), st.integers(0, 5))
-def test_chosen_pairs(builds, limit, seed):
+def test_chosen_pairs_cover_all_builds_first(builds, limit, seed):
     everything = list(itertools.combinations(range(builds), 2))
     chosen = list(gendata.choose_pairs(builds, limit, [seed]))
     assert chosen == sorted(set(chosen))

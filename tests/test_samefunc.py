@@ -53,7 +53,7 @@ def rows_of(cwd, split):
     return read_pairs(cwd / "data/samefunc" / f"{split}.tsv")
 
 
-def test_labels_and_origins(made):
+def test_labels_agree_with_the_named_functions(made):
     cwd, _, (code, out, err) = made
     assert (code, err) == (0, "")
     assert "data/samefunc/train.tsv: 60 pairs" in out
@@ -115,12 +115,12 @@ def test_same_bytes_again_and_other_bytes_with_another_seed(made):
     assert (cwd / "other/train.tsv").read_bytes() != (files[2]).read_bytes()
 
 
-def test_mistakes(made, monkeypatch, capsys):
+def test_wrong_commands_are_refused_in_one_sentence(made, monkeypatch, capsys):
     cwd, arguments, _ = made
     monkeypatch.chdir(cwd)
     for wrong, message in [
         ({"dev": "alpha"}, "alpha is given in two splits"),
-        ({"test": "delta"}, "no delta under binaries*/"),
+        ({"test": "delta"}, "no folder in binaries holds delta"),
         ({"train_pairs": 4000}, "ask for fewer pairs, or give more builds or programs"),
     ]:
         flags = [f"--{name}={value}" for name, value in (arguments | wrong).items()]
@@ -136,7 +136,7 @@ def make(name, build, size, text=None):
     return Function("p", build, 1, name, 9, size, texts, frozenset())
 
 
-def test_sizes_tell_nothing():
+def test_sizes_do_not_tell_the_label():
     """A negative's second function is one of those nearest in size to the positive's second."""
     rng = np.random.default_rng(0)
     functions = [
