@@ -166,10 +166,7 @@ def query(
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
-    utils.check_outputs({}, (binary,), {"outputDir": outputDir})
-    refuse_arch((binary,), arch)
-    (binary,) = take_slices((binary,), outputDir, arch)
-    (code,) = read_binaries((binary,), outputDir, 1, (time_limit, memory_limit))
+    binary, code = read_one(binary, outputDir, (time_limit, memory_limit), arch)
     asked = find_function(code, binary, function)
     with limited_memory(memory_limit, f"searching {index_dir}"):
         encoder = read_encoder()
@@ -220,10 +217,7 @@ def scan(
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
-    utils.check_outputs({}, (binary,), {"outputDir": outputDir})
-    refuse_arch((binary,), arch)
-    (binary,) = take_slices((binary,), outputDir, arch)
-    (code,) = read_binaries((binary,), outputDir, 1, (time_limit, memory_limit))
+    binary, code = read_one(binary, outputDir, (time_limit, memory_limit), arch)
     with limited_memory(memory_limit, f"searching {index_dir}"):
         encoder = read_encoder()
         table = read(index_dir, encoder.identity, encoder.dimensions)
@@ -236,6 +230,17 @@ def scan(
             named += 1
             print(line(table, match[0], score[0], int(code.analysis.function_address[f])))
     print(f"{named:,} of {code.functions:,} functions are similar to one of the index")
+
+
+def read_one(
+    binary: str, output_dir: str, limits: tuple[float, float], arch: str | None
+) -> tuple[str, Features]:
+    """Return the file that is read, which may be a slice of a universal file, and its features."""
+    utils.check_outputs({}, (binary,), {"outputDir": output_dir})
+    refuse_arch((binary,), arch)
+    (file,) = take_slices((binary,), output_dir, arch)
+    (code,) = read_binaries((file,), output_dir, 1, limits)
+    return file, code
 
 
 def find_binaries(paths: tuple[str, ...]) -> Iterator[str]:

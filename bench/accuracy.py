@@ -193,7 +193,7 @@ def read_pairs(
     binaries = [{"path": str(copy), "sha256": utils.sha256_of(copy)} for copy in copies]
     failed = analyse_all(binaries, str(work / "output"), workers)
     if failed:
-        raise utils.UserError(str(failed))
+        raise utils.UserError("; ".join(f"{file}: {why}" for file, why in failed.items()))
     builds = {key: Build(binary, work) for key, binary in progress.bar(where.items())}
     return {
         kind: [(builds[a, p], builds[b, p]) for a, b in KINDS[kind] for p in programs]
@@ -203,9 +203,11 @@ def read_pairs(
 
 def find(path: Path, build: str, program: str) -> Path:
     """Return the one build whose folder's name ends in ``build``."""
-    found = [folder / program for folder in sorted(path.glob(f"*{build}"))]
-    if len(found) != 1 or not found[0].is_file():
-        raise utils.UserError(f"{path}: no build *{build} with {program}, or several")
+    found = [file for file in sorted(path.glob(f"*{build}/{program}")) if file.is_file()]
+    if len(found) != 1:
+        raise utils.UserError(
+            f"{path} must hold one folder *{build} with {program} in it, but holds {len(found)}"
+        )
     return found[0]
 
 

@@ -311,7 +311,7 @@ class Kind:
     changes : dict of str to callable
         Name of a file -> function that changes its content.
     read : callable
-        (folder) reads all files like the scripts do.
+        (folder) reads all files as the scripts do.
     """
 
     make: Callable[[Path, Analysis], None]
@@ -324,7 +324,7 @@ def make_analysis(folder: Path, analysis: Analysis) -> None:
 
 
 def use_analysis(folder: Path) -> None:
-    """Read an analysis like the making of the corpus does, and like a comparison does."""
+    """Read an analysis as dataprocess.py does, and as a comparison does."""
     read_binary.cache_clear()
     read_binary(folder / "a.npz")
     analysis = load_analysis(folder / "a.npz")

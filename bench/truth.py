@@ -113,18 +113,16 @@ def _debug(elf: ELFFile, base: int) -> dict[str, list]:
         program = dwarf.line_program_for_CU(unit)
         if program is None:
             continue
-        first = 0 if program.header.version >= 5 else 1
-        files = [entry.name.decode("utf-8", "replace") for entry in program.header.file_entry]
-        files = [Path(name).name for name in files]
+        files = _files(unit)
         for entry in program.get_entries():
             if (state := entry.state) is not None:
                 line = 0 if state.end_sequence else state.line
-                lines.append((state.address + base, files[state.file - first], line))
+                lines.append((state.address + base, files.get(state.file, ""), line))
         for die in unit.get_top_DIE().iter_children():
             where = die.attributes
             if die.tag == "DW_TAG_subprogram" and {"DW_AT_decl_line", "DW_AT_name"} <= where.keys():
                 name = where["DW_AT_name"].value.decode("utf-8", "replace")
-                file = files[where["DW_AT_decl_file"].value - first]
+                file = files[where["DW_AT_decl_file"].value]
                 starts.append((file, where["DW_AT_decl_line"].value, name))
     return {"line": sorted(lines), "start": sorted(set(starts))}
 
