@@ -31,7 +31,7 @@ def test_every_measure_but_sizes_is_left_out_somewhere():
     assert "cosine of name and name near" not in numbers
 
 
-def test_leaving_out_changes_a_copy(pair):
+def test_leaving_out_does_not_change_the_original(pair):
     before = pair.candidates.measures.copy()
     left = ablation.leave_out(pair.candidates, [0, 3])
     assert np.array_equal(pair.candidates.measures, before)
@@ -56,7 +56,7 @@ def test_evidence_that_is_left_out_is_zero_and_the_rest_is_as_before(pair):
     assert np.array_equal(listed, in_table[0][a] & in_table[1][b])
 
 
-def test_rows(builds, tmp_path, capsys):
+def test_each_row_of_the_table_is_printed_and_leaves_its_part_out(builds, tmp_path, capsys):
     for build, copy in (("O0", "8.30-O0"), ("O1", "8.30-O1"), ("O2", "8.30-O2")):
         shutil.copytree(builds / build, tmp_path / f"coreutils-{copy}")
     settings = json.loads((ROOT / "config/contrast.json").read_text())
@@ -90,7 +90,7 @@ def test_each_row_changes_constants_for_its_time_only():
         pass
 
 
-def test_the_table_of_blocks(builds, tmp_path, monkeypatch, capsys):
+def test_each_row_over_blocks_is_printed(builds, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(ablation.bench.KINDS, "O0-O2", [("O0", "O2")])
     ablation.blocks(
         path=str(builds), programs="shapes", kinds="O0-O2", work=str(tmp_path), workers=1

@@ -35,14 +35,14 @@ def test_opcodes_make_one_of_the_other(old, new):
         alignment.WHOLE = with_short_parts
 
 
-def test_lines_that_both_have_once_hold_long_texts_together():
+def test_lines_that_occur_once_in_both_align_long_texts():
     old = ["break;" if i % 2 else f"case {i}:" for i in range(2000)]
     new = ["x"] * 300 + old
     same = sum(b - a for tag, a, b, _, _ in align(old, new) if tag == "equal")
     assert same == len(old)
 
 
-def test_no_repetition_makes_difflib_slow(monkeypatch):
+def test_repeated_lines_do_not_make_it_slow(monkeypatch):
     longest = 0
 
     class Watched(difflib.SequenceMatcher):

@@ -40,7 +40,7 @@ def pytorchs(mask):
 
 @pytest.mark.parametrize("part", [1, 3 * 20**2, 2**20])
 @pytest.mark.parametrize("masked", [False, True])
-def test_equals_pytorchs(monkeypatch, part, masked):
+def test_attention_and_its_gradients_equal_pytorchs(monkeypatch, part, masked):
     monkeypatch.setattr(models, "PART", part)
     qkv, mask, gradient = inputs(torch.float64)
     mask = mask if masked else None
@@ -92,7 +92,7 @@ def test_bfloat16_is_near_float32(masked):
 @pytest.mark.parametrize("p_drop", [0.0, 0.3])
 @pytest.mark.parametrize("part", [1, 2**20])
 @pytest.mark.parametrize("masked", [False, True])
-def test_some_queries_equal_those_of_all(monkeypatch, p_drop, part, masked):
+def test_a_few_queries_give_the_same_as_all_of_them(monkeypatch, p_drop, part, masked):
     """A few queries alone give the same as these queries among all."""
     monkeypatch.setattr(models, "PART", part)
     qkv, mask, gradient = inputs(torch.float64)
@@ -130,7 +130,7 @@ def test_a_text_of_padding_alone_is_finite():
 
 @settings(deadline=None, max_examples=30)
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 9), st.integers(0, 2**32))
-def test_factors_of_dropout(p_drop, n, seed):
+def test_dropout_factors_have_mean_one(p_drop, n, seed):
     torch.manual_seed(seed)
     factors = kept(torch.Size([1000, n]), p_drop, torch.float64)
     assert factors.shape == (1000, n)

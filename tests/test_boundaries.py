@@ -193,7 +193,7 @@ numbers:
 """
 
 
-def test_thumb(tmp_path):
+def test_functions_of_thumb_code_are_found(tmp_path):
     """A return under a condition, a tail call to what is not called, a gap, and constants."""
     (tmp_path / "a.s").write_text(THUMB)
     flags = ["-nostdlib", "-shared", tmp_path / "a.s", "-o", tmp_path / "a.so"]

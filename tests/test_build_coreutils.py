@@ -90,7 +90,7 @@ def test_one_binary_per_level_all_objects_with_its_flags(build, tmp_path):
     assert f"--path {tmp_path}/out/binaries" in printed.out
 
 
-def test_a_folder_name_with_blanks(tarball, tmp_path, capsys):
+def test_a_folder_name_may_contain_blanks(tarball, tmp_path, capsys):
     output = tmp_path / "with a blank"
     assert sample.main(tarballs=str(tarball), output=output) == 0
     text = (output / "binaries/coreutils-1.2-O0/chroot").read_text()
@@ -189,13 +189,13 @@ def test_a_failed_build_leaves_no_binary_and_the_others_go_on(tarball, tmp_path,
         ({"compilers": "gcc-0.1"}, r"gcc-0\.1.*build-essential.*--path"),
     ],
 )
-def test_options_that_cannot_be(build, tmp_path, options, message):
+def test_impossible_options_are_refused(build, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         build(**options)
     assert not (tmp_path / "out" / "binaries").exists()
 
 
-def test_no_compiler(build, tmp_path, monkeypatch):
+def test_a_missing_compiler_or_make_is_named(build, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"no C compiler .*gendata\.py --path FOLDER --biname"):
         build()
@@ -212,7 +212,7 @@ def test_no_compiler(build, tmp_path, monkeypatch):
         (b"no tarball at all", "cannot read the tarball"),
     ],
 )
-def test_unreadable_tarballs(build, tmp_path, content, message):
+def test_unreadable_tarballs_are_refused(build, tmp_path, content, message):
     path = tmp_path / "bad.tar.xz"
     if content is not None:
         path.write_bytes(content)
@@ -230,7 +230,7 @@ def test_a_cut_tarball_leaves_no_source(build, tarball, tmp_path):
     assert list((tmp_path / "out" / "sources").iterdir()) == []
 
 
-def test_tarballs_of_something_else(build, tmp_path):
+def test_tarballs_of_other_projects_are_refused(build, tmp_path):
     with pytest.raises(UserError, match="has no folder coreutils-VERSION"):
         build(tarballs=str(pack(tmp_path / "a.tar.xz", fake(), folder="hello-2.10")))
     with pytest.raises(UserError, match="no configure script"):
@@ -257,7 +257,7 @@ def test_a_tarball_writes_nowhere_else(build, tarball, tmp_path, name):
 @pytest.mark.parametrize(
     "os_release", ['ID=fedora\nVERSION_CODENAME=""\n', "ID=arch\n# ID=debian\n", None]
 )
-def test_neither_debian_nor_ubuntu(tmp_path, os_release):
+def test_other_distributions_are_told_to_give_a_tarball(tmp_path, os_release):
     path = tmp_path / "os-release"
     if os_release:
         path.write_text(os_release)
@@ -265,7 +265,7 @@ def test_neither_debian_nor_ubuntu(tmp_path, os_release):
         sample.distribution(path)
 
 
-def test_command_line(tmp_path):
+def test_the_script_runs_from_the_command_line(tmp_path):
     tarball = pack(tmp_path / "a.tar.xz", fake(), folder="coreutils-9.10")
     command = [sys.executable, SCRIPT, "--output", tmp_path / "out", "--tarballs", tarball]
     # fire alone would read version 9.10 as 9.1
@@ -292,7 +292,7 @@ def etc(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_distribution(tmp_path, monkeypatch):
+def test_the_distribution_is_read_from_os_release(tmp_path, monkeypatch):
     (tmp_path / "apt-get").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     path = tmp_path / "os-release"
@@ -305,7 +305,7 @@ def test_distribution(tmp_path, monkeypatch):
         sample.distribution(path)
 
 
-def test_entries_in_one_line(etc):
+def test_apt_entries_of_one_line_are_read(etc):
     (etc / "sources.list").write_text(
         "# deb http://commented/debian bookworm main\n"
         "deb cdrom:[Debian GNU/Linux 12 _Bookworm_ - Official amd64 NETINST]/ bookworm main\n"
@@ -331,7 +331,7 @@ def test_entries_in_one_line(etc):
     ]
 
 
-def test_entries_in_deb822(etc):
+def test_apt_entries_in_deb822_are_read(etc):
     key = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mQINB\n -----END PGP PUBLIC KEY BLOCK-----"
     (etc / "sources.list.d" / "debian.sources").write_text(
         "Types: deb deb-src\n"
@@ -361,7 +361,7 @@ def test_entries_in_deb822(etc):
     ]
 
 
-def test_no_entries_at_all(etc):
+def test_without_apt_entries_there_are_no_mirrors(etc):
     assert sample.apt_entries("bookworm", etc / "nothing") == []
 
 
@@ -390,7 +390,7 @@ def apt(tmp_path, tarball, monkeypatch):
     return tmp_path
 
 
-def test_sources_from_apt(apt, build):
+def test_sources_are_downloaded_by_a_private_apt(apt, build):
     printed = build(tarballs="", levels="O0")
     assert (apt / "out/binaries/coreutils-1.2-O0/chroot").is_file()
     assert "download from ubuntu's focal jammy noble questing resolute future" in printed.err
@@ -418,12 +418,12 @@ def test_a_kept_tarball_is_not_downloaded_again(apt, build):
     assert not (apt / "entries").exists()
 
 
-def test_a_version_that_no_suite_has(apt, build):
+def test_an_unavailable_version_is_refused_with_those_there_are(apt, build):
     with pytest.raises(UserError, match=r"coreutils 3\.4 .*available: 1\.2; .*--path FOLDER"):
         build(tarballs="", versions="3.4")
 
 
-def test_no_network(apt, build):
+def test_without_network_apts_complaint_is_shown(apt, build):
     (apt / "nothing").touch()
     for versions in ("", "9.7"):
         with pytest.raises(UserError, match=r"W: offline.*--path FOLDER"):

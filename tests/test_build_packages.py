@@ -185,6 +185,6 @@ def test_a_failed_build_says_what_the_package_needs(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"packages": "lake"}, {"levels": "O7"}])
-def test_unknown_values(run, options):
+def test_unknown_values_are_refused(run, options):
     with pytest.raises(UserError, match=next(iter(options.values()))):
         run(**options)

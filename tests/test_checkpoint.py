@@ -61,7 +61,7 @@ class Bomb:
         return os.mkdir, (str(self.target),)
 
 
-def test_round_trip(tmp_path):
+def test_what_is_saved_is_loaded_again(tmp_path):
     content = {"a": torch.arange(3), "b": {"c": [1, 2.5, "x", None, True]}}
     save_pt(content, tmp_path / "x.pt")
     loaded = load_pt(tmp_path / "x.pt")
@@ -69,13 +69,13 @@ def test_round_trip(tmp_path):
     assert loaded["b"] == content["b"]
 
 
-def test_old_format_is_read(tmp_path):
+def test_the_old_pt_format_is_read(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
     assert load_pt(tmp_path / "x.pt")["a"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("form", ["zip", "old", "pickle", "in a state dict"])
-def test_nothing_is_run(tmp_path, form):
+def test_loading_runs_no_code(tmp_path, form):
     path, target = tmp_path / "x.pt", tmp_path / "made"
     if form == "pickle":
         path.write_bytes(pickle.dumps(Bomb(target)))
@@ -90,7 +90,7 @@ def test_nothing_is_run(tmp_path, form):
         assert target.exists()
 
 
-def test_compressed_archive(tmp_path):
+def test_compressed_archives_are_refused(tmp_path):
     save_pt({"a": torch.zeros(100_000)}, tmp_path / "x.pt")
     with (
         zipfile.ZipFile(tmp_path / "x.pt") as plain,
@@ -102,7 +102,7 @@ def test_compressed_archive(tmp_path):
         load_pt(tmp_path / "y.pt")
 
 
-def test_missing(tmp_path):
+def test_a_missing_file_or_a_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*x\.pt: No such file"):
         load_pt(tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
@@ -125,7 +125,7 @@ def test_broken_files_are_user_errors(tmp_path, data):
         load_pt(path)
 
 
-def test_model_round_trip(tmp_path):
+def test_a_models_weights_are_loaded_again(tmp_path):
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     save_pt(model.state_dict(), tmp_path / "x.pt")
     load_model_file(other, tmp_path / "x.pt")
@@ -155,7 +155,7 @@ def test_many_keys_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("content", [[1], {"a": 1}, {1: torch.zeros(1)}, torch.zeros(1)])
-def test_no_state_dict(tmp_path, content):
+def test_a_file_without_state_dict_is_refused(tmp_path, content):
     save_pt(content, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"x\.pt is not the state dict"):
         load_model_file(nn.Linear(1, 1), tmp_path / "x.pt")
@@ -200,7 +200,7 @@ def assert_equals_twin(ours, batch, next_rows):
     torch.testing.assert_close(clsf, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_tensorflow_checkpoint(tensorflow_file, batch):
+def test_a_tensorflow_checkpoint_gives_the_right_outputs(tensorflow_file, batch):
     model, said = load_model(tensorflow_file)
     n = sum("/adam_" not in name for name in google_variables()) - 1
     assert said == f"read {n} variables, ignored {n} adam_m, {n} adam_v, global_step"
@@ -222,7 +222,7 @@ def assert_encoder_equals_twin(model, batch):
     torch.testing.assert_close(h[real], expected[real], atol=1e-5, rtol=1e-5)
 
 
-def test_fine_tuned_checkpoint(tmp_path, batch):
+def test_a_fine_tuned_tensorflow_checkpoint_gives_its_encoder(tmp_path, batch):
     """A checkpoint of Google's run_classifier.py: a classifier instead of pre-training heads."""
     variables = {name: google_variables()[name] for name in ENCODER}
     for name, shape in (("output_weights", (3, D)), ("output_bias", (3,))):
@@ -240,7 +240,7 @@ def test_fine_tuned_checkpoint(tmp_path, batch):
 
 
 @pytest.mark.parametrize("style", [FUNCTIONAL, ATTRIBUTES, OF_2019], ids=["func", "attr", "2019"])
-def test_object_graphs(tmp_path, batch, style):
+def test_object_graphs_give_the_right_encoder(tmp_path, batch, style):
     """The encoder of TensorFlow 2's model garden, as saved by each kind of program."""
     path = write_object_graph(tmp_path / "bert_model.ckpt", garden_variables(style))
     model, said = load_model(path)
@@ -252,7 +252,7 @@ def test_object_graphs(tmp_path, batch, style):
     assert model.fc.weight.ne(0).all()
 
 
-def test_object_graph_of_a_pretraining(tmp_path, batch):
+def test_an_object_graph_of_a_pretraining_gives_its_heads(tmp_path, batch):
     """With heads and an optimizer; the trained pooler is the head's, not the encoder's."""
     tf = pytest.importorskip("tensorflow")
     variables = garden_variables(ATTRIBUTES)
@@ -270,7 +270,7 @@ def test_object_graph_of_a_pretraining(tmp_path, batch):
     assert_equals_twin(model, batch, next_rows=[1, 0])
 
 
-def test_object_graph_of_a_classifier(tmp_path, batch):
+def test_the_head_of_a_classifiers_object_graph_is_ignored(tmp_path, batch):
     """A classifier may have the name of the next-sentence head; it is ignored."""
     variables = garden_variables(FUNCTIONAL)
     for part, shape in (("kernel", (D, 3)), ("bias", (3,))):
@@ -283,7 +283,7 @@ def test_object_graph_of_a_classifier(tmp_path, batch):
     assert_encoder_equals_twin(model, batch)
 
 
-def test_object_graphs_that_do_not_fit(tmp_path):
+def test_object_graphs_that_do_not_fit_are_refused(tmp_path):
     tf = pytest.importorskip("tensorflow")
     variables = garden_variables(FUNCTIONAL)
     path = write_object_graph(tmp_path / "ckpt", variables)
@@ -364,7 +364,7 @@ def test_weights_are_finite_numbers(tmp_path, kind, fault):
         read.get(kind, load_model)(path)
 
 
-def test_sparse_weights(tmp_path):
+def test_sparse_weights_are_refused(tmp_path):
     save_pt({"weight": torch.eye(2).to_sparse(), "bias": torch.zeros(2)}, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"x\.pt: weight is of type float32, sparse_coo"):
         load_model_file(nn.Linear(2, 2), tmp_path / "x.pt")
@@ -383,7 +383,7 @@ def google_folder(tmp_path):
 @pytest.mark.parametrize(
     "name", ["", "bert_model.ckpt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"]
 )
-def test_googles_folder_says_all(google_folder, batch, name):
+def test_a_google_folder_gives_sizes_and_vocabulary(google_folder, batch, name):
     bert = read_foreign(google_folder / name)
     assert bert.sizes == CFG
     assert list(bert.vocab)[-1] == f"w{VOCAB - 6}"
@@ -439,13 +439,13 @@ def test_googles_folder_is_imported(google_folder, tmp_path, capsys, batch):
         ({"max_position_embeddings": 31}, "position_embeddings is 30x24, expected 31x24"),
     ],
 )
-def test_googles_config_that_does_not_fit(google_folder, change, message):
+def test_a_google_config_that_does_not_fit_is_refused(google_folder, change, message):
     (google_folder / "bert_config.json").write_text(json.dumps(CONFIG | change))
     with pytest.raises(UserError, match=message):
         read_foreign(google_folder)
 
 
-def test_a_folder_with_two_checkpoints(google_folder):
+def test_of_two_checkpoints_in_a_folder_one_must_be_named(google_folder):
     for file in list(google_folder.glob("bert_model.ckpt.*")):
         file.with_name(file.name.replace("bert_model", "other")).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match=r"\(bert_model\.ckpt, other\.ckpt\); give one of them"):
@@ -497,7 +497,7 @@ def test_tensorflow_misfits_are_named(tmp_path):
 
 @pytest.mark.parametrize("part", ["index", "data-00000-of-00001"])
 @pytest.mark.parametrize("how", ["cut", "foreign", "flipped", "gone"])
-def test_tensorflow_damage(tensorflow_file, tmp_path, part, how):
+def test_damaged_tensorflow_checkpoints_are_refused(tensorflow_file, tmp_path, part, how):
     for file in Path(tensorflow_file).parent.glob("bert_model.ckpt.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     broken = tmp_path / f"bert_model.ckpt.{part}"
@@ -512,20 +512,20 @@ def test_tensorflow_damage(tensorflow_file, tmp_path, part, how):
         load_model(tmp_path / "bert_model.ckpt")
 
 
-def test_without_tensorflow(tmp_path, monkeypatch):
+def test_without_tensorflow_the_remedy_is_named(tmp_path, monkeypatch):
     (tmp_path / "bert_model.ckpt.index").touch()
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(UserError, match="pip install tensorflow"):
         load_model(tmp_path / "bert_model.ckpt")
 
 
-def test_import_is_light():
+def test_importing_checkpoint_loads_no_large_package():
     """TensorFlow and transformers are imported only when needed."""
     code = "import sys, checkpoint; sys.exit(bool({'tensorflow', 'transformers'} & {*sys.modules}))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 
 
-def test_checkpoint_of_the_lineage(tmp_path, batch):
+def test_checkpoints_of_the_original_project_are_read(tmp_path, batch):
     """Its keys, its order of saving, the old file format; class 1 is "next", as in our models."""
     v = {name: torch.from_numpy(value) for name, value in google_variables().items() if value.ndim}
     state = collections.OrderedDict()

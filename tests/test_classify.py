@@ -51,7 +51,7 @@ def write(path, content):
 # Files
 
 
-def test_mrpc_as_glue_has_it(tmp_path):
+def test_mrpc_files_of_glue_are_read(tmp_path):
     """A byte order mark, no quoting (a quote is a quote), Windows' line ends, \\x85 in a text."""
     text = MRPC + '1\t7\t8\tHe said "no.\t"No", he\x85said.\n0\t9\t10\tA\u2028b .\tc "" d\n'
     file = write(tmp_path / "train.tsv", b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
@@ -65,7 +65,7 @@ def test_mrpc_as_glue_has_it(tmp_path):
 
 
 @pytest.mark.parametrize("labels", ["label1", "label1\tlabel2\tlabel3\tlabel4\tlabel5"])
-def test_mnli_as_glue_has_it(tmp_path, labels):
+def test_mnli_files_of_glue_are_read(tmp_path, labels):
     """One label column before the gold one in train.tsv, five in dev_matched.tsv."""
     others = "\t".join(["neutral"] * len(labels.split("\t")))
     row = f"0\t1\t2\tfiction\t( a )\t( b )\t(ROOT a)\t(ROOT b)\tone\ttwo\t{others}\tentailment\n"
@@ -95,7 +95,7 @@ def test_bad_rows_are_named_by_line(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_no_file(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*none\.tsv: No such file"):
         read_examples(Mrpc, tmp_path / "none.tsv", labelled=True)
 
@@ -140,7 +140,7 @@ def test_batches_are_padded_to_their_longest():
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=300), st.integers(1, 9))
-def test_shuffled_batches(lengths, batch_size):
+def test_shuffling_takes_each_row_once_in_full_batches(lengths, batch_size):
     """Each row once; all batches but one are full; only the generator decides the order."""
     lengths = np.array(lengths)
     batches = classify.shuffle(lengths, batch_size, np.random.default_rng(1))
@@ -161,7 +161,7 @@ def test_batches_hold_rows_of_about_one_length():
 # The model
 
 
-def test_same_logits_as_hugging_face():
+def test_logits_equal_those_of_hugging_face():
     ours = Classifier(CFG, 3).eval()
     theirs = transformers.BertForSequenceClassification(
         transformers.BertConfig(
@@ -189,7 +189,7 @@ def test_same_logits_as_hugging_face():
     assert torch.allclose(logits, expected, atol=1e-5)
 
 
-def test_measures_by_hand():
+def test_measures_equal_those_counted_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.7, 0.3], [0.1, 0.9]])
     measures = classify.measure(probabilities, np.array([0, 1, 0, 1, 1]))
     # predicted 0 1 1 0 1: two of three positives found, two of three found are positive
@@ -229,7 +229,7 @@ def pretrained(tmp_path_factory):
     return folder, model
 
 
-def test_the_three_starts(pretrained, tmp_path):
+def test_training_starts_from_each_kind_of_model(pretrained, tmp_path):
     folder, model = pretrained
     pt, vocab = str(folder / "model_steps_7.pt"), str(folder / "vocab.txt")
     checkpoint.export_model(pt, str(tmp_path / "hugging"))
@@ -261,7 +261,7 @@ def tensorflow_file(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["beside", "given"])
-def test_start_from_tensorflow(tensorflow_file, tmp_path, how):
+def test_training_starts_from_googles_checkpoint(tensorflow_file, tmp_path, how):
     """Google's checkpoint, its vocabulary and its tokenizer."""
     given = None, None
     if how == "given":
@@ -276,7 +276,7 @@ def test_start_from_tensorflow(tensorflow_file, tmp_path, how):
     assert start.tokenizer.tokenize("W3,w4") == ["w3", "[UNK]", "w4"]
 
 
-def test_letters_are_read_as_told(tensorflow_file, tmp_path, pretrained):
+def test_case_is_that_of_the_start_or_of_the_flag(tensorflow_file, tmp_path, pretrained):
     (tmp_path / "bert_config.json").write_text(json.dumps(google_bert.CONFIG))
     start = classify.read_start(tensorflow_file, None, None, Mrpc, do_lower_case=False)
     assert start.tokenizer.tokenize("W3") == ["[UNK]"]
@@ -293,7 +293,7 @@ def test_letters_are_read_as_told(tensorflow_file, tmp_path, pretrained):
 
 
 @pytest.mark.parametrize("cased", [True, False])
-def test_start_from_a_folder_of_others(tmp_path, cased):
+def test_training_starts_from_a_folder_of_transformers(tmp_path, cased):
     """Folders saved by transformers, of encoders without a trained pooler, cased or not."""
     config = transformers.BertConfig(
         vocab_size=len(VOCAB), hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
@@ -311,7 +311,7 @@ def test_start_from_a_folder_of_others(tmp_path, cased):
     assert torch.equal(start.state["transformer.embed.tok_embed.weight"], weight)
 
 
-def test_a_start_without_sizes_or_vocabulary(tmp_path, pretrained):
+def test_a_start_without_sizes_or_vocabulary_is_refused(tmp_path, pretrained):
     with pytest.raises(UserError, match=r"give --model_cfg and --vocab: .* of the model"):
         classify.read_start(None, None, None, Mrpc)
     with pytest.raises(UserError, match=r"give --model_cfg and --vocab: .* of lone\.pt"):
@@ -404,7 +404,7 @@ def test_killed_training_goes_on_to_the_same_model(trained, monkeypatch, capsys)
         assert (folder / "killed" / name).read_bytes() == (folder / "out" / name).read_bytes()
 
 
-def test_evaluation(trained, monkeypatch, capsys):
+def test_eval_prints_the_measures(trained, monkeypatch, capsys):
     folder, _, _ = trained
     monkeypatch.chdir(folder)
     model = ["--model_file", "out/model_steps_228.pt"]
@@ -431,7 +431,7 @@ def test_evaluation(trained, monkeypatch, capsys):
     assert lines[-2].split() == ["different", *map(str, table[0])]
 
 
-def test_prediction_without_labels(trained, monkeypatch, capsys):
+def test_predict_needs_no_labels(trained, monkeypatch, capsys):
     folder, _, _ = trained
     monkeypatch.chdir(folder)
     write(folder / "new.tsv", "text_b\ttext_a\nmov push push mov\tmov reg8 mov push call\n")
@@ -447,7 +447,7 @@ def test_prediction_without_labels(trained, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: new.tsv:1: no column 'label' in the header")
 
 
-def test_mistakes(trained, pretrained, monkeypatch, capsys):
+def test_wrong_commands_are_refused_in_one_sentence(trained, pretrained, monkeypatch, capsys):
     folder, arguments, _ = trained
     monkeypatch.chdir(folder)
     model = ["--model_file", "out/model_steps_228.pt", "--data_file", "test.tsv"]

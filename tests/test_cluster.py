@@ -144,7 +144,7 @@ def test_a_binary_that_kills_its_workers_costs_itself_only(builds, tmp_path):
     assert (tmp_path / "data" / "0" / "pair.json").exists()
 
 
-def test_no_scheduler_and_no_workers(builds, tmp_path, monkeypatch):
+def test_a_missing_scheduler_or_worker_is_reported(builds, tmp_path, monkeypatch):
     monkeypatch.setattr("jobs.cluster.PATIENCE", 1)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no Dask scheduler answers at --cluster tcp"):
@@ -163,7 +163,7 @@ def test_no_scheduler_and_no_workers(builds, tmp_path, monkeypatch):
         ({"DASK_DISTRIBUTED__WORKER__DAEMON": "True"}, "DASK_DISTRIBUTED__WORKER__DAEMON=False"),
     ],
 )
-def test_workers_that_were_started_wrongly(builds, tmp_path, environment, remedy):
+def test_workers_that_cannot_import_the_project_are_reported(builds, tmp_path, environment, remedy):
     (tmp_path / "binaries").symlink_to(builds)
     (tmp_path / "dask").mkdir()
     with cluster(tmp_path / "dask", 1, **environment) as (address, _):

@@ -84,7 +84,7 @@ def test_batches_hold_a_stretch_of_each_text(pairs):
             assert counts == Counter(text.split())  # of the whole text
 
 
-def test_groups_are_what_pairs_of_the_same_connect():
+def test_texts_connected_by_pairs_of_the_same_are_a_group():
     pairs = [("t1", "t2"), ("t3", "t2"), ("t4", "t5"), ("t1", "t4"), ("t6", "t7")]
     data = ComparisonData(pairs, np.array([1, 1, 1, 0, 0]), TOKENIZER, 8)
     group = data.batch(np.arange(5))["group"]
@@ -126,7 +126,7 @@ def test_training_and_prediction_agree(model):
         assert torch.allclose(logits, expected, atol=1e-4)
 
 
-def test_word_features_by_definition():
+def test_word_features_equal_their_definition():
     a, b = ["t1", "t1", "t1", "t2", "t3"], ["t1", "t3", "t3", "t4"]
     others = [("t1 t5", "t2 t2"), ("t1", "t1 t6")]
     data = ComparisonData([(" ".join(a), " ".join(b)), *others], None, TOKENIZER, 12)
@@ -171,7 +171,7 @@ def test_word_features_by_definition():
     assert torch.allclose(scaled.std(0, correction=0), torch.ones(10), atol=1e-3)
 
 
-def test_contrast_by_definition():
+def test_the_contrastive_loss_equals_its_definition():
     torch.manual_seed(0)
     vectors = F.normalize(torch.randn(4, 2, 6), dim=-1)
     group = torch.tensor([[0, 0], [1, 2], [0, 0], [3, 3]])

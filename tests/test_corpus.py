@@ -53,7 +53,7 @@ def text_of(n_documents, n_sentences=3):
     return "\n".join(["mov reg8 imme\n" * n_sentences] * n_documents)
 
 
-def test_ids_sentences_documents(tmp_path, tokenizer):
+def test_blank_lines_divide_documents_and_lines_divide_sentences(tmp_path, tokenizer):
     data_file = write(tmp_path, "\nmov reg8\n__ctype_b_loc\n\n \n\ncall zzz\nmov\nimme reg8")
     corpus = read_corpus(data_file, tokenizer, "v")
     assert corpus.tokens.tolist() == [5, 6, 8, 9, 10, 1, 5, 7, 6]
@@ -120,12 +120,12 @@ def test_tokenised_once_until_text_or_vocabulary_changes(tmp_path, tokenizer, mo
 
 
 @pytest.mark.parametrize("text", ["", "\n \n\n"])
-def test_empty_corpus(tmp_path, tokenizer, text):
+def test_an_empty_corpus_is_refused(tmp_path, tokenizer, text):
     with pytest.raises(UserError, match=r"corpus\.txt is empty.*dataprocess\.py"):
         read_corpus(write(tmp_path, text), tokenizer, "v")
 
 
-def test_no_corpus(tmp_path, tokenizer):
+def test_a_missing_corpus_names_the_command_that_makes_it(tmp_path, tokenizer):
     with pytest.raises(UserError, match=r"no corpus .*corpus\.txt.*python dataprocess\.py"):
         read_corpus(tmp_path / "corpus.txt", tokenizer, "v")
 
@@ -140,7 +140,7 @@ def test_no_corpus(tmp_path, tokenizer):
         ("split", r"'pairs\.0\.split' is \"training\""),
     ],
 )
-def test_description_that_disagrees(tmp_path, tokenizer, change, message):
+def test_a_description_that_disagrees_is_refused(tmp_path, tokenizer, change, message):
     pairs = [("ls", "ab", 2 if change != "documents" else 3)]
     if change == "split":
         pairs = [("ls", "ab", 2, "training")]
@@ -159,7 +159,7 @@ documents = st.lists(st.lists(words, min_size=1, max_size=4), min_size=1, max_si
 
 @settings(deadline=None, max_examples=50)
 @given(documents, st.integers(1, 60))
-def test_round_trip(tmp_path_factory, documents, block):
+def test_ids_give_back_the_text(tmp_path_factory, documents, block):
     """corpus.txt -> ids -> tokens, in blocks of any size."""
     folder = tmp_path_factory.mktemp("round")
     (folder / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *WORDS]) + "\n")
@@ -200,7 +200,7 @@ def programs(tmp_path, tokenizer, split):
     return pairs, read_corpus(data_file, tokenizer, "v")
 
 
-def test_split_by_program(tmp_path, tokenizer):
+def test_programs_are_held_out_as_described(tmp_path, tokenizer):
     where = {"p": "train", "q": "validation", "r": "test", "s": "train"}
     pairs, corpus = programs(tmp_path, tokenizer, where)
     split = split_corpus(corpus)
@@ -239,7 +239,7 @@ def test_programs_for_the_test_are_never_read(tmp_path, tokenizer, builds):
         assert set(left[documents_of(corpus, number)]) == {part == "test"}
 
 
-def test_no_programs_for_a_test(tmp_path, tokenizer):
+def test_without_test_programs_a_test_is_refused(tmp_path, tokenizer):
     pairs = [("chroot", pair, 3, "train") for pair in all_pairs("abcd")]
     for described in (pairs, None):
         corpus = read_corpus(write(tmp_path, text_of(18), described), tokenizer, "v")
@@ -248,7 +248,7 @@ def test_no_programs_for_a_test(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(("n_builds", "n_out"), [(8, 2), (20, 5)])
-def test_split_by_build(tmp_path, tokenizer, n_builds, n_out):
+def test_with_one_program_builds_are_held_out(tmp_path, tokenizer, n_builds, n_out):
     pairs = [("chroot", pair, 2) for pair in all_pairs([f"build{n}" for n in range(n_builds)])]
     data_file = write(tmp_path, text_of(2 * len(pairs)), pairs)
     corpus = read_corpus(data_file, tokenizer, "v")
@@ -277,7 +277,7 @@ def test_builds_are_told_apart_by_content(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("described", [True, False])
-def test_split_by_document(tmp_path, tokenizer, described):
+def test_with_few_builds_documents_are_held_out(tmp_path, tokenizer, described):
     pairs = [("chroot", pair, 10) for pair in all_pairs("abcd")]
     data_file = write(tmp_path, text_of(60), pairs if described else None)
     split = split_corpus(read_corpus(data_file, tokenizer, "v"))
@@ -287,13 +287,13 @@ def test_split_by_document(tmp_path, tokenizer, described):
     assert "flatter" in split.rule
 
 
-def test_split_stays(tmp_path, tokenizer):
+def test_the_split_is_the_same_each_time(tmp_path, tokenizer):
     corpus = read_corpus(write(tmp_path, text_of(60)), tokenizer, "v")
     first, second = split_corpus(corpus), split_corpus(corpus)
     assert (first.heldout == second.heldout).all()
 
 
-def test_rule_that_leaves_nothing_gives_way(tmp_path, tokenizer):
+def test_a_rule_that_leaves_no_training_is_not_used(tmp_path, tokenizer):
     # All pairs contain build0. Holding it out leaves no training; training on it mixes all others.
     pairs = [("chroot", ("build0", f"build{n}"), 5) for n in range(1, 9)]
     split = split_corpus(read_corpus(write(tmp_path, text_of(40), pairs), tokenizer, "v"))
@@ -301,7 +301,7 @@ def test_rule_that_leaves_nothing_gives_way(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(("n_documents", "n_sentences"), [(1, 50), (3, 2), (50, 1)])
-def test_too_small(tmp_path, tokenizer, n_documents, n_sentences):
+def test_a_corpus_too_small_to_split_is_refused(tmp_path, tokenizer, n_documents, n_sentences):
     data_file = write(tmp_path, text_of(n_documents, n_sentences))
     with pytest.raises(UserError, match="documents of two or more sentences"):
         split_corpus(read_corpus(data_file, tokenizer, "v"))
@@ -325,7 +325,7 @@ def brute_force(sequences, history, answer):
     st.lists(st.lists(st.integers(5, 8), min_size=1, max_size=9), min_size=1, max_size=4),
     st.integers(0, 99),
 )
-def test_five_gram_by_counting(training, asked, seed):
+def test_the_five_gram_equals_plain_counting(training, asked, seed):
     ends = np.cumsum([0, *map(len, training)])
     corpus = Corpus(
         tokens=np.array(list(itertools.chain(*training)), np.uint16),

@@ -169,12 +169,12 @@ def outputs(inside):
     return [file.read_bytes() if file.exists() else None for file in files]
 
 
-def test_corpus_is_the_plain_rendering_in_numeric_order(pairs, inside):
+def test_the_corpus_is_in_numeric_order_of_pairs(pairs, inside):
     dataprocess.main()  # pair 10 comes after pair 9, not after pair 1
     assert (inside / "data/corpus.txt").read_bytes() == plain_corpus(pairs).encode()
 
 
-def test_vocabulary_order(pairs, inside):
+def test_the_vocabulary_is_ordered_by_frequency(pairs, inside):
     dataprocess.main()
     counts = Counter(plain_corpus(pairs).split())
     lines = (inside / "vocab/vocab.txt").read_text(encoding="utf-8").split("\n")
@@ -217,7 +217,7 @@ def test_any_word_of_the_alphabet_is_known(pairs, inside):
         assert tokens[0] + "".join(token.removeprefix("##") for token in tokens[1:]) == word
 
 
-def test_sidecar(pairs, inside):
+def test_corpus_json_describes_the_corpus(pairs, inside):
     split = ("train", "validation", "test")
     for number in range(len(pairs)):
         file = inside / "data" / str(number) / "pair.json"
@@ -252,7 +252,7 @@ def test_sidecar(pairs, inside):
     }
 
 
-def test_report(inside, capsys):
+def test_counts_are_printed(inside, capsys):
     write_pair(inside / "data/0", [["mov", "reg8"], ["call"]], [[0, 1, 1], [1], [1]])
     dataprocess.main()
     lines = capsys.readouterr().out.splitlines()
@@ -518,7 +518,7 @@ def test_damaged_files_are_refused(inside, file):
     assert outputs(inside) == [None, None, None]
 
 
-def test_analyses_elsewhere(pairs, inside):
+def test_missing_analyses_are_named_with_the_flag_for_their_folder(pairs, inside):
     (inside / "output").rename(inside / "elsewhere")
     with pytest.raises(UserError, match=r"output/0-0\.npz.*b/O0/chroot.*pair 0.*--outputDir") as e:
         dataprocess.main()
@@ -660,7 +660,7 @@ def any_pairs(draw):
 
 @settings(max_examples=30, deadline=None)
 @given(pairs=any_pairs())
-def test_round_trip(tmp_path_factory, pairs):
+def test_the_corpus_tokenises_back_into_the_walks(tmp_path_factory, pairs):
     inside = tmp_path_factory.mktemp("round")
     for number, pair in enumerate(pairs):
         write_pair(inside / "data" / str(number), *pair)
@@ -681,7 +681,7 @@ def test_round_trip(tmp_path_factory, pairs):
     assert "".join(f"{line}\n" for line in lines) == text.replace("\t", " ")
 
 
-def test_imports_neither_side():
+def test_dataprocess_imports_neither_angr_nor_torch():
     code = "import sys, dataprocess; print({'torch', 'angr', 'tensorflow'} & set(sys.modules))"
     result = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
     assert result == "set()\n"

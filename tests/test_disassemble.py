@@ -1,3 +1,5 @@
+"""binary/disassemble.py and pairs/merge.py, against objdump and pyelftools."""
+
 import dataclasses
 import functools
 import os
@@ -442,7 +444,7 @@ def test_merging_keeps_every_edge(first, second):
     assert edges == expected
 
 
-def test_merging_real_builds(analyses):
+def test_real_builds_merge_at_equal_strings_and_imports(analyses):
     first, second = analyses["O0"], analyses["O2"]
     merged = merge(first, second)
     common = set(first.import_name) & set(second.import_name)
@@ -457,7 +459,7 @@ def test_merging_real_builds(analyses):
         assert merged.binary[source] == merged.binary[target]
 
 
-def test_windows_executable(tmp_path):
+def test_a_windows_executable_is_analysed(tmp_path):
     """The ELF object file is converted to PE, which the linker of most Linux systems can link."""
     source = """
     __attribute__((noinline)) int twice(int x) { return x > 3 ? x * 2 : x - 1; }
@@ -488,7 +490,7 @@ def test_windows_executable(tmp_path):
     assert analysis.returns[here].sum() == 2
 
 
-def test_macos_executable_for_another_processor(tmp_path):
+def test_a_macos_executable_for_another_processor_is_analysed(tmp_path):
     """A minimal Mach-O for AArch64: one function that calls another under a condition."""
     code = [
         0xA9BF7BFD,  # 0x00 stp x29, x30, [sp, #-16]!
@@ -541,7 +543,7 @@ def test_macos_executable_for_another_processor(tmp_path):
     ]
 
 
-def test_static_binary(tmp_path):
+def test_a_static_binary_without_imports_is_analysed(tmp_path):
     flags = ["-O1", "-static", "-nostdlib", "-fno-stack-protector"]
     source = """
     static void leave(int code) { __asm__ volatile("syscall" :: "a"(60), "D"(code)); }

@@ -175,7 +175,7 @@ def in_terminal(*command, **environment):
     return received.decode()
 
 
-def test_colour_is_for_people():
+def test_colour_is_shown_in_a_terminal_only():
     plain = r"error: e\x1b[2J\r\x08\u202e\u200bl\nerror: spoof"
     command = sys.executable, "-c", SCRIPT, "error"
     assert in_terminal(*command).endswith(f"\x1b[31m{plain}\x1b[0m\r\n")
@@ -202,7 +202,7 @@ def test_paths_below_the_working_directory_are_relative(tmp_path, monkeypatch):
 
 
 @given(texts, st.integers(1, 40))
-def test_texts_that_are_cut(text, width):
+def test_long_texts_are_cut_at_the_end(text, width):
     shown = cut(text, width)
     assert shown.isprintable()
     assert len(shown) <= width
@@ -211,7 +211,7 @@ def test_texts_that_are_cut(text, width):
 
 
 @given(texts, st.none() | st.integers(0, 40))
-def test_texts_that_fit(text, width):
+def test_long_texts_are_shortened_in_the_middle(text, width):
     shown = fit(text, width)
     assert shown.isprintable()
     assert width is None or len(shown) <= max(width, 8)
@@ -223,7 +223,7 @@ def test_texts_that_fit(text, width):
         assert printable(text).endswith(end)
 
 
-def test_progress_bars_do_nothing_else():
+def test_progress_bars_write_no_other_control_characters():
     received = in_terminal(sys.executable, "-c", SCRIPT, "bar")
     assert "3/3" in received
     assert received.count(r"e\x1b[2J\r\x08\u202e\u200bl") >= 4

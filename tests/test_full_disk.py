@@ -128,7 +128,7 @@ def analysed(tmp_path_factory):
     return folder
 
 
-def test_gendata(disk, analysed, tmp_path):
+def test_gendata_survives_a_full_disk(disk, analysed, tmp_path):
     def main():
         gendata.main("tiny", "../binaries", "../output", "data", workers=1)
 
@@ -141,7 +141,7 @@ def test_gendata(disk, analysed, tmp_path):
     fill_up(disk, main, reference)
 
 
-def test_cached_analysis(disk, analysed, tmp_path):
+def test_saving_an_analysis_survives_a_full_disk(disk, analysed, tmp_path):
     file = next((analysed / "output").iterdir())
     analysis = load_analysis(file)
 
@@ -160,7 +160,7 @@ def test_a_full_disk_is_no_binarys_fault(disk, analysed):
         list(in_processes(analyse_one, jobs, 3, 1, "tests"))
 
 
-def test_dataprocess(disk, analysed, tmp_path):
+def test_dataprocess_survives_a_full_disk(disk, analysed, tmp_path):
     def main():
         dataprocess.main(outputDir=str(analysed / "output"), workers=1)
 
@@ -185,7 +185,7 @@ def make_training(folder):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_pretrain(disk, tmp_path):
+def test_pretrain_survives_a_full_disk(disk, tmp_path):
     def main():
         torch.manual_seed(99)  # the global state must not matter
         pretrain.main("train.json", "model.json", vocab="vocab.txt", max_len=12, max_pred=3)
@@ -199,7 +199,7 @@ def test_pretrain(disk, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("task", ["mrpc", "samefunc"])
-def test_classify(disk, tmp_path, task, monkeypatch):
+def test_classify_survives_a_full_disk(disk, tmp_path, task, monkeypatch):
     monkeypatch.setattr(Mrpc, "text_a", "text_a")
     monkeypatch.setattr(Mrpc, "text_b", "text_b")
     monkeypatch.setattr(Mrpc, "label", "label")
@@ -218,7 +218,7 @@ def test_classify(disk, tmp_path, task, monkeypatch):
     fill_up(disk, main, tmp_path / "reference", shares=(0.0, 0.3, 0.8))
 
 
-def test_samefunc(disk, tmp_path):
+def test_samefunc_survives_a_full_disk(disk, tmp_path):
     rows = [("same", "mov reg8 " * i, "mov", "p/b/f", "p/c/f") for i in range(99)]
 
     def main():
@@ -230,7 +230,7 @@ def test_samefunc(disk, tmp_path):
     fill_up(disk, main, tmp_path / "reference")
 
 
-def test_export(disk, tmp_path):
+def test_export_survives_a_full_disk(disk, tmp_path):
     make_training(tmp_path / "model")
     sizes = models.Config(**SIZES, vocab_size=len(SPECIAL_TOKENS) + len(WORDS))
     torch.manual_seed(0)

@@ -204,7 +204,7 @@ def test_a_pair_of_odd_names_can_be_shown(odd):
 
 
 @pytest.mark.parametrize("name", [b"with blank", b"new\nline", b"\xff\xfe"])
-def test_odd_names_of_programs(odd, tmp_path, name):
+def test_programs_may_have_odd_names(odd, tmp_path, name):
     for build in ("O0", "O2"):
         (tmp_path / "binaries" / build).mkdir(parents=True)
         shutil.copy(
@@ -221,7 +221,7 @@ def test_odd_names_of_programs(odd, tmp_path, name):
     assert (code, err) == (0, "")
 
 
-def test_without_permission_to_read():
+def test_a_file_without_permission_is_skipped_with_its_reason():
     """Root may read everything, so it becomes nobody meanwhile."""
     before = os.geteuid()
     with tempfile.TemporaryDirectory() as folder:
@@ -259,7 +259,7 @@ def mutate(content, number, seed):
     return made
 
 
-def test_mutants(odd, tmp_path):
+def test_mutants_of_a_binary_are_analysed_or_refused(odd, tmp_path):
     elf = (odd[0] / "binaries/O0" / PROGRAM).read_bytes()
     files = {}
     for i, content in enumerate([*mutate(elf, N_MUTANTS, seed=1), elf]):
@@ -349,7 +349,7 @@ def assert_checked(file, read):
         assert "\n" not in message
 
 
-def test_settings_of_a_training(tmp_path):
+def test_odd_values_in_training_settings_are_refused(tmp_path):
     for name, kind in (("pretrain", pretrain.Config), ("train_samefunc", train.Config)):
         file = tmp_path / "train.json"
         content = json.loads((ROOT / f"config/{name}.json").read_text())
@@ -357,7 +357,7 @@ def test_settings_of_a_training(tmp_path):
         assert_checked(file, lambda file=file, kind=kind: kind.from_json(file).with_epochs(10))
 
 
-def test_sizes_of_a_model(tmp_path):
+def test_odd_values_in_model_sizes_are_refused(tmp_path):
     file = tmp_path / "model.json"
     file.write_text(json.dumps(SIZES | {"vocab_size": 9, "init_std": 0.02}))
 
@@ -384,7 +384,7 @@ def pretrained(tmp_path):
     return tmp_path / "model.pt"
 
 
-def test_description_of_a_model(pretrained, capsys):
+def test_odd_values_in_model_json_are_refused(pretrained, capsys):
     assert_checked(
         pretrained.with_name("model.json"),
         lambda: naming("model.json", pretrain.predict, str(pretrained), "mov [MASK]"),
@@ -399,7 +399,7 @@ def naming(name, function, *arguments):
         raise UserError(f"{name}: {error}") from error
 
 
-def test_description_of_a_classifier(pretrained):
+def test_odd_values_in_a_classifiers_json_are_refused(pretrained):
     vocab = pretrained.with_name("vocab.txt")
     for task in ("mrpc", "samefunc"):
         info = classify.ClassifierInfo(
@@ -418,7 +418,7 @@ def test_description_of_a_classifier(pretrained):
         )
 
 
-def test_config_of_a_hugging_face_folder(pretrained, tmp_path):
+def test_odd_values_in_a_hugging_face_config_are_refused(pretrained, tmp_path):
     checkpoint.export_model(str(pretrained), str(tmp_path / "theirs"))
     file = tmp_path / "theirs/config.json"
 
@@ -431,7 +431,7 @@ def test_config_of_a_hugging_face_folder(pretrained, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_tokenizer_of_a_hugging_face_folder(pretrained, tmp_path, name):
+def test_odd_values_in_a_hugging_face_tokenizer_are_refused(pretrained, tmp_path, name):
     checkpoint.export_model(str(pretrained), str(tmp_path / "theirs"))
     file = tmp_path / "theirs" / name
     if name == "tokenizer_config.json":
@@ -444,7 +444,7 @@ def test_tokenizer_of_a_hugging_face_folder(pretrained, tmp_path, name):
             assert "\n" not in str(error), path  # noqa: PT017
 
 
-def test_description_of_a_corpus(odd, tmp_path):
+def test_odd_values_in_corpus_json_are_refused(odd, tmp_path):
     script("dataprocess.py", odd[0])
     for name in ("vocab/vocab.txt", "data/corpus.txt", "data/corpus.json"):
         shutil.copy(odd[0] / name, tmp_path)
@@ -459,7 +459,7 @@ def test_description_of_a_corpus(odd, tmp_path):
     assert_checked(file, lambda: read_corpus(tmp_path / "corpus.txt", tokenizer, "v"))
 
 
-def test_description_of_a_pair(odd, tmp_path, capsys):
+def test_odd_values_in_pair_json_are_refused(odd, tmp_path, capsys):
     """gendata.py makes a pair with a broken pair.json again; dataprocess.py and show refuse it."""
     shutil.copytree(odd[0] / "data/0", tmp_path / "data/0")
     file = tmp_path / "data/0/pair.json"

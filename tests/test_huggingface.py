@@ -180,7 +180,7 @@ def test_import_gives_back_what_was_exported(exported, model_file, model, tmp_pa
     assert outputs[0] == outputs[1]
 
 
-def test_import_of_what_transformers_saved_anew(exported, auto_tokenizer, tmp_path):
+def test_a_folder_saved_again_by_transformers_is_imported(exported, auto_tokenizer, tmp_path):
     folder = tmp_path / "theirs"
     transformers.AutoModelForPreTraining.from_pretrained(exported).save_pretrained(folder)
     auto_tokenizer.save_pretrained(folder)
@@ -213,7 +213,7 @@ def english(folder):
     return words
 
 
-def test_import_of_a_foreign_model(tmp_path, capsys):
+def test_a_model_trained_elsewhere_is_imported(tmp_path, capsys):
     theirs = make_theirs(transformers.BertForPreTraining)
     theirs.save_pretrained(tmp_path / "theirs")
     words = english(tmp_path / "theirs")
@@ -245,7 +245,7 @@ def test_import_of_a_foreign_model(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("cls", [transformers.BertModel, transformers.BertForMaskedLM])
-def test_import_of_an_encoder(cls, tmp_path, capsys):
+def test_an_encoder_without_heads_is_imported(cls, tmp_path, capsys):
     theirs = make_theirs(cls)
     theirs.half().save_pretrained(tmp_path / "theirs")
     theirs.float()
@@ -276,7 +276,7 @@ def test_what_has_no_place_is_reported(tmp_path, capsys):
     assert "ignored classifier.bias, classifier.weight" in capsys.readouterr().out
 
 
-def test_old_names(exported, model_file, tmp_path):
+def test_old_names_of_weights_are_understood(exported, model_file, tmp_path):
     """Files converted from Google's say gamma and beta, and contain positions and the decoder."""
     weights = safetensors.torch.load_file(exported / "model.safetensors")
     old = {
@@ -334,7 +334,7 @@ def test_what_does_not_fit_is_named(exported, tmp_path, changes, message):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("how", ["cut", "foreign"])
-def test_damaged_folders(exported, tmp_path, name, how):
+def test_damaged_folders_are_refused(exported, tmp_path, name, how):
     folder = copy_with(exported, tmp_path / "bad")
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2] if how == "cut" else b"\x80\x04 what?")
@@ -343,7 +343,7 @@ def test_damaged_folders(exported, tmp_path, name, how):
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
-def test_missing_files(exported, tmp_path):
+def test_missing_files_are_named(exported, tmp_path):
     folder = copy_with(exported, tmp_path / "bad")
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: No such file.*save_pretrained"):
@@ -352,7 +352,7 @@ def test_missing_files(exported, tmp_path):
         checkpoint.import_model(str(tmp_path / "none"), str(tmp_path / "ours"))
 
 
-def test_more_tokens_than_embeddings(exported, tmp_path):
+def test_more_tokens_than_embeddings_are_refused(exported, tmp_path):
     folder = copy_with(exported, tmp_path / "bad")
     with (folder / "vocab.txt").open("a") as file:
         file.write("one_more\n")
@@ -369,7 +369,7 @@ def test_more_tokens_than_embeddings(exported, tmp_path):
         ({"mov": 5, "two": 5}, r"'mov' and 'two' have the same id 5"),
     ],
 )
-def test_tokens_that_would_shift_the_ids(exported, tmp_path, change, message):
+def test_tokens_with_line_ends_are_refused(exported, tmp_path, change, message):
     """A line end in a token would add a line to vocab.txt and shift all later ids."""
     folder = copy_with(exported, tmp_path / "bad")
     (folder / "vocab.txt").unlink()
@@ -382,7 +382,7 @@ def test_tokens_that_would_shift_the_ids(exported, tmp_path, change, message):
     assert not (tmp_path / "ours").exists()
 
 
-def test_two_vocabularies_in_a_folder(exported, tmp_path):
+def test_two_vocabularies_that_disagree_are_refused(exported, tmp_path):
     folder = copy_with(exported, tmp_path / "bad")
     lines = (folder / "vocab.txt").read_text().split("\n")
     lines[5:7] = lines[6], lines[5]
@@ -397,7 +397,7 @@ def test_two_vocabularies_in_a_folder(exported, tmp_path):
     ("word", "said", "reading"),
     [("hello", None, "bert"), ("Hello", None, "bert-cased"), ("Hello", True, "bert")],
 )
-def test_letters_of_an_old_folder(tmp_path, word, said, reading):
+def test_case_of_an_old_folder_is_recognised(tmp_path, word, said, reading):
     """Without tokenizer.json, tokenizer_config.json or vocab.txt tells whether it is cased."""
     make_theirs(transformers.BertModel).save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, word]))
@@ -430,7 +430,7 @@ def test_filled_folders_are_left_alone(exported, model_file, tmp_path, monkeypat
     assert (target / "config.json").exists()
 
 
-def test_export_of_a_model_by_itself(model_file, exported, tmp_path):
+def test_a_lone_model_file_is_exported_with_given_sizes(model_file, exported, tmp_path):
     """Without model.json, sizes and vocabulary must be given."""
     (tmp_path / "lone.pt").write_bytes(model_file.read_bytes())
     (tmp_path / "sizes.json").write_text(
@@ -446,7 +446,7 @@ def test_export_of_a_model_by_itself(model_file, exported, tmp_path):
         assert (tmp_path / "to" / name).read_bytes() == (exported / name).read_bytes()
 
 
-def test_fill_mask(tmp_path):
+def test_transformers_fills_masks_as_the_model_learned(tmp_path):
     """A model that has memorised three blocks completes them in transformers, too."""
     blocks = [
         ["push", "reg8", "call", "__ctype_b_loc"],
@@ -493,7 +493,7 @@ def test_next_means_next_on_both_sides(tmp_path):
     assert output.logits.argmax(1).item() == 0
 
 
-def test_command_line(model_file, tmp_path, monkeypatch, capfd):
+def test_export_and_import_run_from_the_command_line(model_file, tmp_path, monkeypatch, capfd):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["checkpoint.py", *arguments])
         with pytest.raises(SystemExit) as end:

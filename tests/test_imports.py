@@ -14,7 +14,7 @@ def modules() -> dict[str, Path]:
     """Return module -> its file, of the root and of the folders that are packages."""
     files = [
         *ROOT.glob("*.py"),
-        *(f for p in ROOT.glob("*/__init__.py") for f in p.parent.glob("*.py")),
+        *(f for p in ROOT.glob("[a-z]*/**/__init__.py") for f in p.parent.glob("*.py")),
     ]
     names = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in files}
     return {name.removesuffix(".__init__"): file for name, file in names.items()}
@@ -76,3 +76,9 @@ def test_each_side_does_without_the_other(graphs):
     assert not {"corpus", "tasks", "formats", "models", "train", "pretrain", "optim"} & of["angr"]
     assert not {"binary", "jobs", "pairs", "features", "gendata", "dataprocess"} & of["torch"]
     assert of["angr"] & of["torch"] <= {"encoder", "matching", "diff", "search", "classify"}
+
+
+def test_no_test_imports_another():
+    for file in sorted((ROOT / "tests").glob("*.py")):
+        tests = {name for name in imported(file, False) if name.startswith("test_")}
+        assert not tests, file.name

@@ -125,7 +125,7 @@ def test_a_long_name_of_many_functions_is_kept_once(tmp_path):
     assert {id(name) for name in found.name} == {id(found.name[0])}
 
 
-def test_vectors_of_another_length(tmp_path):
+def test_vectors_of_another_length_are_refused(tmp_path):
     add(tmp_path, 3, 1)
     with pytest.raises(UserError, match="has vectors of 8 dimensions, and its encoder makes 9"):
         index.read(tmp_path, "e", 9)
@@ -154,7 +154,7 @@ def test_nearest_is_a_plain_sort(n, queries, count, seed):
         assert np.allclose(chances, [np.exp(0.5 * (best[names[i]] - 1)) / total for i in functions])
 
 
-def test_chances_are_those_that_are_right():
+def test_as_many_answers_are_right_as_their_chances_say():
     """Of names that are given a chance of 70 to 90 %, about as many are right; of others, too."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(900, 24))

@@ -24,7 +24,7 @@ def test_an_interval_is_over_libraries():
     assert libraries.score(counts) == "0.600 [0.200 0.800]"
 
 
-def test_rows(builds, tmp_path, monkeypatch, capsys):
+def test_a_row_is_printed_for_each_kind_that_has_builds(builds, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(libraries, "TEST", ["shapes"])
     for build, ends in (
         ("O0", "bookworm-O0"),

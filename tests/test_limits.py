@@ -29,7 +29,7 @@ def grown(more):
 
 
 @pytest.mark.parametrize("take", [np.ones, bytearray, torch.ones])
-def test_memory_of_this_process(take):
+def test_exceeding_the_memory_limit_is_one_sentence(take):
     limit = grown(0.03)
     with limited_memory(limit, "the test"):
         assert len(take(2**20)) == 2**20
@@ -44,7 +44,7 @@ def test_limits_leave_other_errors_alone():
         raise RuntimeError("ours")
 
 
-def test_comparison_that_takes_too_much(tmp_path, monkeypatch):
+def test_a_comparison_that_exceeds_its_memory_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(diff, "read_binaries", lambda *_: (None, None))
     monkeypatch.setattr(diff, "compare", lambda *_: np.ones(2**28))
     with pytest.raises(UserError, match="comparing a with b takes more than"):
@@ -97,7 +97,7 @@ def test_a_file_that_is_missing_stops_all(tmp_path, monkeypatch):
         (search, "read_encoder", lambda: search.scan("a"), "searching index"),
     ],
 )
-def test_what_takes_memory_in_the_main_process(
+def test_running_out_of_memory_in_the_main_process_is_one_sentence(
     tmp_path, monkeypatch, module, inside, command, message
 ):
     def too_much(*_, **__):

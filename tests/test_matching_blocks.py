@@ -35,7 +35,7 @@ def test_identical_blocks_match_where_no_function_does(codes):
 
 
 @pytest.mark.parametrize("what", ["code", "surroundings"])
-def test_twins_in_words_match_by(what):
+def test_blocks_with_equal_words_match_by(what):
     """Of the second binary, blocks 0 and 1 have changed places; block 2 branches to one of them."""
     words = [scipy.sparse.csr_matrix(np.array([[1.0, 0], [1, 0], [0, 1]]))] * 2
     forms = [np.array([0, 1, 2]), np.array([1, 0, 2])] if what == "code" else [np.zeros(3)] * 2

@@ -50,7 +50,7 @@ def test_optimised_functions_are_found_one_to_one(codes, model, old, new):
     assert {(name, name) for name in ("main", "kind", "copy", "usage")} <= pairs
 
 
-def test_anchors_hold(codes, model):
+def test_anchors_are_matched_as_given(codes, model):
     first, second = codes["O0"], codes["O1"]
     f = first.analysis.function_name.index("area")
     g = second.analysis.function_name.index("kind")
@@ -70,7 +70,7 @@ def test_anchors_hold(codes, model):
         ("{main} {main}\n{main} {area}", "a function is in two pairs"),
     ],
 )
-def test_anchors_that_cannot_be(codes, tmp_path, text, reason):
+def test_impossible_anchors_are_refused(codes, tmp_path, text, reason):
     code = codes["O0"]
     at = {n: hex(a) for n, a in zip(*(code.analysis.function_name, code.analysis.function_address))}  # noqa: B905
     (tmp_path / "anchors").write_text(text.format(main=at["main"], area=at["area"]))
@@ -80,7 +80,7 @@ def test_anchors_that_cannot_be(codes, tmp_path, text, reason):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 6), st.randoms(use_true_random=False))
-def test_assignment_is_the_best(n, m, random):
+def test_assignment_has_the_highest_sum(n, m, random):
     a, b = np.divmod(np.arange(n * m), m)
     score = np.array([random.random() for _ in a], np.float32)
     candidates = Candidates(a, b, (n, m), np.empty((n * m, 0), np.float32))
@@ -120,7 +120,7 @@ def test_known_pairs_are_candidates_that_are_not_encoded(codes, model):
     assert np.allclose(cosine[found.a == found.b], 1, atol=1e-3)
 
 
-def test_evidence_says_how_alike_matched_functions_are(codes, model):
+def test_evidence_has_each_measure_less_its_typical_value(codes, model):
     first, second = codes["O1"], codes["O2"]
     candidates = find_candidates(first, second, model.encoder)
     names = [code.analysis.function_name for code in (first, second)]
@@ -136,7 +136,7 @@ def test_evidence_says_how_alike_matched_functions_are(codes, model):
     assert np.allclose(distance + typical, own, atol=1e-6)
 
 
-def test_of_functions_that_are_about_as_likely_the_same_code_matches(codes, model):
+def test_identical_code_decides_between_equally_likely_functions(codes, model):
     code = codes["O2"]
     rng = np.random.default_rng(0)
     undecided = SimpleNamespace(

@@ -11,13 +11,13 @@ from utils import UserError
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x08\0\0\0\0\0\0\0{}      "])
-def test_no_model(tmp_path, content):
+def test_files_that_are_no_model_are_refused(tmp_path, content):
     (tmp_path / "m").write_bytes(content)
     with pytest.raises(UserError, match=r"no model that matching/train\.py wrote"):
         read_model(tmp_path / "m")
 
 
-def test_a_model_that_measures_other_things(tmp_path, model):
+def test_a_model_with_other_measures_is_refused(tmp_path, model):
     """Such as one that an earlier matching/train.py wrote."""
     cut = dataclasses.replace(model.neighbours, w1=model.neighbours.w1[:, 1:])
     write_model(dataclasses.replace(model, neighbours=cut), tmp_path / "m", {})
@@ -25,7 +25,7 @@ def test_a_model_that_measures_other_things(tmp_path, model):
         read_model(tmp_path / "m")
 
 
-def test_a_model_for_another_encoder(tmp_path, model):
+def test_a_model_for_another_encoder_is_refused(tmp_path, model):
     shutil.copy(ENCODER, tmp_path)
     write_model(model, tmp_path / "m", {})
     assert read_model(tmp_path / "m").encoder.identity == model.encoder.identity

@@ -83,7 +83,7 @@ def test_partners_have_the_same_name(codes, fitted):
         assert pair.partner_b[candidates.b[c]] == c
 
 
-def test_no_partner_is_said_and_the_runtime_is_not_asked_for(codes, fitted):
+def test_missing_partners_are_marked_and_start_up_code_is_left_out(codes, fitted):
     code = codes["O0"]
     pair = make_pair(code, codes["O1-stripped"], fitted)
     names = code.analysis.function_name
@@ -91,7 +91,7 @@ def test_no_partner_is_said_and_the_runtime_is_not_asked_for(codes, fitted):
     assert pair.partner_a[names.index("_start")] == UNKNOWN
 
 
-def test_partners_stay_what_they_are_when_hopeless_candidates_go(codes, fitted):
+def test_dropping_hopeless_candidates_keeps_the_partners(codes, fitted):
     pair = make_pair(codes["O0"], codes["O2"], fitted)
     unlike = np.random.default_rng(0).normal(0, 9, len(pair.candidates.a)).astype(np.float32)
     part = plausible_part(pair, lambda measures: unlike)
@@ -114,7 +114,7 @@ def test_partners_stay_what_they_are_when_hopeless_candidates_go(codes, fitted):
     assert lost, "the test should meet one"
 
 
-def test_a_pair_without_plausible_candidates(codes, fitted, cfg):
+def test_a_pair_without_plausible_candidates_does_not_stop_training(codes, fitted, cfg):
     """Its functions count as not found; the neighbour network learns from the others."""
     pair = make_pair(codes["O0"], codes["O2"], fitted)
     cfg = dataclasses.replace(cfg, n_epochs=1, networks=1, hidden=4)
@@ -170,6 +170,6 @@ def test_training_is_deterministic(trained):
     assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
 
 
-def test_nothing_to_learn_from(tmp_path, capsys):
+def test_a_folder_without_builds_is_named(tmp_path, capsys):
     assert typed(main, "--path", tmp_path / "none") == 1
     assert capsys.readouterr().err.startswith(f"error: no builds under {tmp_path / 'none'}")

@@ -1,3 +1,5 @@
+"""models.py against Hugging Face's BERT, and the settings of a model."""
+
 import json
 import math
 
@@ -301,7 +303,7 @@ def test_a_config_is_read_as_written(tmp_path):
 
 
 @pytest.mark.parametrize("key", list(SIZES))
-def test_each_key_is_needed_and_checked(tmp_path, key):
+def test_each_key_of_a_config_is_required_and_checked(tmp_path, key):
     path = tmp_path / "cfg.json"
     probability = key.startswith("p_")
     wrong = ["1", None, [1], True] + ([-0.1, 1.0, 2] if probability else [0, -1, 1.5, 2.0])
@@ -327,7 +329,7 @@ def test_each_key_is_needed_and_checked(tmp_path, key):
         ({"p_drop_attn": float("nan")}, "'p_drop_attn'"),
     ],
 )
-def test_other_faults_of_a_config(tmp_path, changes, message):
+def test_other_faults_of_a_config_are_named(tmp_path, changes, message):
     path = tmp_path / "cfg.json"
     path.write_text(json.dumps({**SIZES, **changes}))
     with pytest.raises(utils.UserError) as error:

@@ -1,3 +1,5 @@
+"""optim.py against the formulas of BERT's Adam and its schedules."""
+
 import copy
 import io
 import math

@@ -48,14 +48,14 @@ def gradients(model, data):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
-def test_outputs_and_gradients(dtype, tolerance):
+def test_outputs_and_gradients_equal_those_of_the_plain_model(dtype, tolerance):
     slow, fast = twins(dtype)
     for data in (batch(), {**batch(), "input_mask": None}):
         for a, b in zip(gradients(slow, data), gradients(fast, data), strict=True):
             assert torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_attention_without_pytorchs_kernel(monkeypatch):
+def test_our_attention_gives_the_gradients_of_the_plain_model(monkeypatch):
     """The fast CPU code, used with bfloat16 and dropout, inside the whole model."""
     slow, fast = twins(torch.float64)
 
@@ -64,7 +64,7 @@ def test_attention_without_pytorchs_kernel(monkeypatch):
         assert torch.allclose(a, b, rtol=1e-11, atol=1e-11)
 
 
-def test_ten_steps_of_training():
+def test_ten_steps_of_training_equal_those_of_the_plain_model():
     slow, fast = twins(torch.float64)
     slow_adam = plain.Adam(slow, lr=1e-3)
     cfg = type("Config", (), {"lr": 1e-3, "warmup": 0.0, "total_steps": -1})

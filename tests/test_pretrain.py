@@ -233,7 +233,9 @@ PAIR = {"is_next": np.ones(1, np.int64), "is_hard": np.zeros(1, bool)}
     max_pred=st.integers(1, 30),
     mask_prob=st.floats(0.01, 0.99),
 )
-def test_layout_and_masking(seed, max_len, max_pred, mask_prob):
+def test_examples_have_berts_layout_and_mask_only_ordinary_tokens(
+    seed, max_len, max_pred, mask_prob
+):
     rng = np.random.default_rng(seed)
     n = 30
     tokens = rng.integers(0, 15, size=500)  # special tokens too: the text may hold [UNK]
@@ -302,7 +304,7 @@ def text_of(ids, starts=None):
     )
 
 
-def test_eighty_ten_ten():
+def test_masked_tokens_are_replaced_in_shares_of_80_10_10():
     ids = np.full((2000, 100), 9)
     out = MaskedTokens.columns(text_of(ids), Preprocess4Pretrain(VOCAB, 100, 100, 0.5))
     at = np.take_along_axis(out["input_ids"], out["masked_pos"], 1)[out["masked_weights"] > 0]
@@ -461,7 +463,7 @@ class Oracle(torch.nn.Module):
         return torch.tensor([[0.0, 1.0]]).expand(len(h), 2)
 
 
-def test_measures():
+def test_evaluation_measures_a_known_model_exactly():
     rng = np.random.default_rng(0)
     tokens = rng.choice([5, 6, 7], p=[0.5, 0.25, 0.25], size=200 * 40)
     corpus = make_corpus([100, 100], [[20, 20]] * 200, tokens)
@@ -556,13 +558,13 @@ def test_a_new_objective_is_one_object():
         ({"masked_lm": -1}, "greater than or equal to 0"),
     ],
 )
-def test_objectives_that_cannot_be(tmp_path, objectives, message):
+def test_impossible_objectives_are_refused(tmp_path, objectives, message):
     (tmp_path / "cfg.json").write_text(json.dumps(TRAINING | {"objectives": objectives}))
     with pytest.raises(UserError, match=rf"cfg\.json: .*{message}"):
         pretrain.Config.from_json(tmp_path / "cfg.json")
 
 
-def test_weights_of_losses():
+def test_only_chosen_objectives_have_a_loss():
     batch = {name: torch.from_numpy(array) for name, array in make_loader().batch(0).items()}
     assert get_losses(tiny_model(), batch, [MaskedTokens]).keys() == {"masked_lm_loss"}
     all_true = make_loader()
@@ -627,7 +629,7 @@ def trained(workplace):
     return workplace, out
 
 
-def test_learns(trained):
+def test_a_tiny_model_learns_a_simple_corpus(trained):
     folder, out = trained
     metrics = json.loads((folder / "out/metrics.json").read_text())
     assert metrics["unigram_entropy"] == pytest.approx(math.log(10), abs=0.2)
@@ -676,7 +678,7 @@ def test_eval_on_the_programs_left_for_a_test(trained, monkeypatch, capsys):
         pretrain.evaluate(MODEL_FILE, test=True)
 
 
-def test_predict(trained, monkeypatch, capsys):
+def test_predict_fills_masks_with_shares(trained, monkeypatch, capsys):
     line = "cmp cmp [MASK] cmp cmp cmp [MASK] cmp cmp cmp"
     monkeypatch.chdir(trained[0])
     pretrain.predict(MODEL_FILE, line)
@@ -686,7 +688,7 @@ def test_predict(trained, monkeypatch, capsys):
     assert len(out.splitlines()[0].split(", ")) == 5
 
 
-def test_predict_a_lone_mask(trained):
+def test_predict_fills_a_lone_mask(trained):
     code, out, _ = run(trained[0], "predict", MODEL_FILE, "--line=[MASK]", "--top=20")
     assert code == 0
     shares = [float(share) for share in re.findall(r"(\S+) %", out)]
@@ -761,7 +763,7 @@ def stop():
         (dict(train_cfg="none.json"), r"none\.json"),
     ],
 )
-def test_settings_that_cannot_be(trained, monkeypatch, changes, message):
+def test_impossible_settings_change_nothing(trained, monkeypatch, changes, message):
     folder, _ = trained
     (folder / "wrong_size.json").write_text(json.dumps(MODEL | {"vocab_size": 99}))
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").iterdir()}
@@ -785,7 +787,7 @@ def test_raising_total_steps_goes_on(trained, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_start_from_a_trained_model(trained, monkeypatch, capsys):
+def test_training_starts_from_a_trained_model(trained, monkeypatch, capsys):
     folder, _ = trained
     monkeypatch.chdir(folder)
     model_file = max((folder / "out").glob("model_steps_*.pt"), key=os.path.getmtime)
@@ -812,13 +814,13 @@ def test_start_from_a_trained_model(trained, monkeypatch, capsys):
     ("line", "message"),
     [("mov reg8", r"has no \[MASK\]"), ("mov " * 31 + "[MASK]", "has 32 tokens, .* at most 30")],
 )
-def test_lines_that_cannot_be_filled(trained, monkeypatch, line, message):
+def test_lines_that_cannot_be_filled_are_refused(trained, monkeypatch, line, message):
     monkeypatch.chdir(trained[0])
     with pytest.raises(UserError, match=message):
         pretrain.predict(MODEL_FILE, line)
 
 
-def test_model_without_its_company(trained, tmp_path, monkeypatch):
+def test_a_model_without_its_json_or_vocabulary_is_refused(trained, tmp_path, monkeypatch):
     model_file = tmp_path / "model_steps_150.pt"
     out = trained[0] / "out"
     model_file.write_bytes((out / "model_steps_150.pt").read_bytes())
@@ -875,7 +877,7 @@ def test_killed_training_goes_on_to_the_same_model(trained, tmp_path):
     }  # which `eval` adds, and another test may have run that
 
 
-def test_wrong_flags(workplace):
+def test_flags_out_of_range_are_refused(workplace):
     code, out, err = run(workplace, "--mask_prob", 1.5, "--max_len", 4)
     assert code == 2
     assert out == ""
@@ -883,7 +885,7 @@ def test_wrong_flags(workplace):
     assert re.search("--max_len 4: .*greater than or equal to 5", err)
 
 
-def test_a_recipe_of_settings(workplace, tmp_path, monkeypatch, capsys):
+def test_optional_settings_work_together(workplace, tmp_path, monkeypatch, capsys):
     """The last steps at full length, without next sentence, with another schedule."""
     monkeypatch.chdir(workplace)
     recipe = {"objectives": {"masked_lm": 0.5}, "long_share": 0.25}

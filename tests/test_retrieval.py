@@ -35,7 +35,7 @@ def test_pools_need_no_drawing(nearer, ties, pool):
     assert found == pytest.approx(expected, abs=0.02)
 
 
-def test_the_whole_collection_as_pool_is_the_plain_rank():
+def test_a_pool_of_everything_gives_the_plain_rank():
     found = ranks.pool_figures(np.array([0, 1, 9, 10]), np.zeros(4, np.int64), 60, 60)
     assert found[:, 0].tolist() == pytest.approx([1, 0, 0, 0])
     assert found[:, 1].tolist() == pytest.approx([1, 1, 1, 0])

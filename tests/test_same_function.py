@@ -8,7 +8,7 @@ from tasks.tables import Examples
 
 
 @pytest.mark.parametrize("kind", list(same_function.VECTORIZERS))
-def test_bags(kind):
+def test_features_of_pairs_show_what_words_are_shared(kind):
     texts = ["mov __ctype_b_loc", "mov str", "mov"] * 5
     train = Examples(texts, texts[::-1], None)
     words = same_function.Bags(kind, train)

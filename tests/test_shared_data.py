@@ -179,7 +179,7 @@ def test_functions_share_what_few_use(built):
     assert shared[number["alone"]].nnz == 0
 
 
-def test_no_data_is_a_case():
+def test_a_binary_without_data_has_no_variables_and_tables():
     analysis = analysis_of([(0x1000, 0x1000, "ret")], [])
     assert shared_variables(analysis).shape == (1, 1)
     tables = read_tables(analysis)
@@ -204,7 +204,7 @@ def sorted_tables(found) -> Tables:
 
 @settings(max_examples=200, deadline=None)
 @given(slots(4), slots(3), st.randoms(use_true_random=False))
-def test_agreement_is_what_lies_upon_each_other(first, second, random):
+def test_agreement_counts_entries_at_equal_places(first, second, random):
     shape = 4, 3
     pairs = [(a, b) for a in range(4) for b in range(3) if random.random() < 0.8]
     share = np.array([random.random() for _ in pairs], np.float32)

@@ -40,13 +40,13 @@ def test_growth_is_measured_on_more_and_more_programs(analyses, capsys):
     assert blocks == [n * blocks[0] for n in (1, 2, 4, 8)]
 
 
-def test_cold_and_warm(builds, tmp_path, capsys):
+def test_a_cold_and_a_warm_run_are_timed(builds, tmp_path, capsys):
     old, new = (str(builds / build / "shapes") for build in ("O1", "O2"))
     speed_diff.main(old, new, outputDir=str(tmp_path), workers=1)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[1:]] == ["cold", "warm"]
 
 
-def test_a_folder_without_programs(builds, tmp_path):
+def test_a_folder_without_programs_is_refused(builds, tmp_path):
     with pytest.raises(speed_diff.utils.UserError, match="no programs"):
         speed_diff.programs(tmp_path, str(tmp_path), 1)

@@ -129,12 +129,12 @@ def test_flags_arrive_as_typed(to, old):
         (["a", "b", "--share", "nan"], "--share nan: .*finite"),
     ],
 )
-def test_wrong_usage(typed, message):
+def test_wrong_usage_is_explained(typed, message):
     with pytest.raises(UsageError, match=message):
         received(two, *typed)
 
 
-def test_a_flag_that_must_be_given():
+def test_a_missing_required_flag_is_named():
     def query(binary: str, *, function: str, top: int = 1):
         pass
 
@@ -153,12 +153,12 @@ def test_a_flag_that_must_be_given():
         ([], False),
     ],
 )
-def test_switches(typed, on):
+def test_switches_may_stand_before_or_after_values(typed, on):
     assert received(many, *typed, "x") == (("x",), "t", (), on)
     assert received(many, "x", *typed) == (("x",), "t", (), on)
 
 
-def test_numbers_and_choices():
+def test_numbers_and_choices_are_converted_and_checked():
     def main(seed: int = 0, mode: Literal["train", "eval"] = "train"):
         return seed, mode
 
@@ -167,7 +167,7 @@ def test_numbers_and_choices():
         received(main, "--mode", "predict")
 
 
-def test_lists():
+def test_lists_are_split_at_commas():
     assert names_of("chroot,9.10") == ["chroot", "9.10"]
     assert names_of(("a,b", "c")) == ["a,b", "c"]
 
@@ -327,7 +327,7 @@ command_line(main, other=other)
         ),
     ],
 )
-def test_command_line(arguments, code, out, err):
+def test_exit_codes_and_outputs_are_as_documented(arguments, code, out, err):
     done = run_script(arguments)
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
@@ -351,7 +351,7 @@ command_line(main)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_stopped_from_outside(number, stubborn):
+def test_signals_let_a_program_clean_up(number, stubborn):
     """Ctrl-C and SIGTERM let a program clean up; a second one ends it at once."""
     process = subprocess.Popen(
         [sys.executable, "-c", WAITING, *["--stubborn"] * stubborn],
@@ -387,7 +387,7 @@ command_line(main)
 """
 
 
-def test_streams_that_are_closed(tmp_path):
+def test_closed_streams_do_no_harm(tmp_path):
     """As by >&- in a shell: otherwise the file would have got the number of such a stream."""
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(CLOSED)} made"
     for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
@@ -402,7 +402,7 @@ def test_streams_that_are_closed(tmp_path):
         assert (tmp_path / "made").read_text() == "its own"
 
 
-def test_a_working_directory_that_was_removed(tmp_path):
+def test_a_removed_working_directory_is_reported(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     command = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'diff.py'))} a b"
@@ -417,7 +417,7 @@ def test_a_working_directory_that_was_removed(tmp_path):
     assert done.returncode == 1
 
 
-def test_output_into_a_full_file(tmp_path):
+def test_a_full_disk_is_reported_for_printed_output(tmp_path):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", TINY], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True

@@ -184,15 +184,15 @@ def test_basic_tokens_are_never_empty_and_hold_no_blank(text):
         ("", []),
     ],
 )
-def test_google_not_rust(text, tokens):
+def test_where_rust_differs_we_follow_google(text, tokens):
     assert BasicTokenizer().tokenize(text) == tokens
 
 
-def test_cased_keeps_case_and_accents():
+def test_the_cased_tokenizer_keeps_case_and_accents():
     assert BasicTokenizer(do_lower_case=False).tokenize(" \tHéLLo!") == ["HéLLo", "!"]
 
 
-def test_whitespace_tokenize():
+def test_whitespace_of_all_kinds_divides_tokens():
     assert whitespace_tokenize("  a\u00a0b\t\u2028c \n") == ["a", "b", "c"]
     assert whitespace_tokenize(" \n") == []
 
@@ -223,7 +223,7 @@ def test_wordpiece_as_in_rust():
     assert cut > 1000  # both outcomes occur
 
 
-def test_wordpiece_limits():
+def test_wordpiece_gives_up_on_long_words():
     vocab = {"[UNK]": 0, "a": 1, "##a": 2}
     assert WordpieceTokenizer(vocab).tokenize("a" * 100) == ["a"] + ["##a"] * 99
     assert WordpieceTokenizer(vocab).tokenize("a" * 101) == ["[UNK]"]
@@ -306,7 +306,7 @@ def test_load_vocab_keeps_the_order_and_all_lines(tmp_path):
         (b"", r"lacks \[UNK\] \[MASK\]"),
     ],
 )
-def test_load_vocab_refuses(tmp_path, content, message):
+def test_bad_vocabularies_are_refused(tmp_path, content, message):
     file = tmp_path / "vocab.txt"
     file.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
@@ -314,14 +314,14 @@ def test_load_vocab_refuses(tmp_path, content, message):
     assert str(file) in str(error.value)
 
 
-def test_load_vocab_without_a_file(tmp_path):
+def test_a_missing_vocabulary_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.txt"):
         load_vocab(tmp_path / "nothing.txt")
     with pytest.raises(UserError):
         load_vocab(tmp_path)
 
 
-def test_convert():
+def test_tokens_and_ids_are_converted_both_ways():
     vocab = {"a": 3, "b": 1}
     assert convert_tokens_to_ids(vocab, ["b", "a", "b"]) == [1, 3, 1]
     assert convert_ids_to_tokens({3: "a", 1: "b"}, np.array([1, 3], dtype=np.int32)) == ["b", "a"]
@@ -384,7 +384,7 @@ def test_corpus_tokenizer_needs_all_special_tokens(tmp_path):
         CorpusTokenizer(vocab_file)
 
 
-def test_get_tokenizer(english):
+def test_each_name_gives_its_tokenizer(english):
     for name, cls in (
         ("corpus", CorpusTokenizer),
         ("bert", FullTokenizer),
@@ -412,7 +412,7 @@ def test_no_lower_case_text_has_a_token_of_a_cased_vocabulary(text):
     assert reading_of([*SPECIAL_TOKENS, "[unused1]", "##ed", "Ed"]) == "bert-cased"
 
 
-def test_imports_neither_side():
+def test_tokenization_imports_neither_angr_nor_torch():
     code = "import sys, tokenization; print({'torch', 'angr', 'tensorflow'} & set(sys.modules))"
     result = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
     assert result == "set()\n"

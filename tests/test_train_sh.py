@@ -36,7 +36,7 @@ def test_each_flag_is_given_once(tmp_path):
     }
 
 
-def test_environment_and_arguments(tmp_path):
+def test_arguments_override_the_environment(tmp_path):
     words = flags(tmp_path, "--max_len", "128", "--vocab=my words", data_file="a b/c.txt")
     assert words.count("--max_len") == 1
     assert words[words.index("--max_len") + 1] == "128"

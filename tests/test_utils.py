@@ -69,7 +69,7 @@ def test_settings_inside_settings(tmp_path):
         utils.read_config(House, file)
 
 
-def test_settings_file_that_cannot_be_read(tmp_path):
+def test_an_unreadable_settings_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the settings file .*none\.json: No such"):
         utils.read_config(Size, tmp_path / "none.json")
     (tmp_path / "latin.json").write_bytes(b'{"width": "\xe9"}')
@@ -200,7 +200,7 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "path", ["new", "new/deep/er", "file", "folder/new", "../x", "loop", "n" * 241, "é" * 120]
 )
-def test_outputs_that_can_be_written(place, path):
+def test_possible_outputs_pass_and_nothing_is_created(place, path):
     before = sorted(place.rglob("*"))
     utils.check_outputs({"json": path, "csv": None}, ["folder/inside", None, "missing"])
     assert sorted(place.rglob("*")) == before
@@ -230,7 +230,7 @@ def test_outputs_that_can_be_written(place, path):
         ("/dev/new", "this is a device"),
     ],
 )
-def test_outputs_that_cannot_be_written(place, path, reason):
+def test_impossible_outputs_are_refused(place, path, reason):
     with pytest.raises(UserError, match=f"^--json {re.escape(path)}: .*{reason}"):
         utils.check_outputs({"csv": "fine", "json": path})
 
@@ -277,7 +277,7 @@ def test_pipes_and_devices_are_refused(place, path, read):
         read(path)
 
 
-def test_folders_to_write(place):
+def test_an_output_folder_must_be_a_folder_or_new(place):
     utils.check_outputs({}, ["file"], {"to": "folder", "data": "new/folder", "more": None})
     for path in ("file", "pipe", "loop"):
         with pytest.raises(UserError, match=f"--to {path}: this is not a folder"):
@@ -296,7 +296,7 @@ def test_no_two_outputs_are_one_file(place, one, two):
         utils.check_outputs({"json": one, "csv": two})
 
 
-def test_outputs_without_permission(place, monkeypatch):
+def test_outputs_without_permission_are_refused(place, monkeypatch):
     real = os.access
     closed = lambda path, mode: not str(path).endswith("folder") and real(path, mode)  # noqa: E731
     monkeypatch.setattr(os, "access", closed)  # root may write everywhere
@@ -305,5 +305,5 @@ def test_outputs_without_permission(place, monkeypatch):
 
 
 @pytest.mark.parametrize(("n", "said"), [(0, "files"), (1, "file"), (2, "files")])
-def test_plural(n, said):
+def test_nouns_are_plural_except_after_one(n, said):
     assert utils.plural(n, "file") == said

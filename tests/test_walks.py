@@ -1,3 +1,5 @@
+"""pairs/walks.py: walks follow the rules, which are written again in slow, plain Python."""
+
 from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
@@ -285,7 +287,7 @@ def test_hardly_more_paths_than_it_takes(analyses):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_plain_deepwalk(seed):
+def test_deepwalk_takes_random_edges_from_every_block(seed):
     reference = networkx.gnp_random_graph(30, 0.08, seed=seed, directed=True)
     edges = np.array(reference.edges, np.int32)
     merged = np.array([(3, 20), (4, 21)], np.int32)
