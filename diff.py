@@ -151,7 +151,7 @@ def main(
     if is_package(old) or is_package(new):
         for path in (old, new):
             if not is_package(path) and os.path.exists(path):
-                raise utils.UsageError(f"{path} is no package, and the other one is")
+                raise utils.UsageError(f"{path} is not a package, but the other one is")
         of_one = {"anchors": anchors, "ghidra": ghidra, "ida": ida, "bindiff": bindiff}
         of_one |= {
             "binexport": binexport,

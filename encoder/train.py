@@ -199,7 +199,7 @@ def prepare(cfg: Config, corpus: Corpus, held_out: Corpus | None) -> Prepared:
     vocabulary = choose_words(by_package(corpus), cfg.words)
     data = Data(corpus, look_up(corpus.positions, vocabulary), programs_of(corpus))
     if not data.programs:
-        raise utils.UserError("no program has two builds that may be trained on")
+        raise utils.UserError("no program has two builds that may be trained on; give more builds")
     return Prepared(vocabulary, data, Judge(held_out, vocabulary) if held_out else None)
 
 

@@ -115,8 +115,8 @@ def main(
                 used.append(program)
         if not train:
             raise utils.UserError(
-                f"{', '.join(paths)}: no program has two builds that may be trained on; --encoders "
-                "names encoders that have not learned from its package"
+                f"{', '.join(paths)}: no program has two builds that may be trained on; give more "
+                "builds, or with --encoders an encoder that has not learned from their packages"
             )
         similarity, neighbours = train_both(train, cfg)
         model = Model(own[0], similarity, neighbours)

@@ -117,7 +117,7 @@ def test_a_function_begins_behind_padding():
     assert parts(analysis_of([(0x1010, 0x1006, "ret")], [])) == {0x1010: [0x1010]}
 
 
-def test_a_swallowed_function_is_one():
+def test_a_function_that_angr_swallowed_is_separate():
     """For angr, code that only one function jumps to is part of it, wherever it is."""
     blocks = [(0x1000, 0x1000, "jmp 0x1020"), (0x1010, 0x1010, "ret"), (0x1020, 0x1000, "nop")]
     blocks += [(0x1028, 0x1028, "ret")]

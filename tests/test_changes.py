@@ -213,7 +213,7 @@ def test_calls_that_patches_are_made_of_have_names(gone, come, kind):
     assert kinds == ["call replaced"] + [kind] * bool(kind)
 
 
-def test_a_call_says_more_of_a_human_than_registers_do():
+def test_changed_calls_rank_higher_than_changed_registers():
     assert rank(["call added"], 4) > rank(["instructions changed"], 4)
     assert rank(["call added"], 8) > rank(["call added"], 4)
     assert all(rank([kind], 2) > 0 for kind in KINDS)

@@ -49,7 +49,7 @@ def test_the_words_of_a_block_are_those_of_its_instructions(codes):
             assert part.sum() - expected.sum() <= 1
 
 
-def test_words_say_what_classes_drop():
+def test_words_keep_what_token_classes_drop():
     line = functools.partial(_read_instruction, ARCHITECTURES["x86_64"])
     assert line(b"cmp dword ptr [rbx + 0x38], 0x2f") == ("cmp", "cmp mn", ["+0x38"], [0x2F])
     assert line(b"mov eax, dword ptr [rbp - 0x14]") == ("mov", "mov rm", [], [])
@@ -58,7 +58,7 @@ def test_words_say_what_classes_drop():
     assert line(b"ret") == ("ret", "ret ", [], [])
 
 
-def test_what_computes_nothing_is_no_difference():
+def test_instructions_that_compute_nothing_are_ignored():
     for line in ("endbr64", "nop", "nop word ptr cs:[rax + rax]", "bti c"):
         assert normal_line(line) == ""
     assert normal_line("notrack jmp rax") == normal_line("jmp rax")
@@ -66,7 +66,7 @@ def test_what_computes_nothing_is_no_difference():
     assert normal_line("notrack jmp qword ptr [rip + 0x20]", marks) == "jmp qword ptr [rip@]"
 
 
-def test_addresses_are_no_difference():
+def test_addresses_are_ignored():
     marks = ((0, "@"),)
     assert normal_line("jne 0x401234", marks) == "jne @"
     assert normal_line("lea rdi, [rip + 0x2f31]", marks) == "lea rdi, [rip@]"

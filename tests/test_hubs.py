@@ -82,8 +82,8 @@ def test_words_of_a_hub_do_not_reach_its_callers():
     assert few.words["number up"][1].nnz == few.words["number"][0].nnz > HUB / 4
 
 
-def test_functions_are_not_sought_in_a_hub(monkeypatch):
-    """A pair of blocks is compared for each function that only one has, and block of the hub."""
+def test_inlined_functions_are_not_sought_in_a_hub(monkeypatch):
+    """A function that only one binary has is not compared with functions of too many blocks."""
     compared = [0]
 
     def count(a, b, *others):

@@ -29,7 +29,7 @@ def lone(first, second):
     ]
 
 
-def test_no_level_invents_a_string(codes):
+def test_optimisation_levels_add_no_lone_strings(codes):
     builds = sorted(set(codes) - {"O1-stripped"})
     for one in builds:
         for other in builds:
@@ -95,7 +95,7 @@ def test_a_signature_is_the_function_that_it_names(codes):
     assert lone(by_name, edited(code))[0] == {"copy": {name}}
 
 
-def test_what_many_functions_show_is_no_surprise(codes):
+def test_lone_strings_count_less_where_many_functions_have_some(codes):
     """A lone string counts for less where others have some, too."""
     code = codes["O1"]
     pairs = np.stack([np.arange(code.functions)] * 2, 1)

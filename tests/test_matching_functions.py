@@ -23,7 +23,7 @@ def names_of(code, functions):
     return [code.analysis.function_name[f] for f in functions]
 
 
-def test_names_are_not_looked_at(codes, model):
+def test_names_do_not_change_the_matches(codes, model):
     first, second = codes["O0"], codes["O2"]
     renamed = dataclasses.replace(
         second,
@@ -157,7 +157,7 @@ def test_identical_code_decides_between_equally_likely_functions(codes, model):
     assert not around.same_code(candidates)[np.isin(candidates.a, small)].any()
 
 
-def test_what_looks_hopeless_matches_as_an_anchor_only(codes, model):
+def test_hopeless_candidates_match_only_as_anchors(codes, model):
     def always(score):
         return lambda inputs: np.full(len(inputs), score, np.float32)
 

@@ -491,7 +491,7 @@ def test_the_page_leads_to_each_function(compared):
 
 def test_packages_are_compared_with_packages(packages, builds, tmp_path):
     old, program = str(packages / "old.tar.xz"), str(builds / "O1" / "shapes")
-    with pytest.raises(UsageError, match="is no package, and the other one is"):
+    with pytest.raises(UsageError, match="is not a package, but the other one is"):
         diff.main(old, program)
     with pytest.raises(UsageError, match="--bindiff is for two binaries"):
         diff.main(old, old, bindiff="x")

@@ -152,5 +152,5 @@ def test_instructions_that_do_not_touch_each_other_may_change_places(code, old, 
         (["mov rax, rcx"], ["mov rax, rcx", "mov rax, rcx"]),
     ],
 )
-def test_another_order_that_matters_is_no_reordering(code, old, new):
+def test_an_order_that_changes_results_is_refused(code, old, new):
     assert reordered(old, new, code) is None

@@ -28,7 +28,7 @@ def test_each_instruction_begins_with_its_mnemonic(analyses, build):
     assert made.is_last.sum() == len(analysis.instruction_form) + len(analysis.import_name)
 
 
-def test_a_change_of_tokens_needs_what_the_analysis_keeps_only(analyses, monkeypatch):
+def test_tokens_are_made_again_from_the_cached_analysis(analyses, monkeypatch):
     analysis = analyses["O1"]
     before = tokenise(analysis).words()
     monkeypatch.setattr(tokens, "string_words", lambda literal: [f"len{len(literal)}"])
