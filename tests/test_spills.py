@@ -126,7 +126,7 @@ def test_frames_of_the_compiler_and_of_an_edit(tmp_path, model):
     same = {name for name in PAIRS if found[name][0] == "compiled differently"}
     assert same == {name for name, (*_, same) in PAIRS.items() if same}
     for name in ("larger_buffer", "filled_from_its_end", "array_without_address"):
-        assert found[name][1] == ["stack layout changed"]
+        assert found[name][1] == ("stack layout changed",)
 
 
 def test_no_edit_hides_behind_a_frame_pointer(tmp_path, model):
