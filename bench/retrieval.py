@@ -44,7 +44,6 @@ from binary.analysis import load_analysis
 from binary.cache import analyse_files, cache_file
 from binary.symbols import source_names
 from features.extract import Features, extract_features
-from features.outline import body_digests, unseen_names
 from terminal import progress
 from terminal.arguments import names_of
 from terminal.command_line import PARTLY, command_line
@@ -163,6 +162,16 @@ def known_of(build: Build, output_dir: str, work: str) -> Known:
         return Known(arrays["name"].tolist(), arrays["blocks"], arrays["body"])
 
 
+def body_digests(code: "Features") -> np.ndarray:
+    """Return a digest of each function's normalised body, uint64 (F,).
+
+    Functions have equal digests if their instructions without addresses, the texts and imports that
+    they refer to, and the jumps between their blocks are the same.
+    """
+    digests = [hashlib.blake2b(repr(b).encode(), digest_size=8).digest() for b in code.outline.code]
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
 def not_seen(builds: list[Build], known: dict[Build, Known], seen: np.ndarray) -> set[tuple]:
     """Return (package, file, name) of the functions that occur in no training package.
 
@@ -172,6 +181,27 @@ def not_seen(builds: list[Build], known: dict[Build, Known], seen: np.ndarray) -
     for build in builds:
         files[build.package, build.file.name].append((known[build].name, known[build].body))
     return {(*file, name) for file, of in files.items() for name in unseen_names(of, seen)}
+
+
+def unseen_names(builds: Iterable[tuple[list[str], np.ndarray]], seen: np.ndarray) -> set[str]:
+    """Return the names of a file's functions that occur in no training program.
+
+    A held-out library may contain functions of the training packages: copied source files, and what
+    compilers add. A function is left out if its body in any of the builds was seen in training.
+
+    Parameters
+    ----------
+    builds : iterable of (list of str, uint64 (F,))
+        For each build of the file, the names ("" if unknown) and `body_digests` of its functions.
+    seen : uint64 (n,)
+        `body_digests` of the training programs' functions.
+    """
+    names: set[str] = set()
+    met: set[str] = set()
+    for name, bodies in builds:
+        names.update(name)
+        met.update(n for n, again in zip(name, np.isin(bodies, seen), strict=True) if again)
+    return names - met - {""}
 
 
 def make_task(

@@ -34,7 +34,6 @@ _A64_OPAQUE = re.compile(
     r"|smin|umax|umin)\w*|pac\w+|aut\w+|xpac\w+|bl?ra\w+|ret[ab]\w*|st(add|clr|eor|set)\w*"
 )
 _FLAGS = {"rflags", "eflags", "nzcv", "fpsw"}
-_X86_PARTS = {"sil": "rsi", "dil": "rdi", "bpl": "rbp", "spl": "rsp"}
 STACK = {"rsp", "sp"}
 
 

@@ -159,12 +159,7 @@ LIBRARIES = {
     "lcms2": library(),
     "leveldb": cmake("-DLEVELDB_BUILD_TESTS=OFF", "-DLEVELDB_BUILD_BENCHMARKS=OFF"),
     "libaec": cmake(),
-    "libarchive": library(
-        *(
-            f"--without-{x}"
-            for x in ["zlib", "bz2lib", "lzma", "zstd", "lz4", "xml2", "expat", "openssl", "nettle"]
-        )
-    ),
+    "libarchive": library(*without("zlib bz2lib lzma zstd lz4 xml2 expat openssl nettle")),
     "libcbor": cmake(),
     "libconfuse": library("--disable-examples"),
     "libdeflate": plain(),

@@ -1,8 +1,6 @@
 """The normalised code of a binary's functions, and what they refer to, to find identical ones."""
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,34 +70,3 @@ class Outline:
         self.rows = list(zip(t.table.tolist(), t.place.tolist(), t.function.tolist(), strict=True))
         for table, place, f in self.rows:
             self.tables[f].append((table, place))
-
-
-def body_digests(code: "Features") -> np.ndarray:
-    """Return a digest of each function's normalised body, uint64 (F,).
-
-    Functions have equal digests if their instructions without addresses, the texts and imports that
-    they refer to, and the jumps between their blocks are the same.
-    """
-    digests = [hashlib.blake2b(repr(b).encode(), digest_size=8).digest() for b in code.outline.code]
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-
-
-def unseen_names(builds: Iterable[tuple[list[str], np.ndarray]], seen: np.ndarray) -> set[str]:
-    """Return the names of a file's functions that occur in no training program.
-
-    A held-out library may contain functions of the training packages: copied source files, and what
-    compilers add. A function is left out if its body in any of the builds was seen in training.
-
-    Parameters
-    ----------
-    builds : iterable of (list of str, uint64 (F,))
-        For each build of the file, the names ("" if unknown) and `body_digests` of its functions.
-    seen : uint64 (n,)
-        `body_digests` of the training programs' functions.
-    """
-    names: set[str] = set()
-    met: set[str] = set()
-    for name, bodies in builds:
-        names.update(name)
-        met.update(n for n, again in zip(name, np.isin(bodies, seen), strict=True) if again)
-    return names - met - {""}

@@ -289,7 +289,10 @@ def test_notes_come_back_from_a_file(opened, page, tmp_path):
     for name, said in [
         ("notes.json", "1 of 2 notes are of functions here, and were added"),
         ("notes.json", "1 of 2 notes are of functions here, and were added"),
-        ("other.json", "other.json could not be read: these are no notes of such a page"),
+        (
+            "other.json",
+            "other.json could not be read: the file does not contain notes of such a page",
+        ),
     ]:
         opened.execute_script("document.getElementById('found').textContent = ''")
         opened.find_element("id", "notes-file").send_keys(str(tmp_path / name))

@@ -10,7 +10,6 @@ import retrieval
 from conftest import compile_c
 from recipes import RECIPES, TEST, VALIDATION
 
-from features.outline import unseen_names
 from utils import UserError
 
 
@@ -82,9 +81,9 @@ def test_intervals_are_over_libraries_and_differences_are_paired():
 def test_what_training_holds_in_any_build_is_left_out():
     builds = [(["a", "b", "", "c"], np.array([1, 2, 3, 4], np.uint64))]
     builds += [(["c", "a", "d"], np.array([5, 6, 7], np.uint64))]
-    assert unseen_names(builds, np.array([], np.uint64)) == {"a", "b", "c", "d"}
-    assert unseen_names(builds, np.array([6, 3], np.uint64)) == {"b", "c", "d"}
-    assert unseen_names(builds, np.array([2, 5, 7], np.uint64)) == {"a"}
+    assert retrieval.unseen_names(builds, np.array([], np.uint64)) == {"a", "b", "c", "d"}
+    assert retrieval.unseen_names(builds, np.array([6, 3], np.uint64)) == {"b", "c", "d"}
+    assert retrieval.unseen_names(builds, np.array([2, 5, 7], np.uint64)) == {"a"}
 
 
 O0, O3, CLANG = (("bookworm", *x) for x in (("gcc", "O0"), ("gcc", "O3"), ("clang", "O2")))

@@ -86,7 +86,7 @@ const notes = {
   },
   // Add notes exported by another page; if a function has a note in both, keep both.
   take(content) {
-    if (content?.format !== 1 || !Array.isArray(content.notes)) throw new Error("these are no notes of such a page");
+    if (content?.format !== 1 || !Array.isArray(content.notes)) throw new Error("the file does not contain notes of such a page");
     const rowOf = new Map(rows.map(row => [row.key, row]));
     let taken = 0;
     for (const { old, new: other, reviewed, note } of content.notes) {

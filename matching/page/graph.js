@@ -27,8 +27,8 @@ function drawGraph(side) {
   pane.append(make("h2", "", `${side ? "new" : "old"}: ${shorten(f.brief)} at ${f.address}, ${f.blocks} block${f.blocks === 1 ? "" : "s"}`));
   const graph = graphOf(side);
   if (!graph) {
-    pane.append(make("p", "empty", `No graph is drawn of this function: it has ${f.blocks} blocks, ` +
-      "or many others came before it. The lines show it."));
+    pane.append(make("p", "empty", `The graph of this function is not drawn, because it has ${f.blocks} blocks, ` +
+      "or because too many graphs came before it. See its lines instead."));
     return pane;
   }
   const stage = make("div", "stage"), boxes = new Map();
