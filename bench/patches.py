@@ -194,7 +194,7 @@ def main(
         codes = tuple(extract_features(load_analysis(analyses[file])) for file in pair)
         found = compare(*codes, model)
         patched = patched_functions(step, codes, folder / "truth")
-        rows.append((step.package, *judge(step, codes, found, patched)))
+        rows.append((step.package, *judge(step, found, patched)))
     for package in packages.split():
         show(package, [row[1:] for row in rows if row[0] == package])
     show("all", [row[1:] for row in rows])
@@ -346,7 +346,6 @@ def patched_functions(
 
 def judge(
     step: Step,
-    codes: tuple[Features, ...],
     found: Diff,
     patched: tuple[set[int], set[int]],
 ) -> tuple[int, int, int]:

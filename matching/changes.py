@@ -53,7 +53,7 @@ def compare(
         differing = total - 2 * unchanged[pair]
         status, rank = IDENTICAL, 0.0
         kinds: tuple[str, ...] = ()
-        if differing and recompiled(judge, pair, inside):
+        if differing and recompiled(judge, pair):
             status = RECOMPILED
         elif differing:
             status, (kinds, rank) = CHANGED, describe_kinds(judge, pair, inside, strings)

@@ -71,7 +71,7 @@ class Judge:
         s = self.places[1].offsets[b[of]] + nth
         agree = self.same_references(r, s)
         same[of[~agree]] = False
-        return same & self._same_flow(same)
+        return same & self._same_flow()
 
     def same_references(self, r: np.ndarray, s: np.ndarray) -> np.ndarray:
         """Return whether references r of the first and s of the second are the same, bool (n,)."""
@@ -119,7 +119,7 @@ class Judge:
         ]
         return (self.block_partner[at[0]] == at[1]) & (offset[0] == offset[1])
 
-    def _same_flow(self, same: np.ndarray) -> np.ndarray:
+    def _same_flow(self) -> np.ndarray:
         """Return which matched blocks have matched successors inside the function, bool (n,)."""
         edges = []
         for code, function in zip(self.codes, self.function, strict=True):

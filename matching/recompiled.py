@@ -81,7 +81,7 @@ class Step(NamedTuple):
     line: int
 
 
-def recompiled(judge: Judge, pair: tuple[int, int], same: list[set[int]]) -> bool:
+def recompiled(judge: Judge, pair: tuple[int, int]) -> bool:
     """Whether two functions that differ are only compiled differently.
 
     Parameters
@@ -89,8 +89,6 @@ def recompiled(judge: Judge, pair: tuple[int, int], same: list[set[int]]) -> boo
     judge : matching.judge.Judge
     pair : (int, int)
         The functions.
-    same : list of set of int
-        For each binary, the blocks that are the same as their partners.
     """
     blocks = [code.blocks[f].tolist() for code, f in zip(judge.codes, pair, strict=True)]
     partner = {b: int(judge.block_partner[b]) for b in blocks[0]}
@@ -101,10 +99,10 @@ def recompiled(judge: Judge, pair: tuple[int, int], same: list[set[int]]) -> boo
         sorted(partner[t] for t in flow[0][b]) != sorted(flow[1][partner[b]]) for b in blocks[0]
     ):
         return False
-    if _agree(judge, pair, partner, flow[0], (None, None)):
+    if _agree(judge, partner, flow[0], (None, None)):
         return True
     layouts = _layouts(judge, pair, flow)
-    return layouts is not None and _agree(judge, pair, partner, flow[0], layouts)
+    return layouts is not None and _agree(judge, partner, flow[0], layouts)
 
 
 Layouts = tuple[Layout | None, Layout | None]
@@ -112,7 +110,6 @@ Layouts = tuple[Layout | None, Layout | None]
 
 def _agree(
     judge: Judge,
-    pair: tuple[int, int],
     partner: dict[int, int],
     flow: dict[int, list[int]],
     layouts: Layouts,

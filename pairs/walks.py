@@ -90,7 +90,7 @@ def walk_graph(
     has_good = np.zeros(blocks, bool)
     has_good[at[good]] = True
     # A merged node offers only one return, even if both of its blocks return.
-    doubled = np.concatenate([np.zeros(len(row), bool), _repeated(leaving, blocks)])
+    doubled = np.concatenate([np.zeros(len(row), bool), _repeated(leaving)])
     keep = (good | ~has_good[at]) & ~doubled
     forward_start, order = _csr(at[keep], blocks)
     forward, forward_push = to[keep][order], pushed[keep][order]
@@ -140,7 +140,7 @@ def _offered_by(block: np.ndarray, partner: np.ndarray) -> tuple[np.ndarray, np.
     return np.concatenate([block, partner[block[doubled]]]), np.concatenate([row, doubled])
 
 
-def _repeated(block: np.ndarray, blocks: int) -> np.ndarray:
+def _repeated(block: np.ndarray) -> np.ndarray:
     """Return for each entry whether the same block occurred before it."""
     again = np.ones(len(block), bool)
     again[np.unique(block, return_index=True)[1]] = False

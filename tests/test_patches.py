@@ -87,7 +87,7 @@ def test_the_patched_function_comes_first(step, tmp_path, capsys):
         address = int(code.analysis.function_address[f])
         assert truth.read_truth(file, tmp_path).name[address] == "area"
     found = compare(*codes, read_model(str(DEFAULT)))
-    assert patches.judge(step, codes, found, patched) == (1, 1, 1)
+    assert patches.judge(step, found, patched) == (1, 1, 1)
     patches.show("shapes", [(1, 1, 1), (3, 2, 0), (5, 0, 0), (9, 1, 6), (4, 1, 5)])
     assert capsys.readouterr().out.splitlines()[1] == (
         "shapes: 4 patches; their function is first for 1, second to fifth for 1, later for 1, "
