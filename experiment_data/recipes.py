@@ -58,19 +58,12 @@ def library(*options: str, needs: str = "") -> Recipe:
 def cmake(*options: str, needs: str = "", folder: str = ".") -> Recipe:
     """Return the recipe of a package that cmake configures."""
     shared = ("-DBUILD_SHARED_LIBS=ON", "-DBUILD_TESTING=OFF", *options)
-    return Recipe(
-        configure=shared,
-        system="cmake",
-        folder=folder,
-        needs=("cmake", *needs.split()),
-    )
+    return Recipe(configure=shared, system="cmake", folder=folder, needs=("cmake", *needs.split()))
 
 
-def plain(*targets: str, needs: str = "", folder: str = ".", linker: str = "LDFLAGS") -> Recipe:
+def plain(*targets: str, folder: str = ".") -> Recipe:
     """Return the recipe of a package that has only a Makefile."""
-    return Recipe(
-        configure=None, targets=targets, linker=linker, folder=folder, needs=tuple(needs.split())
-    )
+    return Recipe(configure=None, targets=targets, folder=folder)
 
 
 LUA = Recipe(("src/lua",), None, ("-C", "src", "lua"), linker="MYLDFLAGS")
