@@ -7,13 +7,14 @@ from typing import Any
 
 from binary.formats import MACHO
 from binary.relocations import add_relocations
+from binary.unlifted import lift_the_rest
 
 DIRECTORIES, PE32_PLUS = 16, 0x20B
 MH_DYLIB, MH_BUNDLE = 6, 8  # types of Mach-O files, at byte 12
 
 
 def fill_gaps() -> None:
-    """Add relocations, and Windows on ARM unless angr knows it by now; mend three methods."""
+    """Add relocations, instructions, and Windows on ARM; mend three methods."""
     from angr.analyses.cfg import CFGFast
     from angr.calling_conventions import SYSCALL_CC
     from angr.procedures.definitions import SimSyscallLibrary
@@ -23,6 +24,7 @@ def fill_gaps() -> None:
     _mend(SimSyscallLibrary, "has_prototype", _only_if_complete)
     _mend(CFGFast, "_to_snippet", _empty_at_the_end)
     add_relocations()
+    lift_the_rest()
     for processor in ("AARCH64", "ARMEL", "ARMHF"):
         conventions = SYSCALL_CC[processor]
         conventions.setdefault("Win32", conventions["default"])  # else a PE cannot be loaded

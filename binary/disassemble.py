@@ -48,6 +48,7 @@ from binary.references import (
 from binary.relocations import unknown_relocations
 from binary.starts import Start, go_functions, is_code, is_thumb, read_starts
 from binary.symbols import ascii_name
+from binary.toc_tables import toc_resolver
 
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # users cannot act on their warnings
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -124,7 +125,7 @@ def analyse(
         try:
             starts = read_starts(project, content)
             names, exported = _exchange_symbols(project, starts)
-            cfg = _recover(project)
+            cfg = _recover(project, starts)
             cut_tables(cfg)
         except Exception as error:
             raise utils.UserError(f"angr fails on the code of {path}: {_reason(error)}") from error
@@ -209,12 +210,19 @@ def _show_starts(project: Any, addresses: list[int]) -> None:
         binary.symbols.add(cle.Symbol(binary, f"start_{place:x}", place, 0, kind))
 
 
-def _recover(project: Any) -> Any:
+def _recover(project: Any, starts: list[Start]) -> Any:
     """Return angr's graph; on 32-bit ARM once more, with the functions that only pools name."""
     import angr
+    from angr.analyses.cfg.indirect_jump_resolvers import default_resolvers
 
-    segments = not len(project.loader.main_object.sections)  # where section headers are cut off
-    cfg = project.analyses.CFGFast(normalize=True, force_segment=segments)
+    binary = project.loader.main_object
+    segments = not len(binary.sections)  # where section headers are cut off
+    resolvers = default_resolvers.default_indirect_jump_resolvers(binary, project)
+    if project.arch.name == "PPC64":
+        resolvers.insert(0, toc_resolver(project, starts))
+    cfg = project.analyses.CFGFast(
+        normalize=True, force_segment=segments, indirect_jump_resolvers=resolvers
+    )
     if not architecture_of(project.arch).pools:
         return cfg
     taken = _taken(project, cfg)

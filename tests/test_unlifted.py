@@ -1,0 +1,79 @@
+"""Code is followed past instructions that angr's lifter does not know, by what was assembled."""
+
+import pytest
+from zig import zig
+
+from binary.analysis import JUMP, STEP_OVER
+from binary.disassemble import analyse
+
+X86 = """vpternlogd $0x96, %zmm1, %zmm2, %zmm3
+kmovd %eax, %k1
+vmovdqu64 %zmm16, 64(%rsp){%k1}
+sha1rnds4 $3, %xmm2, %xmm1
+rdpid %rcx"""
+ARM = """casal x0, x1, [x2]
+ldaddal x0, x1, [x2]
+ptrue p0.b
+ld1b {z0.b}, p0/z, [x0]
+sdot v0.4s, v1.16b, v2.16b
+ldapr x0, [x1]"""
+# Calls through a register, jumps and returns with pointer authentication.
+SIGNED = """    .globl signed, other
+    .type signed, %function
+    .type other, %function
+signed: .cfi_startproc
+    paciasp
+    cbz x0, 1f
+    blraaz x1
+    add x0, x0, 77
+    retaa
+1:  braa x1, x2
+    .cfi_endproc
+other: .cfi_startproc
+    mov w0, 5
+    retab
+    .cfi_endproc
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "flag", "assembly"),
+    [
+        ("x86_64-linux-gnu", "-mcpu=x86_64_v4+sha+rdpid", X86),
+        ("aarch64-linux-gnu", "-mcpu=generic+v8_5a+sve2+dotprod", ARM),
+    ],
+)
+def test_code_after_newer_instructions_is_found(tmp_path, target, flag, assembly):
+    lines = "".join(f'"{line.replace("%", "%%")}\\n"' for line in assembly.splitlines())
+    lines = lines.replace("%%", "%")  # basic assembly, without operands
+    (tmp_path / "new.c").write_text(
+        "extern int puts(const char *); extern int rnd(int);\n"
+        f'int new(int x) {{ asm volatile({lines}); puts("after it"); return rnd(x) * 77; }}\n'
+    )
+    file = tmp_path / "new"
+    zig(target, flag, "-O1", "-fPIC", "-shared", "-nostdlib", tmp_path / "new.c", "-o", file)
+    analysis = analyse(file)
+    assert analysis.function_name[: analysis.code_functions] == ["new"]
+    found = [line.split()[0] for b in analysis.instructions for line in b.decode().splitlines()]
+    mine = [line.split()[0] for line in assembly.splitlines()]
+    at = found.index(mine[0])
+    assert found[at : at + len(mine)] == mine
+    assert analysis.string == [b"after it"]
+    assert sorted(name for _, name in analysis.import_calls()) == ["puts", "rnd"]
+
+
+def test_signed_calls_jumps_and_returns(tmp_path):
+    (tmp_path / "signed.s").write_text(".arch armv8.3-a\n" + SIGNED)
+    file = tmp_path / "signed"
+    zig("aarch64-linux-gnu", "-shared", "-nostdlib", tmp_path / "signed.s", "-o", file)
+    analysis = analyse(file)
+    texts = [text.decode().splitlines() for text in analysis.instructions]
+    names = analysis.function_name
+    assert [
+        (names[f], lines[-1].split()[0]) for f, lines in zip(analysis.function, texts, strict=True)
+    ] == [
+        *(("signed", "cbz"), ("signed", "blraaz"), ("signed", "retaa"), ("signed", "braa")),
+        ("other", "retab"),
+    ]
+    edges = zip(analysis.edges.tolist(), analysis.kind.tolist(), strict=True)
+    assert sorted(edges) == [([0, 1], JUMP), ([0, 3], JUMP), ([1, 2], STEP_OVER)]
