@@ -59,6 +59,7 @@ IN_MEMORY = {"functions": 20_000, "cfg_nodes": 50_000, "cfg_edges": 50_000}
 # ARM's markers of code and data, and labels within functions, are not names of functions.
 NO_NAME = re.compile(r"\$[adtx](\.|$)|\.L|$")
 LLD_FILLS, THUMB_NOP = b"\xd4\xd4", b"\x00\xbf"  # what lld fills gaps with, to trap; no operation
+SVE = re.compile(r"\b[zp]\d+[./]")  # AArch64's small numbers look like these instructions
 NAME_OF_ARCH = re.compile(r"for architecture (?:em_)?(\w+)")  # in archinfo's message
 CONSTANT = 16  # bytes, at most, that one instruction reads
 Code = dict[Any, list[Instruction]]  # angr's node -> its instructions
@@ -201,6 +202,12 @@ def _exchange_symbols(project: Any, starts: list[Start]) -> tuple[dict[int, str]
     return names, exported
 
 
+def _is_data(instructions: list[Instruction], architecture: Architecture) -> bool:
+    """Whether code that nothing leads to is rather data, or a trap for stray jumps."""
+    traps = all(architecture.trap.match(i.line) for i in instructions)
+    return traps or SVE.search(instructions[0].operands) is not None
+
+
 def _show_starts(project: Any, addresses: list[int]) -> None:
     import cle
 
@@ -331,7 +338,7 @@ def _tidy(
             instructions = read_instructions(project, node)
             if all(architecture.idle.match(i.line) for i in instructions):
                 joined.add(node)
-            elif not (is_gap(node) and all(architecture.trap.match(i.line) for i in instructions)):
+            elif not (is_gap(node) and _is_data(instructions, architecture)):
                 code[node] = instructions
 
     if not code:
