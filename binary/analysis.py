@@ -127,7 +127,7 @@ class Analysis:
         For display only: the string literals to which instructions refer. Sorted.
     operand_block, operand_line : int32 (o,), operand_number, operand_kind : uint8 (o,),
     operand_value : uint64 (o,)
-        What a number in an instruction means if it is not just a number (see `binary.addresses`):
+        What a number in an instruction means if it is not just a number (see `binary.operands`):
         number operand_number[i] of line operand_line[i] of block operand_block[i]. Sorted.
     data_address, data_size : uint64 (s,), data_constant : bool (s,), data : list of bytes
         The sections of data: their addresses and sizes, whether they stay constant, and their

@@ -17,7 +17,7 @@ import numpy as np
 from sortedcontainers import SortedKeyList
 
 import utils
-from binary.addresses import PLACE, SLOT, Finder
+from binary.addresses import Finder
 from binary.analysis import CALL, JUMP, PART, Analysis
 from binary.angr_gaps import fill_gaps, loadable
 from binary.architectures import ARCHITECTURES, Architecture, architecture_of, processor_of
@@ -36,6 +36,7 @@ from binary.instructions import (
 )
 from binary.jump_tables import cut_tables
 from binary.listing import Listing
+from binary.operands import PLACE, SLOT
 from binary.references import (
     code_pointers,
     data_sections,

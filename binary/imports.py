@@ -3,10 +3,11 @@
 import re
 from typing import Any
 
-from binary.addresses import PLACE, SLOT, Finder
+from binary.addresses import Finder
 from binary.analysis import CALL, JUMP, STEP_OVER
 from binary.architectures import architecture_of
 from binary.instructions import read_instructions
+from binary.operands import PLACE, SLOT
 from binary.starts import STUBS
 
 KINDS = {"Ijk_Call": CALL, "Ijk_FakeRet": STEP_OVER}  # kinds of angr's edges; the rest is JUMP

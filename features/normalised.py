@@ -6,8 +6,8 @@ from collections.abc import Hashable, Iterable
 
 import numpy as np
 
-from binary.addresses import DIGITS, IN_MEMORY, NUMBER, OFFSET, PART, PLACE, SLOT
 from binary.analysis import STEP_OVER, Analysis
+from binary.operands import DIGITS, IN_MEMORY, NUMBER, OFFSET, PART, PLACE, SLOT
 from features.places import DATA, IMPORT, Places
 
 # Instructions that compute nothing: alignment, and the landing pads of control-flow protection,

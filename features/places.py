@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 
-from binary.addresses import OFFSET, PLACE, SLOT
 from binary.analysis import Analysis
+from binary.operands import OFFSET, PLACE, SLOT
 
 IMPORT, CODE, DATA, INSIDE, UNKNOWN = range(5)  # what an operand refers to
 TEXT = re.compile(rb"(?:[\t-\r -~]|[\xc2-\xf4][\x80-\xbf]{1,3})+\0")  # ASCII, or UTF-8

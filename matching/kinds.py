@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from binary.addresses import BRANCH, CALLS, IN_MEMORY, NUMBER, OFFSET, PART, Parsed, parse
 from binary.analysis import JUMP, STEP_OVER
+from binary.operands import BRANCH, CALLS, IN_MEMORY, NUMBER, OFFSET, PART, Parsed, parse
 from features.extract import Features
 from features.normalised import IDLE
 from features.places import CODE, DATA, IMPORT

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from binary.accesses import STACK, Access, accesses, whole_register, width
-from binary.addresses import BRANCH, CALLS, PART, PLACE, SLOT, parse
 from binary.analysis import CALL as CALL_EDGE
 from binary.frames import Use, read_frame
+from binary.operands import BRANCH, CALLS, PART, PLACE, SLOT, parse
 from features.extract import Features
 from features.normalised import IDLE, normal_line
 from features.places import CODE

@@ -10,8 +10,8 @@ from conftest import SOURCE, compile_c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from binary.addresses import IN_MEMORY, parse
 from binary.disassemble import analyse
+from binary.operands import IN_MEMORY, parse
 from features.extract import extract_features
 from matching.changes import compare
 from matching.identical import identical_pairs

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfTransformer
 
-from binary.addresses import IN_MEMORY
 from binary.architectures import ARCHITECTURES
+from binary.operands import IN_MEMORY
 from features.extract import _read_instruction
 from features.normalised import normal_line
 from features.tfidf import hashed, weigh

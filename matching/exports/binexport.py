@@ -21,6 +21,7 @@ from binary.binexport import (
     messages,
 )
 from binary.demangle import demangle
+from binary.operands import parse
 from features.extract import Features
 from terminal.escape import printable
 
@@ -130,7 +131,7 @@ class _Writer:
     def _operands(self, text: str) -> list[int]:
         """Return the operands of an instruction, each as one expression."""
         found = []
-        for operand in re.split(r", (?![^\[{(]*[\]})])", text) if text else ():
+        for operand in parse(text).operands:
             number = NUMBER.fullmatch(operand)
             if number:
                 expression = IMMEDIATE, number[1]
