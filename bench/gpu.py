@@ -89,16 +89,16 @@ TABLE = dict(
         row_of("tiny", 64, speed_training.GRAPHS),
         row_of("base", 512, "ours, bfloat16"),
         row_of("base", 512, speed_training.GRAPHS),
-        row_of("base", 512, speed_training.CUDA_ONLY),
+        row_of("base", 512, speed_training.PEER),
         (f"bert_small 256 x 64: {LOOP}", ("small", LOOP)),
-        row_of("tiny", 64, speed_training.CUDA_ONLY),
+        row_of("tiny", 64, speed_training.PEER),
         *(
             row_of(size, length, row)
             for size, length in (
                 *(("small", 64), ("base", 64), ("medium", 512), ("small", 512)),
                 *(("tiny", 512), ("medium", 64)),
             )
-            for row in (speed_training.GRAPHS, speed_training.CUDA_ONLY)
+            for row in (speed_training.GRAPHS, speed_training.PEER)
         ),
         row_of("base", 512, speed_training.GRAPHS, p_drop_attn=0),
         row_of("base", 512, speed_training.GRAPHS, p_drop_attn=0, p_drop_hidden=0),

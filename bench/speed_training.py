@@ -3,20 +3,24 @@
     python bench/speed_training.py                          # bert_tiny, three dropouts: 3 minutes
     python bench/speed_training.py --model_cfg config/bert_base.json --batch_size 8 --steps 3 \\
         --own_dropout True --together False           # 6 minutes
+    python bench/speed_training.py --compiled True --own_dropout True --max_len 64 --max_pred 16 \\
+        --vocab_size 600 --steps 100                  # what torch.compile is worth: 6 minutes
     python bench/speed_training.py optimizer          # BertAdam beside torch's AdamW(fused=True)
 
 A peer is left out if it is not installed, and bfloat16 if the processor does not support it. Each
 runs in its own process. They take steps in turn, so that other load on the machine slows all of
 them alike, and medians are printed. Each step is forward pass, loss, gradients and optimizer on the
 same batch. The plain model is in plain.py; Hugging Face's is BertForPreTraining with its own loss
-and AdamW(fused=True), on a GPU compiled. On a GPU, the model's FLOP/s are also printed as a share
-of those of large matrix products, measured here, too.
+and AdamW(fused=True), on a GPU compiled. Ratios are of medians, with 95 % intervals by a bootstrap
+over the rounds. On a GPU, the model's FLOP/s are also printed as a share of those of large matrix
+products, measured here, too.
 """
 
 import dataclasses
 import datetime
 import importlib.util
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -53,6 +57,7 @@ def main(
     steps: int = 7,
     own_dropout: bool = False,
     together: bool = True,
+    compiled: bool = False,
     profile: bool = False,
 ) -> None:
     """Print tokens per second of each, and the ratios.
@@ -75,11 +80,18 @@ def main(
         Only one column, with the dropout of model_cfg.
     together : bool
         Keep all models in memory and take their steps in turn; else measure one after the other.
+    compiled : bool
+        On a CPU, measure our compiled model, too, and after how many steps that pays. Nothing that
+        was compiled before is used.
     profile : bool
         Instead, print the time of our step by PyTorch's operations.
     """
     device = utils.get_device()
-    names = [name for name in ROWS if device.type == "cuda" or name not in (CUDA_ONLY, GRAPHS)]
+    if device.type == "cuda":
+        left_out = ON_CPU  # there, ours is always compiled
+    else:
+        left_out = (GRAPHS, PEER) if compiled else (GRAPHS, PEER, *ON_CPU)
+    names = [name for name in ROWS if name not in left_out]
     if train.best_precision(device) == "float32":
         names = [name for name in names if "bfloat16" not in name]
     if importlib.util.find_spec("transformers") is None:
@@ -98,39 +110,66 @@ def main(
     if own_dropout:
         sizes = models.Config.from_json(model_cfg)
         columns = ((sizes.p_drop_attn, sizes.p_drop_hidden),)
-    table: dict[str, list[float]] = {name: [] for name in names}
+    if compiled:
+        os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+    found: list[dict[str, list[float]]] = []  # for each column, the seconds of each row's steps
     for dropouts in columns:
+        found.append({})
+        ready: dict[str, float] = {}
         for some in [names] if together else [[name] for name in names]:
-            for name, values in measure(some, (*work, *dropouts), steps).items():
-                table[name].append(batch_size * max_len / statistics.median(values))
+            for name, (before, seconds) in measure(some, (*work, *dropouts), steps).items():
+                found[-1][name], ready[name] = seconds, before
+    tokens = batch_size * max_len
     print(f"{'tokens per second, by dropout of attention / hidden':44}", end="")
-    print("".join(f"{f'{a:g} / {h:g}':>12}" for a, h in columns))
-    for name, values in table.items():
-        print(f"{name:44}" + "".join(f"{value:12,.0f}" for value in values))
-    ours = np.max([table[name] for name in names if name.startswith("ours")], axis=0)
+    print("".join(f"{f'{a:g} / {h:g}':>20}" for a, h in columns))
+    for name in names:
+        print(f"{name:44}" + "".join(f"{tokens / np.median(x[name]):20,.0f}" for x in found))
     for what, start in (("plain", "plain"), ("Hugging Face's best", "Hugging")):
-        peers = [table[name] for name in names if name.startswith(start)]
-        if peers:
-            ratios = ours / np.max(peers, axis=0)
-            print(f"{f'our best / {what}':44}" + "".join(f"{value:12.2f}" for value in ratios))
+        if any(name.startswith(start) for name in names):
+            ratios = [ratio_of(fastest(x, start), fastest(x, "ours")) for x in found]
+            print(f"{f'our best / {what}':44}" + "".join(f"{ratio:>20}" for ratio in ratios))
+    for name in [name for name in names if name in ON_CPU]:
+        base = name.removesuffix(", compiled")
+        more = ready[name] - ready[base]
+        gain = np.median(found[-1][base]) - np.median(found[-1][name])
+        pays = f"after {more / gain:,.0f} steps" if gain > 0 else "never"
+        print(
+            f"{name}: {ratio_of(found[-1][base], found[-1][name])} times as fast as without, "
+            f"{more:.0f} s to compile, pays {pays}"
+        )
     if device.type == "cuda":
         sizes = models.Config.from_json(model_cfg)
         sizes = dataclasses.replace(sizes, vocab_size=vocab_size)
         flops = train.flops_per_token(sizes, max_len, max_pred)
         ceiling = train.product_flops(device, torch.bfloat16)
         print(f"{flops / 1e9:.3f} GFLOP a token; products reach {ceiling / 1e12:.0f} TFLOP/s")
-        print(f"{'our share of that':44}" + "".join(f"{x * flops / ceiling:12.1%}" for x in ours))
+        shares = [tokens * flops / ceiling / np.median(fastest(x, "ours")) for x in found]
+        print(f"{'our share of that':44}" + "".join(f"{share:20.1%}" for share in shares))
 
 
-def measure(names: list[str], work: tuple, steps: int) -> dict[str, list[float]]:
-    """Return the seconds of each step of each row, taken in turn."""
+def fastest(seconds: dict[str, list[float]], start: str) -> list[float]:
+    """Return the seconds of the row with the lowest median whose name begins with ``start``."""
+    return min((s for name, s in seconds.items() if name.startswith(start)), key=np.median)
+
+
+def ratio_of(slow: list[float], fast: list[float]) -> str:
+    """Return how many times as fast, with an interval; the steps of a round belong together."""
+    both = np.array([slow, fast])
+    drawn = np.random.default_rng(0).integers(both.shape[1], size=(1000, both.shape[1]))
+    ratios = np.divide(*np.median(both[:, drawn], axis=2))
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return f"{np.divide(*np.median(both, axis=1)):.2f} ({low:.2f}-{high:.2f})"
+
+
+def measure(names: list[str], work: tuple, steps: int) -> dict[str, tuple[float, list[float]]]:
+    """Return the seconds until each row was ready, and those of each of its steps, in turn."""
     context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
+    pipes, processes, ready = {}, [], {}
     for name in names:
         pipes[name], theirs = context.Pipe()
         processes.append(context.Process(target=serve, args=(theirs, name, work), daemon=True))
         processes[-1].start()
-        pipes[name].recv()  # wait for its first steps
+        ready[name] = pipes[name].recv()  # waits for its first steps
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(steps):
         for name, pipe in pipes.items():
@@ -139,14 +178,15 @@ def measure(names: list[str], work: tuple, steps: int) -> dict[str, list[float]]
     for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(False)
         process.join()
-    return seconds
+    return {name: (ready[name], seconds[name]) for name in names}
 
 
 def serve(pipe: Connection, name: str, work: tuple) -> None:
     """Take a step for each True received, and answer with its seconds."""
     device = utils.get_device()
+    start = time.perf_counter()
     step = make_step(name, work, device)
-    pipe.send(True)
+    pipe.send(time.perf_counter() - start)
     while pipe.recv():
         start = time.perf_counter()
         step()
@@ -276,12 +316,12 @@ def of_hugging_face(precision: train.Precision, compiled: bool = False) -> Calla
     return make
 
 
-def of_ours(precision: train.Precision, mode: str = "default") -> Callable:
+def of_ours(precision: train.Precision, mode: str = "default", compiled: bool = False) -> Callable:
     def make(sizes: models.Config, batch: Batch, device: torch.device) -> Callable[[], None]:
         utils.keep_freed_memory()
         model = models.BertModel4Pretrain(sizes)
         get_losses = pretrain.get_losses
-        if device.type == "cuda":
+        if compiled or device.type == "cuda":
             get_losses = torch.compile(get_losses, mode=mode, dynamic=False)
 
         def loss_of() -> torch.Tensor:
@@ -292,15 +332,18 @@ def of_ours(precision: train.Precision, mode: str = "default") -> Callable:
     return make
 
 
-CUDA_ONLY = "Hugging Face, bfloat16, compiled"
+PEER = "Hugging Face, bfloat16, compiled"
 GRAPHS = "ours, bfloat16, CUDA graphs"
+ON_CPU = ("ours, float32, compiled", "ours, bfloat16, compiled")
 ROWS = {
     "plain, float32": of_plain,
     "Hugging Face, float32": of_hugging_face("float32"),
     "Hugging Face, bfloat16": of_hugging_face("bfloat16"),
-    CUDA_ONLY: of_hugging_face("bfloat16", compiled=True),
+    PEER: of_hugging_face("bfloat16", compiled=True),
     "ours, float32": of_ours("float32"),
     "ours, bfloat16": of_ours("bfloat16"),
+    ON_CPU[0]: of_ours("float32", compiled=True),
+    ON_CPU[1]: of_ours("bfloat16", compiled=True),
     GRAPHS: of_ours("bfloat16", "reduce-overhead"),
 }
 

@@ -3,6 +3,7 @@
     python bench/throughput.py --path DIR --biname chroot --workers 2     # gendata.py against angr
     python bench/throughput.py pairs --path DIR --times 1,10,100          # growing numbers of pairs
     python bench/throughput.py input                                      # is it fast enough?
+    OMP_NUM_THREADS=1 python bench/throughput.py encoder --path DIR --biname '*'    # search.py
 
 *gendata.py against angr.* Cold: nothing cached. Warm: analyses cached, data/ deleted, every pair
 written again. "angr alone" is one CFGFast of each distinct binary, one after the other, divided by
@@ -23,6 +24,11 @@ dataprocess.py, writing the corpus.
 and masks batches on one core, trains bert_tiny for as long, and pre-trains on all of it. Takes 4
 minutes on two cores. Memory is the private memory of the processes; the ids are mapped from files,
 and the kernel drops those pages when it needs them.
+
+*Encoder.* CPU seconds of what search.py does after the analysis: extract features, make vectors,
+write them to an index, and search an index for one function. For the last two, the same vectors are
+written again under other hashes until the index is large enough. Analyses that are not in
+--outputDir are made first.
 """
 
 import contextlib
@@ -38,6 +44,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -59,6 +66,11 @@ from binary.builds import find_binaries, find_programs
 from binary.cache import analyse_all
 from corpus.ids import Corpus, read_corpus
 from corpus.split import split_corpus
+from encoder import index
+from encoder.encoder import read_encoder
+from encoder.inputs import look_up
+from features.extract import extract_features
+from features.positions import read_positions
 from terminal.arguments import names_of
 from terminal.command_line import command_line
 from tokenization import SPECIAL_TOKENS, CorpusTokenizer
@@ -296,6 +308,84 @@ def feed(gigabytes: float = 2.0, steps: int = 300) -> None:
         sys.exit(code)
 
 
+def encode(
+    path: str = str(ROOT / "experiment_data/coreutils/binaries"),
+    biname: str | list[str] = "*",
+    encoded: int = 20_000,
+    indexed: int = 100_000,
+    outputDir: str = "output",
+) -> None:
+    """Print how fast functions are encoded, written to an index and found there.
+
+    Parameters
+    ----------
+    path : str
+        The builds, as for gendata.py.
+    biname : str or list of str
+        The program, or several, or a pattern.
+    encoded : int
+        Minimum number of functions to encode; 0 for all of the binaries.
+    indexed : int
+        Minimum number of functions of the index.
+    outputDir : str
+        Analysed binaries, as for gendata.py; used and completed.
+    """
+    programs = find_programs(path, names_of(biname))
+    binaries = list({b["sha256"]: b for builds in programs.values() for b in builds}.values())
+    analyse_all(binaries, outputDir, len(os.sched_getaffinity(0)))
+    encoder = read_encoder()
+    seconds = dict.fromkeys(("features", "words", "vectors", "index"), 0.0)
+
+    @contextlib.contextmanager
+    def timed(what: str) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        seconds[what] += time.process_time() - start
+
+    parts, done = [], 0
+    for binary in binaries:
+        analysis = load_analysis(cache_file(outputDir, binary["sha256"]))
+        with timed("features"):
+            code = extract_features(analysis)
+        with timed("words"):
+            inputs = look_up(read_positions(code), encoder.vocabulary)
+        with timed("vectors"):
+            vectors = encoder.encode(inputs)
+        start = code.analysis.function_address[: code.functions]
+        names = code.analysis.function_name[: code.functions]
+        parts.append((start, names, np.asarray(code.sizes, np.int32), vectors))
+        done += code.functions
+        if 0 < encoded <= done:
+            break
+    rate = done / (seconds["words"] + seconds["vectors"])
+    print(f"{machine()}, numpy {np.__version__}; {done:,} functions of {len(parts)} binaries")
+    print(
+        f"encoded per CPU second: {rate:,.0f} (vectors alone: {done / seconds['vectors']:,.0f}); "
+        f"their features, before that: {done / seconds['features']:,.0f}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        held = number = 0
+        while held < indexed:
+            part = parts[number % len(parts)]
+            about = index.Binary("again", f"{number:064x}", "AMD64")
+            with timed("index"):
+                index.add(folder, encoder.identity, about, *part)
+            held, number = held + len(part[1]), number + 1
+        print(f"written to an index per CPU second: {held / seconds['index']:,.0f}")
+        reads, queries = [], []
+        for vector in parts[0][3][:5]:
+            start = time.process_time()
+            table = index.read(folder, encoder.identity, encoder.dimensions)
+            read = time.process_time()
+            index.nearest(table, vector[None], 10, encoder.calibration)
+            reads.append(read - start)
+            queries.append(time.process_time() - read)
+        print(
+            f"an index of {held:,} functions in {number} files: read in {np.median(reads):.2f} CPU "
+            f"seconds, one function found in {np.median(queries):.2f}"
+        )
+
+
 def generate(folder: Path, size: int) -> tuple[Path, Path]:
     """Write random documents of up to 16 sentences; words are as frequent as in text."""
     rng = np.random.default_rng(0)
@@ -376,4 +466,4 @@ class Peak:
 
 
 if __name__ == "__main__":
-    command_line(main, pairs=pairs, input=feed)
+    command_line(main, pairs=pairs, input=feed, encoder=encode)

@@ -34,11 +34,12 @@ from encoder.inputs import (
     sketch,
 )
 from features.extract import Features
-from features.positions import read_positions
+from features.positions import LONGEST, read_positions
 from files.arrays import Damage, Numbers, check_arrays, weights_of
 
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "encoder.safetensors"
 SCORES = 1 << 17  # attention scores per head computed at a time, so that they stay in the cache
+SAFE = 80.0  # exp of smaller numbers neither overflows nor vanishes in float32
 LAYERS = 12  # maximum number of blocks
 MOST = 1e4  # larger weights would overflow
 PREFIX = "transformer.blocks."
@@ -146,21 +147,27 @@ class Encoder:
     def _states(self, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """float32 (n, S, D), bool (n, S) -> the hidden states of the last block, (n, S, D)"""
         n, length, width = x.shape
-        unread = np.where(mask, np.float32(0), np.float32(-1e9))[:, None, None]
-        angles = _angles(length, width // self.heads)
+        turns = _turns(width // self.heads, self.heads)[:length]
+        read = mask.astype(np.float32)
         h = _norm(x.reshape(-1, width), self.weights, "transformer.embed.norm")
         for layer in range(self.layers):
             name = f"{PREFIX}{layer}."
             matrix, bias = self._projections[layer]
-            qkv = (h @ matrix + bias).reshape(n, length, 3, self.heads, -1)
-            qk = _rotate(qkv[:, :, :2], *angles)
-            q, k, v = (part.swapaxes(1, 2) for part in (qk[:, :, 0], qk[:, :, 1], qkv[:, :, 2]))
+            qkv = (h @ matrix).reshape(n, length, -1)
+            qkv += bias
+            qkv.view(np.complex64)[:, :, :width] *= turns  # rotate queries and keys
+            if not mask.all():
+                qkv[:, :, 2 * width :] *= read[:, :, None]  # values
+            heads = qkv.reshape(n, length, 3, self.heads, -1)
+            q, k, v = (heads[:, :, part].swapaxes(1, 2) for part in range(3))
             scores = q @ k.swapaxes(2, 3)
-            scores += unread
-            scores -= scores.max(-1, keepdims=True)
+            if _longest(q) * _longest(k) > SAFE:
+                scores += np.where(mask, np.float32(0), -np.float32(np.inf))[:, None, None]
+                scores -= scores.max(-1, keepdims=True)
             np.exp(scores, out=scores)
-            scores /= scores.sum(-1, keepdims=True)
-            mixed = (scores @ v).swapaxes(1, 2).reshape(-1, width)
+            mixed = scores @ v  # divided by the sums afterwards, because it has fewer elements
+            mixed /= scores @ read[:, None, :, None]
+            mixed = mixed.swapaxes(1, 2).reshape(-1, width)
             h = self._add(h, self._linear(mixed, f"{name}proj"), f"{name}norm1")
             inner = _gelu(self._linear(h, f"{name}pwff.fc1"))
             h = self._add(h, self._linear(inner, f"{name}pwff.fc2"), f"{name}norm2")
@@ -184,8 +191,12 @@ class Encoder:
             matrix = np.concatenate([self.weights[f"{part}.weight"] for part in parts]).T.copy()
             bias = np.concatenate([self.weights[f"{part}.bias"] for part in parts])
             width = len(matrix)
+            each = width // self.heads
+            # Put the two elements that are rotated together side by side, as a complex number.
+            pairs = np.arange(2 * width).reshape(-1, 2, each // 2).swapaxes(1, 2).ravel()
             for array in (matrix, bias):
-                array[..., :width] *= np.float32((width // self.heads) ** -0.5)
+                array[..., :width] *= np.float32(each**-0.5)
+                array[..., : 2 * width] = array[..., pairs]
             found.append((matrix, bias))
         return found
 
@@ -200,10 +211,16 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
+def _longest(x: np.ndarray) -> float:
+    """Return the length of the longest of the vectors (..., W)."""
+    return float(np.einsum("nhsw,nhsw->nhs", x, x).max()) ** 0.5
+
+
 def _norm(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
     """Layer normalisation of float32 (m, D)."""
-    x = x - x.mean(-1, keepdims=True)
-    variance = np.einsum("md,md->m", x, x)[:, None] / x.shape[-1]
+    width = x.shape[-1]
+    x = x - (x @ np.full((width, 1), 1 / width, np.float32))
+    variance = np.einsum("md,md->m", x, x)[:, None] / width
     x *= 1 / np.sqrt(variance + 1e-12)
     x *= w[f"{name}.gamma"]
     x += w[f"{name}.beta"]
@@ -229,19 +246,12 @@ def _gelu(x: np.ndarray) -> np.ndarray:
     return inner
 
 
-@functools.lru_cache(512)
-def _angles(length: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return cosines and sines for `_rotate`, the same as in `models.rotate`, (S, 1, 1, W / 2)."""
+@functools.lru_cache(1)
+def _turns(width: int, heads: int) -> np.ndarray:
+    """Return `models.rotate` of queries and keys as factors by position, complex64 (S, H * W)."""
     half = width // 2
-    angle = np.arange(length)[:, None, None, None] * 10000 ** (np.arange(half) / -half)
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-
-
-def _rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Rotate pairs of elements of float32 (n, S, 2, H, W) by the angles of their positions."""
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+    angle = np.arange(CONTEXT + LONGEST)[:, None] * 10000 ** (np.arange(half) / -half)
+    return np.tile(np.exp(1j * angle), 2 * heads).astype(np.complex64)
 
 
 def _chunks(length: np.ndarray) -> list[np.ndarray]:

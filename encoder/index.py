@@ -259,7 +259,8 @@ def nearest(
     cosine, chance = (np.empty((len(vector), k), np.float32) for _ in range(2))
     if not k:
         return found, cosine, chance
-    _, name = np.unique([index.name[row] for row in rows.tolist()], return_inverse=True)
+    numbers: dict[str, int] = {}
+    name = np.array([numbers.setdefault(index.name[row], len(numbers)) for row in rows.tolist()])
     order = np.argsort(name, kind="stable")
     starts = np.flatnonzero(np.diff(name[order], prepend=-1))
     for start in range(0, len(vector), CHUNK):

@@ -77,12 +77,9 @@ def operations(mnemonic: str, operands: str) -> tuple[str, ...]:
     mnemonic, operands : str
         As capstone writes them.
     """
-    found = None if _CALL.match(mnemonic) else _BRANCH.match(mnemonic)
-    if found:
-        condition = found["x86"] or found["risc"] or found["zero"] or ""
-        if named := _first(CONDITIONS, condition):
-            return (f"branch if {named}",)
-    word = _first(TABLE, mnemonic) or ("jump" if found else "move")
+    word = _of_mnemonic(mnemonic)
+    if word.startswith("branch"):
+        return (word,)
     if " ptr" in operands and word not in ("address", "nothing"):
         size = next((n for n, pattern in _NARROW if pattern.search(operands)), 4)
         written = " ptr" in operands.split(",")[0] and word not in ("compare", "push", "call")
@@ -92,6 +89,16 @@ def operations(mnemonic: str, operands: str) -> tuple[str, ...]:
         size = next((n for n, pattern in _NARROW_NAMES if pattern.match(mnemonic)), 4)
         return (f"{'store' if _STORE.match(mnemonic) else 'load'} {size}",)
     return (word,)
+
+
+@functools.lru_cache(1 << 12)  # there are few, and most of the time is spent here
+def _of_mnemonic(mnemonic: str) -> str:
+    found = None if _CALL.match(mnemonic) else _BRANCH.match(mnemonic)
+    if found:
+        condition = found["x86"] or found["risc"] or found["zero"] or ""
+        if named := _first(CONDITIONS, condition):
+            return f"branch if {named}"
+    return _first(TABLE, mnemonic) or ("jump" if found else "move")
 
 
 def _first(table: list[tuple[str, re.Pattern[str]]], text: str) -> str | None:

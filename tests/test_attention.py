@@ -166,10 +166,13 @@ def test_dropout_and_its_gradient_use_the_same_factors():
     assert torch.equal(add_dropped(x, y, 0.0), x + y)
 
 
-def test_compiled_model_uses_the_compilers_kernels():
-    """torch.compile draws numbers of its own; without dropout the outputs are the same."""
-    qkv, mask, gradient = inputs(torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_attention_is_the_same(dtype):
+    """Without dropout; with it, torch.compile draws numbers of its own."""
+    qkv, mask, gradient = inputs(dtype)
     compiled = torch.compile(lambda x: models.attention(x, mask, 0.0), backend="aot_eager")
     expected = outcome(lambda x: models.attention(x, mask, 0.0), qkv, gradient)
     for ours, theirs in zip(outcome(compiled, qkv, gradient), expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
+    dropped = torch.compile(lambda x: models.attention(x, mask, 0.5), backend="aot_eager")
+    assert not torch.equal(outcome(dropped, qkv, gradient)[0], expected[0])
