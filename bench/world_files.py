@@ -34,6 +34,7 @@ MACS = {"macos-arm64": "macosx_11_0_arm64", "macos-x86_64": "macosx_10_9_x86_64"
 DEBIAN = {"x86_64": "amd64", "aarch64": "arm64", "i686": "i386", "armv7l": "armhf"}
 DEBIAN |= {"ppc64le": "ppc64el", "s390x": "s390x", "riscv64": "riscv64"}
 PART = re.compile(r"\.(part|isra|constprop|lto_priv|localalias|llvm)(\.\d+)*")
+ABSEIL = re.compile(r"\blts_\d{8}::|_lts_\d{8}$")  # its release, in an inline namespace
 RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
 ELF, MACHO = b"\x7fELF", b"\xcf\xfa\xed\xfe"  # 64 bits, little-endian
 LC_SYMTAB, N_STAB, N_EXT, N_GSYM = 2, 0xE0, 1, 0x20  # of Mach-O, see <mach-o/nlist.h>
@@ -264,12 +265,12 @@ def spelled(found: dict[int, set[str]]) -> dict[int, set[str]]:
 
 
 def source_name(name: str) -> str:
-    """Return a demangled name without its parameters, Cython's numbers, and Rust's hash.
+    """Return a name without parameters, Cython's numbers, Rust's hash, and Abseil's release.
 
     >>> source_name("std::vector<int, A<char> >::at(unsigned long) const")
     'std::vector<int, A<char> >::at'
     """
-    name = RUST_HASH.sub("", name)
+    name = RUST_HASH.sub("", ABSEIL.sub("", name))
     name = name.replace("(anonymous namespace)", "{anonymous}").replace("long long", "long")
     name = re.sub(r"^non-virtual thunk to |^virtual thunk to ", "thunk ", name)
     if name.endswith(")") or re.search(r"\) (const|&|&&)?( \[.*\])?$", name):
