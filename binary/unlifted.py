@@ -24,6 +24,7 @@ PROCESSORS = ("AMD64", "X86", "AARCH64", "S390X", "PPC64", "PPC32", "RISCV64")
 def lift_the_rest() -> None:
     """Make angr go on after instructions that its lifter does not know."""
     import pyvex
+    from angr.engines.vex.lifter import VEX_IRSB_MAX_SIZE
     from pyvex.errors import LiftingException
 
     class Step(pyvex.lifting.Lifter):  # type: ignore[misc]
@@ -51,10 +52,19 @@ def lift_the_rest() -> None:
                 self.irsb.next = pyvex.expr.RdTmp.get_instance(target)
                 self.irsb.jumpkind = "Ijk_Call" if CS_GRP_CALL in groups else "Ijk_Boring"
 
+    class GoOn(pyvex.lifting.Postprocessor):  # type: ignore[misc]
+        """Leads to the next block where angr's largest block ends within an instruction."""
+
+        def postprocess(self) -> None:
+            cut = self.irsb.size > VEX_IRSB_MAX_SIZE - LONGEST
+            if cut and self.irsb.jumpkind == "Ijk_NoDecode":
+                self.irsb.jumpkind = "Ijk_Boring"
+
     for processor in PROCESSORS:
         known = pyvex.lifting.lifters[processor]
         if all(lifter.__name__ != Step.__name__ for lifter in known):
             pyvex.lifting.register(Step, processor)
+            pyvex.lifting.register(GoOn, processor)
 
 
 def _unlifted(arch: Any, code: bytes, address: int) -> Any:

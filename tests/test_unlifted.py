@@ -6,6 +6,7 @@ from zig import zig
 from binary.analysis import JUMP, STEP_OVER
 from binary.disassemble import analyse
 
+LARGE = 30  # times that these are repeated: more than angr's largest block
 X86 = """vpternlogd $0x96, %zmm1, %zmm2, %zmm3
 kmovd %eax, %k1
 vmovdqu64 %zmm16, 64(%rsp){%k1}
@@ -44,6 +45,7 @@ other: .cfi_startproc
     ],
 )
 def test_code_after_newer_instructions_is_found(tmp_path, target, flag, assembly):
+    assembly = "\n".join([assembly] * LARGE)
     lines = "".join(f'"{line.replace("%", "%%")}\\n"' for line in assembly.splitlines())
     lines = lines.replace("%%", "%")  # basic assembly, without operands
     (tmp_path / "new.c").write_text(
