@@ -54,9 +54,9 @@ from binary.toc_tables import toc_resolver
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # users cannot act on their warnings
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 CS_GRP_INT = 4
-# Above these numbers angr moves parts of the graph to disk, which is slower; version 10 has no limit
-# of edges. Functions all stay in memory: angr's own limit is 5,000 at most, and above it the time
-# and even the memory grow faster than the file.
+# Above these numbers angr moves parts of the graph to disk, which is slower; version 10 knows no
+# limit of edges. Functions all stay in memory: angr's own limit is 5,000 at most, and above it the
+# time and even the memory grow faster than the file.
 IN_MEMORY = {"functions": None, "cfg_nodes": 50_000, "cfg_edges": 50_000}
 # ARM's markers of code and data, and labels within functions, are not names of functions.
 NO_NAME = re.compile(r"\$[adtx](\.|$)|\.L|$")
