@@ -17,6 +17,7 @@ from binary.instructions import read_instructions
 TOC = 0x8000  # how far r2 points behind the beginning of .got
 LOADS = "lwax"  # the instruction that reads an entry, a signed distance from the table
 ENTRY = 4  # bytes
+FAR = 1 << 16  # bytes of code before the jump, at most, that are read
 CLOSE = 40  # number of instructions before the jump, at most, that compare the case's number
 CALLS = re.compile(r"b\w*l[+-]?$")
 KEEPS = re.compile(r"st|cmp|mt|b|nop|tw|td|dcb")  # these write no register, or not the first one
@@ -44,16 +45,24 @@ def toc_resolver(project: Any, starts: list[Any]) -> Any:
 
     ranges = {start.address: start.end for start in starts}
 
-    class TocResolver(IndirectJumpResolver):  # type: ignore[misc]
+    class TocResolver(IndirectJumpResolver):
         def filter(self, cfg: Any, addr: int, func_addr: int, block: Any, jumpkind: str) -> bool:
             return jumpkind == "Ijk_Boring"
 
         def resolve(
-            self, cfg: Any, addr: int, func_addr: int, block: Any, jumpkind: str, **_: Any
+            self,
+            cfg: Any,
+            addr: int,
+            func_addr: int,
+            block: Any,
+            jumpkind: str,
+            func_graph_complete: bool = True,
+            **_: Any,
         ) -> tuple[bool, list[int] | None]:
-            table = find_table(project, min(func_addr, addr), addr + block.size)
+            start = max(min(func_addr, addr), addr - FAR)
+            table = find_table(project, start, addr + block.size)
             targets = read_table(project, table, func_addr, ranges.get(func_addr, 0))
-            if len(targets) < 2:
+            if table is None or len(targets) < 2:
                 return False, None
             jump = cfg.indirect_jumps.get(addr)
             if jump is not None:
@@ -70,13 +79,16 @@ def find_table(project: Any, start: int, end: int) -> Table | None:
     Parameters
     ----------
     start, end : int
-        The code to read: the function up to the end of the jump.
+        The code to read: the function, or the last part of a long one, up to the end of the jump.
     """
     got = project.loader.main_object.sections_map.get(".got")
     if got is None:
         return None
     code = SimpleNamespace(addr=start, size=end - start, thumb=False)
-    lines = read_instructions(project, code)
+    try:
+        lines = read_instructions(project, code)
+    except KeyError:  # the function's code is in several places
+        return None
     known = {"r2": got.vaddr + TOC}  # register -> what it holds
     loaded: dict[str, Table] = {}  # register -> the table that its entry was read from
     compared: list[tuple[int, int]] = []  # (position, number)

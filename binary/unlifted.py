@@ -4,6 +4,7 @@ These are AVX-512 and newer instructions of x86, and on AArch64 all since versio
 like casal, sdot, SVE, pointer authentication (retaa, blraa). At such an instruction angr ends the
 block, and takes what follows for data or disassembles it from a wrong address on. What they compute
 is not needed here. So each becomes a step to the next instruction, a return, a jump or a call.
+Instructions that trap stay unknown, because no code follows them.
 """
 
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 from capstone import CS_GRP_CALL, CS_GRP_INT, CS_GRP_IRET, CS_GRP_JUMP, CS_GRP_PRIVILEGE, CS_GRP_RET
 
+from binary.architectures import architecture_of
 from binary.instructions import CS_OP_REG
 
 NO_STEP = {CS_GRP_INT, CS_GRP_IRET, CS_GRP_PRIVILEGE}
@@ -27,13 +29,14 @@ def lift_the_rest() -> None:
     from angr.engines.vex.lifter import VEX_IRSB_MAX_SIZE
     from pyvex.errors import LiftingException
 
-    class Step(pyvex.lifting.Lifter):  # type: ignore[misc]
+    class Step(pyvex.lifting.Lifter):
         """Reads one instruction; pyvex tries it where its other lifters have failed."""
 
         REQUIRE_DATA_PY = True
 
         def _lift(self) -> None:
-            instruction = _unlifted(self.arch, bytes(self.data[:LONGEST]), self.addr)
+            code = bytes(self.data)[:LONGEST]
+            instruction = _unlifted(self.arch, code, self.addr)
             if instruction is None:
                 raise LiftingException("not an instruction")
             word, groups = pyvex.const.vex_int_class(self.arch.bits), set(instruction.groups)
@@ -52,13 +55,17 @@ def lift_the_rest() -> None:
                 self.irsb.next = pyvex.expr.RdTmp.get_instance(target)
                 self.irsb.jumpkind = "Ijk_Call" if CS_GRP_CALL in groups else "Ijk_Boring"
 
-    class GoOn(pyvex.lifting.Postprocessor):  # type: ignore[misc]
+    class GoOn(pyvex.lifting.Postprocessor):
         """Leads to the next block where angr's largest block ends within an instruction."""
 
         def postprocess(self) -> None:
-            cut = self.irsb.size > VEX_IRSB_MAX_SIZE - LONGEST
-            if cut and self.irsb.jumpkind == "Ijk_NoDecode":
-                self.irsb.jumpkind = "Ijk_Boring"
+            block = self.irsb
+            cut = block.size > VEX_IRSB_MAX_SIZE - LONGEST
+            # A block that ends with a trap leads to the trap.
+            ahead = [n.value for n in block.next.constants] == [block.addr + block.size]
+            if cut and ahead and block.jumpkind == "Ijk_NoDecode":
+                block.jumpkind = "Ijk_Boring"
+                block.invalidate_direct_next()
 
     for processor in PROCESSORS:
         known = pyvex.lifting.lifters[processor]
@@ -73,6 +80,8 @@ def _unlifted(arch: Any, code: bytes, address: int) -> Any:
         return None
     instruction = next(arch.capstone.disasm(code, address, 1), None)
     if instruction is None or not instruction.id or NO_STEP & set(instruction.groups):
+        return None
+    if architecture_of(arch).trap.match(f"{instruction.mnemonic} {instruction.op_str}".strip()):
         return None
     branches = {CS_GRP_JUMP, CS_GRP_CALL} & set(instruction.groups)
     if branches and not (instruction.operands and instruction.operands[0].type in CS_OP_REG):

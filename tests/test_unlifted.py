@@ -79,3 +79,23 @@ def test_signed_calls_jumps_and_returns(tmp_path):
     ]
     edges = zip(analysis.edges.tolist(), analysis.kind.tolist(), strict=True)
     assert sorted(edges) == [([0, 1], JUMP), ([0, 3], JUMP), ([1, 2], STEP_OVER)]
+
+
+def test_no_code_is_read_after_a_trap(tmp_path):
+    source = """    .globl stops, next
+    .type stops, @function
+    .type next, @function
+stops:
+    beqz a0, 1f
+    ret
+1:  unimp
+next:
+    li a0, 7
+    ret
+"""
+    (tmp_path / "trap.s").write_text(source)
+    file = tmp_path / "trap"
+    zig("riscv64-linux-gnu", "-shared", "-nostdlib", tmp_path / "trap.s", "-o", file)
+    analysis = analyse(file)
+    assert analysis.function_name[: analysis.code_functions] == ["stops", "next"]
+    assert analysis.edges.tolist() == [[0, 1]]
