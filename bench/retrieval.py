@@ -162,7 +162,7 @@ def known_of(build: Build, output_dir: str, work: str) -> Known:
         return Known(arrays["name"].tolist(), arrays["blocks"], arrays["body"])
 
 
-def body_digests(code: "Features") -> np.ndarray:
+def body_digests(code: Features) -> np.ndarray:
     """Return a digest of each function's normalised body, uint64 (F,).
 
     Functions have equal digests if their instructions without addresses, the texts and imports that

@@ -61,7 +61,7 @@ IN_MEMORY = {"functions": None, "cfg_nodes": 50_000, "cfg_edges": 50_000}
 # ARM's markers of code and data, and labels within functions, are not names of functions.
 NO_NAME = re.compile(r"\$[adtx](\.|$)|\.L|$")
 LLD_FILLS, THUMB_NOP = b"\xd4\xd4", b"\x00\xbf"  # what lld fills gaps with, to trap; no operation
-SVE = re.compile(r"\b[zp]\d+[./]")  # AArch64's small numbers look like these instructions
+SVE = re.compile(r"\b[zp]\d+[./]")  # many numbers behind AArch64 code look like these instructions
 NAME_OF_ARCH = re.compile(r"for architecture (?:em_)?(\w+)")  # in archinfo's message
 CONSTANT = 16  # bytes, at most, that one instruction reads
 Code = dict[Any, list[Instruction]]  # angr's node -> its instructions

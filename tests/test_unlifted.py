@@ -99,3 +99,19 @@ next:
     analysis = analyse(file)
     assert analysis.function_name[: analysis.code_functions] == ["stops", "next"]
     assert analysis.edges.tolist() == [[0, 1]]
+
+
+def test_numbers_behind_code_are_not_taken_for_sve_instructions(tmp_path):
+    source = """    .globl code
+    .type code, @function
+code: .cfi_startproc
+    mov w0, 7
+    ret
+    .cfi_endproc
+    .word 0x04200400, 0x05200400, 0xd65f03c0 // add z0.b, ... ; zip1 ... ; ret
+"""
+    (tmp_path / "numbers.s").write_text(source)
+    file = tmp_path / "numbers"
+    zig("aarch64-linux-gnu", "-shared", "-nostdlib", tmp_path / "numbers.s", "-o", file)
+    analysis = analyse(file)
+    assert analysis.function_name[: analysis.code_functions] == ["code"]
