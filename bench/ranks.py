@@ -5,6 +5,8 @@ number of these in a random pool of N functions has a hypergeometric distributio
 are exact expectations, and no pool is drawn.
 """
 
+import functools
+
 import numpy as np
 import scipy.sparse
 from scipy.stats import hypergeom
@@ -51,13 +53,19 @@ def pool_figures(nearer: np.ndarray, ties: np.ndarray, all_: int, pool: int) -> 
     all_, pool : int
         Number of functions in the collection, and in the pool, which contains the target.
     """
+    sums = _summed_figures(all_, pool)
+    return ((sums[:, nearer + ties + 1] - sums[:, nearer]) / (ties + 1)).T
+
+
+@functools.cache
+def _summed_figures(all_: int, pool: int) -> np.ndarray:
+    """Return the sums of the three figures over 0 to x nearer functions, float64 (3, all_ + 1)."""
     x = np.arange(all_)  # number of nearer functions
     figures = [hypergeom.cdf(k - 1, all_ - 1, x, pool - 1) for k in (1, 10)]
     # E[1 / (1 + X)] in closed form: C(x, i) / (i + 1) is C(x + 1, i + 1) / (x + 1).
     none = np.where(x + 1 > all_ - pool, 0, hypergeom.pmf(0, all_, x + 1, pool))
     figures.append(all_ / pool / (x + 1) * (1 - none))
-    sums = np.concatenate([np.zeros((3, 1)), np.cumsum(figures, axis=1)], axis=1)
-    return ((sums[:, nearer + ties + 1] - sums[:, nearer]) / (ties + 1)).T
+    return np.concatenate([np.zeros((3, 1)), np.cumsum(figures, axis=1)], axis=1)
 
 
 def resampled_means(figures: np.ndarray, library: np.ndarray) -> np.ndarray:
