@@ -39,7 +39,7 @@ from files.arrays import Damage, Numbers, check_arrays, weights_of
 
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "encoder.safetensors"
 SCORES = 1 << 17  # attention scores per head computed at a time, so that they stay in the cache
-SAFE = 80.0  # exp of smaller numbers neither overflows nor vanishes in float32
+SAFE = 60.0  # exp of smaller numbers neither overflows nor vanishes in float32
 LAYERS = 12  # maximum number of blocks
 MOST = 1e4  # larger weights would overflow
 PREFIX = "transformer.blocks."
