@@ -78,9 +78,8 @@ def test_damaged_parts_are_named(tmp_path, damage):
     elif damage == "metadata":
         pyarrow.parquet.write_table(table.replace_schema_metadata({}), file)
     else:
-        flat = np.full(40, np.nan, np.float16)
-        values = pa.array(flat) if damage == "nan" else pa.array([None] * 40, pa.float16())
-        column = pa.FixedSizeListArray.from_arrays(values, 8)
+        nothing = pa.array([None] * 5, pa.binary(16))
+        column = index.packed(np.full((5, 8), np.nan)) if damage == "nan" else nothing
         pyarrow.parquet.write_table(table.set_column(3, "vector", column), file)
     with pytest.raises(UserError, match="is not part of an index"):
         index.read(tmp_path, "e", 8)
@@ -95,14 +94,13 @@ def of_rows(rows, name="f", width=8):
     names = pa.DictionaryArray.from_arrays(
         pa.repeat(pa.scalar(0, pa.int32()), rows), pa.array([name])
     )
-    flat = pa.repeat(pa.scalar(np.float16(0), pa.float16()), rows * width)
     columns = {
         "address": address,
         "name": names,
         "blocks": blocks,
-        "vector": pa.FixedSizeListArray.from_arrays(flat, width),
+        "vector": index.packed(np.zeros((rows, width))),
     }
-    about = {"format": "1", "encoder": "e", "path": "p", "sha256": "0", "processor": "x"}
+    about = {"format": index.FORMAT, "encoder": "e", "path": "p", "sha256": "0", "processor": "x"}
     return pa.table(columns).replace_schema_metadata(about)
 
 
