@@ -14,15 +14,19 @@ MH_DYLIB, MH_BUNDLE = 6, 8  # types of Mach-O files, at byte 12
 
 
 def fill_gaps() -> None:
-    """Add relocations, instructions, and Windows on ARM; mend three methods."""
+    """Add relocations, instructions, and Windows on ARM; mend some methods."""
     from angr.analyses.cfg import CFGFast
     from angr.calling_conventions import SYSCALL_CC
     from angr.procedures.definitions import SimSyscallLibrary
+    from angr.procedures.glibc.__libc_start_main import __libc_start_main
+    from angr.procedures.posix.pthread import pthread_create
     from cle import Loader
 
     _mend(Loader, "find_section_next_to", _only_if_mapped)
     _mend(SimSyscallLibrary, "has_prototype", _only_if_complete)
     _mend(CFGFast, "_to_snippet", _empty_at_the_end)
+    for procedure in (__libc_start_main, pthread_create):
+        _mend(procedure, "static_exits", _none_on_failure)
     add_relocations()
     lift_the_rest()
     for processor in ("AARCH64", "ARMEL", "ARMHF"):
@@ -70,6 +74,22 @@ def _empty_at_the_end(to_snippet: Callable[..., Any]) -> Callable[..., Any]:
             return BlockNode(addr, 0, bytestr=b"")
 
     return read
+
+
+def _none_on_failure(static_exits: Callable[..., list]) -> Callable[..., list]:
+    """Return angr's search for the function that a thread starts with, but for none where it fails.
+
+    angr simulates the two blocks before the call, and cannot simulate each instruction.
+    """
+    from angr.errors import AngrError
+
+    def search(procedure: Any, *arguments: Any, **more: Any) -> list:
+        try:
+            return static_exits(procedure, *arguments, **more)
+        except AngrError:
+            return []
+
+    return search
 
 
 def _only_if_mapped(find: Callable[..., Any]) -> Callable[..., Any]:

@@ -578,3 +578,20 @@ def test_code_that_angr_fails_on_is_read(tmp_path):
     analysis = analyse(file)
     assert analysis.code_functions == 4
     assert last in analysis.function_address
+
+
+def test_a_thread_that_angr_cannot_simulate_the_start_of_is_read(tmp_path):
+    """An aligned store before pthread_create, such as GCC makes of two fields."""
+    source = """
+    #include <pthread.h>
+    static void *work(void *x) { return (char *)x + 1; }
+    int main(void) {
+        pthread_t thread;
+        _Alignas(16) char pair[16];
+        __asm__ volatile("movaps %%xmm0, (%0)" :: "r"(pair) : "memory");
+        return pthread_create(&thread, 0, work, pair);
+    }
+    """
+    analysis = analyse(compile_c(source, tmp_path / "thread", "-O1", "-pthread"))
+    assert "pthread_create" in analysis.import_name
+    assert {"main", "work"} <= set(analysis.function_name)
