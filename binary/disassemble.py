@@ -57,7 +57,7 @@ CS_GRP_INT = 4
 # Above these numbers angr moves parts of the graph to disk, which is slower; version 10 knows no
 # limit of edges. Functions all stay in memory: angr's own limit is 5,000 at most, and above it the
 # time and even the memory grow faster than the file.
-IN_MEMORY = {"functions": None, "cfg_nodes": 50_000, "cfg_edges": 50_000}
+IN_MEMORY = {"functions": None, "cfg_nodes": 300_000, "cfg_edges": 300_000}
 # ARM's markers of code and data, and labels within functions, are not names of functions.
 NO_NAME = re.compile(r"\$[adtx](\.|$)|\.L|$")
 LLD_FILLS, THUMB_NOP = b"\xd4\xd4", b"\x00\xbf"  # what lld fills gaps with, to trap; no operation
