@@ -77,6 +77,11 @@ class Names(dict[str, Any]):
         calls = (node for node in ast.walk(self.tree.body[-1]) if isinstance(node, ast.Call))
         call = next(call for call in calls if ast.unparse(call.func) == CALL)
         self.called = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
+        for node in ast.walk(call):  # a command may be a function of another file
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                module = self[node.value.id]
+                if isinstance(module, _Module):
+                    module.names.called.add(node.attr)
         call.func = ast.Name("_taken", ast.Load())
         code = compile(ast.fix_missing_locations(ast.Expression(call)), str(self.path), "eval")
         return eval(code, {"_taken": lambda main, **commands: (main, commands)}, self)

@@ -485,7 +485,7 @@ def test_pattern_and_numbers_over_all_programs(builds, tmp_path, monkeypatch, ca
     assert "removed 3 pair folders" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--biname 'x\*'"):
         gendata.main(biname="x*", path="binaries")
-    with pytest.raises(UserError, match="only one once"):
+    with pytest.raises(UserError, match="only one folder in binaries holds once"):
         gendata.main(biname="once", path="binaries")
 
 

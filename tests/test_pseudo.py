@@ -63,7 +63,8 @@ def test_what_takes_too_long_costs_itself_only(pair, found, tmp_path):
     wanted = [(path, code.analysis, area)]
     (late,) = decompile(wanted, str(tmp_path), 1, (0.02, LIMITS[1]))
     assert not late.lines
-    assert "seconds of processor time" in late.reason
+    limits = "seconds of processor time", "waited for longer than"  # on a busy machine the second
+    assert any(limit in late.reason for limit in limits)
     export = tmp_path / "x.BinExport"
     export.write_bytes(b"")
     one, other = decompile([(str(export), code.analysis, area), *wanted], found[1], 1, LIMITS)
