@@ -17,23 +17,12 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "experiment_data"))
 
 import numpy as np
-from recipes import TEST, VALIDATION
-from retrieval import (
-    PACKAGES,
-    TASKS,
-    WORK,
-    Vectors,
-    builds_of,
-    known_of,
-    make_task,
-    not_seen,
-    training_packages,
-)
+from retrieval import PACKAGES, TASKS, WORK, Vectors, check_task, held_out, make_task
 from rows import OfEncoder
-from shared import machine
 
+import utils
 from encoder.calibration import Calibration
-from terminal.command_line import command_line
+from terminal.command_line import PARTLY, command_line
 
 CELL = "names and context"
 POOLS = (100, 1000)
@@ -48,7 +37,7 @@ def main(
     work: str = WORK,
     model: str = str(ROOT / "model/encoder.safetensors"),
     task: str = "optimisation, O0 to O3",
-) -> None:
+) -> int:
     """Print, for groups of equal chances, the mean chance and the share that is right.
 
     Parameters
@@ -64,20 +53,23 @@ def main(
     task : str
         Beginning of the name of a task of bench/retrieval.py.
     """
-    held, _ = builds_of(packages, outputDir, [*TEST, *VALIDATION])
-    learned, _ = builds_of(packages, outputDir, training_packages())
-    known = {build: known_of(build, outputDir, work) for build in held}
-    seen = np.unique(np.concatenate([known_of(b, outputDir, work).body for b in learned]))
+    check_task("--task", task)
     name, between = next((name, two) for name, two in TASKS.items() if name.startswith(task))
-    asked = make_task(between, held, known, not_seen(held, known, seen))
+    held, known, asked, lacking = held_out(packages, outputDir, work)
+    wanted = make_task(between, held, known, asked)
+    if not wanted.queries:
+        raise utils.UserError(
+            f"{packages}: no held-out library has both builds of {name!r} analysed in {outputDir}"
+        )
     row = OfEncoder(Path(model))
     vectors = Vectors({"encoder": [row]}, outputDir, work)
     vectors.make([b for b in held if between is None or b.setting in between], [CELL])
-    queries, pool = (vectors.of(row, CELL, some) for some in (asked.queries, asked.pool))
-    print(f"{machine()}; {name}, {len(queries):,} queries")
+    queries, pool = (vectors.of(row, CELL, some) for some in (wanted.queries, wanted.pool))
+    print(f"{name}, {len(queries):,} queries")
     for size in POOLS:
-        found = list(answers(queries, pool, np.array(asked.target), row.encoder.calibration, size))
+        found = list(answers(queries, pool, np.array(wanted.target), row.encoder.calibration, size))
         report(size, *map(np.concatenate, zip(*found, strict=True)))
+    return PARTLY if lacking else 0
 
 
 def answers(

@@ -253,6 +253,40 @@ def make_task(
     return task
 
 
+def check_task(flag: str, task: str) -> None:
+    """Raise an error if no task's name begins so."""
+    if not any(name.startswith(task) for name in TASKS):
+        raise utils.UserError(f"{flag} {task}: no such task; there are {'; '.join(TASKS)}")
+
+
+def held_out(
+    packages: str, outputDir: str, work: str
+) -> tuple[list[Build], dict[Build, Known], set[tuple], int]:
+    """Read the held-out libraries, and print how much of them is used.
+
+    Returns
+    -------
+    list of Build
+        Their files.
+    dict of Build to Known
+    set of (str, str, str)
+        The functions to use, as (package, file, name): those that no training package holds.
+    int
+        Number of files that are not analysed.
+    """
+    held, lacking = builds_of(packages, outputDir, [*TEST, *VALIDATION])
+    learned, _ = builds_of(packages, outputDir, training_packages())
+    known = {build: known_of(build, outputDir, work) for build in progress.bar(held, desc="held")}
+    seen = [known_of(build, outputDir, work).body for build in progress.bar(learned, desc="seen")]
+    asked = not_seen(held, known, np.unique(np.concatenate([*seen, np.empty(0, np.uint64)])))
+    number = len({(b.package, b.file.name, name) for b in held for name in known[b].name if name})
+    print(
+        f"{machine()}; {len(held)} files of held-out libraries, {lacking} not analysed; of "
+        f"{number:,} functions {number - len(asked):,} occur in training and are left out"
+    )
+    return held, known, asked, lacking
+
+
 class Vectors:
     """Vectors of functions by each row, cached by the row's identity and the file's hash."""
 
@@ -327,8 +361,7 @@ def main(
         if cell not in CELLS:
             raise utils.UserError(f"--cells {cell}: there are {', '.join(CELLS)}")
     for task in tasks:
-        if not any(name.startswith(task) for name in TASKS):
-            raise utils.UserError(f"--tasks {task}: no such task; there are {'; '.join(TASKS)}")
+        check_task("--tasks", task)
     models = sorted(
         file
         for file in (Path(work) / "models").glob("*")
@@ -341,16 +374,7 @@ def main(
             rows.setdefault(name, []).append(read_row(file))
     if not rows:
         raise utils.UserError(f"{work}models contains no row; train makes some")
-    held, lacking = builds_of(packages, outputDir, [*TEST, *VALIDATION])
-    learned, _ = builds_of(packages, outputDir, training_packages())
-    known = {build: known_of(build, outputDir, work) for build in progress.bar(held, desc="held")}
-    seen = [known_of(build, outputDir, work).body for build in progress.bar(learned, desc="seen")]
-    asked = not_seen(held, known, np.unique(np.concatenate([*seen, np.empty(0, np.uint64)])))
-    number = len({(b.package, b.file.name, name) for b in held for name in known[b].name if name})
-    print(
-        f"{machine()}; {len(held)} files of held-out libraries, {lacking} not analysed; of "
-        f"{number:,} functions {number - len(asked):,} occur in training and are left out"
-    )
+    held, known, asked, lacking = held_out(packages, outputDir, work)
     print()
     vectors = Vectors(rows, outputDir, work)
     figures = []

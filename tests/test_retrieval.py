@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import chances
 import names
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import retrieval
 from conftest import compile_c
 from recipes import RECIPES, TEST, VALIDATION
 
+from encoder.calibration import Calibration
 from utils import UserError
 
 
@@ -174,3 +176,21 @@ def test_names_are_right_if_a_symbol_at_the_address_says_so(tmp_path):
 def test_unknown_cells_and_tasks_are_named(tmp_path, option):
     with pytest.raises(UserError, match=r"--cells all: there are|--tasks speed: no such task"):
         retrieval.main(work=str(tmp_path), **option)
+
+
+def test_chances_are_compared_with_what_is_right():
+    """Half of the queries find themselves; the others' partner is not in the pool."""
+    same = np.eye(300, dtype=np.float32)
+    fitted = Calibration(scale=50.0, none=0.5)
+    for chance, right in chances.answers(same, same, np.arange(300), fitted, 100):
+        assert right.tolist() == [True] * 100 + [False] * 100
+        assert (chance[right] > 0.99).all()
+        assert (chance[~right] < 0.01).all()
+
+
+def test_chances_of_an_unknown_task_or_without_analyses_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--task speed: no such task"):
+        chances.main(task="speed")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="no held-out library has both builds of 'optimisation"):
+        chances.main(packages=str(tmp_path), work=str(tmp_path))
