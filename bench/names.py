@@ -52,7 +52,8 @@ def main(*, program: str, index_dir: str = "index", outputDir: str = "output/") 
     symbols = symbols_of(program)
     known: set[str] = set()
     for file in Path(index_dir).glob("*.parquet"):
-        known.update(pyarrow.parquet.read_table(file, columns=["name"])["name"].to_pylist())
+        opened = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # starts no thread
+        known.update(opened.read(["name"], use_threads=False)["name"].to_pylist())
     with tempfile.TemporaryDirectory() as folder:
         stripped = str(Path(folder) / Path(program).name)
         shutil.copy(program, stripped)

@@ -153,8 +153,12 @@ def read(folder: str | os.PathLike[str], encoder: str, dimensions: int) -> Index
 def _read_file(file: Path) -> tuple[dict[str, str], dict]:
     try:
         # With a dictionary, a long name that many functions have takes memory only once.
+        # A thread of pyarrow that still holds the Python file when Python ends aborts the process,
+        # so it must start none: no pre_buffer, no use_threads.
         with utils.open_regular(file) as content:
-            opened = pyarrow.parquet.ParquetFile(content, read_dictionary=["name"])
+            opened = pyarrow.parquet.ParquetFile(
+                content, read_dictionary=["name"], pre_buffer=False
+            )
             about, width = _check_header(opened, file.stat().st_size)
             table = opened.read(use_threads=False)
         if any(column.null_count for column in table.columns):

@@ -1,10 +1,14 @@
 """encoder/index.py: vectors are read back, and the nearest ones are those of a plain sort."""
 
+import subprocess
+import sys
+
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +47,23 @@ def test_what_is_added_is_read_and_nothing_else_is_touched(tmp_path):
     assert np.array_equal(found.vector, np.concatenate([first[3], second[3]]))
     again = add(tmp_path, 3, 1)  # the same content replaces itself
     assert index.read(tmp_path, "e", 8).binaries == [again[0], second[0]]
+
+
+def test_reading_starts_no_thread(tmp_path):
+    """A thread that holds the Python file while Python ends would abort the process."""
+    add(tmp_path, 3, 1)
+    script = """if True:
+        import os, sys
+        from encoder import index
+
+        before = set(os.listdir("/proc/self/task"))
+        index.read(sys.argv[1], "e", 8)
+        print(len(set(os.listdir("/proc/self/task")) - before))
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "0\n", done.stderr
 
 
 def test_file_names_that_are_not_text(tmp_path):
