@@ -19,7 +19,7 @@ measured again if the code or the model has changed. `--seconds` ends a run earl
 The peers get the same analyses. "words" matches functions one to one by the cosines of their
 tokens, strings and imports, weighted by TF-IDF; its threshold is the best one for all rows of the
 group. qbindiff (pip install qbindiff), if it is installed, aligns the call graphs, given these
-cosines.
+cosines; its cell is empty where that takes more than ten minutes.
 """
 
 import functools
@@ -31,8 +31,9 @@ import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
@@ -55,6 +56,7 @@ from matching.model import DEFAULT, Model, read_model
 from terminal.command_line import command_line
 
 BOOTSTRAPS = 1000
+QBINDIFF_SECONDS = 600
 THRESHOLDS = np.arange(0, 0.9, 0.1)  # minimum cosines for the pairs of a peer
 
 
@@ -264,7 +266,7 @@ class World:
         ]
         score = words_score(first, second)
         peers = {"words": words_pairs(score)}
-        if found := qbindiff_pairs(first, second, score):
+        if found := within(QBINDIFF_SECONDS, qbindiff_pairs, first, second, score):
             peers["qbindiff"] = {"0": found}
         same, of = self.itself(row.first)
         return {
@@ -436,6 +438,20 @@ def qbindiff_pairs(first: Features, second: Features, score: np.ndarray) -> list
     return sorted((int(m.primary), int(m.secondary)) for m in found)
 
 
+def within(seconds: float, call: Callable[..., list], *arguments: Any) -> list:
+    """Return what a call returns in a copy of this process, or nothing if it takes longer."""
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    worker = context.Process(target=lambda: send.send(call(*arguments)))
+    worker.start()
+    send.close()  # so that `recv` fails if the copy ends without an answer
+    try:
+        return receive.recv() if receive.poll(seconds) else []
+    finally:
+        worker.kill()
+        worker.join()
+
+
 # --------------------------------------------------------------------------------------- table
 
 
@@ -447,13 +463,14 @@ def table(results: list[tuple[Row, dict]]) -> list[str]:
     lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
     for group, inside in itertools.groupby(results, key=lambda item: item[0].group):
         inside = list(inside)
-        best = {
-            peer: max(
-                found,
-                key=lambda at: f1(np.concatenate([units(r["peers"][peer][at]) for _, r in inside])),
-            )
-            for peer, found in inside[0][1]["peers"].items()
-        }
+        best = {}  # peer -> threshold
+        for peer in ("words", "qbindiff"):
+            by_threshold = [r["peers"][peer] for _, r in inside if peer in r["peers"]]
+            if by_threshold:
+                best[peer] = max(
+                    by_threshold[0],
+                    key=lambda at: f1(np.concatenate([units(found[at]) for found in by_threshold])),
+                )
         lines += [line(row.name, [result], best) for row, result in inside]
         pooled = [result for _, result in inside]
         aim = f"; aim {AIMS[group]:.2f}" if group in AIMS else ""
@@ -473,8 +490,11 @@ def line(name: str, results: list[dict], best: dict[str, str]) -> str:
     low, high = f1_interval(ours)
     peers = []
     for peer in ("words", "qbindiff"):
-        found = [r["peers"][peer][best[peer]] for r in results if peer in r["peers"]]
-        peers.append(f"{f1(np.concatenate([units(x) for x in found])):.3f}" if found else "")
+        if all(peer in r["peers"] for r in results):
+            found = [units(r["peers"][peer][best[peer]]) for r in results]
+            peers.append(f"{f1(np.concatenate(found)):.3f}")
+        else:
+            peers.append("")  # it is not installed, or did not finish
     same, of = (sum(r["itself"][i] for r in results) for i in (0, 1))
     cells = [name, true, right, f"{said - right} ({sum(r['ours']['unclear'] for r in results)})"]
     cells += [true - right, f"{f1(ours):.3f} ({low:.3f}-{high:.3f})", *peers, f"{same}/{of}"]

@@ -1,7 +1,9 @@
 """The bench on real files: what it strips, and what it counts as right."""
 
 import io
+import os
 import subprocess
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,3 +151,10 @@ def test_lines_count_within_a_version():
     )
     assert world.named(code, found, True).of == {0: {"f a.c:3"}, 1: {"f b.c:9"}}
     assert world.named(code, found, False).of == {0: {"f"}, 1: {"f"}}
+
+
+def test_a_peer_that_takes_too_long_is_left_out():
+    assert world.within(60, lambda n: [n], 3) == [3]
+    assert world.within(0.1, lambda n: [time.sleep(n)], 60) == []
+    with pytest.raises(EOFError):
+        world.within(60, lambda: os._exit(1))
