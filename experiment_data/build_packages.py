@@ -4,6 +4,8 @@
     python experiment_data/build_packages.py --packages "grep sed" --levels "O0 O2"
     python experiment_data/build_packages.py --releases "bookworm bullseye"
     python experiment_data/build_packages.py --compilers "gcc-12 clang"
+    python experiment_data/build_packages.py --levels "O2 O2-flto"  # link-time optimisation
+    python experiment_data/build_packages.py --compilers x86_64-w64-mingw32-gcc  # for Windows
 
 matching/train.py learns from these and GNU coreutils: functions by many authors. All results are in
 one folder, which git ignores:
@@ -54,6 +56,7 @@ from utils import UserError, atomic_folder, check_outputs, disk_errors, sha256_o
 OUTPUT = Path(__file__).resolve().parent / "packages"
 LEAST_SIZE = 20_000  # minimum number of bytes of a program or library to keep it
 NOT_INSTALLED = re.compile(r"test|example|bench|fuzz|CMakeFiles|conftest|/lt-|\bdoc", re.IGNORECASE)
+LTO = "-flto"  # a level's ending: link-time optimisation
 # Options of the compiler and the linker for code at fixed addresses, and position-independent code.
 PIE = ("-fno-pie", "-no-pie"), ("-fpie", "-pie")
 
@@ -93,8 +96,12 @@ class Tree:
     @property
     def host(self) -> str:
         """The target of a cross-compiler, or ""."""
-        named = re.match(r"(\w+-linux-\w+)-(gcc|clang)", self.compiler)
+        named = re.match(r"(\w+-linux-\w+|\w+-w64-mingw32)-(gcc|clang)", self.compiler)
         return named[1] if named else ""
+
+    @property
+    def is_for_windows(self) -> bool:
+        return self.host.endswith("mingw32")
 
     def is_position_independent(self, level: str) -> bool:
         """Return whether to build position-independent code, as in most programs since 2016.
@@ -145,10 +152,12 @@ class Tree:
     def options(self, level: str) -> tuple[str, str, str]:
         """Return the options of the C compiler, of the C++ compiler and of the linker."""
         code, program = PIE[self.is_position_independent(level)]
-        if not self.recipe.programs:  # shared libraries
+        if self.is_for_windows:  # all of its code can be moved
+            code, program = "", ""
+        elif not self.recipe.programs:  # shared libraries
             code, program = "-fPIC", ""
         # No debug information, because only the symbol table is used.
-        common = f"-{level} -w"
+        common = f"-{level.replace(LTO, ' ' + LTO)} -w"
         return f"{common} -std=gnu11 {code}", f"{common} -std=gnu++17 {code}", program
 
 
@@ -211,7 +220,7 @@ def main(
     packages : str
         Source packages; `experiment_data/recipes.py` must have their recipes.
     levels : str
-        Optimisation levels, from O0 O1 O2 O3 Os Og.
+        Optimisation levels, from O0 O1 O2 O3 Os Og; O2-flto is O2 with link-time optimisation.
     releases : str
         Codenames of releases; each gives one version of a package. Default: this machine's.
     compilers : str
@@ -230,8 +239,10 @@ def main(
     check_outputs({}, (), {"output": output})
     level_list, package_list = split("levels", levels), split("packages", packages)
     for level in level_list:
-        if level not in LEVELS:
-            raise UserError(f"--levels {level}: the levels are {' '.join(LEVELS)}")
+        if level.removesuffix(LTO) not in LEVELS:
+            raise UserError(
+                f"--levels {level}: the levels are {' '.join(LEVELS)}, each also with {LTO} added"
+            )
     for package in package_list:
         if package not in RECIPES:
             raise UserError(f"--packages {package}: there are recipes for {' '.join(RECIPES)}")
@@ -372,7 +383,7 @@ def build_with_cmake(tree: Tree, level: str) -> None:
         options.append(f"-DCMAKE_{language}_COMPILER={compiler}")
     if tree.host:
         options += [
-            "-DCMAKE_SYSTEM_NAME=Linux",
+            f"-DCMAKE_SYSTEM_NAME={'Windows' if tree.is_for_windows else 'Linux'}",
             f"-DCMAKE_SYSTEM_PROCESSOR={tree.host.split('-')[0]}",
         ]
     source = ["-S", ".", "-B", str(work)]
@@ -394,8 +405,9 @@ def find_built(folder: Path) -> list[Path]:
             continue
         with path.open("rb") as file:
             head = file.read(18)
-        # An ELF program or shared library, of either byte order.
-        if head[:4] == b"\x7fELF" and (head[16:18] in (b"\2\0", b"\3\0", b"\0\2", b"\0\3")):
+        # An ELF program or shared library, of either byte order, or Windows' own.
+        is_elf = head[:4] == b"\x7fELF" and head[16:18] in (b"\2\0", b"\3\0", b"\0\2", b"\0\3")
+        if is_elf or head[:2] == b"MZ":
             found.setdefault(re.sub(r"\.so[.\d]*$", ".so", path.name), path)
     return list(found.values())
 

@@ -96,6 +96,30 @@ def test_named_compilers_build_one_source(run, tmp_path, monkeypatch):
     assert (tmp_path / "asked").read_text() == "new\nsource mill\n"  # once for both
 
 
+def test_link_time_optimisation_is_a_level(run, tmp_path):
+    run(levels="O2 O2-flto")
+    flags = {folder: text.split(" -w")[0] for folder, text in made(tmp_path).items()}
+    assert flags == {"mill-new-O2/mill": "2.0 -O2", "mill-new-O2-flto/mill": "2.0 -O2 -flto"}
+
+
+def test_libraries_for_windows(run, tmp_path, monkeypatch):
+    """A DLL is kept like a shared library; nothing is asked to be position-independent."""
+    compiler = "x86_64-w64-mingw32-gcc"
+    files = {"configure": '#!/bin/sh\necho "$@" > said\n', "mill.c": ""}
+    write = "head -c 30000 /dev/zero >> $@"
+    files["Makefile"] = f"libmill-1.dll: ; printf '%s' 'MZ $(CFLAGS)' > $@; {write}\nclean: ;\n"
+    pack(tmp_path / "new.tar.xz", files, folder="mill-2.0")
+    (tmp_path / "bin" / compiler).write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / compiler).chmod(0o755)
+    monkeypatch.setattr(packages, "RECIPES", {"mill": packages.Recipe(configure=())})
+    run(compilers=compiler, levels="O2")
+    (made_one,) = made(tmp_path).items()
+    assert made_one[0] == f"mill-new-{compiler}-O2/libmill-1.dll"
+    assert made_one[1].rstrip("\0 ") == "MZ -O2 -w -std=gnu11"
+    said = (tmp_path / f"out/build/new/mill-{compiler}/said").read_text()
+    assert said == f"--host=x86_64-w64-mingw32 CC={compiler} CXX=x86_64-w64-mingw32-g++\n"
+
+
 def test_a_compiler_that_is_not_there_is_named(run, tmp_path):
     with pytest.raises(UserError, match=r"no clang-99 is installed .*install clang-99\)"):
         run(compilers="gcc clang-99")
