@@ -23,6 +23,7 @@ from truth import definitions, function_symbols
 
 import utils
 from binary.demangle import demangle
+from binary.starts import GO_MAGIC
 from binary.symbols import STARTUP
 from experiment_data.build_coreutils import private_apt
 from matching.packages.contents import load_contents, read_contents
@@ -219,8 +220,8 @@ def defined(file: Path) -> dict[int, Defined]:
         for symbol in function_symbols(elf, ".symtab", ".dynsym"):
             if ".cold" not in symbol.name and symbol.name not in STARTUP:
                 found[symbol["st_value"] & thumb][0].add(symbol.name)
-        if not found:
-            found |= {a: (set(names), set()) for a, names in _by_cle(file).items()}
+        if not found or GO_MAGIC.search(content):  # Go's table also has what Go's symbols lack
+            found = {a: (set(names), set()) for a, names in _by_cle(file).items()} or found
         for address, functions in definitions(elf).items():
             if address in found:  # else inlined everywhere, or left out by the linker
                 found[address] = (

@@ -349,9 +349,12 @@ def build(tree: Tree, levels: list[str], manifest: Manifest) -> None:
     for level in levels:
         say(f"{tree.name}: compile at -{level}")
         (build_with_cmake if recipe.system == "cmake" else build_with_make)(tree, level)
-        made = [folder / file for file in recipe.programs] or find_built(folder)
+        ending = ".exe" if tree.is_for_windows else ""
+        made = [folder / f"{file}{ending}" for file in recipe.programs] or find_built(folder)
         if not made:
             raise UserError(f"{tree.name}: the build made no program and no library")
+        if missing := [str(file) for file in made if not file.is_file()]:
+            raise UserError(f"{tree.name}: the build did not make {', '.join(missing)}")
         with atomic_folder(tree.binaries(level)) as target:
             for file in made:
                 copy = target / re.sub(r"\.so[.\d]*$", ".so", file.name)

@@ -120,6 +120,12 @@ def test_libraries_for_windows(run, tmp_path, monkeypatch):
     assert said == f"--host=x86_64-w64-mingw32 CC={compiler} CXX=x86_64-w64-mingw32-g++\n"
 
 
+def test_a_program_that_the_build_did_not_make_is_named(run, monkeypatch):
+    monkeypatch.setattr(packages, "RECIPES", {"mill": packages.Recipe(("src/mill", "wheel"), ())})
+    with pytest.raises(UserError, match=r"mill-new: the build did not make .*/mill/wheel"):
+        run(levels="O0")
+
+
 def test_a_compiler_that_is_not_there_is_named(run, tmp_path):
     with pytest.raises(UserError, match=r"no clang-99 is installed .*install clang-99\)"):
         run(compilers="gcc clang-99")
