@@ -117,7 +117,7 @@ def index(
         if plot:
             draw_map(table, plot)
     print(
-        f"{index_dir}: {len(table.name):,} functions of {len(table.binaries):,} "
+        f"{index_dir}: {len(table):,} functions of {len(table.binaries):,} "
         f"{utils.plural(len(table.binaries), 'file')}, "
         f"{sum(file not in skipped for file in new.values()):,} new"
     )
@@ -312,7 +312,7 @@ def searched(
 def line(table: Index, match: int, score: float, address: int) -> str:
     """Return the line to print for a function found in the index."""
     path = printable(table.binaries[table.binary[match]].path)
-    return f"{score:6.3f}  0x{address:x}  {table.name[match]}  {path}"
+    return f"{score:6.3f}  0x{address:x}  {table.name_of(match)}  {path}"
 
 
 if __name__ == "__main__":

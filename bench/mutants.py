@@ -386,7 +386,11 @@ def make_index(folder: Path, _: Analysis) -> None:
 
 def use_index(folder: Path) -> None:
     table = index.read(folder, "encoder", 4)
-    index.nearest(table, table.vector, 2, Calibration(scale=10.0, none=0.5))
+    found, *_ = index.nearest(
+        table, table.vector.astype(np.float32), 2, Calibration(scale=10.0, none=0.5)
+    )
+    for function in found.ravel().tolist():
+        table.name_of(function)
 
 
 def make_encoder(folder: Path, _: Analysis) -> None:

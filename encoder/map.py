@@ -32,7 +32,7 @@ def draw_map(index: Index, path: str) -> None:
 
     rng = np.random.default_rng(SEED)
     drawn = np.sort(rng.permutation(len(index.vector))[:MOST])
-    vectors, binary = index.vector[drawn], index.binary[drawn]
+    vectors, binary = index.vector[drawn].astype(np.float32), index.binary[drawn]
     place = PCA(min(50, *vectors.shape), random_state=SEED).fit_transform(vectors)
     if len(vectors) > 10:
         perplexity = min(30, (len(vectors) - 1) / 3)
