@@ -5,7 +5,8 @@
     python diff.py OLD.BinExport NEW.BinExport --bindiff diff.BinDiff
     python diff.py OLD.deb NEW.deb --html report/     # or folders, wheels, tar, zip, .a
 
-Symbols are used to show names, never to match. Neither binary is executed.
+Functions that both files export by the same name are matched by it. Other symbols, which `strip`
+removes, are only shown. Neither binary is executed.
 """
 
 if __name__ == "__main__":
@@ -25,7 +26,7 @@ import utils
 from binary.cache import refuse_arch, take_slices
 from features.extract import Features, read_binaries
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
-from matching.anchors import read_anchors
+from matching.anchors import known_pairs, read_anchors
 from matching.changes import compare
 from matching.exports.bindiff import export_names, write_bindiff
 from matching.exports.binexport import as_binexport
@@ -190,9 +191,9 @@ def main(
     files = take_slices((old, new), outputDir, arch)
     codes = read_binaries(files, outputDir, workers, limits)
     with limited_memory(memory_limit, f"comparing {old} with {new}"):
-        known = read_anchors(anchors, codes) if anchors else None
+        given = read_anchors(anchors, codes) if anchors else None
         progress.notice("comparing ...")
-        diff = compare(*codes, model, known)
+        diff = compare(*codes, model, known_pairs(files, codes, given))
         progress.clear_notice()
     pseudo = pseudo_code(files, codes, diff, decompile, outputDir, workers, limits)
     for sides, both in pseudo.items():
@@ -264,9 +265,10 @@ def compare_binaries(
     UserError
         A file cannot be read or compared.
     """
-    codes = read_binaries(take_slices((old, new), outputDir, None), outputDir, workers)
-    known = read_anchors(anchors, codes) if anchors else None
-    diff = compare(*codes, read_model(model_file), known)
+    files = take_slices((old, new), outputDir, None)
+    codes = read_binaries(files, outputDir, workers)
+    given = read_anchors(anchors, codes) if anchors else None
+    diff = compare(*codes, read_model(model_file), known_pairs(files, codes, given))
     return Comparison(diff.functions, block_matches(codes, diff), verdict(diff))
 
 

@@ -1,11 +1,13 @@
-"""Pairs of functions that are known to correspond: the user says so, or their texts do."""
+"""Pairs of functions that are known to correspond: by the user, by exported names, by texts."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
 import utils
+from binary.exports import Export, read_exports
 from features.extract import Features
 from matching.candidates import Candidates
 
@@ -28,6 +30,55 @@ def with_anchors(logit: np.ndarray, candidates: Candidates, anchored: np.ndarray
     a, b = candidates.a[anchored], candidates.b[anchored]
     against = (np.isin(candidates.a, a) | np.isin(candidates.b, b)) & ~anchored
     return np.where(anchored, 30, np.where(against, -30, logit)).astype(np.float32)
+
+
+def known_pairs(
+    files: Sequence[str], codes: tuple[Features, Features], anchors: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the anchors, and the functions that both files export by the same name: int64 (k, 2).
+
+    Parameters
+    ----------
+    anchors : int (k, 2), optional
+        Pairs of functions that the user knows; they win.
+    """
+    old, new = (read_exports(file) for file in files)
+    by_name = pairs_by_names((old, new), codes)
+    given = np.zeros((0, 2), np.int64) if anchors is None else anchors
+    free = ~np.isin(by_name[:, 0], given[:, 0]) & ~np.isin(by_name[:, 1], given[:, 1])
+    return np.concatenate([given, by_name[free]])
+
+
+def pairs_by_names(
+    exports: tuple[list[Export], list[Export]], codes: tuple[Features, Features]
+) -> np.ndarray:
+    """Return the functions that both binaries export by the same name: int64 (k, 2), sorted.
+
+    A name may have several versions (of ELF's symbols); then those of the same version correspond.
+    A function may have several names; if these lead to different partners, it has none.
+    """
+    old, new = (_exported(*side) for side in zip(exports, codes, strict=True))
+    votes = set()
+    for name in old.keys() & new.keys():
+        one, other = old[name], new[name]
+        same = {version for version in one.keys() & other.keys() if version}
+        if not same and len(set(one.values())) == len(set(other.values())) == 1:
+            votes.add((min(one.values()), min(other.values())))
+        votes |= {(one[version], other[version]) for version in same}
+    times = [Counter(pair[side] for pair in votes) for side in (0, 1)]
+    found = sorted((a, b) for a, b in votes if times[0][a] == times[1][b] == 1)
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def _exported(exports: list[Export], code: Features) -> dict[tuple[str, bool], dict[str, int]]:
+    """Return (name, whether it is a resolver's) -> version -> the function."""
+    entries = code.analysis.function_address[: code.functions].tolist()
+    number = {address: f for f, address in enumerate(entries)}
+    found: dict[tuple[str, bool], dict[str, int]] = defaultdict(dict)
+    for name, version, resolver, address in exports:
+        if address in number:
+            found[name, resolver].setdefault(version, number[address])
+    return found
 
 
 def pairs_by_texts(codes: tuple[Features, Features], anchors: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from binary.analysis import SOURCES
 from binary.angr_gaps import loadable
 from binary.cache import take_slices
 from binary.disassemble import _reason, analyse
+from binary.exports import read_exports
 from binary.formats import processors, refuse, slices
 from binary.starts import is_thumb
 from features.extract import extract_features
@@ -86,6 +87,7 @@ def test_functions_of_windows_libraries_are_those_of_their_tables(folder, proces
     assert set(exported) >= PUBLIC
     found = names(analysis)
     assert {name: found[name] for name in PUBLIC} == {name: exported[name] for name in PUBLIC}
+    assert {export.name: export.address for export in read_exports(file)} == exported
     if processor == "x86_64":
         entries = [entry.struct for entry in pe.DIRECTORY_ENTRY_EXCEPTION]
         ranges = {(base + e.BeginAddress, base + e.EndAddress) for e in entries}
@@ -98,9 +100,12 @@ def test_functions_of_windows_libraries_are_those_of_their_tables(folder, proces
 
 @pytest.mark.parametrize("processor", MACOS)
 def test_functions_of_macos_libraries_are_found(folder, processor):
-    analysis = analyse(folder / f"{processor}.dylib")
+    file = folder / f"{processor}.dylib"
+    analysis = analyse(file)
     assert analysis.processor == processor
-    assert {f"_{name}" for name in PUBLIC} <= set(names(analysis))
+    exported = {export.name: export.address for export in read_exports(file)}
+    found = names(analysis)
+    assert {name: exported[name] for name in PUBLIC} == {name: found[f"_{name}"] for name in PUBLIC}
     sources = {SOURCES[s] for s in analysis.start_source.tolist()}
     assert sources == {"__unwind_info", "exported symbols"}
 
@@ -299,6 +304,7 @@ def test_section_headers_may_be_cut_off(folder, tmp_path):
     (tmp_path / "cut").write_bytes(content)
     whole, cut = analyse(folder / "tiny.so"), analyse(tmp_path / "cut")
     assert set(whole.function_address.tolist()) <= set(cut.function_address.tolist())
+    assert read_exports(tmp_path / "cut") == read_exports(folder / "tiny.so") != []
     assert cut.import_name == whole.import_name
     assert np.array_equal(cut.start_address, whole.start_address)
     assert set(cut.string) >= STRINGS

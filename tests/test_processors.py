@@ -11,6 +11,7 @@ from zig import SOURCE, STRINGS, zig
 from binary.analysis import SOURCES, load_analysis, save_analysis
 from binary.architectures import ARCHITECTURES
 from binary.disassemble import analyse
+from binary.exports import read_exports
 from binary.tokens import tokenise
 from features.extract import extract_features
 from matching.changes import compare
@@ -103,6 +104,17 @@ def test_symbols_give_names_and_nothing_else(built):
         assert np.array_equal(getattr(analysis, field), getattr(stripped, field)), field
     assert analysis.instructions == stripped.instructions
     assert analysis.string == stripped.string
+
+
+def test_exported_names_survive_stripping(built):
+    _, file, analysis = built
+    truth = symbols(file)
+    exported = read_exports(f"{file}-stripped")
+    names = {"scale", "count", "kind", "copy", "recurse", "choose", "start"}
+    linked = {export.name: export.address - base(analysis, truth) for export in exported}
+    assert linked == {name: truth[name] for name in names}
+    assert exported == read_exports(file)
+    assert {export.address for export in exported} <= set(analysis.function_address.tolist())
 
 
 def test_imports_and_strings_are_found(built):

@@ -13,6 +13,7 @@ from binary.cache import analyse_all
 from binary.formats import ALIASES
 from features.extract import extract_features
 from jobs.processes import in_processes
+from matching.anchors import known_pairs
 from matching.changes import compare
 from matching.exports.records import as_record, from_record
 from matching.model import read_model
@@ -247,7 +248,7 @@ def _compare_programs(
         results[number] = kept / f"{key}.json", kept / f"{_slug(file.name)}-{key[:12]}.html"
         page = results[number][1] if pages else None
         if not results[number][0].exists() or (page and not page.exists()):
-            jobs[number] = (analyses, names, model_file, results[number][0], page)
+            jobs[number] = (paths, analyses, names, model_file, results[number][0], page)
             sizes[number] = sum(analysis.stat().st_size for analysis in analyses)
     ordered = sorted(jobs, key=lambda number: -sizes[number])  # large ones first
     given = ((number, jobs[number]) for number in ordered)
@@ -285,7 +286,7 @@ def _key(analyses: list[Path], names: tuple[str, str], same: tuple[str, str]) ->
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
-FOLDERS = "encoder", "features", "matching"
+FOLDERS = "binary", "encoder", "features", "matching"
 
 
 def _code() -> str:
@@ -296,12 +297,17 @@ def _code() -> str:
 
 
 def _compare_two(
-    analyses: list[Path], names: tuple[str, str], model_file: str, result: Path, page: Path | None
+    paths: list[str],
+    analyses: list[Path],
+    names: tuple[str, str],
+    model_file: str,
+    result: Path,
+    page: Path | None,
 ) -> None:
     """Compare two programs and write the result; runs in a worker."""
     old, new = (extract_features(load_analysis(file)) for file in analyses)
     codes = old, new
-    diff = compare(old, new, read_model(model_file))
+    diff = compare(old, new, read_model(model_file), known_pairs(paths, codes))
     if page:
         with utils.atomic_file(page) as out:
             out.write(make_page(names, codes, diff, home="index.html"))
