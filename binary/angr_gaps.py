@@ -25,6 +25,7 @@ def fill_gaps() -> None:
     _mend(Loader, "find_section_next_to", _only_if_mapped)
     _mend(SimSyscallLibrary, "has_prototype", _only_if_complete)
     _mend(CFGFast, "_to_snippet", _empty_at_the_end)
+    _mend(CFGFast, "drop_bad_functions", _only_guesses)
     for procedure in (__libc_start_main, pthread_create):
         _mend(procedure, "static_exits", _none_on_failure)
     add_relocations()
@@ -74,6 +75,26 @@ def _empty_at_the_end(to_snippet: Callable[..., Any]) -> Callable[..., Any]:
             return BlockNode(addr, 0, bytestr=b"")
 
     return read
+
+
+def _only_guesses(drop: Callable[..., None]) -> Callable[..., None]:
+    """Return angr's search for functions that are rather data, but not among the file's own.
+
+    Otherwise angr drops small functions that end in a trap (ud2, udf, unimp).
+    """
+
+    def drop_guesses(cfg: Any) -> None:
+        functions, known = cfg.kb.functions, cfg._function_addresses_from_symbols
+        # angr spares functions that return.
+        for name in ("is_func_nonreturning", "is_func_returning_unknown"):
+            test = getattr(functions, name)
+            setattr(functions, name, lambda a, test=test: a not in known and test(a))
+        try:
+            drop(cfg)
+        finally:
+            del functions.is_func_nonreturning, functions.is_func_returning_unknown
+
+    return drop_guesses
 
 
 def _none_on_failure(static_exits: Callable[..., list]) -> Callable[..., list]:

@@ -18,11 +18,16 @@ TOC = 0x8000  # how far r2 points behind the beginning of .got
 LOADS = "lwax"  # the instruction that reads an entry, a signed distance from the table
 ENTRY = 4  # bytes
 FAR = 1 << 16  # bytes of code before the jump, at most, that are read
-CLOSE = 40  # number of instructions before the jump, at most, that compare the case's number
+COMPARES = ("cmplwi", "cmpldi")
+BOUNDS = {"bgt": 1, "ble": 1, "bge": 0, "blt": 0}  # branches; what they add to make the length
+SAME = ("mr", "extsw", "clrldi", "clrlwi", "sldi", "slwi", "rldic")  # still the case's number
 CALLS = re.compile(r"b\w*l[+-]?$")
 KEEPS = re.compile(r"st|cmp|mt|b|nop|tw|td|dcb")  # these write no register, or not the first one
 LOAD = re.compile(r"(-?(?:0x)?[0-9a-f]+)\((r\d+)\)")
 SAVED = {f"r{n}" for n in (1, *range(14, 32))}
+
+
+Origin = tuple[int, str]  # of a number: the line that made it (-1 for none), and a register
 
 
 class Table(NamedTuple):
@@ -91,13 +96,12 @@ def find_table(project: Any, start: int, end: int) -> Table | None:
         return None
     known = {"r2": got.vaddr + TOC}  # register -> what it holds
     loaded: dict[str, Table] = {}  # register -> the table that its entry was read from
-    compared: list[tuple[int, int]] = []  # (position, number)
+    numbers = Numbers()
     for at, line in enumerate(lines):
         operands = line.operands.split(", ")
         target = operands[0]
-        if line.mnemonic in ("cmplwi", "cmpldi"):
-            compared.append((at, int(operands[-1], 0)))
-        elif CALLS.match(line.mnemonic):
+        numbers.read(at, line.mnemonic, operands)
+        if CALLS.match(line.mnemonic):
             known = {register: n for register, n in known.items() if register in SAVED}
         elif line.mnemonic == "mtctr" and at + 1 == len(lines) - 1:
             return loaded.get(target)
@@ -113,8 +117,7 @@ def find_table(project: Any, start: int, end: int) -> Table | None:
                     value = _word(project, known[place[2]] + int(place[1], 0))
             elif line.mnemonic == LOADS:
                 base = next((known[r] for r in operands[1:] if r in known), None)
-                length = next((n + 1 for i, n in reversed(compared) if at - i <= CLOSE), 0)
-                table = None if base is None else Table(base, length)
+                table = None if base is None else Table(base, numbers.entries)
             elif line.mnemonic == "add":
                 read = [loaded[r] for r in operands[1:] if r in loaded]
                 bases = [known[r] for r in operands[1:] if r in known]
@@ -125,6 +128,63 @@ def find_table(project: Any, start: int, end: int) -> Table | None:
                     where[target] = what
         known["r2"] = got.vaddr + TOC
     return None
+
+
+class Numbers:
+    """Which registers hold the same number, and how large it can be, as code is read in order.
+
+    Attributes
+    ----------
+    entries : int
+        Length of the table from which the last line reads, 0 if its index has not been compared.
+    """
+
+    def __init__(self) -> None:
+        self.entries = 0
+        self.held: dict[str, Origin] = {}  # register, or place in memory -> its number
+        self.compared: dict[str, tuple[Origin, int]] = {}  # condition register -> number, constant
+        self.length: dict[Origin, int] = {}
+
+    def read(self, at: int, mnemonic: str, operands: list[str]) -> None:
+        """Read line ``at``."""
+        target, branch = operands[0], mnemonic.rstrip("+-")
+        place = LOAD.fullmatch(operands[-1])
+        if mnemonic in COMPARES:
+            condition = target if len(operands) == 3 else "cr0"
+            self.compared[condition] = self._origin(operands[-2]), int(operands[-1], 0)
+        elif branch in BOUNDS:
+            condition = target if len(operands) == 2 else "cr0"
+            if condition in self.compared:
+                origin, constant = self.compared.pop(condition)
+                self.length[origin] = constant + BOUNDS[branch]
+        elif CALLS.match(mnemonic):
+            kept = SAVED | {where for where in self.held if where.endswith("(r1)")}
+            self.held = {where: origin for where, origin in self.held.items() if where in kept}
+            self.held |= {f"r{n}": (at, f"r{n}") for n in range(13) if n != 1}
+        elif mnemonic.startswith("st"):
+            if place:
+                self.held[operands[-1]] = self._origin(target)
+        elif mnemonic == LOADS:
+            lengths = [self.length.get(self._origin(register), 0) for register in operands[1:]]
+            self.entries = max(lengths)
+            self._write(target, (at, ""))
+        elif not KEEPS.match(mnemonic):
+            if mnemonic in SAME:
+                origin = self._origin(operands[1])
+            elif place and place[2] != target:
+                origin = self.held.setdefault(operands[-1], (at, ""))
+            else:
+                origin = at, ""
+            self._write(target, origin)
+
+    def _origin(self, register: str) -> "Origin":
+        return self.held.get(register, (-1, register))
+
+    def _write(self, register: str, origin: "Origin") -> None:
+        """Record a register's number; places that it points to are others now."""
+        pointed = f"({register})"
+        self.held = {w: origin for w, origin in self.held.items() if not w.endswith(pointed)}
+        self.held[register] = origin
 
 
 def read_table(project: Any, table: Table | None, start: int, end: int) -> list[int]:

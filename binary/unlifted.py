@@ -45,7 +45,9 @@ def lift_the_rest() -> None:
             self.irsb.next = pyvex.expr.Const(after)
             # After a block that ends with "not decoded", the lifters try what follows.
             self.irsb.jumpkind = "Ijk_NoDecode"
-            if CS_GRP_RET in groups:
+            if _traps(self.arch, instruction):
+                self.irsb.jumpkind = "Ijk_SigTRAP"  # nothing follows
+            elif CS_GRP_RET in groups:
                 self.irsb.jumpkind = "Ijk_Ret"
             elif groups & {CS_GRP_JUMP, CS_GRP_CALL}:
                 name = instruction.reg_name(instruction.operands[0].reg)
@@ -79,11 +81,18 @@ def _unlifted(arch: Any, code: bytes, address: int) -> Any:
     if arch.name in ("AMD64", "X86") and not NEWER_X86.match(code):
         return None
     instruction = next(arch.capstone.disasm(code, address, 1), None)
-    if instruction is None or not instruction.id or NO_STEP & set(instruction.groups):
+    if instruction is None or not instruction.id:
         return None
-    if architecture_of(arch).trap.match(f"{instruction.mnemonic} {instruction.op_str}".strip()):
+    if _traps(arch, instruction):
+        return instruction
+    if NO_STEP & set(instruction.groups):
         return None
     branches = {CS_GRP_JUMP, CS_GRP_CALL} & set(instruction.groups)
     if branches and not (instruction.operands and instruction.operands[0].type in CS_OP_REG):
         return None
     return instruction
+
+
+def _traps(arch: Any, instruction: Any) -> bool:
+    line = f"{instruction.mnemonic} {instruction.op_str}".strip()
+    return architecture_of(arch).trap.match(line) is not None

@@ -7,7 +7,9 @@ from binary.analysis import JUMP
 from binary.disassemble import analyse
 
 CASES = 9
-# The table follows the jump. The entry after its last one leads into the function, too.
+# The table follows the jump. The entry after its last one leads into the function, too. Nearer than
+# the comparison that says how many entries there are is one with a single case, and one of another
+# register.
 SOURCE = """    .abiversion 2
     .globl pick
     .type pick, @function
@@ -18,6 +20,10 @@ pick: .cfi_startproc
     lbz 9, 100(4)
     cmplwi 9, {last}
     bgt .Lother
+    cmplwi 9, 2
+    beq .Lnever
+    cmplwi 1, 5, 3
+    bgt 1, .Lother
     addis 10, 2, .Ltable@toc@ha
     addi 10, 10, .Ltable@toc@l
     lbz 9, 100(4)

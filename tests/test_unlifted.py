@@ -1,5 +1,6 @@
 """Code is followed past instructions that angr's lifter does not know, by what was assembled."""
 
+import numpy as np
 import pytest
 from zig import zig
 
@@ -81,24 +82,36 @@ def test_signed_calls_jumps_and_returns(tmp_path):
     assert sorted(edges) == [([0, 1], JUMP), ([0, 3], JUMP), ([1, 2], STEP_OVER)]
 
 
-def test_no_code_is_read_after_a_trap(tmp_path):
-    source = """    .globl stops, next
-    .type stops, @function
-    .type next, @function
-stops:
-    beqz a0, 1f
-    ret
-1:  unimp
-next:
-    li a0, 7
-    ret
-"""
-    (tmp_path / "trap.s").write_text(source)
-    file = tmp_path / "trap"
-    zig("riscv64-linux-gnu", "-shared", "-nostdlib", tmp_path / "trap.s", "-o", file)
+@pytest.mark.parametrize(
+    ("target", "trap"),
+    [
+        ("x86_64-linux-gnu", "ud2"),
+        ("x86-linux-gnu", "ud2"),
+        ("riscv64-linux-gnu", "c.unimp"),
+        ("powerpc64le-linux-gnu", "trap"),
+    ],
+)
+def test_functions_may_end_in_a_trap_and_no_code_is_read_after_it(tmp_path, target, trap):
+    (tmp_path / "traps.c").write_text(
+        "extern int puts(const char *); volatile int g;\n"
+        "void only(void) { __builtin_trap(); }\n"
+        "void store(int x) { g = x * 3 + 1; __builtin_trap(); }\n"
+        'void call(void) { puts("the end"); __builtin_trap(); }\n'
+        "int maybe(int x) { if (x > 7) { g = x; __builtin_trap(); } return x * 5; }\n"
+        "int next(int x) { return x * 7; }\n"
+    )
+    file = tmp_path / "traps"
+    zig(target, "-O1", "-fPIC", "-shared", "-nostdlib", tmp_path / "traps.c", "-o", file)
     analysis = analyse(file)
-    assert analysis.function_name[: analysis.code_functions] == ["stops", "next"]
-    assert analysis.edges.tolist() == [[0, 1]]
+    lines = [text.decode().splitlines() for text in analysis.instructions]
+    traps = {name: 0 for name in analysis.function_name[: analysis.code_functions]}
+    for f, inside in zip(analysis.function.tolist(), lines, strict=True):
+        if inside:
+            traps[analysis.function_name[f]] += sum(line.startswith(trap) for line in inside)
+    assert traps == {"only": 1, "store": 1, "call": 1, "maybe": 1, "next": 0}
+    ends = [block for block, text in enumerate(lines) if text[-1:] and text[-1].startswith(trap)]
+    assert not np.isin(ends, analysis.edges[:, 0]).any()
+    assert not analysis.returns[ends].any()
 
 
 def test_numbers_behind_code_are_not_taken_for_sve_instructions(tmp_path):
