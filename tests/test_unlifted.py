@@ -108,7 +108,8 @@ def test_functions_may_end_in_a_trap_and_no_code_is_read_after_it(tmp_path, targ
     for f, inside in zip(analysis.function.tolist(), lines, strict=True):
         if inside:
             traps[analysis.function_name[f]] += sum(line.startswith(trap) for line in inside)
-    assert traps == {"only": 1, "store": 1, "call": 1, "maybe": 1, "next": 0}
+    assert traps.pop("call") <= 1  # angr may see that nothing comes back from this call
+    assert traps == {"only": 1, "store": 1, "maybe": 1, "next": 0}
     ends = [block for block, text in enumerate(lines) if text[-1:] and text[-1].startswith(trap)]
     assert not np.isin(ends, analysis.edges[:, 0]).any()
     assert not analysis.returns[ends].any()
