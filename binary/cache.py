@@ -10,6 +10,7 @@ import utils
 from binary.analysis import analysis_settings, cache_file, save_analysis
 from binary.disassemble import analyse, rare_collections
 from binary.formats import choose_slice, processors, slices
+from binary.relocations import relocation_warning
 from jobs.processes import LIMITS
 from jobs.run import run_all
 from terminal import progress
@@ -61,7 +62,11 @@ def analyse_all(
             if all_or_none:
                 break
     utils.remove_leftovers(output_dir)  # by workers that were stopped
-    return {b["path"]: failed[b["sha256"]] for b in binaries if b["sha256"] in failed}
+    reasons = {b["path"]: failed[b["sha256"]] for b in binaries if b["sha256"] in failed}
+    for path in [binary["path"] for binary in binaries if binary["path"] not in reasons]:
+        if said := relocation_warning(path):
+            print(f"{printable(path)}: {said}", file=sys.stderr)
+    return reasons
 
 
 def analyse_files(

@@ -46,7 +46,7 @@ from binary.references import (
     made_addresses,
     places,
 )
-from binary.relocations import unknown_relocations
+from binary.relocations import MOST, unknown_relocations
 from binary.starts import Start, go_functions, is_code, is_thumb, read_starts
 from binary.symbols import ascii_name
 from binary.toc_tables import toc_resolver
@@ -141,10 +141,10 @@ def _refuse_unlinked(path: object, content: bytes, processor: str) -> None:
     if content[:4] != ELF:
         return
     try:
-        kinds = unknown_relocations(content, processor)
+        kinds, share = unknown_relocations(content, processor)
     except Exception as error:  # broken tables
         raise utils.UserError(f"{path} cannot be loaded: {_reason(error)}") from error
-    if kinds:
+    if share > MOST:
         names = ", ".join(kinds[:3])
         raise utils.UserError(f"{path} has relocations that angr does not know ({names}): link it")
 

@@ -14,15 +14,19 @@ from typing import Any
 from elftools.elf.descriptions import describe_reloc_type
 from elftools.elf.elffile import ELFFile
 
+import utils
+from binary.formats import ELF, ET_REL
+
 SHF_EXECINSTR = 4
 Fields = tuple[tuple[int, int, int], ...]
 # Hints for the linker, and labels that only differences in data use, change no instruction.
 HINTS = {"R_RISCV_RELAX", "R_RISCV_ALIGN", "R_ARM_V4BX", "R_390_NONE", "R_AARCH64_NONE"}
 HINTS |= {"R_MIPS_JALR", "R_ARM_NONE", "R_X86_64_NONE", "R_386_NONE", "R_RISCV_NONE"}
 MOST = 0.1  # maximum share of relocations in code that may be unknown (for thread-local data, say)
+FEW = 0.01  # a larger share is worth a warning
 
 
-def unknown_relocations(content: bytes, processor: str) -> list[str]:
+def unknown_relocations(content: bytes, processor: str) -> tuple[list[str], float]:
     """Return the kinds of relocations that angr does not know in an object file's code.
 
     Parameters
@@ -33,7 +37,9 @@ def unknown_relocations(content: bytes, processor: str) -> list[str]:
     Returns
     -------
     list of str
-        Their names, sorted; none if they are few.
+        Their names, sorted.
+    float
+        Their share of all relocations in code.
     """
     from cle.backends.elf.relocation import ALL_RELOCATIONS
 
@@ -51,9 +57,33 @@ def unknown_relocations(content: bytes, processor: str) -> list[str]:
             kind = relocation["r_info_type"]
             count += 1
             if known.get(kind) is None:
-                unknown.append(str(describe_reloc_type(kind, elf)))
+                name = str(describe_reloc_type(kind, elf))
+                unknown.append(f"number {kind}" if name == "<unknown>" else name)
     unknown = [name for name in unknown if name not in HINTS]
-    return sorted(set(unknown)) if len(unknown) > MOST * count else []
+    return sorted(set(unknown)), len(unknown) / max(count, 1)
+
+
+def relocation_warning(path: str) -> str:
+    """Return a warning if a change of an object file may be missed, as it has unknown relocations.
+
+    "" for other files.
+    """
+    with utils.open_regular(path) as file:
+        header = file.read(18)
+        if header[:4] != ELF or ET_REL not in header[16:18]:
+            return ""
+        content = header + file.read()
+    import cle
+
+    add_relocations()
+    elf = ELFFile(io.BytesIO(content))
+    kinds, share = unknown_relocations(content, cle.ELF.extract_arch(elf).name)
+    if share <= FEW:
+        return ""
+    return (
+        f"angr does not know {share:.0%} of the relocations in its code ({', '.join(kinds[:3])}), "
+        "so a change of what they refer to may be missed"
+    )
 
 
 def add_relocations() -> None:

@@ -69,7 +69,8 @@ def find_candidates(
     first: Features,
     second: Features,
     encode: Callable[..., np.ndarray],
-    anchors: np.ndarray | None = None,
+    known: np.ndarray | None = None,
+    different: np.ndarray | None = None,
 ) -> Candidates:
     """Find the pairs of functions that are worth a closer look, and measure them.
 
@@ -77,20 +78,25 @@ def find_candidates(
     ----------
     encode : callable
         An `encoder.encoder.Encoder`, or what returns its vectors.
-    anchors : int (k, 2), optional
+    known : int (k, 2), optional
         Pairs of functions that are always candidates. They are not encoded.
+    different : int (m, 2), optional
+        Those of the known pairs whose code differs. They are encoded nevertheless: without their
+        vectors, a function that resembles one of them would have another one as its best.
     """
     weighed = {pair: weigh(first.words[pair[0]], second.words[pair[1]]) for pair in SAME + INLINED}
     groups = [weighed[pair] for pair in SAME]
     a, b = (scipy.sparse.hstack([pair[side] for pair in groups], "csr") for side in (0, 1))
-    anchors = np.zeros((0, 2), np.int64) if anchors is None else anchors
+    none = np.zeros((0, 2), np.int64)
+    known, different = (none if x is None else x for x in (known, different))
     shape = first.functions, second.functions
-    left = [np.setdiff1d(np.arange(n), side) for n, side in zip(shape, anchors.T, strict=True)]
+    same = [np.setdiff1d(*sides) for sides in zip(known.T, different.T, strict=True)]
+    left = [np.setdiff1d(np.arange(n), side) for n, side in zip(shape, same, strict=True)]
     encoded = [encode(first, functions=left[0]), encode(second, functions=left[1])]
     near = _nearest(encoded[0], encoded[1], ENCODED)
     rare = _rare(a, b)
     found = [_nearest(rare[0], rare[1], CANDIDATES), (left[0][near[0]], left[1][near[1]])]
-    found.append((anchors[:, 0], anchors[:, 1]))
+    found.append((known[:, 0], known[:, 1]))
     keys = np.unique(np.concatenate([x.astype(np.int64) * shape[1] + y for x, y in found]))
     rows, columns = np.divmod(keys, shape[1])
 

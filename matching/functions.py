@@ -44,10 +44,12 @@ def match_functions(
         Pairs with a lower score are not matched.
     """
     outlines = first.outline, second.outline
-    none = np.zeros((0, 2), np.int64)
-    certain = pairs_by_texts((first, second), none if anchors is None else anchors)
+    given = np.zeros((0, 2), np.int64) if anchors is None else anchors
+    certain = pairs_by_texts((first, second), given)
     known, _ = identical_pairs(outlines, certain)
-    candidates = find_candidates(first, second, model.encoder, known)
+    differ = [outlines[0].code[a] != outlines[1].code[b] for a, b in given.tolist()]
+    different = given[np.array(differ, bool)]
+    candidates = find_candidates(first, second, model.encoder, known, different)
     anchored = anchored_pairs(candidates, known)
     evidence = Evidence(first, second)
     found = match_candidates(candidates, evidence, model, anchored, threshold)

@@ -297,6 +297,22 @@ def test_object_files_with_unknown_relocations_are_refused(folder, tmp_path):
         analyse(tmp_path / "tiny.o")
 
 
+def test_a_few_unknown_relocations_bring_a_warning(tmp_path, capsys):
+    calls = "f(1); f(2); f(3); f(4); f(5); f(6); f(7); f(8); f(9); f(10); f(11); f(12);"
+    source = "extern _Thread_local int t; extern void f(int);\n"
+    source += f"void g(void) {{ {calls} }} void h(void) {{ {calls} }}\n"
+    for name, more in (("all.o", ""), ("some.o", "int local(void) { return t; }\n")):
+        (tmp_path / "a.c").write_text(source + more)
+        zig("x86_64-linux-gnu", "-c", "-O1", "-fPIC", tmp_path / "a.c", "-o", tmp_path / name)
+    assert typed(diff.main, *[tmp_path / "all.o"] * 2, "--outputDir", tmp_path / "output") == 0
+    assert "relocations" not in capsys.readouterr().err
+    command = [diff.main, *[tmp_path / "some.o"] * 2, "--outputDir", tmp_path / "output"]
+    for _ in range(2):  # also if the analysis is cached
+        assert typed(*command) == 0
+        said = r"some\.o: angr does not know 4% of .*\(R_X86_64_TLSGD\), so a change"
+        assert len(re.findall(said, capsys.readouterr().err)) == 1
+
+
 def test_section_headers_may_be_cut_off(folder, tmp_path):
     content = bytearray((folder / "tiny.so").read_bytes())
     content[0x28:0x30] = bytes(8)  # e_shoff

@@ -101,7 +101,7 @@ def test_measures_are_cosines(codes, model):
         assert np.allclose(found.measures[:, column], expected, atol=1e-5)
 
 
-def test_known_pairs_are_candidates_that_are_not_encoded(codes, model):
+def test_known_pairs_are_candidates_that_are_not_encoded_unless_their_code_differs(codes, model):
     code = codes["O2"]
     n = code.functions
     every = np.stack([np.arange(n), np.arange(n)], 1)
@@ -110,10 +110,10 @@ def test_known_pairs_are_candidates_that_are_not_encoded(codes, model):
         asked.append(functions)
         return model.encoder(code, functions=functions)
 
-    for known in (every, every[1:], every[:0]):
+    for known, different in ((every, every[:3]), (every[1:], every[:0]), (every[:0], every[:0])):
         asked: list[np.ndarray] = []
-        found = find_candidates(code, code, encode, known)
-        assert [len(functions) for functions in asked] == [n - len(known)] * 2
+        found = find_candidates(code, code, encode, known, different)
+        assert [len(functions) for functions in asked] == [n - len(known) + len(different)] * 2
         pairs = set(zip(found.a.tolist(), found.b.tolist(), strict=True))
         assert set(map(tuple, known.tolist())) <= pairs
     cosine = found.measures[:, MEASURES.index("encoder's cosine")]
