@@ -267,10 +267,6 @@ def read_foreign(
 
 def main() -> None:
     """Convert models to and from the format of Hugging Face's transformers."""
-    raise UsageError(
-        "say what to do: `python checkpoint.py export --model_file FILE --to FOLDER` or "
-        "`python checkpoint.py import --source FOLDER --to FOLDER`"
-    )
 
 
 def export_model(

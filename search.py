@@ -44,7 +44,6 @@ LEAST_BLOCKS = 3  # scan names no function with fewer blocks: it looks like too 
 
 def main() -> None:
     """Search many binaries for similar functions, or name the functions of a stripped binary."""
-    raise utils.UsageError("say what to do: index, query or scan (python search.py --help)")
 
 
 def index(

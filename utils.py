@@ -18,7 +18,7 @@ import stat
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +39,18 @@ DISK_ERRORS = {
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STOPPING = (signal.SIGINT, signal.SIGTERM)  # how people and batch systems stop a program
+# The first word of pydantic's kind of error -> the value that it expects.
+EXPECTED = {
+    "int": "a whole number, without quotes",
+    "float": "a number, without quotes",
+    "finite": "a finite number",
+    "bool": "true or false, without quotes",
+    "string": "a text in double quotes",
+    "list": "a list, like [...]",
+    "dict": "an object, like {...}",
+    "dataclass": "an object, like {...}",
+}
+BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}  # of a number
 FAULTS = 8  # a message lists at most so many faults of a settings file
 SHOWN = 100  # a message shows at most so many characters of a value
 PATIENCE = 5.0  # seconds that a run waits for a folder that another run writes to
@@ -503,14 +515,38 @@ def read_config(cls: type, path: str | os.PathLike[str]) -> Any:
                 reasons.append(f"key '{key}' is missing")
             else:
                 at = f"'{key}' is {shortened(problem['input'])}: " if key else ""
-                reasons.append(at + problem["msg"].removeprefix("Value error, "))
+                reasons.append(at + remedy(problem))
         more = f"; and {len(reasons) - FAULTS} more" if len(reasons) > FAULTS else ""
         raise UserError(f"{path}: " + "; ".join(reasons[:FAULTS]) + more) from error
+
+
+def remedy(problem: Mapping[str, Any]) -> str:
+    """Say in plain words what pydantic expects instead of the value that it refused.
+
+    Parameters
+    ----------
+    problem : mapping
+        One of `pydantic.ValidationError.errors`.
+    """
+    context = problem.get("ctx", {})
+    bounds = [f"{words} {context[key]}" for key, words in BOUNDS.items() if key in context]
+    if bounds:
+        return f"give a number {bounds[0]}"
+    if problem["type"] == "literal_error":
+        return "give " + context["expected"].replace("'", '"')
+    kind = EXPECTED.get(problem["type"].partition("_")[0])
+    return f"give {kind}" if kind else problem["msg"].removeprefix("Value error, ")
 
 
 def plural(n: int, noun: str) -> str:
     """Return the noun as it follows a number: file for 1, files for any other."""
     return noun if n == 1 else f"{noun}s"
+
+
+def either(words: Sequence[str], joint: str = "or") -> str:
+    """Return the words as a list for a sentence: "a, b or c"."""
+    *first, last = words
+    return f"{', '.join(first)} {joint} {last}" if first else last
 
 
 def set_seed(seed: int) -> None:

@@ -662,8 +662,7 @@ def join(
 
 
 def main() -> None:
-    """Say what to do: pack, speed, recipe, settings or join."""
-    raise utils.UsageError("say what to do: pack, speed, recipe, settings or join; see gpu.sh")
+    """Train and measure on a GPU; gpu.sh shows in which order."""
 
 
 if __name__ == "__main__":

@@ -257,8 +257,7 @@ def unpack(out: str = "gpu/out", to: str = "out-retrieval/models") -> None:
 
 
 def main() -> None:
-    """Say what to do: pack, train or unpack."""
-    raise utils.UsageError("say what to do: pack, train or unpack")
+    """Train the encoder on a machine without the analysed files: pack, train there, unpack."""
 
 
 if __name__ == "__main__":

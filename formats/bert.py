@@ -22,7 +22,7 @@ from torch import Tensor
 
 import models
 from tokenization import TokenizerName, token_fault
-from utils import STRICT, UserError, read_config
+from utils import STRICT, UserError, read_config, remedy
 
 # Our modules -> Hugging Face's; its scopes are the same as Google's.
 BLOCK = {
@@ -136,8 +136,9 @@ def read_sizes(file: str | os.PathLike[str]) -> tuple[models.Config, BertConfig]
             **{ours: getattr(config, theirs) for ours, theirs in SIZES.items()}
         ), config
     except pydantic.ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"{file}: {message}") from error
+        problem = error.errors()[0]
+        at = "".join(f"'{SIZES[str(ours)]}' is {problem['input']}: " for ours in problem["loc"])
+        raise UserError(f"{file}: {at}{remedy(problem)}") from error
 
 
 def hugging_face_name(key: str) -> str:

@@ -12,6 +12,7 @@ import functools
 import inspect
 import io
 import re
+import shlex
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import fire
 import pydantic
 
-from utils import UsageError
+from terminal.help import describe_bounds, describe_kind
+from utils import UsageError, either
 
 MARK = "\0"  # put in front of values; the operating system allows no argument that contains it
 NUMBER = re.compile(r"-\.?[0-9]")  # begins with a dash, but is not a flag
@@ -27,7 +29,7 @@ BOOLEAN = ("true", "false")
 
 
 def bind(
-    function: Callable[..., Any], words: Sequence[str]
+    function: Callable[..., Any], words: Sequence[str], commands: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Split ``words`` into positional and named arguments, still as text.
 
@@ -38,7 +40,8 @@ def bind(
     Raises
     ------
     utils.UsageError
-        A flag that is unknown, given twice or without its value; too many or too few values.
+        A flag that is unknown, given twice or without its value; too many or too few values. If the
+        function takes no values, the first one may have been meant as one of ``commands``.
     """
     bound: tuple[tuple[str, ...], dict[str, str]] = ((), {})
 
@@ -53,15 +56,43 @@ def bind(
     vars(record)["__signature__"] = signature.replace(parameters=parameters)
     fire.decorators.SetParseFn(str)(record)
     marked = _marked(words, signature.parameters)
+    _check_number(marked, parameters, commands)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             fire.Fire(record, command=marked)
     except fire.core.FireExit as error:
         reason = error.trace.elements[-1].ErrorAsStr().replace(MARK, "")
-        reason = reason.replace("The function received no value for the required", "missing")
-        reason = re.sub(r"Missing required flags: \{'(\w+)'.*", r"--\1 must be given", reason)
-        raise UsageError(reason.replace("Could not consume arg", "one value too many")) from error
+        raise UsageError(reason) from error
     return bound
+
+
+def _check_number(
+    marked: Sequence[str], parameters: Sequence[inspect.Parameter], commands: Sequence[str]
+) -> None:
+    """Refuse a missing value or flag, and one value too many."""
+    flags = {word[2 : word.index("=")] for word in marked if not word.startswith(MARK)}
+    values = [word.removeprefix(MARK) for word in marked if word.startswith(MARK)]
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    takes = "takes " + " ".join(name.upper() for name in names) if names else "has only flags"
+    open_names = [name for name in names if name not in flags]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        values = values[: len(open_names)]
+    if len(values) > len(open_names):
+        surplus = values[len(open_names)]
+        if not commands or names:
+            raise UsageError(f"one value too many: {shlex.quote(surplus)}; this command {takes}")
+        if surplus in commands:
+            raise UsageError(f"the command {surplus} must come before all flags")
+        near = difflib.get_close_matches(surplus, commands, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(
+            f"there is no command {shlex.quote(surplus)}, only {either(commands, 'and')}{hint}"
+        )
+    if len(values) < len(open_names):
+        raise UsageError(f"{open_names[len(values)].upper()} is missing; this command {takes}")
+    for p in parameters:
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in flags:
+            raise UsageError(f"--{p.name} must be given")
 
 
 def _flag_only(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -131,13 +162,16 @@ def call(function: Callable[..., Any], args: tuple[str, ...], kwargs: dict[str, 
     except pydantic.ValidationError as error:
         if error.title != function.__qualname__:  # raised inside the function
             raise
-        parameters = list(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters
+        names = list(parameters)
         reasons = []
         for problem in error.errors():
             name = problem["loc"][0]
             if isinstance(name, int):
-                name = parameters[min(name, len(parameters) - 1)]
-            reasons.append(f"--{name} {problem['input']}: {problem['msg']}")
+                name = names[min(name, len(names) - 1)]
+            hint = parameters[name].annotation
+            wanted = describe_kind(hint) + describe_bounds(hint)
+            reasons.append(f"--{name} {shlex.quote(str(problem['input']))}: give {wanted}")
         raise UsageError("; ".join(dict.fromkeys(reasons))) from error
 
 

@@ -11,6 +11,7 @@ Exit codes of all scripts:
 """
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from terminal.arguments import bind, call
 from terminal.escape import escape_output
 from terminal.help import help_text
 from terminal.style import say
-from utils import DISK_ERRORS, FULL, STOPPING, UsageError, UserError, default_signals
+from utils import DISK_ERRORS, FULL, STOPPING, UsageError, UserError, default_signals, either
 
 ERROR, USAGE, PARTLY, FOUND, INTERRUPTED = 1, 2, 3, 4, 130  # exit codes
 
@@ -31,6 +32,8 @@ ERROR, USAGE, PARTLY, FOUND, INTERRUPTED = 1, 2, 3, 4, 130  # exit codes
 def command_line(main: Callable[..., Any], **commands: Callable[..., Any]) -> None:
     """Run ``main``, or the command named by the first argument, and exit.
 
+    A ``main`` without parameters only stands for its commands and is never called; its docstring
+    is the script's help.
     Arguments are checked against the type hints before anything runs. If the function returns an
     integer, this is the exit code.
     """
@@ -75,7 +78,10 @@ def parse(
     if "--version" in asked:
         print(script, VERSION)
         sys.exit(0)
-    return function, *bind(function, words)
+    only_commands = others and not inspect.signature(function).parameters
+    if only_commands and (not words or words[0].startswith("-")):
+        raise UsageError(f"say what to do: {either(list(others))}")
+    return function, *bind(function, words, list(others))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from utils import either
+
 NAMES = {str: "text", bool: "switch", Path: "path"}
+KINDS = {int: "a whole number", float: "a finite number", bool: "true or false"}
 BOUNDS = (("ge", "at least {}"), ("gt", "above {}"), ("le", "at most {}"), ("lt", "below {}"))
 NOTES = """\
 --flag value and --flag=value mean the same; a switch needs no value: --flag or --noflag.
@@ -119,6 +122,18 @@ def describe_type(hint: Any) -> str:
             return "list, with commas between"
         return " or ".join(map(describe_type, kinds))
     return NAMES.get(hint) or str(getattr(hint, "__name__", hint))
+
+
+def describe_kind(hint: Any) -> str:
+    """Return what a value of this type may be, as a part of a sentence: "a whole number"."""
+    if get_origin(hint) is Annotated:
+        return describe_kind(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return either(list(map(str, get_args(hint))))
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        return either(list(map(describe_kind, kinds)))
+    return KINDS.get(hint, describe_type(hint))
 
 
 def describe_bounds(hint: Any) -> str:

@@ -18,7 +18,8 @@ from pydantic import Field, PositiveInt
 
 from terminal import VERSION
 from terminal.arguments import bind, call, names_of
-from terminal.help import describe_default, help_text, parameter_texts
+from terminal.command_line import parse
+from terminal.help import describe_default, describe_type, help_text, parameter_texts
 from terminal.signatures import Names
 from utils import UsageError
 
@@ -114,19 +115,20 @@ def test_flags_arrive_as_typed(to, old):
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ([], "missing argument: old"),
-        (["a"], "missing argument: new"),
-        (["a", "b", "3"], "one value too many: 3"),  # a parameter with a default is a flag only
+        ([], "^OLD is missing; this command takes OLD NEW"),
+        (["--old", "a"], "^NEW is missing; this command takes OLD NEW"),
+        # A parameter with a default is a flag only.
+        (["a", "b", "3 4"], "^one value too many: '3 4'; this command takes OLD NEW"),
         (["--old", "a", "b", "c"], "one value too many: c"),
         (["a", "b", "--cuont", "1"], "unknown flag --cuont; did you mean --count"),
         (["a", "b", "-c", "1"], "unknown flag -c"),
         (["a", "b", "--count"], "--count needs a value"),
         (["a", "b", "--count", "--share", "1"], "--count needs a value"),
         (["a", "b", "--count", "1", "--count=2"], "--count is given twice"),
-        (["a", "b", "--count", "1e3"], "--count 1e3: .*integer"),
-        (["a", "b", "--count", "0x10"], "--count 0x10: .*integer"),
-        (["a", "b", "--count", "0"], "--count 0: .*greater than or equal to 1"),
-        (["a", "b", "--share", "nan"], "--share nan: .*finite"),
+        (["a", "b", "--count", "1e3"], r"^--count 1e3: give a whole number \(at least 1\)$"),
+        (["a", "b", "--count", "0"], r"^--count 0: give a whole number \(at least 1\)$"),
+        (["a", "b", "--count="], "^--count '': give a whole number"),
+        (["a", "b", "--share", "nan"], "^--share nan: give a finite number$"),
     ],
 )
 def test_wrong_usage_is_explained(typed, message):
@@ -163,7 +165,7 @@ def test_numbers_and_choices_are_converted_and_checked():
         return seed, mode
 
     assert received(main, "--seed", "-1", "--mode=eval") == (-1, "eval")
-    with pytest.raises(UsageError, match=r"--mode predict: .*'train' or 'eval'"):
+    with pytest.raises(UsageError, match=r"^--mode predict: give train or eval$"):
         received(main, "--mode", "predict")
 
 
@@ -204,6 +206,45 @@ def test_help_names_every_flag_with_its_text(script):
                 assert re.search(f"{title}.*?{re.escape(default)} ", shown), parameter
         for command, does in others.items():
             assert re.search(f"{command} command {does.__doc__.split()[0]}", shown)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_wrong_value_of_any_flag_is_explained_in_plain_words(script):
+    main, commands = Names(ROOT / script).functions()
+    for function in (main, *commands.values()):
+        parameters = inspect.signature(function).parameters.values()
+        needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+        for p in parameters:
+            shown = describe_type(p.annotation)
+            if p.default is p.empty or shown in ("text", "path", "list, with commas between"):
+                continue
+            given = [f"--{n.name}=1" for n in needed]
+            with pytest.raises(UsageError) as error:
+                received(function, *given, f"--{p.name}=many of it")
+            said = f"--{p.name} 'many of it': give (a (whole|finite) number|true or false|.+ or .+)"
+            assert re.fullmatch(rf"{said}( \(.*\))?", str(error.value))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_mistyped_command_is_answered_by_those_that_exist(script, monkeypatch):
+    main, commands = Names(ROOT / script).functions()
+    for command in commands:
+        if any(p.default is p.empty for p in inspect.signature(main).parameters.values()):
+            continue
+        monkeypatch.setattr(sys, "argv", [script, f"{command}x", "0"])
+        with pytest.raises(UsageError) as error:
+            parse(main, commands)
+        assert str(error.value).startswith(f"there is no command {command}x, only ")
+        assert str(error.value).endswith(f"; did you mean {command}?")
+        assert all(re.search(rf"\b{name}\b", str(error.value)) for name in commands)
+        monkeypatch.setattr(sys, "argv", [script])
+        if not inspect.signature(main).parameters:
+            with pytest.raises(UsageError, match=f"^say what to do: .*{command}"):
+                parse(main, commands)
+        else:
+            monkeypatch.setattr(sys, "argv", [script, "--", command])
+            with pytest.raises(UsageError, match=f"^the command {command} must come before all"):
+                parse(main, commands)
 
 
 def test_help_speaks_of_types_and_defaults_as_people_do():
@@ -257,7 +298,9 @@ def test_help_imports_nothing_slow(script, tmp_path):
         if argument == "--version":
             assert done.stdout.split()[-1] == VERSION
         elif argument == "--wrong":
-            assert re.search("^error: unknown flag --wrong", done.stderr, re.M)
+            only_commands = script in ("checkpoint.py", "search.py")
+            fault = "say what to do: " if only_commands else "unknown flag --wrong"
+            assert re.search(f"^error: {fault}", done.stderr, re.M)
         else:
             assert done.stdout.startswith("usage: python ")
 
@@ -323,7 +366,7 @@ command_line(main, other=other)
             ["--count", "0"],
             2,
             "",
-            "error: --count 0: Input should be greater than or equal to 1 (--help says more)\n",
+            "error: --count 0: give a whole number (at least 1) (--help says more)\n",
         ),
     ],
 )
