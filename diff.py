@@ -150,9 +150,7 @@ def main(
     began = time.perf_counter()
     limits = time_limit, memory_limit
     if is_package(old) or is_package(new):
-        for path in (old, new):
-            if not is_package(path) and os.path.exists(path):
-                raise utils.UsageError(f"{path} is not a package, but the other one is")
+        refuse_one_file(old, new)
         of_one = {"anchors": anchors, "ghidra": ghidra, "ida": ida, "bindiff": bindiff}
         of_one |= {
             "binexport": binexport,
@@ -170,7 +168,9 @@ def main(
                 (old, new), model_file, bool(html), outputDir, workers, limits, unpack_limit, arch
             )
             _write_packages(found, html, outputs)
-        package_summary(found, top, time.perf_counter() - began)
+        written = [str(Path(html, "index.html"))] if html else []
+        written += [path for path in outputs.values() if path]
+        package_summary(found, top, written, time.perf_counter() - began)
         if fail_on and exports.fails_on(found, fail_on):
             return FOUND
         return PARTLY if found.count(FAILED) else 0
@@ -184,8 +184,9 @@ def main(
     outputs |= {"markdown": markdown, "bindiff": bindiff}
     inputs = (old, new, model_file, anchors)
     utils.check_outputs(outputs, inputs, {"outputDir": outputDir, "binexport": binexport})
-    for name in export_names((old, new)) if binexport else []:
-        utils.check_outputs({"binexport": Path(binexport, f"{name}.BinExport")}, inputs)
+    exported = [Path(binexport, f"{n}.BinExport") for n in export_names((old, new)) if binexport]
+    for file in exported:
+        utils.check_outputs({"binexport": file}, inputs)
     refuse_arch((old, new), arch)
     model = read_model(model_file)
     files = take_slices((old, new), outputDir, arch)
@@ -217,12 +218,13 @@ def main(
         if bindiff:
             write_bindiff(bindiff, (old, new), hashes, codes, diff)
         if binexport:
-            about = zip(export_names((old, new)), (old, new), hashes, codes, strict=True)
+            about = zip(exported, (old, new), hashes, codes, strict=True)
             with utils.one_writer(binexport):
                 for name, path, sha256, code in about:
-                    with utils.atomic_file(Path(binexport) / f"{name}.BinExport", "wb") as file:
+                    with utils.atomic_file(name, "wb") as file:
                         file.write(as_binexport(path, sha256, code))
-    summary((old, new), codes, diff, top, time.perf_counter() - began)
+    written = [*(path for path in outputs.values() if path), *map(str, exported)]
+    summary((old, new), codes, diff, top, written, time.perf_counter() - began)
     statuses = {match.status for match in diff.functions}
     failing = {"changed": {CHANGED, ONLY_OLD, ONLY_NEW}, "unmatched": {ONLY_OLD, ONLY_NEW}}
     return FOUND if fail_on and statuses & failing[fail_on] else 0
@@ -272,6 +274,18 @@ def compare_binaries(
     return Comparison(diff.functions, block_matches(codes, diff), verdict(diff))
 
 
+def refuse_one_file(old: str, new: str) -> None:
+    """Refuse a folder or an archive with a single file beside it."""
+    for package, file in ((old, new), (new, old)):
+        if os.path.exists(file) and not is_package(file):
+            kind = "a folder" if os.path.isdir(package) else "an archive"
+            inside = os.path.join(package, os.path.basename(file))
+            remedy = "give two folders or archives, or two programs"
+            if os.path.isfile(inside):
+                remedy = f"compare {file} with {inside}, or give two folders"
+            raise utils.UsageError(f"{package} is {kind}, but {file} is a single file; {remedy}")
+
+
 def _write(path: str, text: str) -> None:
     with utils.atomic_file(path) as file:
         file.write(text)
@@ -289,8 +303,8 @@ def _write_packages(found: PackageDiff, html: str | None, outputs: dict[str, str
         _write(markdown, exports.as_markdown(found))
 
 
-def package_summary(found: PackageDiff, top: int, seconds: float) -> None:
-    """Print what was found in two packages, and the most changed functions."""
+def package_summary(found: PackageDiff, top: int, written: list[str], seconds: float) -> None:
+    """Print what was found in two packages, the most changed functions, and what was written."""
     width = columns()
     for which, path, left_out in zip(("old", "new"), found.paths, found.left_out, strict=True):
         links = ", ".join(f"{n:,} {utils.plural(n, kind)}" for kind, n in left_out.items())
@@ -309,15 +323,26 @@ def package_summary(found: PackageDiff, top: int, seconds: float) -> None:
         place = f"{fit(file.name.rpartition('/')[2], 24)}: {fit(name, 40)}"
         said = match.explanation or match.status
         print(cut(f"{match.rank:6.2f}  {match.score:.2f}  {place}: {said}", width))
-    print(f"{seconds:.1f} seconds")
+    _report_end(written, seconds)
     unchanged = all(file.status == IDENTICAL for file in found.files)
     say(f"verdict: {exports.verdict(found)}", "green" if unchanged else "yellow")
 
 
+def _report_end(written: list[str], seconds: float) -> None:
+    if written:
+        print(f"wrote {', '.join(written)}")
+    print(f"{seconds:.1f} seconds")
+
+
 def summary(
-    paths: tuple[str, str], codes: tuple[Features, ...], diff: Diff, top: int, seconds: float
+    paths: tuple[str, str],
+    codes: tuple[Features, ...],
+    diff: Diff,
+    top: int,
+    written: list[str],
+    seconds: float,
 ) -> None:
-    """Print what was found, and the most changed functions."""
+    """Print what was found, the most changed functions, and which files were written."""
     width = columns()
     for which, path, code in zip(("old", "new"), paths, codes, strict=True):
         counts = ", ".join(
@@ -347,7 +372,7 @@ def summary(
         room = width and (width - addresses - KINDS) // 2
         places = (f"{address} {fit(name, room)}" for address, name in sides)
         print(cut(f"{numbers}  {' -> '.join(places)}: {', '.join(match.kinds)}", width))
-    print(f"{seconds:.1f} seconds")
+    _report_end(written, seconds)
     identical = all(match.status == IDENTICAL for match in diff.functions)
     say(f"verdict: {verdict(diff)}", "green" if identical else "yellow")
 

@@ -24,9 +24,11 @@ from pydantic import Field, PositiveInt
 import utils
 from binary.analysis import load_analysis
 from binary.cache import analyse_files, reason_of, refuse_arch, report_skipped, take_slices
+from binary.lookup import find_function
 from encoder.encoder import Encoder, read_encoder
-from encoder.index import Binary, Index, add, index_file, nearest, read
+from encoder.index import MAKE, Binary, Index, add, index_file, nearest, read
 from encoder.map import PICTURES, draw_map
+from encoder.names import NAMES, assign_names
 from features.extract import Features, extract_features, read_binaries
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
 from terminal.command_line import PARTLY, command_line
@@ -165,14 +167,17 @@ def query(
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
+    utils.check_folder(index_dir, "index_dir", MAKE)
     binary, code = read_one(binary, outputDir, (time_limit, memory_limit), arch)
-    asked = find_function(code, binary, function)
+    asked = find_function(code.analysis, binary, function)
     with limited_memory(memory_limit, f"searching {index_dir}"):
         encoder = read_encoder()
         table = read(index_dir, encoder.identity, encoder.dimensions)
         vector = encoder(code, functions=np.array([asked]))
         allowed = searched(table, binary, code, same_processor, own)
         found, _, chance = nearest(table, vector, top, encoder.calibration, allowed)
+    if found.size:
+        print("chance that the name is right, address, name, file:")
     for match, score in zip(found[0].tolist(), chance[0].tolist(), strict=True):
         print(line(table, match, score, int(table.address[match])))
 
@@ -192,8 +197,9 @@ def scan(
     """Name the functions of a binary after the most similar functions of the index.
 
     Prints the chance that the name is right, the address in the binary, the name, and the file of
-    the index's function. Leaves out functions with fewer than three basic blocks, because they look
-    like too many others.
+    the index's function. Gives a name to one function only, unless a file of the index has it more
+    than once. Leaves out functions with fewer than three basic blocks, because they look like too
+    many others.
 
     Parameters
     ----------
@@ -216,19 +222,21 @@ def scan(
     arch : str
         Processor whose slice of a universal (macOS) file to read, such as aarch64 or x86_64.
     """
+    utils.check_folder(index_dir, "index_dir", MAKE)
     binary, code = read_one(binary, outputDir, (time_limit, memory_limit), arch)
     with limited_memory(memory_limit, f"searching {index_dir}"):
         encoder = read_encoder()
         table = read(index_dir, encoder.identity, encoder.dimensions)
         allowed = searched(table, binary, code, same_processor, own)
         allowed &= table.blocks >= LEAST_BLOCKS
-        found, _, chance = nearest(table, encoder(code), 1, encoder.calibration, allowed)
-    named = 0
-    for f, (match, score) in enumerate(zip(found, chance, strict=True)):
-        if len(match) and score[0] >= least and code.sizes[f] >= LEAST_BLOCKS:
-            named += 1
-            print(line(table, match[0], score[0], int(code.analysis.function_address[f])))
-    print(f"{named:,} of {code.functions:,} functions are similar to one of the index")
+        found, _, chance = nearest(table, encoder(code), NAMES, encoder.calibration, allowed)
+        chance[np.asarray(code.sizes) < LEAST_BLOCKS] = -1
+        named = assign_names(table, found, chance, allowed, least)
+    if named:
+        print(f"chance that the name is right, address in {printable(binary)}, name, file:")
+    for f, (match, score) in sorted(named.items()):
+        print(line(table, match, score, int(code.analysis.function_address[f])))
+    print(f"{len(named):,} of {code.functions:,} functions are similar to one of the index")
 
 
 def read_one(
@@ -271,29 +279,6 @@ def add_binary(file: str, sha256: str, analysis: Path, index_dir: str, encoder: 
         np.asarray(code.sizes, np.int32),
         encoder(code),
     )
-
-
-def find_function(code: Features, binary: str, function: str) -> int:
-    """Return the function with this address or name.
-
-    Raises
-    ------
-    utils.UserError
-        There is none, or more than one.
-    """
-    starts = code.analysis.function_address[: code.functions].tolist()
-    names = code.analysis.function_name[: code.functions]
-    found = [
-        f
-        for f, (start, name) in enumerate(zip(starts, names, strict=True))
-        if function in (name, f"0x{start:x}")
-    ]
-    if len(found) != 1:
-        raise utils.UserError(
-            f"{len(found)} functions of {binary} start at {function} or have this name; give the "
-            "address that diff.py shows, such as 0x401230"
-        )
-    return found[0]
 
 
 def searched(

@@ -41,10 +41,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STOPPING = (signal.SIGINT, signal.SIGTERM)  # how people and batch systems stop a program
 # The first word of pydantic's kind of error -> the value that it expects.
 EXPECTED = {
-    "int": "a whole number, without quotes",
-    "float": "a number, without quotes",
+    "int": "a whole number",
+    "float": "a number",
     "finite": "a finite number",
-    "bool": "true or false, without quotes",
+    "bool": "true or false",
     "string": "a text in double quotes",
     "list": "a list, like [...]",
     "dict": "an object, like {...}",
@@ -344,6 +344,19 @@ def check_outputs(
         written[place] = flag
 
 
+def check_folder(path: str | os.PathLike[str], flag: str, hint: str) -> None:
+    """Refuse an input folder that does not exist or cannot be read; ``hint`` says what to do."""
+    if not os.path.lexists(path):
+        reason = "there is no such folder"
+    elif not os.path.isdir(path):
+        reason = "this is not a folder"
+    elif not os.access(path, os.R_OK | os.X_OK):
+        reason = "there is no permission to read this folder"
+    else:
+        return
+    raise UserError(f"--{flag} {path}: {reason}; {hint}")
+
+
 def _same(path: str, other: str | os.PathLike[str]) -> bool:
     """Say whether two paths mean the same file, which may be a link or not exist yet."""
     with contextlib.suppress(OSError):
@@ -535,7 +548,8 @@ def remedy(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "literal_error":
         return "give " + context["expected"].replace("'", '"')
     kind = EXPECTED.get(problem["type"].partition("_")[0])
-    return f"give {kind}" if kind else problem["msg"].removeprefix("Value error, ")
+    quoted = ", without quotes" if isinstance(problem["input"], str) else ""
+    return f"give {kind}{quoted}" if kind else problem["msg"].removeprefix("Value error, ")
 
 
 def plural(n: int, noun: str) -> str:

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import utils
 
+HINT = (
+    "build the sample binaries with `python experiment_data/build_coreutils.py`, or name a folder "
+    "of your own with --path, laid out as <path>/<build>/<biname>"
+)
+
 
 def find_programs(path: str, names: list[str]) -> dict[str, list[dict[str, str]]]:
     """Return program -> its builds, in the order of ``names``; a pattern's programs are sorted.
@@ -18,7 +23,8 @@ def find_programs(path: str, names: list[str]) -> dict[str, list[dict[str, str]]
     names = [name.removeprefix("/") for name in names]
     found: Counter[str] = Counter()
     if any(is_pattern(name) for name in names):
-        folders = sorted(Path(path).iterdir()) if Path(path).is_dir() else []
+        utils.check_folder(path, "path", HINT)
+        folders = sorted(Path(path).iterdir())
         files = (file for folder in folders if folder.is_dir() for file in folder.iterdir())
         found.update(file.name for file in files if _why_refused(file) is None)
     programs = {}
@@ -51,13 +57,10 @@ def find_binaries(path: str, biname: str) -> list[dict[str, str]]:
     biname = biname.removeprefix("/")
     if biname != Path(biname).name or biname in ("", ".", ".."):
         raise utils.UserError(f"--biname {biname!r} must be a file name, not a path")
+    utils.check_folder(path, "path", HINT)
     files = [file for file in _builds(path, biname) if _why_refused(file) is None]
     if not files:
-        raise utils.UserError(
-            f"no folder in {path} holds {biname}; build the sample binaries with `python "
-            "experiment_data/build_coreutils.py`, or name a folder of your own with --path, laid "
-            "out as <path>/<build>/<biname>"
-        )
+        raise utils.UserError(f"no folder in {path} holds {biname}; {HINT}")
     if len(files) == 1:
         raise utils.UserError(
             f"only one folder in {path} holds {biname} ({files[0]}); a pair needs two"
@@ -72,8 +75,8 @@ def find_refused(path: str, biname: str) -> dict[str, str]:
 
 
 def _builds(path: str, biname: str) -> list[Path]:
-    folders = sorted(Path(path).iterdir()) if os.path.isdir(path) else []
-    return [folder / biname for folder in folders if os.path.lexists(folder / biname)]
+    files = (folder / biname for folder in sorted(Path(path).iterdir()))
+    return [file for file in files if os.path.lexists(file)]
 
 
 def _why_refused(file: Path) -> str | None:

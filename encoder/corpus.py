@@ -132,6 +132,7 @@ def find_files(paths: list[str]) -> list[tuple[str, str]]:
     """Return package and file of all builds for training and validation; equal files count once."""
     files, met = [], set()
     for place in paths:
+        utils.check_folder(place, "path", "`python experiment_data/build_packages.py` makes builds")
         for file in sorted(Path(place).glob("*/*")):
             package = package_of(file.parent.name)
             if package in TEST or not file.is_file():

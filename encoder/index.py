@@ -25,6 +25,7 @@ INFINITE = 0x7C00  # the bits of infinity, of this type
 # Column -> type. With a dictionary, a long name that many functions have takes memory only once.
 NAMES = pa.dictionary(pa.int32(), pa.string())
 TYPES = {"address": pa.uint64(), "name": NAMES, "blocks": pa.int32()}
+MAKE = "`python search.py index DIR` makes an index"
 ABOUT = ("format", "encoder", "path", "sha256", "processor")  # keys of a file's metadata
 
 
@@ -140,9 +141,10 @@ def read(folder: str | os.PathLike[str], encoder: str, dimensions: int) -> Index
     utils.UserError
         The folder holds no index, a file is damaged, or another encoder made its vectors.
     """
+    utils.check_folder(folder, "index_dir", MAKE)
     files = sorted(Path(folder).glob("*.parquet"), key=str)
     if not files:
-        raise utils.UserError(f"{folder} holds no index; `python search.py index DIR` makes one")
+        raise utils.UserError(f"{folder} holds no index; {MAKE}")
     binaries, parts, n = [], [], 0
     # One array for all vectors: to allocate one for each file takes longer than to read the file.
     size = min(LARGEST, sum(file.stat().st_size for file in files if file.is_file()))

@@ -123,12 +123,8 @@ def find_pairs(data: str | Path) -> tuple[list[Path], list[Path]]:
     UserError
         There is no such folder.
     """
-    try:
-        folders = [path for path in Path(data).iterdir() if re.fullmatch("[0-9]+", path.name)]
-    except OSError as error:
-        raise utils.UserError(
-            f"cannot read the folder {data}: {error.strerror}; run `python gendata.py` first"
-        ) from error
+    utils.check_folder(data, "data", "run `python gendata.py` first")
+    folders = [path for path in Path(data).iterdir() if re.fullmatch("[0-9]+", path.name)]
     folders.sort(key=lambda path: (int(path.name), path.name))
     complete = [path for path in folders if (path / "pair.json").exists()]
     return complete, [path for path in folders if not (path / "pair.json").exists()]
@@ -142,6 +138,7 @@ def read_info(folder: Path) -> PairInfo:
     UserError
         It is missing, damaged, or of another format version.
     """
+    utils.check_folder(folder.parent, "data", "run `python gendata.py` first")
     if not folder.exists():
         raise utils.UserError(f"there is no pair {folder}; `python gendata.py` makes the pairs")
     try:

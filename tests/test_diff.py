@@ -34,6 +34,10 @@ def test_all_outputs_are_written_by_one_command(builds, tmp_path):
         assert re.search(rf"^ *{statuses[name]} functions? {name}$", run.stdout, re.M)
     assert statuses["identical"] > 5
     assert sum(1 for _ in (tmp_path / "r.csv").open()) == 1 + len(written["functions"])
+    *_, wrote, seconds, verdict = run.stdout.splitlines()
+    assert wrote == "wrote r.html, r.json, r.csv, g.py, i.py"
+    assert seconds.endswith(" seconds")
+    assert verdict.startswith("verdict: ")
     assert all((tmp_path / file).stat().st_size for file in ("r.html", "g.py", "i.py"))
 
 

@@ -289,7 +289,7 @@ def test_a_broken_binary_costs_its_pairs_only(made, tmp_path):
 def test_no_binaries_prints_the_command_that_makes_them(tmp_path):
     run = gendata_py(tmp_path, "--path", "nothere", check=False)
     assert run.returncode == 1
-    assert run.stderr.startswith("error: no folder in nothere holds ")
+    assert run.stderr.startswith("error: --path nothere: there is no such folder; build ")
     assert "python experiment_data/build_coreutils.py" in run.stderr
     assert not (tmp_path / "data").exists()
 

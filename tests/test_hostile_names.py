@@ -95,11 +95,11 @@ def test_no_cell_is_a_formula(hostile):
 def test_no_name_acts_in_the_terminal(hostile, monkeypatch):
     codes, found = hostile
     monkeypatch.setattr(sys, "stdout", Escaped(io.StringIO(), strict=True))
-    diff.summary(("\x1b[2J\nold", "n\x85ew"), codes, found, 100, 0.1)
+    diff.summary(("\x1b[2J\nold", "n\x85ew"), codes, found, 100, ["\x1b[2Jr\n.json"], 0.1)
     shown = sys.stdout.raw.getvalue()
     assert re.sub("[\n\t]", "", shown).isprintable()
     assert r"\x1b[2J\nold" in shown
     changed = sum(row.status == CHANGED for row in found.functions)
     starts = shown.count("\n     function starts found in: ")
     assert starts <= 2
-    assert shown.count("\n") == 2 + starts + len(STATUS) + 1 + bool(changed) + changed + 2
+    assert shown.count("\n") == 2 + starts + len(STATUS) + 1 + bool(changed) + changed + 3

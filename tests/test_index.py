@@ -78,7 +78,10 @@ def test_two_encoders_do_not_mix(tmp_path):
     add(tmp_path, 3, 2, encoder="other")
     with pytest.raises(UserError, match="vectors of another encoder"):
         index.read(tmp_path, "e", 8)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no index"):
+        index.read(tmp_path / "empty", "e", 8)
+    with pytest.raises(UserError, match=r"--index_dir .*none: there is no such folder"):
         index.read(tmp_path / "none", "e", 8)
 
 

@@ -555,7 +555,7 @@ def test_a_new_objective_is_one_object():
         ({"masked_lm": 0}, "must give weights above 0"),
         ({"masked_lm": 1, "jump": 1}, "must give weights above 0 to some of next"),
         ({"masked_lm": 1, "masked_instructions": 1}, "one way of masking at a time"),
-        ({"masked_lm": -1}, "greater than or equal to 0"),
+        ({"masked_lm": -1}, "give a number of at least 0"),
     ],
 )
 def test_impossible_objectives_are_refused(tmp_path, objectives, message):
@@ -882,7 +882,7 @@ def test_flags_out_of_range_are_refused(workplace):
     assert code == 2
     assert out == ""
     assert re.search("--mask_prob 1.5: .*less than 1", err)
-    assert re.search("--max_len 4: .*greater than or equal to 5", err)
+    assert re.search(r"--max_len 4: give a whole number \(at least 5\)", err)
 
 
 def test_optional_settings_work_together(workplace, tmp_path, monkeypatch, capsys):

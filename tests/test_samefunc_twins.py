@@ -114,7 +114,7 @@ def test_bad_input_is_one_sentence(made, tmp_path):
     cwd, _ = made
     code, out, err = run_twins(tmp_path)
     assert (code, out) == (1, "")
-    assert err.startswith("error: cannot read the folder data")
+    assert err.startswith("error: --data data: there is no such folder; run `python gendata.py`")
     (tmp_path / "data").mkdir()
     code, _, err = run_twins(tmp_path)
     assert code == 1

@@ -53,17 +53,22 @@ def test_a_function_finds_itself_in_other_builds(made, builds):
     stripped = builds / "O1-stripped" / "shapes"
     done = search_py(cwd, "scan", stripped, "--least", 0)
     assert done.returncode == 0
-    names = {line.split()[2] for line in done.stdout.splitlines()[:-1]}
+    header, *found, last = done.stdout.splitlines()
+    assert header == f"chance that the name is right, address in {stripped}, name, file:"
+    assert last.endswith("functions are similar to one of the index")
+    names = {line.split()[2] for line in found}
     assert {"area", "kind", "copy"} <= names
     done = search_py(cwd, "query", builds / "O2" / "shapes", "--function", "kind", "--top", 1)
-    assert done.stdout.split()[2] == "kind"
+    header, found = done.stdout.splitlines()
+    assert header == "chance that the name is right, address, name, file:"
+    assert found.split()[2] == "kind"
     assert str(builds / "O1") in done.stdout  # the file's own functions are left out
     own = search_py(cwd, "query", builds / "O2" / "shapes", "--function", "kind", "--own")
-    first = own.stdout.splitlines()[0]
+    first = own.stdout.splitlines()[1]
     assert str(cwd / "more" / "b") in first or "more/b" in first  # the same content
     assert first.split()[2] == "kind"
     other = search_py(cwd, "query", builds / "O2" / "shapes", "--function", "kind", "--top", 99)
-    chances = [float(line.split()[0]) for line in other.stdout.splitlines()]
+    chances = [float(line.split()[0]) for line in other.stdout.splitlines()[1:]]
     assert chances == sorted(chances, reverse=True)
     assert 0 <= chances[-1] < chances[0] <= 1
 
@@ -72,8 +77,8 @@ def test_mistakes_are_named(made, builds):
     cwd, *_ = made
     program = builds / "O1" / "shapes"
     for arguments, reason in (
-        (["query", program, "--function", "nobody"], "0 functions of"),
-        (["query", program, "--function", "kind", "--index_dir", "none"], "holds no index"),
+        (["query", program, "--function", "kid"], "no function is called kid; did you mean kind"),
+        (["query", program, "--function", "kind", "--index_dir", "none"], "no such folder"),
         (["index", "nowhere"], "nowhere"),
         (["scan", "more/text"], "more/text"),
     ):

@@ -1,0 +1,51 @@
+"""Give each name of the index to no more functions of a binary than one indexed file has of it."""
+
+import numpy as np
+
+from binary.symbols import is_symbol
+from encoder.index import Index
+
+NAMES = 50  # functions of the index that are considered for each function of the binary
+
+
+def assign_names(
+    index: Index, found: np.ndarray, chance: np.ndarray, allowed: np.ndarray, least: float
+) -> dict[int, tuple[int, float]]:
+    """Choose a function of the index for each function of one binary, the best chances first.
+
+    A linker puts a function into a program once. So where one name is the best answer for several
+    functions, because it was inlined into the others or they are its neighbours, only the one with
+    the best chance gets it, and the others their next best name. A name that some file of the index
+    has several times (static functions of the same name) may be given as often.
+
+    Parameters
+    ----------
+    index : Index
+    found : int64 (Q, k), chance : float32 (Q, k)
+        As `nearest` returns them.
+    allowed : bool (N,)
+        Which functions of the index may be found; only these count.
+    least : float
+        Lowest chance of a name that is given.
+
+    Returns
+    -------
+    dict of int to (int, float)
+        Function of the binary -> function of the index, and its chance.
+    """
+    rows = np.flatnonzero(allowed)
+    of_file = index.binary[rows].astype(np.int64) * len(index.names) + index.name[rows]
+    pairs, times = np.unique(of_file, return_counts=True)
+    left = np.zeros(len(index.names), np.int64)
+    np.maximum.at(left, pairs % len(index.names), times)
+    given: dict[int, tuple[int, float]] = {}
+    order = np.argsort(-chance, axis=None, kind="stable")
+    order = order[chance.ravel()[order] >= least]
+    queries, ranks = np.divmod(order, max(1, chance.shape[1]))
+    for q, rank in zip(queries.tolist(), ranks.tolist(), strict=True):
+        match = int(found[q, rank])
+        name = index.name[match]
+        if q not in given and (left[name] or not is_symbol(index.name_of(match))):
+            left[name] -= 1
+            given[q] = match, float(chance[q, rank])
+    return given
