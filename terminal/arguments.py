@@ -171,6 +171,8 @@ def call(function: Callable[..., Any], args: tuple[str, ...], kwargs: dict[str, 
                 name = names[min(name, len(names) - 1)]
             hint = parameters[name].annotation
             wanted = describe_kind(hint) + describe_bounds(hint)
+            if problem["type"] == "finite_number":
+                wanted = wanted.replace("a number", "a finite number")
             reasons.append(f"--{name} {shlex.quote(str(problem['input']))}: give {wanted}")
         raise UsageError("; ".join(dict.fromkeys(reasons))) from error
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from utils import either
 
 NAMES = {str: "text", bool: "switch", Path: "path"}
-KINDS = {int: "a whole number", float: "a finite number", bool: "true or false"}
+KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 BOUNDS = (("ge", "at least {}"), ("gt", "above {}"), ("le", "at most {}"), ("lt", "below {}"))
 NOTES = """\
 --flag value and --flag=value mean the same; a switch needs no value: --flag or --noflag.

@@ -492,13 +492,9 @@ def test_the_page_leads_to_each_function(compared):
 def test_packages_are_compared_with_packages(packages, builds, tmp_path):
     old, program = str(packages / "old.tar.xz"), str(builds / "O1" / "shapes")
     for sides in ((old, program), (program, old)):
-        with pytest.raises(
-            UsageError, match=r"old\.tar\.xz is an archive, but .*/shapes is a single"
-        ):
+        with pytest.raises(UsageError, match=r"\.xz is an archive, but .*/shapes is a single"):
             diff.main(*sides)
-    with pytest.raises(
-        UsageError, match=r"/O0 is a folder, .*; compare .*/shapes with .*/O0/shapes"
-    ):
+    with pytest.raises(UsageError, match=r"is a folder, .*; compare .*/shapes with .*/O0/shapes"):
         diff.main(program, str(builds / "O0"))
     with pytest.raises(UsageError, match="--bindiff is for two binaries"):
         diff.main(old, old, bindiff="x")

@@ -221,7 +221,7 @@ def test_a_wrong_value_of_any_flag_is_explained_in_plain_words(script):
             given = [f"--{n.name}=1" for n in needed]
             with pytest.raises(UsageError) as error:
                 received(function, *given, f"--{p.name}=many of it")
-            said = f"--{p.name} 'many of it': give (a (whole|finite) number|true or false|.+ or .+)"
+            said = f"--{p.name} 'many of it': give (a (whole )?number|true or false|.+ or .+)"
             assert re.fullmatch(rf"{said}( \(.*\))?", str(error.value))
 
 
