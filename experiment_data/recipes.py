@@ -227,7 +227,54 @@ LIBRARIES = {
     "zlib": Recipe(configure=()),
 }
 
-RECIPES = PROGRAMS | LIBRARIES
+# Of kinds that were thin among the above: C++ (17), games (8), databases, shells and parsers.
+MORE = {
+    "bash": Recipe(("bash",), ("--disable-nls", "--without-bash-malloc")),
+    "cmark": cmake("-DCMARK_TESTS=OFF"),
+    "dnsmasq": plain(),
+    "double-conversion": cmake(),
+    "fairymax": plain("fairymax"),
+    "fmtlib": cmake("-DFMT_TEST=OFF", "-DFMT_DOC=OFF"),
+    "gifsicle": Recipe(configure=("--disable-gifview",)),
+    "gnuchess": Recipe(("src/gnuchess",), ("--disable-nls", "--without-readline"), ("-C", "src")),
+    "google-glog": cmake("-DWITH_GFLAGS=OFF", "-DWITH_GTEST=OFF", "-DWITH_UNWIND=OFF"),
+    "hoichess": plain(),
+    "hunspell": library("--disable-nls"),
+    "jbigkit": plain("lib"),
+    "kyotocabinet": Recipe(configure=(), needs=("zlib1g-dev",)),
+    "libb2": library("--disable-native"),
+    "libconfig": library("--disable-examples"),
+    "libde265": library(*disable("sse dec265 sherlock265")),
+    "libebml": cmake(),
+    "libjsoncpp": cmake("-DJSONCPP_WITH_TESTS=OFF", "-DBUILD_STATIC_LIBS=OFF"),
+    "libmodbus": library("--disable-tests"),
+    "lzlib": Recipe(configure=("--enable-shared",)),
+    "lzo2": library(),
+    "md4c": cmake(),
+    "moon-buggy": Recipe(("moon-buggy",), (), needs=("libncurses-dev",)),
+    "mujs": plain("shared"),
+    "nanomsg": cmake("-DNN_TESTS=OFF", "-DNN_ENABLE_DOC=OFF"),
+    "nasm": Recipe(("nasm", "ndisasm"), ()),
+    "ncompress": plain("compress"),
+    "ninja-build": cmake(),
+    "nudoku": Recipe(("src/nudoku",), ("--disable-nls",), needs=("libncurses-dev",)),
+    "openjpeg2": cmake("-DBUILD_CODEC=OFF"),
+    "phalanx": plain(),
+    "potrace": Recipe(),
+    "qdbm": Recipe(configure=()),
+    "qrencode": library("--without-tools"),
+    "ragel": Recipe(("ragel/ragel",), ()),
+    "robotfindskitten": Recipe(configure=(), needs=("libncurses-dev",)),
+    "simdjson": cmake("-DSIMDJSON_DEVELOPER_MODE=OFF"),
+    "taglib": cmake(needs="zlib1g-dev"),
+    "tidy-html5": cmake(),
+    "tinyproxy": Recipe(("src/tinyproxy",)),
+    "toga2": plain(folder="src"),
+    "uchardet": cmake(),
+    "zopfli": plain("libzopfli"),
+}
+
+RECIPES = PROGRAMS | LIBRARIES | MORE
 
 # Whole libraries, chosen by name before anything was measured.
 VALIDATION = [
