@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
     answer(__file__)  # --help and messages about wrong flags do not wait for the imports below
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field, PositiveInt
+from threadpoolctl import threadpool_limits
 
 import utils
 from binary.analysis import load_analysis
@@ -30,7 +32,7 @@ from encoder.index import MAKE, Binary, Index, add, index_file, nearest, read
 from encoder.map import PICTURES, draw_map
 from encoder.names import NAMES, assign_names
 from features.extract import Features, extract_features, read_binaries
-from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
+from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, in_processes, limited_memory
 from terminal.command_line import PARTLY, command_line
 from terminal.escape import printable
 
@@ -90,7 +92,7 @@ def index(
         raise utils.UserError(f"{', '.join(paths)}: no ELF, PE or Mach-O file found")
     utils.check_outputs({"plot": plot}, files, {"outputDir": outputDir, "index_dir": index_dir})
     refuse_arch(files, arch)
-    encoder = read_encoder()
+    encoder = the_encoder()
     new, skipped, taken = {}, {}, {}
     for file in files:
         try:
@@ -109,10 +111,13 @@ def index(
         analyses, failed = analyse_files(list(named), outputDir, workers, limits)
         analyses = {named[part]: analysis for part, analysis in analyses.items()}
         skipped |= {named[part]: why for part, why in failed.items()}
-        with limited_memory(memory_limit, f"making vectors of {len(analyses)} binaries"):
-            for sha256, file in new.items():
-                if file in analyses:
-                    add_binary(file, sha256, analyses[file], index_dir, encoder)
+        jobs = (
+            (file, (file, sha256, analyses[file], index_dir))
+            for sha256, file in new.items()
+            if file in analyses
+        )
+        added = in_processes(add_binary, jobs, len(analyses), workers, "vectors", *limits)
+        skipped |= {file: error for file, error in added if error}
     with limited_memory(memory_limit, f"reading {index_dir}"):
         table = read(index_dir, encoder.identity, encoder.dimensions)
         if plot:
@@ -267,9 +272,18 @@ def find_binaries(paths: tuple[str, ...]) -> Iterator[str]:
                     yield str(file)
 
 
-def add_binary(file: str, sha256: str, analysis: Path, index_dir: str, encoder: Encoder) -> None:
-    """Add one analysed binary to the index."""
+@functools.cache
+def the_encoder() -> Encoder:
+    """Return the encoder; it is read once, before the processes are forked that use it."""
+    return read_encoder()
+
+
+def add_binary(file: str, sha256: str, analysis: Path, index_dir: str) -> None:
+    """Add one analysed binary to the index; runs in a worker."""
+    encoder = the_encoder()
     code = extract_features(load_analysis(analysis))
+    with threadpool_limits(1):  # the other cores have workers of their own
+        vectors = encoder(code)
     add(
         index_dir,
         encoder.identity,
@@ -277,7 +291,7 @@ def add_binary(file: str, sha256: str, analysis: Path, index_dir: str, encoder: 
         code.analysis.function_address[: code.functions],
         code.analysis.function_name[: code.functions],
         np.asarray(code.sizes, np.int32),
-        encoder(code),
+        vectors,
     )
 
 

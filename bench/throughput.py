@@ -334,7 +334,7 @@ def encode(
     binaries = list({b["sha256"]: b for builds in programs.values() for b in builds}.values())
     analyse_all(binaries, outputDir, len(os.sched_getaffinity(0)))
     encoder = read_encoder()
-    seconds = dict.fromkeys(("features", "words", "vectors", "index"), 0.0)
+    seconds = dict.fromkeys(("analysis", "features", "words", "vectors", "index"), 0.0)
 
     @contextlib.contextmanager
     def timed(what: str) -> Iterator[None]:
@@ -344,7 +344,8 @@ def encode(
 
     parts, done = [], 0
     for binary in binaries:
-        analysis = load_analysis(cache_file(outputDir, binary["sha256"]))
+        with timed("analysis"):
+            analysis = load_analysis(cache_file(outputDir, binary["sha256"]))
         with timed("features"):
             code = extract_features(analysis)
         with timed("words"):
@@ -361,8 +362,12 @@ def encode(
     print(f"{machine()}, numpy {np.__version__}; {done:,} functions of {len(parts)} binaries")
     print(
         f"encoded per CPU second: {rate:,.0f} (vectors alone: {done / seconds['vectors']:,.0f}); "
-        f"their features, before that: {done / seconds['features']:,.0f}"
+        f"their features, before that: {done / seconds['features']:,.0f}; reading the analysis: "
+        f"{done / seconds['analysis']:,.0f}"
     )
+    everything = sum(seconds.values()) / done
+    print(f"per CPU second from analysis to vector: {1 / everything:,.0f}; ", end="")
+    print(f"{indexed:,} functions on two cores: {everything * indexed / 2:.0f} seconds")
     with tempfile.TemporaryDirectory() as folder:
         held = number = 0
         while held < indexed:
@@ -382,7 +387,8 @@ def encode(
             queries.append(time.process_time() - read)
         print(
             f"an index of {held:,} functions in {number} files: read in {np.median(reads):.2f} CPU "
-            f"seconds, one function found in {np.median(queries):.2f}"
+            f"seconds, one function found in {np.median(queries):.2f}, both in "
+            f"{np.median(np.add(reads, queries)):.2f}"
         )
 
 

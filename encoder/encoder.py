@@ -30,15 +30,14 @@ from encoder.inputs import (
     Inputs,
     Vocabulary,
     look_up,
-    ranges,
     sketch,
 )
-from features.extract import Features
+from features.extract import Features, ranges
 from features.positions import LONGEST, read_positions
 from files.arrays import Damage, Numbers, check_arrays, weights_of
 
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "encoder.safetensors"
-SCORES = 1 << 17  # attention scores per head computed at a time, so that they stay in the cache
+SCORES = 1 << 15  # attention scores per head computed at a time, so that they stay in the cache
 SAFE = 60.0  # exp of smaller numbers neither overflows nor vanishes in float32
 LAYERS = 12  # maximum number of blocks
 MOST = 1e4  # larger weights would overflow

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import scipy.sparse
 
+from features.extract import ranges
 from features.positions import BAG, WORD_KINDS, Positions
 from features.tfidf import DIMENSIONS
 
@@ -215,9 +216,3 @@ def choose_words(packages: list[list[Positions]], size: int) -> Vocabulary:
     words = np.sort(often[in_packages[often] >= min(2, len(packages))]).astype(np.int32)
     count = np.append(in_functions[words], 0)
     return Vocabulary(words, (np.log((1 + n) / (1 + count)) + 1).astype(np.float32))
-
-
-def ranges(start: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return start[0], ..., start[0] + size[0] - 1, start[1], ..., as int64 (sum of sizes,)."""
-    size = size.astype(np.int64)
-    return np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())

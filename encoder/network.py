@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models
-from encoder.inputs import AROUND, CONTEXT, GROUPS, NAMES, NEAR, UP, Inputs, ranges
+from encoder.inputs import AROUND, CONTEXT, GROUPS, NAMES, NEAR, UP, Inputs
+from features.extract import ranges
 from features.positions import LONGEST
 
 # Number of functions of similar length computed at a time; on a GPU four times as many.

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encoder.corpus import Build, Corpus
-from encoder.inputs import Inputs, ranges
+from encoder.inputs import Inputs
 from encoder.network import Network, View
+from features.extract import ranges
 
 SCALE = 20.0  # factor of cosines in the contrastive loss: one over the temperature
 WORDS_LEFT_OUT = 0.3  # share of a bag's words, at random, each time a function is encoded

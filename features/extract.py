@@ -6,10 +6,11 @@ variables). Because compilers inline, a function also has the words of the funct
 and of its callers. Symbols are not used.
 """
 
+import bisect
 import dataclasses
 import functools
-import itertools
 import re
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -22,7 +23,7 @@ from binary.shared_data import Tables, pointer_labels, read_tables, shared_varia
 from features.normalised import normal_forms
 from features.outline import Outline
 from features.places import Places
-from features.tfidf import hashed
+from features.tfidf import columns_of, counted, hashed
 from jobs.processes import LIMITS, limited_memory
 
 HUB = 1000  # a function that calls more than so many others is a hub
@@ -30,11 +31,35 @@ WORDY = 100  # a function with more words does not give them to more than HUB ot
 IMAGE = 1 << 24  # numbers up to this far above the first function may be addresses
 # Operands as capstone writes them: qword ptr [rbx + rax*8 + 0x38], 0x2f
 NUMBER = re.compile(rb"(?<![\w*#.])#?(-?0x[0-9a-f]+|-?\d+)\b(?![\](.])")
+# Any number; not one that is part of a name, such as r8 or vmov.32.
+LITERAL = re.compile(rb"(?<![\w.])(0x[0-9a-f]+|\d+)(?!\w)")
+MASK = (1 << 64) - 1
 BETWEEN_OPERANDS = re.compile(r", (?![^\[(]*[\])])")  # not the comma in [x0, #8]
 KINDS = ("token", "gram", "number", "field", "name")  # kinds of a block's words
 # Groups of a function's words: its own; `near`: with those of the functions that it calls; `far`:
 # also with those that these call; `up`: those of its callers.
 GROUPS = (*KINDS, "size", "name near", "name far", "name up", "number near", "number up")
+
+
+class Form(NamedTuple):
+    """What instructions have in common that differ only in their numbers.
+
+    Attributes
+    ----------
+    mnemonic, token : str
+        The mnemonic alone, and with the classes of the operands.
+    literals : int
+        How many numbers there are.
+    fields, numbers : list of (int, bool)
+        Which of them are offsets of structure fields, and which are operands, from 0; and whether
+        there is a minus before.
+    """
+
+    mnemonic: str
+    token: str
+    literals: int
+    fields: list[tuple[int, bool]]
+    numbers: list[tuple[int, bool]]
 
 
 @dataclasses.dataclass
@@ -49,6 +74,10 @@ class Lines:
         Block b has the instructions offsets[b] up to offsets[b + 1].
     texts : list of bytes
         The L lines.
+    form : int32 (L,)
+        Which of the forms each line has.
+    forms : list of bytes
+        The different lines that remain if each number is replaced by 1 or 0x1.
     words : dict of str to csr float32 (L, DIMENSIONS)
         "token", "number" and "field": how often each line has each.
     """
@@ -56,6 +85,8 @@ class Lines:
     number: np.ndarray
     offsets: np.ndarray
     texts: list[bytes]
+    form: np.ndarray
+    forms: list[bytes]
     words: dict[str, scipy.sparse.csr_matrix]
 
 
@@ -211,25 +242,82 @@ def _calls(analysis: Analysis, n_functions: int) -> scipy.sparse.csr_matrix:
 
 
 def _read_lines(analysis: Analysis) -> tuple[Lines, list[str]]:
-    """Return the instructions, and the mnemonic of each line.
+    """Return the instructions, and the mnemonic of each form.
 
-    Most instructions occur many times, so each distinct one is read once, and counted.
+    Most instructions occur many times, and most others differ from one of these only in numbers. So
+    each form is read once, and the numbers of each line are put in afterwards.
     """
     n_code = analysis.code_blocks
-    first = int(analysis.function_address[0])
-    texts = [text.split(b"\n") for text in analysis.instructions[:n_code]]
+    blocks = [text.split(b"\n") for text in analysis.instructions[:n_code]]
     number: dict[bytes, int] = {}
-    line = [number.setdefault(line, len(number)) for text in texts for line in text]
-    offsets = np.cumsum([0] + [len(text) for text in texts])
-    read = functools.partial(_read_instruction, analysis.architecture)
-    mnemonics, tokens, fields, numbers = zip(*map(read, number), strict=True)
-    plain = ([n & 0xFFFFFFFF for n in ns if not 0 <= n - first < IMAGE] for ns in numbers)
-    words = {
-        "token": hashed(zip(mnemonics, tokens, strict=True)),
-        "field": hashed(fields),
-        "number": hashed(plain),
-    }
-    return Lines(np.array(line, np.int32), offsets, list(number), words), list(mnemonics)
+    line = [number.setdefault(text, len(number)) for texts in blocks for text in texts]
+    offsets = np.cumsum([0] + [len(texts) for texts in blocks])
+    form, forms, literals = split_forms(list(number))
+    read = [_read_form(analysis.architecture, text) for text in forms]
+    words = _words_of_lines(int(analysis.function_address[0]), read, form, literals)
+    lines = Lines(np.array(line, np.int32), offsets, list(number), form, forms, words)
+    return lines, [of.mnemonic for of in read]
+
+
+def split_forms(texts: list[bytes]) -> tuple[np.ndarray, list[bytes], list[bytes]]:
+    """Return `Lines.form` and `Lines.forms` of L lines, and their numbers, line after line."""
+    parts = LITERAL.split(b"\n".join(texts))
+    literals = parts[1::2]
+    parts[1::2] = [b"0x1" if b"x" in literal else b"1" for literal in literals]
+    index: dict[bytes, int] = {}
+    forms = b"".join(parts).split(b"\n")
+    return (
+        np.array([index.setdefault(f, len(index)) for f in forms], np.int32),
+        list(index),
+        literals,
+    )
+
+
+def _words_of_lines(
+    first: int, forms: list[Form], form: np.ndarray, literals: list[bytes]
+) -> dict[str, scipy.sparse.csr_matrix]:
+    """Return `Lines.words`.
+
+    Parameters
+    ----------
+    first : int
+        Address of the first function.
+    forms : list of Form
+    form : int32 (L,)
+        The form of each line.
+    literals : list of bytes
+        The numbers of all lines, one line after the other.
+    """
+    index: dict[bytes, int] = {}
+    literal = np.array([index.setdefault(text, len(index)) for text in literals], np.int64)
+    texts = list(index)
+    value = np.array([_number(text) & MASK for text in texts], np.uint64)
+
+    def written(used: list[list[tuple[int, bool]]]) -> tuple[np.ndarray, ...]:
+        """Return line, number of the text, and whether it is negative, of all uses of literals."""
+        count = np.array([of.literals for of in forms])[form]
+        begin = np.cumsum(count) - count
+        size = np.array([len(places) for places in used])
+        place = np.array([place for places in used for place, _ in places], np.int64)
+        negative = np.array([negative for places in used for _, negative in places], bool)
+        at = ranges((np.cumsum(size) - size)[form], size[form])
+        row = np.repeat(np.arange(len(form)), size[form])
+        return row, literal[begin[row] + place[at]], negative[at]
+
+    row, text, negative = written([of.fields for of in forms])
+    near = value[text] < IMAGE
+    offset, word = np.unique(2 * text[near] + negative[near], return_inverse=True)
+    signed = [f"{'+-'[i % 2]}{texts[i // 2].decode()}" for i in offset.tolist()]
+    fields = counted(row[near], columns_of(signed)[word], len(form))
+
+    row, text, negative = written([of.numbers for of in forms])
+    n = value[text]
+    plain = negative | (n < first) | (n - np.uint64(first) >= IMAGE)
+    n = np.where(negative, -n, n)[plain] & np.uint64(0xFFFFFFFF)
+    found, word = np.unique(n, return_inverse=True)
+    numbers = counted(row[plain], columns_of(found.tolist())[word], len(form))
+    tokens = hashed((of.mnemonic, of.token) for of in forms)[form]
+    return {"token": tokens, "field": fields, "number": numbers}
 
 
 def _block_words(
@@ -239,11 +327,7 @@ def _block_words(
     ones = np.ones(len(lines.number), np.float32)
     has = scipy.sparse.csr_matrix((ones, lines.number, lines.offsets), (n_code, len(lines.texts)))
     words = {kind: has @ of_line for kind, of_line in lines.words.items()}
-    each = [mnemonics[number] for number in lines.number.tolist()]
-    sequences = [each[start:end] for start, end in itertools.pairwise(lines.offsets.tolist())]
-    words["gram"] = hashed(
-        [*itertools.pairwise(m), *zip(m, m[1:], m[2:], strict=False)] for m in sequences
-    )
+    words["gram"] = _grams(lines, mnemonics)
     names: list[list] = [[] for _ in range(n_code)]
     for block, literal in zip(analysis.string_block.tolist(), analysis.string, strict=True):
         names[block] += literal_words(literal)
@@ -258,10 +342,8 @@ def _block_words(
     return words
 
 
-def _read_instruction(
-    architecture: Architecture, line: bytes
-) -> tuple[str, str, list[str], list[int]]:
-    """Return mnemonic, mnemonic with classes of operands, offsets of fields, numbers."""
+@functools.lru_cache(1 << 16)  # files share many
+def _read_form(architecture: Architecture, line: bytes) -> Form:
     mnemonic, _, operands = line.decode("ascii", "replace").partition(" ")
     text = line[len(mnemonic) + 1 :]
     classes = "".join(
@@ -269,14 +351,48 @@ def _read_instruction(
         for operand in BETWEEN_OPERANDS.split(operands)
         if operand
     )
+    starts = [found.start() - len(mnemonic) - 1 for found in LITERAL.finditer(line)]
+
+    def place(end: int) -> int:
+        return bisect.bisect_left(starts, end) - 1
+
     fields = [
-        f"{place['sign'].decode() or '+'}{place['offset'].decode()}"
-        for place in architecture.field.finditer(text)
-        if place["base"] not in architecture.frame and _number(place["offset"]) < IMAGE
+        (place(found.end("offset")), found["sign"] == b"-")
+        for found in architecture.field.finditer(text)
+        if found["base"] not in architecture.frame
     ]
     branch = architecture.branch.match(f"{mnemonic} {operands}")
-    numbers = [] if branch else [_number(number) for number in NUMBER.findall(text)]
-    return mnemonic, f"{mnemonic} {classes}", fields, numbers
+    numbers = [] if branch else [(place(m.end(1)), b"-" in m[1]) for m in NUMBER.finditer(text)]
+    return Form(mnemonic, f"{mnemonic} {classes}", len(starts), fields, numbers)
+
+
+def _grams(lines: Lines, mnemonics: list[str]) -> scipy.sparse.csr_matrix:
+    """Count the sequences of two and of three mnemonics in each block.
+
+    Parameters
+    ----------
+    lines : Lines
+    mnemonics : list of str
+        The mnemonic of each form.
+    """
+    names, of_form = np.unique(mnemonics, return_inverse=True)
+    name, each = names.tolist(), of_form[lines.form[lines.number]]
+    blocks = len(lines.offsets) - 1
+    block = np.repeat(np.arange(blocks), np.diff(lines.offsets))
+    two, pair = np.unique(each[:-1] * len(name) + each[1:], return_inverse=True)
+    three, triple = np.unique(pair[:-1] * len(name) + each[2:], return_inverse=True)
+    pairs = [(name[i // len(name)], name[i % len(name)]) for i in two.tolist()]
+    triples = [(*pairs[i // len(name)], name[i % len(name)]) for i in three.tolist()]
+    in_two, in_three = block[1:] == block[:-1], block[2:] == block[:-2]
+    column = [columns_of(pairs)[pair[in_two]], columns_of(triples)[triple[in_three]]]
+    row = [block[1:][in_two], block[2:][in_three]]
+    return counted(np.concatenate(row), np.concatenate(column), blocks)
+
+
+def ranges(start: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Return start[0], ..., start[0] + size[0] - 1, start[1], ..., as int64 (sum of sizes,)."""
+    size = size.astype(np.int64)
+    return np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())
 
 
 def _number(text: bytes) -> int:

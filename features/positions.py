@@ -53,10 +53,10 @@ class Positions:
 def read_positions(code: Features) -> Positions:
     """Return the encoder's input for a binary's functions."""
     lines, n_blocks = code.lines, code.analysis.code_blocks
-    does = [operations(*_split(text)) for text in lines.texts]
-    kinds = {**lines.words, "operation": hashed(does)}
-    of_line = _stack([kinds.get(kind) for kind in WORD_KINDS], len(does))
-    idle = np.array([words == IDLE for words in does], bool)
+    does = [operations(*_split(form)) for form in lines.forms]
+    kinds = {**lines.words, "operation": hashed(does)[lines.form]}
+    of_line = _stack([kinds.get(kind) for kind in WORD_KINDS], len(lines.texts))
+    idle = np.array([words == IDLE for words in does], bool)[lines.form]
 
     order = np.concatenate([np.arange(0), *code.blocks]).astype(np.int64)  # blocks by function
     start, size = lines.offsets[order], np.diff(lines.offsets)[order]
@@ -81,7 +81,7 @@ def read_positions(code: Features) -> Positions:
             np.ones(len(lines.number), np.float32),
             (np.repeat(code.analysis.function[:n_blocks], np.diff(lines.offsets)), lines.number),
         ),
-        (code.functions, len(does)),
+        (code.functions, len(lines.texts)),
     )
     bags = {**code.words, "operation": inside @ kinds["operation"]}
     return Positions(

@@ -1,6 +1,5 @@
 """Bags of words as sparse rows: hashing, TF-IDF weights, normalisation."""
 
-import functools
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -13,14 +12,34 @@ DIMENSIONS = 1 << 18  # words are hashed to so many columns; few words of a bina
 
 def hashed(bags: Iterable[Iterable[Any]]) -> scipy.sparse.csr_matrix:
     """Count how often each word occurs in each of n bags, csr float32 (n, DIMENSIONS)."""
-    column = functools.cache(lambda word: zlib.crc32(repr(word).encode()) % DIMENSIONS)
-    rows = [[column(word) for word in bag] for bag in bags]
-    columns = np.array([column for row in rows for column in row], np.int32)
-    offsets = np.cumsum([0] + [len(row) for row in rows])
-    ones = np.ones(len(columns), np.float32)
-    found = scipy.sparse.csr_matrix((ones, columns, offsets), (len(rows), DIMENSIONS))
-    found.sum_duplicates()
-    return found
+    index: dict[Any, int] = {}
+    rows = [[index.setdefault(word, len(index)) for word in bag] for bag in bags]
+    words = np.array([word for row in rows for word in row], np.int64)
+    row = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    return counted(row, columns_of(index)[words], len(rows))
+
+
+def columns_of(words: Iterable[Any]) -> np.ndarray:
+    """Return the column of each of n words, int32 (n,)."""
+    return np.array([zlib.crc32(repr(word).encode()) % DIMENSIONS for word in words], np.int32)
+
+
+def counted(row: np.ndarray, column: np.ndarray, rows: int) -> scipy.sparse.csr_matrix:
+    """Count how often each word occurs in each bag.
+
+    Parameters
+    ----------
+    row, column : int (n,)
+        The bag and the column of each word.
+    rows : int
+        Number of bags.
+
+    Returns
+    -------
+    csr float32 (rows, DIMENSIONS)
+    """
+    ones = np.ones(len(row), np.float32)
+    return scipy.sparse.coo_matrix((ones, (row, column)), (rows, DIMENSIONS)).tocsr()
 
 
 def weigh(*counts: scipy.sparse.csr_matrix, lengths: bool = True) -> list[scipy.sparse.csr_matrix]:

@@ -1,6 +1,5 @@
 """features/: words of functions and blocks, their weights, and normalised code."""
 
-import functools
 import itertools
 from collections import Counter
 
@@ -11,7 +10,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 
 from binary.architectures import ARCHITECTURES
 from binary.operands import IN_MEMORY
-from features.extract import _read_instruction
+from features.extract import _read_form, _words_of_lines, split_forms
 from features.normalised import normal_line
 from features.tfidf import hashed, weigh
 
@@ -50,12 +49,29 @@ def test_the_words_of_a_block_are_those_of_its_instructions(codes):
 
 
 def test_words_keep_what_token_classes_drop():
-    line = functools.partial(_read_instruction, ARCHITECTURES["x86_64"])
-    assert line(b"cmp dword ptr [rbx + 0x38], 0x2f") == ("cmp", "cmp mn", ["+0x38"], [0x2F])
-    assert line(b"mov eax, dword ptr [rbp - 0x14]") == ("mov", "mov rm", [], [])
-    assert line(b"lea rax, [rdi + rcx*4 + 8]")[2] == ["+8"]
-    assert line(b"jmp 0x401000")[3] == []
-    assert line(b"ret") == ("ret", "ret ", [], [])
+    lines = {
+        b"cmp dword ptr [rbx + 0x38], 0x2f": ("cmp", "cmp mn", ["+0x38"], [0x2F]),
+        b"cmp dword ptr [rbx + 0x40], 0x2e": ("cmp", "cmp mn", ["+0x40"], [0x2E]),
+        b"cmp dword ptr [rbx - 0x40], -2": ("cmp", "cmp mn", ["-0x40"], [0xFFFFFFFE]),
+        b"mov eax, dword ptr [rbp - 0x14]": ("mov", "mov rm", [], []),
+        b"lea rax, [rdi + rcx*4 + 8]": ("lea", "lea rm", ["+8"], []),
+        b"mov edi, 0x400123": ("mov", "mov rn", [], []),  # perhaps an address
+        b"mov edi, 0x3fffff": ("mov", "mov rn", [], [0x3FFFFF]),
+        b"mov qword ptr [rax + 0x1000000], r8": ("mov", "mov mr", [], []),  # too far for a field
+        b"jmp 0x401000": ("jmp", "jmp n", [], []),
+        b"ret": ("ret", "ret ", [], []),
+    }
+    form, forms, literals = split_forms(list(lines))
+    assert form[0] == form[1] != form[2]
+    read = [_read_form(ARCHITECTURES["x86_64"], text) for text in forms]
+    words = _words_of_lines(0x400000, read, form, literals)
+    expected = {
+        "token": hashed([mnemonic, token] for mnemonic, token, _, _ in lines.values()),
+        "field": hashed(fields for _, _, fields, _ in lines.values()),
+        "number": hashed(numbers for _, _, _, numbers in lines.values()),
+    }
+    for kind, matrix in expected.items():
+        assert not (words[kind] != matrix).nnz, kind
 
 
 def test_instructions_that_compute_nothing_are_ignored():
