@@ -33,6 +33,7 @@ from binary.operands import (
 READS_FIRST = re.compile(r"(c\.)?(st|sw|sd|sh|sb|fs|s[dw]c1|v?str|cmp|cmn|tst|teq|test|push|mt|b)")
 COMPUTES = {"and", "or", "xor", "test", "imul", "shl", "shr", "sar", "rol", "ror", "ret", "enter"}
 NOT_A_PLACE = COMPUTES | {"bt", "bts", "btr", "int", "in", "out"}  # x86: these never use addresses
+NOP, MOST_NOPS = 0x90, 9  # i386's
 SAVED = {  # registers that a call preserves
     "X86": {"ebx", "esi", "edi", "ebp"},
     "AARCH64": {f"x{i}" for i in range(19, 30)},
@@ -204,6 +205,8 @@ class Finder:
             self._run(block, state)
             saved = SAVED[self.family]
             kept = {r: v for r, v in state.items() if r in saved or "[" in r or "(" in r}
+            # A function of i386 gave its own return address back (__x86.get_pc_thunk.ax).
+            kept |= {r: v for r, v in state.items() if v[:2] == (ends[block], True)}
             for target, called in flow[block]:
                 out = kept if called else state
                 known = states[target]
@@ -391,7 +394,9 @@ class Finder:
 
     def _read_thunk(self, address: int) -> str | None:
         try:
-            code = self.memory.load(address, 4)
+            # Tuned for Atom, GCC begins with eight times nop.
+            nops = next((n for n in range(MOST_NOPS) if self.memory[address + n] != NOP), 0)
+            code = self.memory.load(address + nops, 4)
         except KeyError:
             return None
         # mov reg, dword ptr [esp]; ret

@@ -156,3 +156,33 @@ def test_diff_with_itself_walks_and_vectors(built, tmp_path):
     has_code = np.tile(np.arange(loaded.blocks) < loaded.code_blocks, 2)
     walked, _ = control_flow_walks(graph, has_code, 1, 64, [0])
     assert set(np.flatnonzero(has_code)) <= set(walked.tolist())
+
+
+@pytest.mark.parametrize(("register", "nops"), [("eax", 0), ("ecx", 0), ("ebx", 8)])
+def test_texts_of_position_independent_i386_code(tmp_path, register, nops):
+    """The address comes from a function that returns its own return address, as GCC makes it."""
+    source = f"""    .globl what
+    .type what, @function
+what: .cfi_startproc
+    pushl %ebx
+    call thunk
+    addl $_GLOBAL_OFFSET_TABLE_, %{register}
+    leal text@GOTOFF(%{register}), %eax
+    popl %ebx
+    ret
+    .cfi_endproc
+    .type thunk, @function
+thunk: .cfi_startproc
+    {"nop; " * nops}movl (%esp), %{register}
+    ret
+    .cfi_endproc
+    .section .rodata.str1.1,"aMS",@progbits,1
+text: .asciz "what went wrong"
+    """
+    (tmp_path / "what.s").write_text(source)
+    file = tmp_path / "what"
+    zig("x86-linux-gnu", "-shared", "-nostdlib", tmp_path / "what.s", "-o", file)
+    analysis = analyse(file)
+    assert analysis.string == [b"what went wrong"]
+    [block] = analysis.string_block.tolist()
+    assert analysis.function_name[analysis.function[block]] == "what"
