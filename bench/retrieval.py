@@ -3,6 +3,7 @@
     python experiment_data/build_packages.py          # see experiment_data/README.md for which
     python bench/retrieval.py analyse                 # hours on two cores; can be resumed
     python bench/retrieval.py train --rows "tokens tfidf word2vec table"
+    python bench/minhash.py                           # one row more, see there
     python bench/retrieval.py                         # the tables
 
 A query is a function of a TEST library (experiment_data/recipes.py) in one build, with at least
@@ -36,7 +37,7 @@ import scipy.sparse
 from pydantic import PositiveFloat, PositiveInt
 from ranks import MEASURES, count_nearer, interval, pool_figures, resampled_means
 from recipes import RECIPES, TEST, VALIDATION
-from rows import CELLS, KINDS_OF_ROWS, Programs, Row, read_row, write_row
+from rows import CELLS, KINDS_OF_ROWS, MinHash, Programs, Row, read_row, write_row
 from shared import machine
 
 import utils
@@ -306,7 +307,12 @@ class Vectors:
             if missing:
                 code = features_of(build, self.output_dir)
                 for row, cell in missing:
-                    vectors = scipy.sparse.csr_matrix(row(code, cell), dtype=np.float32)
+                    if isinstance(row, MinHash):
+                        starts = code.analysis.function_address[: code.functions]
+                        made = row.of_file(build.sha256, starts)
+                    else:
+                        made = row(code, cell)
+                    vectors = scipy.sparse.csr_matrix(made, dtype=np.float32)
                     with utils.atomic_file(self.file(row, cell, build), "wb") as file:
                         scipy.sparse.save_npz(file, vectors)
 

@@ -187,8 +187,50 @@ class OfEncoder:
         return self.encoder.encode(look_up(positions, self.encoder.vocabulary), names, context)
 
 
+class MinHash:
+    """MCRIT's MinHash, as bench/minhash.py computes it; it knows only the files it has read.
+
+    Parameters
+    ----------
+    sha256 : str (n,)
+        The files.
+    offsets : int64 (n + 1,)
+        File i has the functions offsets[i] up to offsets[i + 1].
+    address : uint64 (F,)
+    signature : uint8 (F, 64)
+    """
+
+    def __init__(self, **arrays: np.ndarray) -> None:
+        self.identity = identity_of(*arrays.values())
+        self.arrays = arrays
+        self.number = {sha256: i for i, sha256 in enumerate(arrays["sha256"].tolist())}
+
+    def of_file(self, sha256: str, address: np.ndarray) -> scipy.sparse.csr_matrix:
+        """Return vectors whose cosine is the share of equal values of two signatures.
+
+        Parameters
+        ----------
+        sha256 : str
+            The file.
+        address : uint64 (F,)
+            Its functions; those of which there is no signature get zeros.
+        """
+        number, offsets = self.number[sha256], self.arrays["offsets"]
+        inside = slice(offsets[number], offsets[number + 1])
+        known = {start: i for i, start in enumerate(self.arrays["address"][inside].tolist())}
+        rows = [known.get(start, -1) for start in address.tolist()]
+        found = np.flatnonzero(np.array(rows) >= 0)
+        signature = self.arrays["signature"][inside][np.array(rows)[found]]
+        width = signature.shape[1]
+        column = signature + 256 * np.arange(width)
+        data = np.full(column.size, width**-0.5, np.float32)
+        places = np.repeat(found, width), column.ravel()
+        return scipy.sparse.csr_matrix((data, places), (len(rows), 256 * width))
+
+
 Row = Callable[[Features, str], np.ndarray | scipy.sparse.csr_matrix]
 KINDS_OF_ROWS = {"tfidf": Tfidf, "tokens": TfidfOfTokens, "word2vec": Word2vec, "table": WordTable}
+READ = {**KINDS_OF_ROWS, "minhash": MinHash}
 
 
 def write_row(path: Path, row: Tfidf | Word2vec | WordTable) -> None:
@@ -197,12 +239,12 @@ def write_row(path: Path, row: Tfidf | Word2vec | WordTable) -> None:
         np.savez_compressed(file, **row.arrays)
 
 
-def read_row(path: Path) -> Row:
+def read_row(path: Path) -> Row | MinHash:
     """Read a row's model; the file's name begins with the kind of row."""
     if path.suffix == ".safetensors":
         return OfEncoder(path)
-    kind = KINDS_OF_ROWS.get(path.stem.split("-")[0])
+    kind = READ.get(path.stem.split("-")[0])
     if kind is None:
-        raise utils.UserError(f"{path}: no row begins so, but {', '.join(KINDS_OF_ROWS)} do")
+        raise utils.UserError(f"{path}: no row begins so, but {', '.join(READ)} do")
     with np.load(path, allow_pickle=False) as arrays:
         return kind(**dict(arrays))

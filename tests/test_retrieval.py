@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import ranks
 import retrieval
+import rows
 from conftest import compile_c
 from recipes import RECIPES, TEST, VALIDATION
 
@@ -53,6 +54,21 @@ def test_one_vector_for_all_functions_scores_chance(vector):
         found = ranks.pool_figures(nearer, ties, 400, pool).mean(0)
         harmonic = (1 / np.arange(1, pool + 1)).sum()
         assert found == pytest.approx([1 / pool, 10 / pool, harmonic / pool])
+
+
+def test_minhash_compares_the_values_at_each_place():
+    signature = np.random.default_rng(0).integers(0, 3, (5, 64)).astype(np.uint8)
+    row = rows.MinHash(
+        sha256=np.array(["a", "b"]),
+        offsets=np.array([0, 2, 5]),
+        address=np.array([16, 32, 16, 48, 64], np.uint64),
+        signature=signature,
+    )
+    a = row.of_file("a", np.array([32, 99, 16], np.uint64))
+    b = row.of_file("b", np.array([16, 48, 64], np.uint64))
+    equal = (signature[[1, 0]][:, None] == signature[None, 2:]).mean(2)
+    assert np.allclose((a @ b.T).toarray()[[0, 2]], equal)
+    assert not a[[1]].nnz  # smda has no such function
 
 
 def test_counts_are_those_of_a_sort():
