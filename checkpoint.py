@@ -189,6 +189,9 @@ def read_beside(
         A file is missing, damaged, or belongs to another model.
     """
     folder = Path(model_file).parent
+    if not Path(model_file).is_file():
+        lacking = "is not a file" if os.path.lexists(model_file) else "does not exist"
+        raise UserError(f"the model {model_file} {lacking}; {script} writes model_steps_<k>.pt")
     if not (folder / "model.json").is_file():
         raise UserError(
             f"{folder / 'model.json'} is missing; {script} writes it beside its models; keep the "

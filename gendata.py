@@ -181,7 +181,7 @@ def main(
 
         total = sum(1 for _ in descriptions())
         if not total:
-            reasons = "; ".join(skipped.values())
+            reasons = "; ".join(dict.fromkeys(skipped.values()))  # equal files share one
             raise utils.UserError(f"fewer than two binaries could be analysed: {reasons}")
         stale = remove_stale(data, descriptions(), total)
         # All remaining folders belong to this run.
@@ -190,7 +190,9 @@ def main(
         where = (workers, limits, cluster, analysis_settings)
         failed = failures(run_all(write_pair, jobs, missing, "pairs", *where))
         if len(failed) == total:
-            raise utils.UserError(f"no pair could be made: {'; '.join(set(failed.values()))}")
+            raise utils.UserError(
+                f"no pair could be made: {'; '.join(dict.fromkeys(failed.values()))}"
+            )
         if text:
             made = [pair.pair for pair in descriptions() if pair.pair not in failed]
             jobs = ((n, (pair_folder(data, n), outputDir)) for n in made)

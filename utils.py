@@ -475,13 +475,27 @@ def parse_json(text: str, path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {_json_fault(text, error)}") from error
     except RecursionError as error:
         raise UserError(f"{path} cannot be read: its brackets are nested too deep") from error
     except ValueError as error:  # from int()
         raise UserError(
             f"{path} cannot be read: it holds a number with thousands of digits"
         ) from error
+
+
+def _json_fault(text: str, error: json.JSONDecodeError) -> str:
+    """Say in plain words what the parser stumbled over, and where."""
+    rest = text[error.pos :].lstrip()
+    before = text[: error.pos].rstrip()
+    where = f"line {error.lineno} column {error.colno}"
+    if not rest:
+        return "the file is empty" if not before else f"it ends too early, in {where}"
+    if rest.startswith(("//", "/*", "#")):
+        return f"it has a comment in {where}; remove it"
+    if before.endswith(",") or rest.startswith(","):  # Python 3.13 points to the comma
+        return f"it has one comma too many before {where}; remove it"
+    return str(error)
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> Any:

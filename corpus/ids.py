@@ -89,7 +89,8 @@ def read_corpus(
         No corpus, an empty one, or one that does not match the .json beside it.
     """
     if not data_file.is_file():
-        raise UserError(f"there is no corpus {data_file}; make it: python dataprocess.py")
+        lacking = "is not a corpus file" if data_file.exists() else "does not exist"
+        raise UserError(f"the corpus {data_file} {lacking}; make it: python dataprocess.py")
     sha256 = utils.sha256_of(data_file)
     key: dict[str, str | int]
     key = {"format": FORMAT, "corpus": sha256, "vocab": vocab_sha256, "tokenizer": tokenizer.name}

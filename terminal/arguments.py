@@ -55,7 +55,10 @@ def bind(
     parameters = sorted(map(_flag_only, signature.parameters.values()), key=lambda p: p.kind)
     vars(record)["__signature__"] = signature.replace(parameters=parameters)
     fire.decorators.SetParseFn(str)(record)
-    marked = _marked(words, signature.parameters)
+    takes_values = any(p.kind is not p.KEYWORD_ONLY for p in parameters)
+    if commands and not takes_values and words and not words[0].startswith("-"):
+        raise UsageError(_no_command(words[0], commands))
+    marked = _marked(words, signature.parameters, takes_values, commands)
     _check_number(marked, parameters, commands)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -83,16 +86,18 @@ def _check_number(
             raise UsageError(f"one value too many: {shlex.quote(surplus)}; this command {takes}")
         if surplus in commands:
             raise UsageError(f"the command {surplus} must come before all flags")
-        near = difflib.get_close_matches(surplus, commands, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(
-            f"there is no command {shlex.quote(surplus)}, only {either(commands, 'and')}{hint}"
-        )
+        raise UsageError(_no_command(surplus, commands))
     if len(values) < len(open_names):
         raise UsageError(f"{open_names[len(values)].upper()} is missing; this command {takes}")
     for p in parameters:
         if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in flags:
             raise UsageError(f"--{p.name} must be given")
+
+
+def _no_command(word: str, commands: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, commands, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"there is no command {shlex.quote(word)}, only {either(commands, 'and')}{hint}"
 
 
 def _flag_only(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -102,7 +107,9 @@ def _flag_only(parameter: inspect.Parameter) -> inspect.Parameter:
     return parameter.replace(kind=parameter.KEYWORD_ONLY)
 
 
-def _marked(words: Sequence[str], parameters: Any) -> list[str]:
+def _marked(
+    words: Sequence[str], parameters: Any, takes_values: bool, commands: Sequence[str]
+) -> list[str]:
     """Return the words for fire: each is ``--flag=`` with a marked value, or a marked value."""
     flags = [n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     given: set[str] = set()
@@ -130,6 +137,9 @@ def _marked(words: Sequence[str], parameters: Any) -> list[str]:
         if not equals and is_bool(parameters[name]):
             typed = bool(waiting) and waiting[0].lower() in BOOLEAN
             value = waiting.popleft() if typed else "true"
+            surplus = waiting[0] if waiting and not _is_flag(waiting[0]) else "--"
+            if not typed and not takes_values and surplus not in ("--", *commands):
+                raise UsageError(f"--{name} {shlex.quote(surplus)}: give true or false")
         elif not equals:
             if not waiting or _is_flag(waiting[0]) or waiting[0] == "--":
                 raise UsageError(

@@ -464,7 +464,9 @@ def test_wrong_commands_are_refused_in_one_sentence(trained, pretrained, monkeyp
         ),
         (["--mode", "eval", "--task", "mrpc", *model], "was trained for samefunc; give --task"),
         (["--mode", "eval", "--model_file", pt, "--data_file", "test.tsv"], "unknown key"),
-        (["--mode", "eval", "--model_file", "x.pt"], "model.json is missing; classify.py writes"),
+        (["--mode", "eval", "--model_file", "x.pt"], "the model x.pt does not exist; classify.py"),
+        (["--mode", "eval", "--model_file", "out"], "the model out is not a file; classify.py"),
+        (["--mode", "eval", "--model_file", "test.tsv"], "model.json is missing; classify.py"),
         ([*arguments, "--max_len", 33], "max_len 33 is larger than the model's max_len 32"),
     ]:
         code = typed(classify.main, *wrong)

@@ -126,8 +126,9 @@ def test_an_empty_corpus_is_refused(tmp_path, tokenizer, text):
 
 
 def test_a_missing_corpus_names_the_command_that_makes_it(tmp_path, tokenizer):
-    with pytest.raises(UserError, match=r"no corpus .*corpus\.txt.*python dataprocess\.py"):
-        read_corpus(tmp_path / "corpus.txt", tokenizer, "v")
+    for file, lacking in (("corpus.txt", "does not exist"), ("", "is not a corpus file")):
+        with pytest.raises(UserError, match=rf"{lacking}; make it: python dataprocess\.py"):
+            read_corpus(tmp_path / file, tokenizer, "v")
 
 
 @pytest.mark.parametrize(

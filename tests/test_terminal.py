@@ -160,6 +160,22 @@ def test_switches_may_stand_before_or_after_values(typed, on):
     assert received(many, "x", *typed) == (("x",), "t", (), on)
 
 
+def test_a_switch_takes_only_true_or_false():
+    def main(resume: bool = True):
+        return resume
+
+    with pytest.raises(UsageError, match=r"^--resume 'may be': give true or false$"):
+        received(main, "--resume", "may be")
+    assert received(main, "--resume", "false") is False
+    with pytest.raises(UsageError, match=r"^one value too many: x; this command has only flags$"):
+        received(main, "--resume", "true", "x")
+
+
+def test_a_wrong_command_is_noticed_before_its_flags():
+    with pytest.raises(UsageError, match=r"^there is no command evl, only eval and predict; did"):
+        bind(lambda resume=True: resume, ["evl", "--x"], ["eval", "predict"])
+
+
 def test_numbers_and_choices_are_converted_and_checked():
     def main(seed: int = 0, mode: Literal["train", "eval"] = "train"):
         return seed, mode

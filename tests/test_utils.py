@@ -45,8 +45,11 @@ class House:
         ('{"width": 3, "share": NaN}', "'share' is NaN: .*finite"),
         ('{"width": 0, "share": 2}', "'width' is 0: .*; 'share' is 2: "),
         ("[3]", "must hold one JSON object"),
-        ('{"width": 3', "is not JSON: "),
-        ("", "is not JSON: "),
+        ('{"width": 3', "is not JSON: it ends too early, in line 1 column 12$"),
+        ("", "is not JSON: the file is empty$"),
+        ('{"width": 3} x', "is not JSON: Extra data"),
+        ('{\n"width": 3, // wide\n}', "is not JSON: it has a comment in line 2 column 13; remove"),
+        ('{"width": 3,}', "is not JSON: it has one comma too many before line 1 column 1[23];"),
     ],
 )
 def test_settings_are_checked(tmp_path, text, message):
