@@ -758,7 +758,7 @@ def stop():
     [
         (dict(max_len=33), r"max_len 33 is larger than the max_len 32 of config/bert_small\.json"),
         (dict(model_cfg="wrong_size.json"), r"wrong_size\.json has vocab_size 99, but .*15 tokens"),
-        (dict(data_file="none.txt"), r"no corpus none\.txt"),
+        (dict(data_file="none.txt"), r"the corpus none\.txt"),
         (dict(vocab="none.txt"), r"none\.txt"),
         (dict(train_cfg="none.json"), r"none\.json"),
     ],
