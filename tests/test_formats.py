@@ -237,8 +237,8 @@ def test_an_architecture_without_a_universal_file_is_refused(folder, tmp_path, c
     commands = [
         (diff.main, alone, alone),
         (search.index, alone, "--index_dir", tmp_path / "index"),
-        (search.query, alone, "--function", "_scale"),
-        (search.scan, alone),
+        (search.query, alone, "--function", "_scale", "--index_dir", tmp_path),
+        (search.scan, alone, "--index_dir", tmp_path),
         (
             gendata.main,
             "--path",
