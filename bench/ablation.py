@@ -126,7 +126,7 @@ def main(
     for program in found:
         encoder = encoder_for(program, known_to)
         if encoder is not None and program.name not in held:
-            pairs += pairs_of(program, encoder, cfg.pairs_per_build, cfg.seed)
+            pairs += pairs_of(program, encoder, cfg.pairs, cfg.seed)
     measured = {kind: [measures(*pair, shipped) for pair in both[kind]] for kind in kinds}
     print(f"{machine()}; {', '.join(programs)}")
     print("recall@1 all, unseen; F1 all, unseen")

@@ -35,9 +35,8 @@ class MatchingConfig:
         Passes over all pairs in each training of a network.
     networks : int
         Number of networks of each kind, trained from different initial weights and then averaged.
-    pairs_per_build : int
-        Maximum number of pairs of a program's builds, chosen at random, for each of these builds:
-        a program with 20 builds shows more kinds of pairs than one with 3.
+    pairs : int
+        Maximum number of pairs of builds of a program, chosen at random.
     """
 
     seed: pydantic.NonNegativeInt
@@ -46,7 +45,7 @@ class MatchingConfig:
     weight_decay: pydantic.NonNegativeFloat
     n_epochs: PositiveInt
     networks: PositiveInt
-    pairs_per_build: PositiveInt
+    pairs: PositiveInt
 
 
 class Perceptron(nn.Module):

@@ -107,7 +107,7 @@ def main(
             if encoder is None:
                 skipped[program.name] = "every encoder has learned from its package"
                 continue
-            pairs = pairs_of(program, encoder, cfg.pairs_per_build, cfg.seed)
+            pairs = pairs_of(program, encoder, cfg.pairs, cfg.seed)
             if program.name in held:
                 rest += pairs
             else:

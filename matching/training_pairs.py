@@ -103,12 +103,12 @@ def loss_weights(code: Features) -> np.ndarray:
     return np.where(code.sizes < MIN_BLOCKS, SMALL, 1).astype(np.float32)
 
 
-def pairs_of(program: Program, encoder: Encoder, per_build: int, seed: int) -> list[Pair]:
-    """Return at most ``per_build`` pairs for each of a program's builds, every second reversed."""
+def pairs_of(program: Program, encoder: Encoder, limit: int, seed: int) -> list[Pair]:
+    """Return at most ``limit`` pairs of a program's builds; every second one is reversed."""
     rng = np.random.default_rng(seed)
     codes = [extract_features(analysis) for analysis in program.builds]
     both = list(itertools.combinations(codes, 2))
-    chosen = sorted(rng.permutation(len(both))[: per_build * len(codes)].tolist())
+    chosen = sorted(rng.permutation(len(both))[:limit].tolist())
     pairs = [both[i] if n % 2 else both[i][::-1] for n, i in enumerate(chosen)]
     vectors = {id(code): encoder(code) for code in codes}  # each build is in several pairs
 

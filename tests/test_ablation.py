@@ -13,7 +13,7 @@ from matching import blocks as matching_blocks
 from matching.candidates import MEASURES
 from matching.training_pairs import make_pair
 
-SMALL = {"pairs_per_build": 1, "n_epochs": 2}
+SMALL = {"pairs": 2, "n_epochs": 2}
 
 
 @pytest.fixture(scope="module")
