@@ -84,7 +84,7 @@ def _elf(content: bytes) -> Iterator[Export]:
     shift = BASE if elf["e_type"] == "ET_DYN" and not min(begins, default=1) else 0
     sections: list[Any] = [s for s in elf.iter_sections() if s["sh_type"] == "SHT_DYNSYM"]
     versions = _versions(elf)
-    opd = elf.get_section_by_name(".opd")
+    opd: Any = elf.get_section_by_name(".opd")
     descriptors = opd.data() if opd and elf["e_machine"] == "EM_PPC64" else b""
     for table in sections or [*elf.iter_segments("PT_DYNAMIC")]:
         for number, symbol in enumerate(table.iter_symbols()):
