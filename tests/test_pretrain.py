@@ -881,7 +881,7 @@ def test_flags_out_of_range_are_refused(workplace):
     code, out, err = run(workplace, "--mask_prob", 1.5, "--max_len", 4)
     assert code == 2
     assert out == ""
-    assert re.search("--mask_prob 1.5: .*less than 1", err)
+    assert re.search(r"--mask_prob 1.5: give a number \(above 0, below 1\)", err)
     assert re.search(r"--max_len 4: give a whole number \(at least 5\)", err)
 
 
