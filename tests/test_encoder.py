@@ -323,8 +323,11 @@ def test_what_is_set_aside_for_the_test_is_never_read(tmp_path):
         (tmp_path / folder / "program").write_text(folder)
     files = find_files([str(tmp_path)])
     assert [package for package, _ in files] == ["sed", "sed"]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(utils.UserError, match="no builds under"):
-        find_files([str(tmp_path / "none")])
+        find_files([str(tmp_path / "empty")])
+    with pytest.raises(utils.UserError, match=r"^--path .*/none: there is no such folder"):
+        find_files([str(tmp_path), str(tmp_path / "none")])
 
 
 def test_parts_of_the_packages_share_no_package_but_those_for_validation():

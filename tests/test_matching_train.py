@@ -171,5 +171,7 @@ def test_training_is_deterministic(trained):
 
 
 def test_a_folder_without_builds_is_named(tmp_path, capsys):
+    assert typed(main, "--path", tmp_path) == 1
+    assert capsys.readouterr().err.startswith(f"error: no builds under {tmp_path}")
     assert typed(main, "--path", tmp_path / "none") == 1
-    assert capsys.readouterr().err.startswith(f"error: no builds under {tmp_path / 'none'}")
+    assert capsys.readouterr().err.startswith(f"error: --path {tmp_path / 'none'}: there is no")
