@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 import utils
 from binary.analysis import load_analysis
 from binary.cache import analyse_files, reason_of, refuse_arch, report_skipped, take_slices
+from binary.formats import BEGINNINGS
 from binary.lookup import find_function
 from encoder.encoder import Encoder, read_encoder
 from encoder.index import MAKE, Binary, Index, add, index_file, nearest, read
@@ -40,9 +41,6 @@ index_dir = "index"  # folder of vectors, with a file for each binary
 outputDir = "output/"  # cache of analysed binaries, shared with gendata.py
 workers = os.cpu_count() or 1  # number of parallel processes
 
-# The first bytes of ELF, PE and Mach-O files; Mach-O has both byte orders, and universal files.
-MAGIC = (b"\x7fELF", b"MZ", b"\xca\xfe\xba\xbe")
-MAGIC += (b"\xfe\xed\xfa\xce", b"\xce\xfa\xed\xfe", b"\xfe\xed\xfa\xcf", b"\xcf\xfa\xed\xfe")
 LEAST_BLOCKS = 3  # scan names no function with fewer blocks: it looks like too many others
 
 
@@ -265,7 +263,7 @@ def find_binaries(paths: tuple[str, ...]) -> Iterator[str]:
             if file.is_file() and not file.is_symlink():
                 try:
                     with open(file, "rb") as opened:
-                        begins = opened.read(4).startswith(MAGIC)
+                        begins = opened.read(4).startswith(BEGINNINGS)
                 except OSError:
                     begins = True  # whoever analyses it will report the error
                 if begins:

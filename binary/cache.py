@@ -8,8 +8,9 @@ from pathlib import Path
 
 import utils
 from binary.analysis import analysis_settings, cache_file, save_analysis
+from binary.binexport import SUFFIX
 from binary.disassemble import analyse, rare_collections
-from binary.formats import choose_slice, processors, slices
+from binary.formats import BEGINNINGS, choose_slice, processors, slices
 from binary.relocations import relocation_warning
 from jobs.processes import LIMITS
 from jobs.run import run_all
@@ -40,8 +41,11 @@ def analyse_all(
         for sha256, binary in by_content.items()
         if not cache_file(output_dir, sha256).exists()
     }
-    # The largest first, so that all workers finish at about the same time.
-    missing = dict(sorted(missing.items(), key=lambda item: -os.path.getsize(item[1])))
+    # What no program begins with comes first, as it fails at once and may stop the others; then the
+    # largest, so that all workers finish at about the same time.
+    missing = dict(
+        sorted(missing.items(), key=lambda item: (is_program(item[1]), -os.path.getsize(item[1])))
+    )
     failed = {}
     sizes = {sha256: os.path.getsize(file) for sha256, file in missing.items()}
     if missing and cluster is None:
@@ -168,6 +172,11 @@ def refuse_arch(paths: Iterable[str], arch: str | None) -> None:
         raise utils.UsageError(
             f"--arch {arch} is for universal (macOS) files, and none is given; leave it out"
         )
+
+
+def is_program(path: str) -> bool:
+    """Return whether a file begins like an ELF, PE or Mach-O file, or is a BinExport file."""
+    return _beginning(path).startswith(BEGINNINGS) or path.lower().endswith(SUFFIX)
 
 
 def _beginning(path: str) -> bytes:

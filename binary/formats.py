@@ -66,6 +66,7 @@ OF_MACHO = {
     **{7: "i386", 0x01000007: "x86_64", 12: "arm", 0x0100000C: "aarch64"},
     **{18: "powerpc", 0x01000012: "powerpc64"},
 }
+BEGINNINGS = (ELF, b"MZ", *MACHO, *UNIVERSAL)  # of ELF, PE and Mach-O files
 # Mach-O's processors and subtypes that stand beside others of one kind -> Apple's names.
 VARIANTS = {(0x01000007, 8): "x86_64h", (0x0100000C, 2): "arm64e"}
 VARIANTS |= {(12, 9): "armv7", (12, 11): "armv7s", (12, 12): "armv7k"}

@@ -61,8 +61,8 @@ def slow_or_bad(file, target):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_file_that_fails_stops_the_analysis_of_the_other(tmp_path, monkeypatch, workers):
     monkeypatch.setattr(cache, "analyse_one", slow_or_bad)
-    (tmp_path / "bad").write_bytes(b"a larger file, which comes first")
-    (tmp_path / "slow").write_bytes(b"slow")
+    (tmp_path / "bad").write_bytes(b"smaller, but first, as it begins like no program")
+    (tmp_path / "slow").write_bytes(b"\x7fELF" + bytes(1000))
     files = str(tmp_path / "slow"), str(tmp_path / "bad")
     before = multiprocessing.active_children()
     with pytest.raises(UserError, match=r"^[^;]*bad is not an executable$"):
