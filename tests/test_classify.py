@@ -324,8 +324,12 @@ def test_a_start_without_sizes_or_vocabulary_is_refused(tmp_path, pretrained):
     (tmp_path / "bert_config.json").write_text(json.dumps(google_bert.CONFIG))
     with pytest.raises(UserError, match="holds no WordPiece vocabulary"):
         classify.read_start(prefix, None, None, Mrpc)
+    model = tmp_path / "model_steps_1.pt"
+    with pytest.raises(UserError, match=r"model_steps_1\.pt does not exist"):
+        classify.read_start(str(model), None, None, Mrpc)
+    model.touch()
     with pytest.raises(UserError, match=r"model\.json is missing"):
-        classify.read_start(str(tmp_path / "model_steps_1.pt"), None, None, Mrpc)
+        classify.read_start(str(model), None, None, Mrpc)
 
 
 # The script

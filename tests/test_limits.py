@@ -46,6 +46,7 @@ def test_limits_leave_other_errors_alone():
 
 def test_a_comparison_that_exceeds_its_memory_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(diff, "read_binaries", lambda *_: (None, None))
+    monkeypatch.setattr(diff, "known_pairs", lambda *_: None)
     monkeypatch.setattr(diff, "compare", lambda *_: np.ones(2**28))
     with pytest.raises(UserError, match="comparing a with b takes more than"):
         diff.main("a", "b", json=str(tmp_path / "x.json"), memory_limit=grown(0.25))
@@ -105,6 +106,7 @@ def test_running_out_of_memory_in_the_main_process_is_one_sentence(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config").symlink_to(ROOT / "config")
+    (tmp_path / "index").mkdir()
     monkeypatch.setattr(module, inside, too_much)
     monkeypatch.setattr(encoder.train, "find_files", lambda paths: [("p", "a")])
     monkeypatch.setattr(encoder.train, "analyse_files", lambda *_: ({"a"}, {}))
