@@ -48,6 +48,14 @@ def test_an_index_grows(made):
     assert (cwd / "map.svg").read_text().lstrip().startswith("<?xml")
 
 
+def test_the_number_of_workers_changes_no_byte(made, builds, tmp_path):
+    cwd, *_ = made  # two runs with the default number of workers
+    again = search_py(cwd, "index", "more", builds / "O1", "--index_dir", tmp_path, "--workers", 1)
+    assert "2 new" in again.stdout
+    files = {file.name: file.read_bytes() for file in (cwd / "index").iterdir()}
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+
+
 def test_a_function_finds_itself_in_other_builds(made, builds):
     cwd, *_ = made
     stripped = builds / "O1-stripped" / "shapes"
