@@ -116,6 +116,9 @@ def index(
         )
         added = in_processes(add_binary, jobs, len(analyses), workers, "vectors", *limits)
         skipped |= {file: error for file, error in added if error}
+    report_skipped(skipped)
+    if len(skipped) == len(files):
+        raise utils.UserError("no file could be added")
     with limited_memory(memory_limit, f"reading {index_dir}"):
         table = read(index_dir, encoder.identity, encoder.dimensions)
         if plot:
@@ -125,7 +128,6 @@ def index(
         f"{utils.plural(len(table.binaries), 'file')}, "
         f"{sum(file not in skipped for file in new.values()):,} new"
     )
-    report_skipped(skipped)
     return PARTLY if skipped else 0
 
 

@@ -493,7 +493,7 @@ def _json_fault(text: str, error: json.JSONDecodeError) -> str:
         return "the file is empty" if not before else f"it ends too early, in {where}"
     if rest.startswith(("//", "/*", "#")):
         return f"it has a comment in {where}; remove it"
-    if before.endswith(",") or rest.startswith(","):  # Python 3.13 points to the comma
+    if rest[0] == "," or (before.endswith(",") and rest[0] in "]}"):  # 3.13 points to the comma
         return f"it has one comma too many before {where}; remove it"
     return str(error)
 

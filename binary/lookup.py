@@ -51,8 +51,8 @@ def find_function(analysis: Analysis, path: str, asked: str) -> int:
 def describe_address(analysis: Analysis, address: int) -> str:
     """Say what lies at an address where no function begins, and which functions are near."""
     at = f"no function begins at 0x{address:x}"
-    begin = analysis.address[: analysis.code_blocks].astype(np.int64)
-    end = begin + np.array(list(map(len, analysis.code[: analysis.code_blocks])), np.int64)
+    begin = analysis.address[: analysis.code_blocks].astype(np.uint64)
+    end = begin + np.array(list(map(len, analysis.code[: analysis.code_blocks])), np.uint64)
     inside = np.flatnonzero((begin <= address) & (address < end))
     if len(inside):
         return f"{at}: it lies in {_named(analysis, int(analysis.function[inside[0]]))}"

@@ -7,6 +7,7 @@ original. Object files and kernel modules keep the symbol table that linking nee
 import io
 import re
 import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from binary.analysis import SOURCES
 
 # What the readers raise on a broken table; its earlier entries and the other tables still count.
 BROKEN = (
-    *(ELFError, DWARFError, ConstructError, struct.error),
+    *(ELFError, DWARFError, ConstructError, struct.error, zlib.error),
     *(ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, OverflowError),
 )
 GO_NAME = 256  # maximum number of bytes of a name that are read

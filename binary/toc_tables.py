@@ -25,6 +25,7 @@ CALLS = re.compile(r"b\w*l[+-]?$")
 KEEPS = re.compile(r"st|cmp|mt|b|nop|tw|td|dcb")  # these write no register, or not the first one
 LOAD = re.compile(r"(-?(?:0x)?[0-9a-f]+)\((r\d+)\)")
 SAVED = {f"r{n}" for n in (1, *range(14, 32))}
+KEPT = ("cr2", "cr3", "cr4")  # condition registers that a call leaves alone
 
 
 Origin = tuple[int, str]  # of a number: the line that made it (-1 for none), and a register
@@ -147,17 +148,21 @@ class Numbers:
 
     def read(self, at: int, mnemonic: str, operands: list[str]) -> None:
         """Read line ``at``."""
-        target, branch = operands[0], mnemonic.rstrip("+-")
+        target = operands[0]
+        branch = mnemonic.rstrip("+-").removesuffix("lr")  # bgtlr returns where bgt jumps
         place = LOAD.fullmatch(operands[-1])
+        condition = target if target.startswith("cr") else "cr0"
         if mnemonic in COMPARES:
-            condition = target if len(operands) == 3 else "cr0"
             self.compared[condition] = self._origin(operands[-2]), int(operands[-1], 0)
+        elif mnemonic.startswith("cmp"):
+            self.compared.pop(condition, None)
         elif branch in BOUNDS:
-            condition = target if len(operands) == 2 else "cr0"
             if condition in self.compared:
                 origin, constant = self.compared.pop(condition)
-                self.length[origin] = constant + BOUNDS[branch]
+                # Another comparison may exclude more for one path only: the largest holds for all.
+                self.length[origin] = max(self.length.get(origin, 0), constant + BOUNDS[branch])
         elif CALLS.match(mnemonic):
+            self.compared = {c: known for c, known in self.compared.items() if c in KEPT}
             kept = SAVED | {where for where in self.held if where.endswith("(r1)")}
             self.held = {where: origin for where, origin in self.held.items() if where in kept}
             self.held |= {f"r{n}": (at, f"r{n}") for n in range(13) if n != 1}
@@ -169,6 +174,8 @@ class Numbers:
             self.entries = max(lengths)
             self._write(target, (at, ""))
         elif not KEEPS.match(mnemonic):
+            if mnemonic.endswith("."):  # these compare their result with 0
+                self.compared.pop("cr0", None)
             if mnemonic in SAME:
                 origin = self._origin(operands[1])
             elif place and place[2] != target:

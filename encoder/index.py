@@ -328,12 +328,12 @@ def nearest(
 def _products(queries: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Multiply each query with each row of the table: (Q, D), float16 (N, D) -> float32 (Q, N)."""
     products = np.empty((len(queries), len(table)), np.float32)
-    memory = np.empty((min(ROWS, len(table)), table.shape[1]), np.int32)
+    # Always as many rows, so that BLAS rounds the products of equal rows in the same way.
+    memory = np.zeros((ROWS, table.shape[1]), np.int32)
     for start in range(0, len(table), ROWS):
         rows = table[start : start + ROWS]
-        wide = memory[: len(rows)]
-        widen(rows, wide)
-        np.matmul(queries, wide.view(np.float32).T, out=products[:, start : start + ROWS])
+        widen(rows, memory[: len(rows)])
+        products[:, start : start + ROWS] = (queries @ memory.view(np.float32).T)[:, : len(rows)]
     return products
 
 

@@ -1,13 +1,16 @@
 """Functions that both files export by the same name are matched by it, and by no other symbol."""
 
+import io
 import itertools
 import json
 import shutil
+import struct
 import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from elftools.elf.elffile import ELFFile
 from zig import zig
 
 import diff
@@ -170,3 +173,18 @@ def test_other_files_export_nothing(tmp_path):
     ):
         (tmp_path / "file").write_bytes(content)
         assert read_exports(tmp_path / "file") == []
+
+
+def test_a_compressed_table_that_is_broken_ends_the_reading(libraries, tmp_path):
+    """The versions of symbols are read from a section, which may say that it is compressed."""
+    content = bytearray((libraries / "old-stripped").read_bytes())
+    elf = ELFFile(io.BytesIO(content))
+    broken = struct.pack("<IIQQ", 1, 0, 100, 1) + b"\xff" * 36
+    table, entry = elf["e_shoff"], elf["e_shentsize"]
+    for number, section in enumerate(elf.iter_sections()):
+        if section["sh_type"] == "SHT_DYNSYM":
+            header = table + number * entry
+            struct.pack_into("<Q", content, header + 8, section["sh_flags"] | 0x800)
+            struct.pack_into("<QQ", content, header + 24, len(content), len(broken))
+    (tmp_path / "hostile").write_bytes(content + broken)
+    assert read_exports(tmp_path / "hostile") == []

@@ -57,3 +57,14 @@ def test_what_is_near_is_offered(asked, reason):
 def test_functions_of_one_name_are_told_apart_by_their_addresses():
     with pytest.raises(UserError, match=r"2 functions are called copy; .* 0x1000 and 0x1020"):
         find_function(made("copy", "copy"), "f", "copy")
+
+
+def test_addresses_of_a_kernel():
+    high = 0xFFFFFFFF81000000
+    analysis = made("quote", "area")
+    analysis.address[:] += high
+    analysis.function_address[:] += high
+    with pytest.raises(UserError, match="0xffffffff8100100b: it lies in quote"):
+        find_function(analysis, "vmlinux", "0xffffffff8100100b")
+    with pytest.raises(UserError, match="outside the code, which is at 0xffffffff81001000 to"):
+        find_function(analysis, "vmlinux", "0x1000")

@@ -5,6 +5,7 @@ from zig import zig
 
 from binary.analysis import JUMP
 from binary.disassemble import analyse
+from binary.toc_tables import Numbers
 
 CASES = 9
 # The table follows the jump. The entry after its last one leads into the function, too. Nearer than
@@ -63,3 +64,22 @@ def test_gcc_table_of_powerpc(tmp_path, word):
         f"li r3, {hex(7 * n) if n > 1 else 7 * n}" for n in range(CASES)
     ]
     assert {int(analysis.function[b]) for b in reached} == {pick}
+
+
+@pytest.mark.parametrize(
+    ("before", "entries"),
+    [
+        (["cmplwi r9, 7", "bgtlr"], 8),  # the default case returns
+        (["cmplwi cr7, r9, 7", "bgtlr cr7"], 8),
+        (["cmplwi r9, 8", "bgt 0x100", "cmplwi r9, 3", "bgt 0x20"], 9),  # of one path only
+        (["cmplwi r9, 8", "bgt 0x100", "cmplwi r9, 5", "beq 0x20", "cmpwi r10, 0", "ble 0x20"], 9),
+        (["cmplwi r9, 8", "bgt 0x100", "cmplwi r9, 5", "subf. r3, r4, r5", "ble 0x20"], 9),
+        (["cmplwi r9, 5", "bl 0x100", "bgt 0x100"], 0),  # the call compares
+    ],
+)
+def test_the_length_is_that_of_the_comparison_of_the_index(before, entries):
+    numbers = Numbers()
+    for at, line in enumerate([*before, "sldi r9, r9, 2", "lwax r9, r10, r9"]):
+        mnemonic, _, operands = line.partition(" ")
+        numbers.read(at, mnemonic, operands.split(", "))
+    assert numbers.entries == entries
