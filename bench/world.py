@@ -162,7 +162,8 @@ def rows() -> list[Row]:
     rust = [File("jellyfish", version, p, "_rustyfish") for version, p in rust]
     found += [Row("Rust", *rust[:2]), Row("Rust", *rust[1:])]
     found.append(Row("Go", *(File("gron", v, "x86_64", "gron", "Debian") for v in (OLD, NEW))))
-    return found
+    groups = list(dict.fromkeys(row.group for row in found))
+    return sorted(found, key=lambda row: groups.index(row.group))
 
 
 def main(work: str, groups: str = "", match: str = "", seconds: int = 0) -> None:

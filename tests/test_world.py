@@ -1,6 +1,7 @@
 """The bench on real files: what it strips, and what it counts as right."""
 
 import io
+import itertools
 import os
 import subprocess
 import time
@@ -158,3 +159,8 @@ def test_a_peer_that_takes_too_long_is_left_out():
     assert world.within(0.1, lambda n: [time.sleep(n)], 60) == []
     with pytest.raises(EOFError):
         world.within(60, lambda: os._exit(1))
+
+
+def test_the_rows_of_a_group_follow_each_other():
+    groups = [row.group for row in world.rows()]
+    assert len(set(groups)) == 1 + sum(a != b for a, b in itertools.pairwise(groups))
