@@ -175,16 +175,20 @@ def test_other_files_export_nothing(tmp_path):
         assert read_exports(tmp_path / "file") == []
 
 
-def test_a_compressed_table_that_is_broken_ends_the_reading(libraries, tmp_path):
+def test_a_compressed_table_that_is_broken_ends_the_reading(tmp_path):
     """The versions of symbols are read from a section, which may say that it is compressed."""
-    content = bytearray((libraries / "old-stripped").read_bytes())
+    (tmp_path / "a.c").write_text("int f(void) { return 1; }")
+    (tmp_path / "map").write_text("V1 { f; };")
+    library = tmp_path / "a.so"
+    flags = ["-shared", "-nostdlib", f"-Wl,--version-script={tmp_path / 'map'}"]
+    zig("x86_64-linux-gnu", *flags, tmp_path / "a.c", "-o", library)
+    assert [(export.name, export.version) for export in read_exports(library)] == [("f", "V1")]
+    content = bytearray(library.read_bytes())
     elf = ELFFile(io.BytesIO(content))
     broken = struct.pack("<IIQQ", 1, 0, 100, 1) + b"\xff" * 36
-    table, entry = elf["e_shoff"], elf["e_shentsize"]
-    for number, section in enumerate(elf.iter_sections()):
-        if section["sh_type"] == "SHT_DYNSYM":
-            header = table + number * entry
-            struct.pack_into("<Q", content, header + 8, section["sh_flags"] | 0x800)
-            struct.pack_into("<QQ", content, header + 24, len(content), len(broken))
-    (tmp_path / "hostile").write_bytes(content + broken)
-    assert read_exports(tmp_path / "hostile") == []
+    (number,) = [i for i, s in enumerate(elf.iter_sections()) if s["sh_type"] == "SHT_GNU_versym"]
+    header = elf["e_shoff"] + number * elf["e_shentsize"]
+    struct.pack_into("<Q", content, header + 8, 0x802)  # allocated, compressed
+    struct.pack_into("<QQ", content, header + 24, len(content), len(broken))
+    library.write_bytes(content + broken)
+    assert read_exports(library) == []
