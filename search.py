@@ -101,8 +101,6 @@ def index(
             continue
         if not index_file(index_dir, sha256).exists():
             new.setdefault(sha256, file)
-    if len(skipped) == len(files):
-        raise utils.UserError("; ".join(reason_of(file, why) for file, why in skipped.items()))
     if new:
         limits = time_limit, memory_limit
         named = {taken[file]: file for file in new.values()}
@@ -116,9 +114,9 @@ def index(
         )
         added = in_processes(add_binary, jobs, len(analyses), workers, "vectors", *limits)
         skipped |= {file: error for file, error in added if error}
-    report_skipped(skipped)
     if len(skipped) == len(files):
-        raise utils.UserError("no file could be added")
+        raise utils.UserError("; ".join(reason_of(file, why) for file, why in skipped.items()))
+    report_skipped(skipped)
     with limited_memory(memory_limit, f"reading {index_dir}"):
         table = read(index_dir, encoder.identity, encoder.dimensions)
         if plot:

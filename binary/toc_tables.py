@@ -184,10 +184,10 @@ class Numbers:
                 origin = at, ""
             self._write(target, origin)
 
-    def _origin(self, register: str) -> "Origin":
+    def _origin(self, register: str) -> Origin:
         return self.held.get(register, (-1, register))
 
-    def _write(self, register: str, origin: "Origin") -> None:
+    def _write(self, register: str, origin: Origin) -> None:
         """Record a register's number; places that it points to are others now."""
         pointed = f"({register})"
         self.held = {w: origin for w, origin in self.held.items() if not w.endswith(pointed)}

@@ -13,10 +13,10 @@ def assign_names(
 ) -> dict[int, tuple[int, float]]:
     """Choose a function of the index for each function of one binary, the best chances first.
 
-    A linker puts a function into a program once. So where one name is the best answer for several
-    functions, because it was inlined into the others or they are its neighbours, only the one with
-    the best chance gets it, and the others their next best name. A name that some file of the index
-    has several times (static functions of the same name) may be given as often.
+    A program contains a function once, so only one of its functions can have the name: the one with
+    the best chance. Others only look like it, such as those with an inlined copy of it, and get
+    their next best name. If some file of the index has a name several times (static functions of
+    the same name), as many functions may get it.
 
     Parameters
     ----------

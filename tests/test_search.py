@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 import search
+from utils import UserError
 
 
 def search_py(cwd, *arguments):
@@ -54,6 +55,22 @@ def test_the_number_of_workers_changes_no_byte(made, builds, tmp_path):
     assert "2 new" in again.stdout
     files = {file.name: file.read_bytes() for file in (cwd / "index").iterdir()}
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+
+
+def fail(*_):
+    raise UserError("its vectors take more memory")
+
+
+def test_if_no_file_can_be_added_the_reasons_are_given(made, builds, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "add_binary", fail)
+    with pytest.raises(UserError, match="shapes: its vectors take more memory"):
+        search.index(
+            str(builds / "O1"),
+            index_dir=str(tmp_path),
+            outputDir=str(made[0] / "output"),
+            workers=1,
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_function_finds_itself_in_other_builds(made, builds):
