@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 import utils
 from binary.analysis import load_analysis
 from binary.cache import analyse_files, reason_of, refuse_arch, report_skipped, take_slices
+from binary.demangle import demangle
 from binary.formats import BEGINNINGS
 from binary.lookup import find_function
 from encoder.encoder import Encoder, read_encoder
@@ -181,8 +182,10 @@ def query(
         found, _, chance = nearest(table, vector, top, encoder.calibration, allowed)
     if found.size:
         print("chance that the name is right, address, name, file:")
-    for match, score in zip(found[0].tolist(), chance[0].tolist(), strict=True):
-        print(line(table, match, score, int(table.address[match])))
+    matches = found[0].tolist()
+    scored = zip(matches, names_of(table, matches), chance[0].tolist(), strict=True)
+    for match, name, score in scored:
+        print(line(table, match, name, score, int(table.address[match])))
 
 
 def scan(
@@ -237,8 +240,9 @@ def scan(
         named = assign_names(table, found, chance, allowed, least)
     if named:
         print(f"chance that the name is right, address in {printable(binary)}, name, file:")
-    for f, (match, score) in sorted(named.items()):
-        print(line(table, match, score, int(code.analysis.function_address[f])))
+    names = names_of(table, [match for _, (match, _) in sorted(named.items())])
+    for (f, (match, score)), name in zip(sorted(named.items()), names, strict=True):
+        print(line(table, match, name, score, int(code.analysis.function_address[f])))
     print(f"{len(named):,} of {code.functions:,} functions are similar to one of the index")
 
 
@@ -305,10 +309,15 @@ def searched(
     return np.array(files, bool)[table.binary]
 
 
-def line(table: Index, match: int, score: float, address: int) -> str:
+def names_of(table: Index, matches: list[int]) -> list[str]:
+    """Return what functions of the index are called in their sources."""
+    return [printable(name) for name in demangle([table.name_of(match) for match in matches])]
+
+
+def line(table: Index, match: int, name: str, score: float, address: int) -> str:
     """Return the line to print for a function found in the index."""
     path = printable(table.binaries[table.binary[match]].path)
-    return f"{score:6.3f}  0x{address:x}  {table.name_of(match)}  {path}"
+    return f"{score:6.3f}  0x{address:x}  {name}  {path}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 
 import utils
 from binary.analysis import Analysis
+from binary.demangle import demangle
 from terminal.escape import printable
 from terminal.style import fit
 
@@ -18,14 +19,18 @@ HEXADECIMAL = re.compile("0[xX][0-9a-fA-F]+")
 def find_function(analysis: Analysis, path: str, asked: str) -> int:
     """Return the index of the function with this address, such as 0x401230, or this name.
 
+    The name may be the symbol, or what it says in the source, such as shape::area(int).
+
     Raises
     ------
     utils.UserError
         There is none, or more than one. The message offers the nearest ones.
     """
     starts = analysis.function_address[: analysis.code_functions].tolist()
-    names = analysis.function_name[: analysis.code_functions]
-    found = [f for f, name in enumerate(names) if name == asked]
+    symbols = analysis.function_name[: analysis.code_functions]
+    names = demangle(symbols)
+    pairs = zip(symbols, names, strict=True)
+    found = [f for f, (symbol, name) in enumerate(pairs) if asked in (symbol, name)]
     if not found and HEXADECIMAL.fullmatch(asked):
         address = int(asked, 16)
         if address in starts:
@@ -39,7 +44,7 @@ def find_function(analysis: Analysis, path: str, asked: str) -> int:
             f"{path}: {len(found)} functions are called {_short(asked)}; name one by its address, "
             f"such as {where}"
         )
-    near = difflib.get_close_matches(asked, names, NEAR)
+    near = difflib.get_close_matches(asked, sorted({*symbols, *names}), NEAR)
     hint = (
         f"did you mean {utils.either([_short(name) for name in near])}"
         if near

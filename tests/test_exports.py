@@ -144,6 +144,9 @@ MANGLED = [
     ("$s4main3fooyyF", "main.foo() -> ()"),
     ("main", "main"),
     ("_Zmain", "_Zmain"),
+    ("__RNvCs1234_7mycrate3foo", "mycrate::foo"),  # as Mach-O has it
+    ("_GLOBAL__sub_I__ZN5shape4areaEi", "global constructors keyed to shape::area(int)"),
+    ("_GLOBAL__sub_I_main.cpp", "_GLOBAL__sub_I_main.cpp"),
 ]
 
 
@@ -160,6 +163,13 @@ def test_names_are_demangled():
         ("(anonymous namespace)::helper(int)", "{anonymous}::helper"),
         ("a::operator<(b const&)", "a::operator<(b const&)"),
         ("<core::fmt::Arguments as core::fmt::Debug>::fmt",) * 2,
+        ("std::function<void ()>::swap(int)", "std::function<…>::swap"),
+        ("f(int)::Local::g(char)", "f()::Local::g"),
+        ("decltype(auto) f<int>(int)", "f<…>"),
+        ("int (*f(char))(int)",) * 2,
+        ("f<fn() -> i32>::g", "f<…>::g"),
+        ("main.f(Swift.Int) -> ()", "main.f"),
+        ("non-virtual thunk to f::g()", "non-virtual thunk to f::g"),
     ],
 )
 def test_brief_names_leave_out_parameters_and_templates(name, short):

@@ -26,6 +26,14 @@ def test_a_function_is_found_by_its_address_or_name(asked, function):
     assert find_function(made("quote", "area"), "f", asked) == function
 
 
+def test_a_function_is_found_by_its_name_in_the_source():
+    analysis = made("_ZN5shape4areaEi", "_ZN5shape4areaEc")
+    for asked in ("shape::area(char)", "_ZN5shape4areaEc"):
+        assert find_function(analysis, "f", asked) == 1
+    with pytest.raises(UserError, match=r"did you mean shape::area\(int\)"):
+        find_function(analysis, "f", "shape::area(int")
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -96,6 +97,11 @@ def test_a_function_finds_itself_in_other_builds(made, builds):
     chances = [float(line.split()[0]) for line in other.stdout.splitlines()[1:]]
     assert chances == sorted(chances, reverse=True)
     assert 0 <= chances[-1] < chances[0] <= 1
+
+
+def test_names_are_those_of_the_sources():
+    table = SimpleNamespace(name_of=["_ZN5shape4areaEi", "main"].__getitem__)
+    assert search.names_of(table, [1, 0]) == ["main", "shape::area(int)"]
 
 
 def test_mistakes_are_named(made, builds):
