@@ -231,11 +231,9 @@ class Analysis:
     def import_calls(self) -> list[tuple[int, str]]:
         """Return (code block, import's name) for each block that calls an import or jumps to it."""
         n_code = self.code_blocks
-        return [
-            (source, self.import_name[target - n_code])
-            for (source, target), kind in zip(self.edges.tolist(), self.kind.tolist(), strict=True)
-            if source < n_code <= target and kind != STEP_OVER
-        ]
+        source, target = self.edges.T
+        calls = (source < n_code) & (target >= n_code) & (self.kind != STEP_OVER)
+        return [(block, self.import_name[to - n_code]) for block, to in self.edges[calls].tolist()]
 
 
 @functools.cache

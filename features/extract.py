@@ -18,12 +18,13 @@ import scipy.sparse
 from binary.analysis import STEP_OVER, Analysis, load_analysis
 from binary.architectures import Architecture
 from binary.cache import analyse_files
+from binary.disassemble import rare_collections
 from binary.instructions import literal_words
 from binary.shared_data import Tables, pointer_labels, read_tables, shared_variables
 from features.normalised import normal_forms
 from features.outline import Outline
 from features.places import Places
-from features.tfidf import columns_of, counted, hashed
+from features.tfidf import columns_of, counted, hashed, numbered
 from jobs.processes import LIMITS, limited_memory
 
 HUB = 1000  # a function that calls more than so many others is a hub
@@ -157,6 +158,7 @@ class Features:
         return Places(self.analysis)
 
 
+@rare_collections()
 def extract_features(analysis: Analysis) -> Features:
     """Extract the features of an analysed binary."""
     n_functions = analysis.code_functions
@@ -248,14 +250,13 @@ def _read_lines(analysis: Analysis) -> tuple[Lines, list[str]]:
     each form is read once, and the numbers of each line are put in afterwards.
     """
     n_code = analysis.code_blocks
-    blocks = [text.split(b"\n") for text in analysis.instructions[:n_code]]
-    number: dict[bytes, int] = {}
-    line = [number.setdefault(text, len(number)) for texts in blocks for text in texts]
-    offsets = np.cumsum([0] + [len(texts) for texts in blocks])
-    form, forms, literals = split_forms(list(number))
+    blocks = analysis.instructions[:n_code]
+    offsets = np.cumsum([0] + [text.count(b"\n") + 1 for text in blocks])
+    line, texts = numbered(b"\n".join(blocks).split(b"\n"))
+    form, forms, literals = split_forms(texts)
     read = [_read_form(analysis.architecture, text) for text in forms]
     words = _words_of_lines(int(analysis.function_address[0]), read, form, literals)
-    lines = Lines(np.array(line, np.int32), offsets, list(number), form, forms, words)
+    lines = Lines(line.astype(np.int32), offsets, texts, form, forms, words)
     return lines, [of.mnemonic for of in read]
 
 
@@ -264,13 +265,8 @@ def split_forms(texts: list[bytes]) -> tuple[np.ndarray, list[bytes], list[bytes
     parts = LITERAL.split(b"\n".join(texts))
     literals = parts[1::2]
     parts[1::2] = [b"0x1" if b"x" in literal else b"1" for literal in literals]
-    index: dict[bytes, int] = {}
-    forms = b"".join(parts).split(b"\n")
-    return (
-        np.array([index.setdefault(f, len(index)) for f in forms], np.int32),
-        list(index),
-        literals,
-    )
+    form, forms = numbered(b"".join(parts).split(b"\n"))
+    return form.astype(np.int32), forms, literals
 
 
 def _words_of_lines(
@@ -288,9 +284,7 @@ def _words_of_lines(
     literals : list of bytes
         The numbers of all lines, one line after the other.
     """
-    index: dict[bytes, int] = {}
-    literal = np.array([index.setdefault(text, len(index)) for text in literals], np.int64)
-    texts = list(index)
+    literal, texts = numbered(literals)
     value = np.array([_number(text) & MASK for text in texts], np.uint64)
 
     def written(used: list[list[tuple[int, bool]]]) -> tuple[np.ndarray, ...]:
@@ -412,11 +406,13 @@ def _sizes(
         "calls": np.diff(calls.indptr),
         "callers": np.diff(calls.T.tocsr().indptr),
     }
-    bags: list[list] = [[] for _ in blocks]
+    rows, columns = [], []
     for what, values in measures.items():
-        for bag, value in zip(bags, values, strict=True):
-            bag += [(what, step) for step in range(int(2 * np.log2(value + 1)) + 1)]
-    return hashed(bags)
+        steps = (2 * np.log2(np.asarray(values) + 1)).astype(np.int64) + 1
+        column = columns_of((what, step) for step in range(steps.max(initial=0)))
+        rows.append(np.repeat(np.arange(len(steps)), steps))
+        columns.append(column[ranges(np.zeros(len(steps), np.int64), steps)])
+    return counted(np.concatenate(rows), np.concatenate(columns), len(blocks))
 
 
 def read_binaries(

@@ -1,6 +1,8 @@
 """Bags of words as sparse rows: hashing, TF-IDF weights, normalisation."""
 
+import itertools
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,11 +14,19 @@ DIMENSIONS = 1 << 18  # words are hashed to so many columns; few words of a bina
 
 def hashed(bags: Iterable[Iterable[Any]]) -> scipy.sparse.csr_matrix:
     """Count how often each word occurs in each of n bags, csr float32 (n, DIMENSIONS)."""
-    index: dict[Any, int] = {}
-    rows = [[index.setdefault(word, len(index)) for word in bag] for bag in bags]
-    words = np.array([word for row in rows for word in row], np.int64)
+    rows = [list(bag) for bag in bags]
+    word, words = numbered(itertools.chain.from_iterable(rows))
     row = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-    return counted(row, columns_of(index)[words], len(rows))
+    return counted(row, columns_of(words)[word], len(rows))
+
+
+def numbered(values: Iterable[Any]) -> tuple[np.ndarray, list]:
+    """Return the number of each of n values, int64 (n,), and the different values by number.
+
+    The first value has number 0, the next that differs has 1, and so on.
+    """
+    index: dict[Any, int] = defaultdict(itertools.count().__next__)
+    return np.fromiter(map(index.__getitem__, values), np.int64), list(index)
 
 
 def columns_of(words: Iterable[Any]) -> np.ndarray:

@@ -12,7 +12,7 @@ from binary.architectures import ARCHITECTURES
 from binary.operands import IN_MEMORY
 from features.extract import _read_form, _words_of_lines, split_forms
 from features.normalised import normal_line
-from features.tfidf import hashed, weigh
+from features.tfidf import hashed, numbered, weigh
 
 bags = st.lists(st.dictionaries(st.integers(0, 12), st.integers(1, 5)), min_size=1, max_size=6)
 
@@ -46,6 +46,37 @@ def test_the_words_of_a_block_are_those_of_its_instructions(codes):
             # Another word may have the same hash.
             assert (part - expected).min() >= 0
             assert part.sum() - expected.sum() <= 1
+
+
+@given(st.lists(st.binary(max_size=2)))
+def test_values_are_numbered_as_they_first_occur(values):
+    number, different = numbered(iter(values))
+    assert [different[i] for i in number] == values
+    assert [values.index(value) for value in different] == sorted(map(values.index, set(values)))
+
+
+def test_sizes_are_words_that_larger_functions_have_too(codes):
+    """A function of n blocks has the words "at least 2 ** (step / 2)" for n + 1; others alike."""
+    code = codes["O2"]
+    measures = {
+        "blocks": code.sizes,
+        "instructions": code.words["token"].toarray().sum(1),
+        "names": (code.words["name"].toarray() > 0).sum(1),
+        "calls": (code.calls.toarray() > 0).sum(1),
+        "callers": (code.calls.toarray() > 0).sum(0),
+    }
+    bags = [
+        [
+            (what, step)
+            for what in measures
+            for step in range(99)
+            if 2**step <= (each[what] + 1) ** 2
+        ]
+        for each in (
+            {what: int(n[f]) for what, n in measures.items()} for f in range(len(code.blocks))
+        )
+    ]
+    assert not (code.words["size"] != hashed(bags)).nnz
 
 
 def test_words_keep_what_token_classes_drop():
