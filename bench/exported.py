@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import numpy as np
 from shared import machine
-from world import Row, World, f1, f1_interval, named, outcomes, rows, state, units
+from world import Row, World, f1, f1_interval, named, outcomes, rows, state, told_apart, units
 from world_files import Defined, defined, original, spelled, stripped
 
 import utils
@@ -86,9 +86,8 @@ def measure(bench: World, row: Row) -> dict:
         return {"pairs": 0, "units": []}
     codes = bench.code(files[0])[0], bench.code(files[1])[0]
     known = known_pairs(copies, codes)
-    truth = [
-        named(c, d, files[0].version == files[1].version) for c, d in zip(codes, local, strict=True)
-    ]
+    keys = told_apart(local, files[0].version == files[1].version)
+    truth = [named(code, key) for code, key in zip(codes, keys, strict=True)]
     judged = []
     for anchors in (None, known):
         found = match_functions(*codes, bench.model, anchors)

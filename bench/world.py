@@ -6,12 +6,13 @@ Each row compares two builds of one library, for two processors or of two versio
 and debug information, which are the ground truth. The files come from PyPI's wheels by `pip
 download`, and from Debian by `apt-get download`; bench/world.sha256 lists their hashes.
 
-A pair is right if both functions have the same source: the same name and, of one version, file and
-line. Debug information says so, which most of these files have, or else symbols. Endings like
-.part.0 and the parameters of C++ names do not count, nor do the numbers that Cython gives functions
-anew in each version. Functions may have been renamed: pairs with names that do not occur in the
-other file count as wrong, but their number is shown ("unclear"). Confidence intervals are of 95 %,
-by bootstrap over functions.
+A pair is right if both functions have the same source: the same name and, if several functions of
+one version have it, file and line. Debug information says so, which most of these files have, or
+else symbols. Endings like .part.0, the parameters and results of C++ names, and suffixes of the
+numbers in them (4ul) do not count, nor do the numbers that Cython gives functions anew in each
+version. Functions may have been renamed: pairs with names that do not occur in the other file count
+as wrong, but their number is shown ("unclear"). Confidence intervals are of 95 %, by bootstrap over
+functions.
 
 FOLDER keeps downloads, analyses and finished rows, so that a stopped run can go on. Rows are
 measured again if the code or the model has changed. `--seconds` ends a run early.
@@ -30,7 +31,7 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -260,11 +261,10 @@ class World:
         diff = compare(first, second, self.model)
         matching = time.process_time() - before
         pairs = [r.sides for r in diff.functions if min(r.sides) >= 0]
-        one_source = row.first.version == row.second.version
-        names = [
-            named(code, defined(original(file, self.work)), one_source)
-            for code, file in ((first, row.first), (second, row.second))
-        ]
+        files = row.first, row.second
+        found = [defined(original(file, self.work)) for file in files]
+        keys = told_apart(found, row.first.version == row.second.version)
+        names = [named(code, key) for code, key in zip((first, second), keys, strict=True)]
         score = words_score(first, second)
         peers = {"words": words_pairs(score)}
         if found := within(QBINDIFF_SECONDS, qbindiff_pairs, first, second, score):
@@ -314,28 +314,46 @@ class Names(NamedTuple):
     all: list[frozenset[str]]
 
 
-def named(code: Features, found: dict[int, Defined], one_source: bool) -> Names:
-    """Return the names of the analysis's functions.
+def told_apart(
+    found: list[dict[int, Defined]], one_source: bool
+) -> list[dict[int, frozenset[str]]]:
+    """Return address -> names of the functions there, for each of two files.
 
-    Parameters
-    ----------
-    found : dict of int to Defined
-        Address in the file -> what is there.
-    one_source : bool
-        Both files are built from the same sources: functions are named by file and line, too.
+    Names that several functions have get the file and line of each in the sources, if both files
+    are built from the same (``one_source``). Others do not, because the lines of the standard
+    library depend on the compiler.
     """
+    several = set()
+    for file in found:
+        places = defaultdict(set)
+        for names, sources in file.values():
+            for name in names:
+                places[name] |= sources
+        several |= {name for name, of in places.items() if one_source and len(of) > 1}
+    return [
+        {
+            address: frozenset(
+                f"{name} {source}".strip()
+                for name in names
+                for source in (sources if name in several and sources else [""])
+            )
+            for address, (names, sources) in file.items()
+        }
+        for file in found
+    ]
+
+
+def named(code: Features, keys: dict[int, frozenset[str]]) -> Names:
+    """Return the names of the analysis's functions, given address in the file -> names."""
     analysis = code.analysis
     number = {a & ~1: f for f, a in enumerate(analysis.function_address[: code.functions].tolist())}
-    shift = max((0, PIE_BASE), key=lambda base: sum((a & ~1) + base in number for a in found))
-    of, everything = {}, []
-    for address, (names, sources) in found.items():
-        if one_source and sources:
-            names = frozenset(f"{name} {source}" for name in names for source in sources)
-        everything.append(names)
-        f = number.get((address & ~1) + shift)
-        if f is not None:
-            of[f] = names
-    return Names(of, everything)
+    shift = max((0, PIE_BASE), key=lambda base: sum((a & ~1) + base in number for a in keys))
+    of = {
+        number[(address & ~1) + shift]: names
+        for address, names in keys.items()
+        if (address & ~1) + shift in number
+    }
+    return Names(of, list(keys.values()))
 
 
 def outcomes(pairs: list, old: Names, new: Names) -> dict[str, list]:

@@ -22,7 +22,7 @@ from shared import run
 from truth import definitions, function_symbols
 
 import utils
-from binary.demangle import demangle
+from binary.demangle import SHOWN, demangle
 from binary.starts import GO_MAGIC
 from binary.symbols import STARTUP
 from experiment_data.build_coreutils import private_apt
@@ -36,6 +36,7 @@ DEBIAN = {"x86_64": "amd64", "aarch64": "arm64", "i686": "i386", "armv7l": "armh
 DEBIAN |= {"ppc64le": "ppc64el", "s390x": "s390x", "riscv64": "riscv64"}
 PART = re.compile(r"\.(part|isra|constprop|lto_priv|localalias|llvm)(\.\d+)*")
 ABSEIL = re.compile(r"\blts_\d{8}::|_lts_\d{8}$")  # its release, in an inline namespace
+SUFFIX = re.compile(r"\b(\d+)u?l{0,2}\b")  # of a number: size_t is unsigned long or unsigned int
 RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
 ELF, MACHO = b"\x7fELF", b"\xcf\xfa\xed\xfe"  # 64 bits, little-endian
 LC_SYMTAB, N_STAB, N_EXT, N_GSYM = 2, 0xE0, 1, 0x20  # of Mach-O, see <mach-o/nlist.h>
@@ -268,17 +269,41 @@ def spelled(found: dict[int, set[str]]) -> dict[int, set[str]]:
 def source_name(name: str) -> str:
     """Return a name without parameters, Cython's numbers, Rust's hash, and Abseil's release.
 
-    >>> source_name("std::vector<int, A<char> >::at(unsigned long) const")
-    'std::vector<int, A<char> >::at'
+    Nor has it its result, which the names of templates begin with, and suffixes of numbers: both
+    may be ``size_t``, which has another type on 32-bit processors.
+
+    >>> source_name("void std::vector<int, A<4ul> >::at<int>(unsigned long) const")
+    'std::vector<int, A<4> >::at<int>'
     """
-    name = RUST_HASH.sub("", ABSEIL.sub("", name))
+    name = SUFFIX.sub(r"\1", RUST_HASH.sub("", ABSEIL.sub("", name)))
     name = name.replace("(anonymous namespace)", "{anonymous}").replace("long long", "long")
-    name = re.sub(r"^non-virtual thunk to |^virtual thunk to ", "thunk ", name)
-    if name.endswith(")") or re.search(r"\) (const|&|&&)?( \[.*\])?$", name):
-        depth = 0
-        for at in range(name.rindex(")"), -1, -1):
+    thunk = re.match(r"(non-)?virtual thunk to ", name)
+    name = name[thunk.end() :] if thunk else name
+    if re.search(r"\)( const| &&?)*( \[.*\])?$", name) or len(name) >= SHOWN:
+        name = _without_parameters(name)
+    name = re.sub(r"\d+", "", name) if name.startswith("__pyx") else name
+    return f"thunk {name}" if thunk else name
+
+
+def _without_parameters(name: str) -> str:
+    """Return a demangled name of C++, which may be cut off, without parameters and result."""
+    depth = 0
+    if "operator" in name:  # which may contain brackets and spaces
+        for at in range(name.rfind(")"), -1, -1):
             depth += (name[at] == ")") - (name[at] == "(")
             if not depth:
-                name = name[:at]
-                break
-    return re.sub(r"\d+", "", name) if name.startswith("__pyx") else name
+                return name[:at]
+        return name
+    start, end = 0, len(name)
+    for at, character in enumerate(name):
+        if character == " " and not depth and end == len(name):
+            start = at + 1
+        elif character in "<(":
+            if character == "(" and not depth and not name[:at].endswith("decltype"):
+                end = at
+            depth += 1
+        elif character in ">)" and name[at - 1 : at + 1] != "->":
+            depth -= 1
+            if not depth and name[at + 1 : at + 3] == "::":  # it was the function around this one
+                end = len(name)
+    return name[start:end]

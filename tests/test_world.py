@@ -108,6 +108,15 @@ def test_names_are_compared_without_parameters_and_numbers():
         "__pyx_pw_7msgpack_9_cmsgpack_6Packer_5pack": "__pyx_pw_msgpack__cmsgpack_Packer_pack",
         "__pyx_f_4file_2pack(_object*, long)": "__pyx_f_file_pack",
         "plain": "plain",
+        "unsigned long a::max<char, 4ul>(long long)": "a::max<char, 4>",
+        "int f<void (*)(int)>(int (*)())": "f<void (*)(int)>",
+        "f(int)::local::g(char)": "f(int)::local::g",
+        "decltype(auto) f<2u>(int) const &": "f<2>",
+        "a::operator()<int>(int) const": "a::operator()<int>",
+        "virtual thunk to a::g(int)": "thunk a::g",
+        "main.(*T).String": "main.(*T).String",
+        "type:.eq.[2]interface {}": "type:.eq.[2]interface {}",
+        "g<int>(" + 500 * "x": "g<int>",  # a name that was cut off
         "core::fmt::Formatter::pad::h0123456789abcdef": "core::fmt::Formatter::pad",
     }.items():
         assert world_files.source_name(name) == expected
@@ -142,16 +151,30 @@ def test_folded_functions_are_right_with_each_of_their_sources():
     assert np.array(found["units"]).tolist() == [[0, 0, 1]] * 2
 
 
-def test_lines_count_within_a_version():
-    """Two static functions of one name, from two files, are told apart; in versions, lines move."""
-    defined = world_files.Defined
-    found = {0x10: defined(frozenset(["f"]), frozenset(["a.c:3"]))}
-    found[0x20] = defined(frozenset(["f"]), frozenset(["b.c:9"]))
-    code = SimpleNamespace(
-        functions=2, analysis=SimpleNamespace(function_address=np.array([0x10, 0x20]))
-    )
-    assert world.named(code, found, True).of == {0: {"f a.c:3"}, 1: {"f b.c:9"}}
-    assert world.named(code, found, False).of == {0: {"f"}, 1: {"f"}}
+def test_lines_tell_functions_of_one_name_apart_within_a_version():
+    """Between versions lines move, and those of the standard library depend on the compiler."""
+
+    def found(header):
+        places = (("f", "a.c:3"), ("f", "b.c:9"), ("std::g", f"map.h:{header}"), ("h", ""))
+        return {
+            16 * at: world_files.Defined(frozenset([name]), frozenset([place] if place else []))
+            for at, (name, place) in enumerate(places)
+        }
+
+    both = found(158), found(165)
+    for keys in world.told_apart(list(both), True):
+        assert [*keys.values()] == [{"f a.c:3"}, {"f b.c:9"}, {"std::g"}, {"h"}]
+    for keys in world.told_apart(list(both), False):
+        assert [*keys.values()] == [{"f"}, {"f"}, {"std::g"}, {"h"}]
+
+
+def test_names_are_those_of_the_functions_that_were_found():
+    addresses = np.array([0x400010, 0x400021])  # as mapped; the second is Thumb code
+    code = SimpleNamespace(functions=2, analysis=SimpleNamespace(function_address=addresses))
+    keys = {0x10: frozenset(["f"]), 0x20: frozenset(["g"]), 0x30: frozenset(["h"])}
+    names = world.named(code, keys)
+    assert names.of == {0: {"f"}, 1: {"g"}}
+    assert names.all == [{"f"}, {"g"}, {"h"}]
 
 
 def test_a_peer_that_takes_too_long_is_left_out():
