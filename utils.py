@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
+import gc
 import glob
 import hashlib
 import io
@@ -598,6 +599,22 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, -1)
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Make Python's garbage collector run less often. This is also a decorator.
+
+    Analyses and comparisons make millions of objects and hardly any cycles. The collector takes an
+    eighth of angr's time, a seventh of the time of its import, half of that of tidying its graph, a
+    third of that of extracting features, and a tenth of a comparison's.
+    """
+    thresholds = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def get_device() -> "torch.device":  # noqa: F821 - only scripts that train import torch

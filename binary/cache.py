@@ -9,7 +9,7 @@ from pathlib import Path
 import utils
 from binary.analysis import analysis_settings, cache_file, save_analysis
 from binary.binexport import SUFFIX
-from binary.disassemble import analyse, rare_collections
+from binary.disassemble import analyse
 from binary.formats import BEGINNINGS, choose_slice, processors, slices
 from binary.relocations import relocation_warning
 from jobs.processes import LIMITS
@@ -55,7 +55,7 @@ def analyse_all(
         size = f"{n} {utils.plural(n, 'file')}, {sum(sizes.values()) / 1e6:.1f} MB"
         progress.line(f"analysing {size}: about {seconds:.0f} seconds")
         progress.notice("loading angr ...")
-        with rare_collections():
+        with utils.rare_collections():
             import angr  # noqa: F401 - imported once: the workers are copies of this process
         gc.freeze()  # the workers' garbage collectors skip what is here
     jobs = ((sha, (file, cache_file(output_dir, sha))) for sha, file in missing.items())

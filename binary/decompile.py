@@ -18,7 +18,6 @@ import numpy as np
 import utils
 from binary.analysis import Analysis
 from binary.binexport import SUFFIX
-from binary.disassemble import rare_collections
 from jobs.processes import in_processes
 from terminal import progress
 from terminal.escape import printable
@@ -68,7 +67,7 @@ def decompile(
             jobs[file] = (path, entry, regions(analysis, f), _names(analysis), file)
     if jobs:
         progress.notice("loading angr ...")
-        with rare_collections():
+        with utils.rare_collections():
             import angr  # noqa: F401 - once, not in each worker
     seconds = min(limits[0], SECONDS)
     done = in_processes(
@@ -139,7 +138,7 @@ def _decompile_one(
     for address, name in names.items():
         project.kb.labels[address] = printable(name)  # it could contain a line break
     try:
-        with rare_collections():
+        with utils.rare_collections():
             cfg = project.analyses.CFGFast(
                 regions=inside,
                 function_starts=[entry],

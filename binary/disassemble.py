@@ -1,15 +1,12 @@
 """Disassemble one binary: angr recovers its control-flow graph, which is tidied here."""
 
 import bisect
-import gc
 import logging
 import os
 import re
 import tempfile
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +121,7 @@ def analyse(
         raise unsupported(path, project.arch.name)
     if getattr(project.loader.main_object, "is_relocatable", False):
         _refuse_unlinked(path, content, project.arch.name)
-    with rare_collections():
+    with utils.rare_collections():
         try:
             starts = read_starts(project, content)
             names, exported = _exchange_symbols(project, starts)
@@ -155,22 +152,6 @@ def unsupported(path: object, processor: str) -> utils.UserError:
         f"{path} is for a processor that is not supported ({processor}); "
         f"supported are {', '.join(ARCHITECTURES)}"
     )
-
-
-@contextmanager
-def rare_collections() -> Iterator[None]:
-    """Make Python's garbage collector run less often.
-
-    angr makes millions of objects and hardly any cycles. The collector takes an eighth of its time,
-    a seventh of the time of its import, and half of that of `_tidy`. It also takes a third of the
-    time that it takes to extract features.
-    """
-    thresholds = gc.get_threshold()
-    gc.set_threshold(100_000, 50, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
 
 
 def _reason(error: Exception) -> str:

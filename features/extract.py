@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
+import utils
 from binary.analysis import STEP_OVER, Analysis, load_analysis
 from binary.architectures import Architecture
 from binary.cache import analyse_files
-from binary.disassemble import rare_collections
 from binary.instructions import literal_words
 from binary.shared_data import Tables, pointer_labels, read_tables, shared_variables
 from features.normalised import normal_forms
@@ -158,7 +158,7 @@ class Features:
         return Places(self.analysis)
 
 
-@rare_collections()
+@utils.rare_collections()
 def extract_features(analysis: Analysis) -> Features:
     """Extract the features of an analysed binary."""
     n_functions = analysis.code_functions

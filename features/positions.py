@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 import scipy.sparse
 
-from binary.disassemble import rare_collections
+import utils
 from features.extract import GROUPS, KINDS, Features
 from features.operations import operations
 from features.tfidf import DIMENSIONS, hashed
@@ -51,7 +51,7 @@ class Positions:
     bags: scipy.sparse.csr_matrix
 
 
-@rare_collections()
+@utils.rare_collections()
 def read_positions(code: Features) -> Positions:
     """Return the encoder's input for a binary's functions."""
     lines, n_blocks = code.lines, code.analysis.code_blocks

@@ -1,8 +1,6 @@
 """Match the basic blocks of two binaries whose functions are matched."""
 
-import itertools
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse
@@ -21,13 +19,11 @@ PLACE = 0.05  # weight of its position in the function
 DEPTH = 0.1  # weight of its distances from the entry and from the exits
 SAME = 0.1  # weight of being the same code
 CELLS = 1 << 24  # pairs of blocks to compare at a time: 128 MiB in each of some tables
-SHARED_CELLS = 1 << 20  # pairs of blocks whose likeness is computed by one product
 BLOCK_ROUNDS = 12
 SHARPNESS = 24.0
 BLOCK_THRESHOLD = 0.2
 INLINED_THRESHOLD = 0.5
 INLINED_AMONG = 4096  # a function is not searched for among more blocks: a hub may have very many
-Part = tuple[np.ndarray, np.ndarray]  # blocks of the first and of the second binary
 
 
 def match_blocks(first: Features, second: Features, functions: Matches) -> Matches:
@@ -42,14 +38,12 @@ def match_blocks(first: Features, second: Features, functions: Matches) -> Match
     forms = numbered(first.forms, second.forms)
     none = np.zeros(0, np.int64)
     found: list[tuple[np.ndarray, ...]] = []
-    parts: list[Part] = []
     for f, g in zip(functions.a.tolist(), functions.b.tolist(), strict=True):
         a, b = first.blocks[f], second.blocks[g]
         if np.array_equal(forms[0][a], forms[1][b]):  # the same code from beginning to end
             found.append((a, b, np.ones(len(a), np.float32)))
-        else:
-            parts += _small_parts(a, b, forms)
-    found += _match(parts, words, forms, edges, BLOCK_THRESHOLD)
+            continue
+        found.append(_match(a, b, words, forms, edges, BLOCK_THRESHOLD))
     forward = dict(zip(functions.a.tolist(), functions.b.tolist(), strict=True))
     back = {b: a for a, b in forward.items()}
     ways = (first, second, forward), (second, first, back)
@@ -68,10 +62,10 @@ def match_blocks(first: Features, second: Features, functions: Matches) -> Match
             places = np.concatenate([other.blocks[host] for host in hosts])
             places = places[free[places]]
             a, b = (places, code.blocks[f]) if side else (code.blocks[f], places)
-            for match in _match(_small_parts(a, b, forms), words, forms, edges, INLINED_THRESHOLD):
-                free[match[1 - side]] = False
-                left -= np.bincount(function[match[1 - side]], minlength=other.functions)
-                found.append(match)
+            match = _match(a, b, words, forms, edges, INLINED_THRESHOLD)
+            free[match[1 - side]] = False
+            left -= np.bincount(function[match[1 - side]], minlength=other.functions)
+            found.append(match)
     found.append(_left_over(first, second, functions, found))
     columns = [np.concatenate([part[i] for part in found]) for i in range(3)]
     order = np.argsort(columns[0], kind="stable")
@@ -149,69 +143,22 @@ def _flow(analysis: Analysis) -> scipy.sparse.csr_matrix:
     return scipy.sparse.csr_matrix((ones, (source[inside], target[inside])), (n, n))
 
 
-def _small_parts(a: np.ndarray, b: np.ndarray, forms: list) -> list[Part]:
-    """Cut the blocks of two functions into parts that are small enough to compare."""
-    if not (len(a) and len(b)):
-        return []
-    if len(a) * len(b) <= CELLS:
-        return [(a, b)]
-    i, j = _cut(forms[0][a], forms[1][b])
-    return [*_small_parts(a[:i], b[:j], forms), *_small_parts(a[i:], b[j:], forms)]
-
-
 def _match(
-    parts: list[Part], words: list, forms: list, edges: list, threshold: float
-) -> list[tuple[np.ndarray, ...]]:
-    """Match the blocks of the first binary with those of the second in each part."""
-    return [
-        _match_part(*part, own, forms, edges, threshold)
-        for part, own in zip(parts, _products(*words, parts), strict=True)
-    ]
-
-
-def _products(
-    first: scipy.sparse.csr_matrix, second: scipy.sparse.csr_matrix, parts: list[Part]
-) -> Iterator[np.ndarray]:
-    """Yield ``first[a] @ second[b].T`` for each part (a, b), float32 (len(a), len(b)).
-
-    One product of large matrices takes less time than many of small ones. So many parts share one,
-    in which the words of each part have columns of their own.
-    """
-    cells = np.cumsum([len(a) * len(b) for a, b in parts]) // SHARED_CELLS
-    for some in np.split(np.arange(len(parts)), np.flatnonzero(np.diff(cells)) + 1):
-        rows, taken, keys = [], [], []
-        for side, matrix in enumerate((first, second)):
-            blocks = [parts[part][side] for part in some]
-            rows.append(np.append(0, np.cumsum([len(x) for x in blocks])).astype(np.int64))
-            taken.append(matrix[np.concatenate([np.zeros(0, np.int64), *blocks])])
-            part = np.repeat(np.arange(len(some)), np.diff(taken[side].indptr[rows[side]]))
-            keys.append(part * matrix.shape[1] + taken[side].indices)
-        used, column = np.unique(np.concatenate(keys), return_inverse=True)
-        x, y = (
-            scipy.sparse.csr_matrix((m.data, own, m.indptr), (m.shape[0], len(used)))
-            for m, own in zip(taken, np.split(column, [len(keys[0])]), strict=True)
-        )
-        product = x @ y.T.tocsr()
-        for (low, high), (left, right) in zip(*map(itertools.pairwise, rows), strict=True):
-            offsets = product.indptr[low : high + 1]
-            own = np.zeros((high - low, right - left), np.float32)
-            row = np.repeat(np.arange(high - low), np.diff(offsets))
-            inside = slice(offsets[0], offsets[-1])
-            own[row, product.indices[inside] - left] = product.data[inside]
-            yield own
-
-
-def _match_part(
-    a: np.ndarray,
-    b: np.ndarray,
-    own: np.ndarray,
-    forms: list,
-    edges: list,
-    threshold: float,
+    a: np.ndarray, b: np.ndarray, words: list, forms: list, edges: list, threshold: float
 ) -> tuple[np.ndarray, ...]:
-    """Match blocks; ``own`` says how alike the words of each two are."""
+    """Match the blocks a of the first binary with the blocks b of the second."""
     from scipy.optimize import linear_sum_assignment  # here, because the import takes half a second
 
+    if not (len(a) and len(b)):
+        return a[:0], b[:0], np.zeros(0, np.float32)
+    if len(a) * len(b) > CELLS:
+        i, j = _cut(forms[0][a], forms[1][b])
+        halves = [
+            _match(*part, words, forms, edges, threshold)
+            for part in ((a[:i], b[:j]), (a[i:], b[j:]))
+        ]
+        return tuple(np.concatenate(columns) for columns in zip(*halves, strict=True))
+    own = (words[0][a] @ words[1][b].T).toarray()
     place = np.abs(np.linspace(0, 1, len(a))[:, None] - np.linspace(0, 1, len(b)))
     same = forms[0][a][:, None] == forms[1][b]
     own = own + SAME * same - PLACE * place

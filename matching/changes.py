@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 
+import utils
 from features.extract import Features
 from matching.blocks import match_blocks
 from matching.functions import match_functions
@@ -27,6 +28,7 @@ from matching.result import (
 )
 
 
+@utils.rare_collections()
 def compare(
     first: Features,
     second: Features,

@@ -1,8 +1,9 @@
 """What kinds of change a function shows, and how likely it is that a human made them."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -57,6 +58,7 @@ ALLOCATIONS |= {"aligned_alloc", "posix_memalign", "HeapAlloc", "HeapReAlloc", "
 ALLOCATIONS |= {"kmalloc", "kzalloc", "krealloc", "kfree", "vmalloc", "vfree"}
 CPP_ALLOCATION = ("_Znw", "_Zna", "_Zdl", "_Zda", "??2@", "??_U@", "??3@", "??_V@")  # new, delete
 STACK = {"rsp", "esp", "sp", "r1", "r15"}  # stack pointers, if the frame's registers have them
+FIELD, SLOT = "field", "slot of the frame"
 CHOOSING = ("set", "cmov", "cs", "cinc", "cneg", "it", "movz", "movn", "isel", "loc")
 
 
@@ -77,8 +79,7 @@ class Traits:
         self.conditions: Counter = Counter()
         self.stack: set[tuple[str, int]] = set()  # the frame's size, and where objects are in it
         analysis, places = code.analysis, code.places
-        self.frame = {register.decode() for register in analysis.architecture.frame}
-        self.pointer = self.frame & STACK
+        self.frame = frozenset(register.decode() for register in analysis.architecture.frame)
         function = analysis.function
         for block in blocks:
             lines = analysis.instructions[block].decode("ascii", "replace").split("\n")
@@ -98,42 +99,59 @@ class Traits:
                     self.data[places.content(target)[0][:64]] += 1
 
     def _read(self, line: str, marks: dict[int, tuple[int, int]], forked: bool) -> None:
-        mnemonic, _, operands = line.partition(" ")
-        if mnemonic in IDLE:
-            return
-        parsed = parse(operands)
-        memory = parsed.memory
-        if BRANCH.match(mnemonic):
-            if forked and not CALLS.match(mnemonic):
-                self.conditions[mnemonic] += 1
-            return
-        if self._lays_out(mnemonic, parsed):
-            self.stack |= {(mnemonic, value) for _, value in parsed.numbers}
-            return
-        if mnemonic.startswith(CHOOSING):
-            self.conditions[mnemonic] += 1
-        for position, (_, value) in enumerate(parsed.numbers):
-            kind, known = marks.get(position, (None, 0))
-            if kind == NUMBER:
+        read = _read_line(line, self.frame)
+        if read.condition and (forked or not read.branches):
+            self.conditions[read.condition] += 1
+        self.stack |= read.stack
+        for position, value, place in read.numbers:
+            kind, known = marks.get(position, (None, value))
+            if kind == NUMBER or (kind is None and place == ""):
                 self.numbers[known] += 1
-            elif kind is not None:
-                continue
-            elif memory and position == memory.position:
-                if bare(memory.base) not in self.frame:
-                    self.fields[value] += 1
-            else:
-                self.numbers[value] += 1
+            elif kind is None and place == FIELD:
+                self.fields[known] += 1
 
-    def _lays_out(self, mnemonic: str, parsed: Parsed) -> bool:
-        """Whether an instruction moves the stack pointer, or computes an address from it."""
-        names = set(map(bare, parsed.operands))
-        memory = parsed.memory
-        if memory is None:
-            return bool(names & self.pointer)
-        based = bare(memory.base) in self.pointer
-        first, last = bare(parsed.operands[0]), parsed.operands[-1]
-        moves = first in self.pointer or last.endswith("!") or last.startswith("#")
-        return based and (moves or mnemonic in ("lea", "la", "lay"))
+
+class _Line(NamedTuple):
+    """What an instruction does, by its text alone.
+
+    ``numbers`` holds (position, value, and what it is the offset of: FIELD, SLOT or nothing);
+    numbers that lay out the frame are in ``stack`` instead, as (mnemonic, value).
+    """
+
+    condition: str = ""  # the mnemonic, if it branches or chooses by a condition
+    branches: bool = False
+    stack: frozenset[tuple[str, int]] = frozenset()
+    numbers: tuple[tuple[int, int, str], ...] = ()
+
+
+@functools.lru_cache(1 << 17)
+def _read_line(line: str, frame: frozenset[str]) -> _Line:
+    mnemonic, _, operands = line.partition(" ")
+    if mnemonic in IDLE:
+        return _Line()
+    if BRANCH.match(mnemonic):
+        return _Line("" if CALLS.match(mnemonic) else mnemonic, True)
+    parsed = parse(operands)
+    memory = parsed.memory
+    if _lays_out(mnemonic, parsed, frame & STACK):
+        return _Line(stack=frozenset((mnemonic, value) for _, value in parsed.numbers))
+    numbers = []
+    for position, (_, value) in enumerate(parsed.numbers):
+        place = ""
+        if memory and position == memory.position:
+            place = SLOT if bare(memory.base) in frame else FIELD
+        numbers.append((position, value, place))
+    return _Line(mnemonic if mnemonic.startswith(CHOOSING) else "", numbers=tuple(numbers))
+
+
+def _lays_out(mnemonic: str, parsed: Parsed, pointer: frozenset[str]) -> bool:
+    """Whether an instruction moves the stack pointer, or computes an address from it."""
+    memory = parsed.memory
+    if memory is None:
+        return not pointer.isdisjoint(map(bare, parsed.operands))
+    first, last = bare(parsed.operands[0]), parsed.operands[-1]
+    moves = first in pointer or last.endswith("!") or last.startswith("#")
+    return bare(memory.base) in pointer and (moves or mnemonic in ("lea", "la", "lay"))
 
 
 def marks_of(code: Features) -> dict[int, dict[int, dict[int, tuple[int, int]]]]:
