@@ -2,8 +2,8 @@
 
 What a file defines comes from its debug information if it has any: there a part that the compiler
 split off (foo.part.0), a copy that it specialised, and functions that the linker folded into one
-all have the names of their sources. Otherwise it comes from its symbols, of ELF and Mach-O, from
-the exports of PE, and from the table of functions that Go programs contain.
+all have the names of their sources. Otherwise it comes from its symbols, of ELF, Mach-O and
+PE (or its exports), and from the table of functions that Go programs contain.
 """
 
 import functools
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from elftools.elf.elffile import ELFFile
 from shared import run
@@ -39,6 +39,8 @@ ABSEIL = re.compile(r"\blts_\d{8}::|_lts_\d{8}$")  # its release, in an inline n
 SUFFIX = re.compile(r"\b(\d+)u?l{0,2}\b")  # of a number: size_t is unsigned long or unsigned int
 RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
 ELF, MACHO = b"\x7fELF", b"\xcf\xfa\xed\xfe"  # 64 bits, little-endian
+JUMP_THROUGH_SLOT = b"\xff\x25"  # on x86
+LISTS = ("_CTOR_LIST__", "_DTOR_LIST__")  # which mingw's linker puts into .text
 LC_SYMTAB, N_STAB, N_EXT, N_GSYM = 2, 0xE0, 1, 0x20  # of Mach-O, see <mach-o/nlist.h>
 
 
@@ -234,7 +236,10 @@ def defined(file: Path) -> dict[int, Defined]:
 
 
 def _by_cle(file: Path) -> dict[int, set[str]]:
-    """Return the names that PE exports, Mach-O's symbols, or the table of a Go program has."""
+    """Return the names that PE's or Mach-O's symbols or the table of a Go program has.
+
+    Of PE files, stubs of imports and the linker's lists of constructors are left out.
+    """
     import angr
     import cle
 
@@ -250,11 +255,22 @@ def _by_cle(file: Path) -> dict[int, set[str]]:
         if symbol.name and not symbol.is_import and is_code(binary, address):
             section = binary.find_section_containing(address)
             name = section.name if section else ""
-            if not isinstance(binary, cle.MachO) or name == "__text":  # no constants
+            if isinstance(binary, cle.PE):
+                is_stub = project.loader.memory.load(address, 2) == JUMP_THROUGH_SLOT
+                if not is_stub and not symbol.name.endswith(LISTS):
+                    found[address].add(_in_source(symbol, project.arch.name))
+            elif not isinstance(binary, cle.MachO) or name == "__text":  # no constants
                 found[address].add(symbol.name)
     for function in go_functions(project):
         found[function.address].add(function.name)
     return found
+
+
+def _in_source(symbol: Any, architecture: str) -> str:
+    """Return a name in PE's symbol table as in the source; on i386 it has a _ and maybe @8."""
+    if symbol.is_export or architecture != "X86":
+        return symbol.name
+    return re.sub(r"@\d+$", "", symbol.name.removeprefix("_"))
 
 
 def spelled(found: dict[int, set[str]]) -> dict[int, set[str]]:

@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import scipy.sparse
 
 import utils
 from binary.exports import Export, read_exports
@@ -86,7 +87,9 @@ def pairs_by_texts(codes: tuple[Features, Features], anchors: np.ndarray) -> np.
 
     If only one function of each binary uses a text, these two probably correspond. Several such
     texts that agree are certain. This is not left to the networks: they learned from C, and they
-    gave up such pairs in C++, where inlining changes a function's surroundings.
+    gave up such pairs in C++, where inlining changes a function's surroundings. But if a function's
+    texts are those of two functions, one of which calls the other, one build inlined the callee;
+    then it may have taken along most of the texts, which decide nothing.
 
     Parameters
     ----------
@@ -101,11 +104,30 @@ def pairs_by_texts(codes: tuple[Features, Features], anchors: np.ndarray) -> np.
             total[side][pair[side]] += count
     known = [set(column) for column in anchors.T.tolist()]
     found = [tuple(pair) for pair in anchors.tolist()]
+    inlined = set().union(
+        *(_called_by_another(votes, code.calls, side) for side, code in enumerate(codes))
+    )
     for (a, b), count in votes.items():
         agree = count >= max(TEXTS, AGREE * max(total[0][a], total[1][b]))
-        if agree and a not in known[0] and b not in known[1]:
+        if agree and a not in known[0] and b not in known[1] and (a, b) not in inlined:
             found.append((a, b))
     return np.array(sorted(found), np.int64).reshape(-1, 2)
+
+
+def _called_by_another(
+    votes: Iterable[tuple[int, int]], calls: scipy.sparse.csr_matrix, side: int
+) -> set[tuple[int, int]]:
+    """Return the pairs whose function of one side is called by another one of the same partner."""
+    of = defaultdict(set)
+    for pair in votes:
+        of[pair[1 - side]].add(pair[side])
+    found = set()
+    for partner, functions in of.items():
+        for f in functions:
+            callees = calls.indices[calls.indptr[f] : calls.indptr[f + 1]].tolist()
+            for g in functions.intersection(callees) - {f}:
+                found.add((partner, g) if side else (g, partner))
+    return found
 
 
 def _used_once(code: Features) -> dict[bytes, int]:

@@ -39,13 +39,28 @@ def test_nearest_is_a_plain_sort_of_all_products(k):
     assert found == expected
 
 
-def with_texts(*texts: tuple[int, str]) -> SimpleNamespace:
+def with_texts(*texts: tuple[int, str], calls: tuple[tuple[int, int], ...] = ()) -> SimpleNamespace:
     """A binary of six functions of a block each: (function, text that it uses)."""
     blocks, strings = zip(*texts, strict=True)
     analysis = SimpleNamespace(
         function=np.arange(6), string_block=np.array(blocks), string=list(strings)
     )
-    return SimpleNamespace(analysis=analysis)
+    called = np.zeros((6, 6), np.float32)
+    called[tuple(np.array(calls, int).reshape(-1, 2).T)] = 1
+    return SimpleNamespace(analysis=analysis, calls=scipy.sparse.csr_matrix(called))
+
+
+def test_texts_of_inlined_code_determine_nothing():
+    """The old build inlined handle_commands; most of the texts of arg_parse are from there."""
+    arg_parse, caller, handle_commands = 0, 1, 2
+    inside, own = ["--help", "--version", "--dump"], ["argparse.c"]
+    old = with_texts(*((arg_parse, text) for text in inside + own))
+    texts = [(handle_commands, text) for text in inside] + [(caller, text) for text in own]
+    none = np.zeros((0, 2), np.int64)
+    apart, whole = with_texts(*texts), with_texts(*texts, calls=((caller, handle_commands),))
+    assert pairs_by_texts((old, apart), none).tolist() == [[arg_parse, handle_commands]]
+    assert pairs_by_texts((old, whole), none).tolist() == []
+    assert pairs_by_texts((whole, old), none).tolist() == []
 
 
 def test_texts_that_agree_determine_a_pair():
