@@ -14,7 +14,7 @@ from binary.analysis import Analysis
 from binary.instructions import literal_words
 
 COMMON = 64  # ignore variables that more functions use
-GAP = 64  # bytes without a pointer that end a table
+GAP = 8  # words without a pointer that end a table
 MANY = 16  # ignore functions to which more pointers point
 
 
@@ -29,7 +29,8 @@ class Tables:
     table : int64 (p,)
         The table of each pointer, counted from 0.
     place : int64 (p,)
-        Distance in bytes from the table's first pointer.
+        Distance from the table's first pointer, in words of the processor, so that tables of 32-bit
+        and of 64-bit code agree.
     """
 
     function: np.ndarray
@@ -43,7 +44,7 @@ def read_tables(analysis: Analysis) -> Tables:
     target = analysis.address[analysis.pointer_block]
     function = np.minimum(np.searchsorted(entry, target), len(entry) - 1)
     at_entry = entry[function] == target
-    address = analysis.pointer_address[at_entry].astype(np.int64)
+    address = analysis.pointer_address[at_entry].astype(np.int64) // int(analysis.pointers[0])
     starts = np.diff(address, prepend=address[:1] - GAP - 1) > GAP
     table = np.cumsum(starts) - 1
     return Tables(function[at_entry], table, address - address[starts][table])

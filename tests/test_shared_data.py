@@ -1,5 +1,6 @@
 """Variables that functions share and tables that list them, against symbols and relocations."""
 
+import dataclasses
 import subprocess
 
 import numpy as np
@@ -164,7 +165,7 @@ def test_tables_keep_the_order_of_the_source(built):
     tables = code.tables
     at = [int(np.flatnonzero(entries[tables.function] == address[name])[0]) for name in COMMANDS]
     assert len(set(tables.table[at].tolist())) == 1
-    assert np.diff(tables.place[at]).tolist() == [16] * 4
+    assert np.diff(tables.place[at]).tolist() == [2] * 4
 
 
 def test_functions_share_what_few_use(built):
@@ -189,8 +190,29 @@ def test_a_binary_without_data_has_no_variables_and_tables():
     assert [float(column[0]) for column in found] == [0, 0, 1, 1, 0, 0]
 
 
+def test_tables_of_words_of_any_size_agree():
+    """A structure of a text and a function, then one with nine words between its functions."""
+
+    def tables(size):
+        analysis = analysis_of([(0x1000, 0x1000, "ret"), (0x1010, 0x1010, "ret")], [])
+        places = [0x4000 + size * word for word in (0, 2, 4, 13)]
+        return read_tables(
+            dataclasses.replace(
+                analysis,
+                pointer_address=np.array(places, np.uint64),
+                pointer_block=np.array([0, 1, 0, 1], np.int32),
+                pointers=np.array([size, 0, 0], np.uint64),
+            )
+        )
+
+    for found in tables(4), tables(8):
+        assert found.function.tolist() == [0, 1, 0, 1]
+        assert found.table.tolist() == [0, 0, 0, 1]
+        assert found.place.tolist() == [0, 2, 4, 0]
+
+
 def slots(n: int):
-    """Return tables as (function, table, place); places in a table are a word apart."""
+    """Return tables as (function, table, place)."""
     slot = st.tuples(st.integers(0, n - 1), st.integers(0, 1), st.integers(0, 5))
     return st.lists(slot, max_size=8, unique_by=lambda slot: slot[1:]).map(sorted_tables)
 
@@ -199,7 +221,7 @@ def sorted_tables(found) -> Tables:
     found = sorted(found, key=lambda slot: slot[1:])
     columns = np.array(found, np.int64).reshape(-1, 3).T
     _, table = np.unique(columns[1], return_inverse=True)
-    return Tables(columns[0], table.ravel(), 8 * columns[2])
+    return Tables(columns[0], table.ravel(), columns[2])
 
 
 @settings(max_examples=200, deadline=None)
