@@ -117,6 +117,16 @@ CPP_VERSIONS = [
     ("google-re2", "1.0", "1.1", "_re2"),
     ("plyvel", "1.4.0", "1.5.0", "libsnappy"),
 ]
+# Package, versions, module, processors; measured once, before anybody looked at them.
+UNSEEN = [
+    ("ujson", "5.7.0", "5.10.0", "ujson", ("aarch64", "i686")),
+    ("multidict", "6.0.2", "6.0.5", "_multidict", ("i686",)),
+    ("simplejson", "3.17.6", "3.19.2", "_speedups", ("aarch64", "i686")),
+    ("pyahocorasick", "2.0.0", "2.1.0", "ahocorasick", ()),
+    ("hiredis", "2.2.3", "2.3.2", "hiredis", ("aarch64", "i686", "ppc64le", "s390x")),
+    ("editdistance", "0.6.2", "0.8.1", "bycython", ("i686",)),
+    ("rpds-py", "0.17.1", "0.18.0", "rpds", ()),
+]
 OLD, NEW = "bookworm", "trixie"  # Debian's releases
 MACS = ("macos-x86_64", "macos-arm64")
 AIMS = {
@@ -163,6 +173,25 @@ def rows() -> list[Row]:
     rust = [File("jellyfish", version, p, "_rustyfish") for version, p in rust]
     found += [Row("Rust", *rust[:2]), Row("Rust", *rust[1:])]
     found.append(Row("Go", *(File("gron", v, "x86_64", "gron", "Debian") for v in (OLD, NEW))))
+    for package, old, new, module, processors in UNSEEN:
+        files = [File(package, v, "x86_64", module) for v in (old, new)]
+        found.append(Row("unseen", *files))
+        for processor in processors:
+            found.append(Row("unseen", files[1], File(package, new, processor, module)))
+    found.append(Row("unseen", *(File("ujson", "5.10.0", p, "ujson") for p in MACS)))
+    for package, member in (("libyaml-0-2", "libyaml-0.so"), ("libpopt0", "libpopt.so")):
+        for processor in ("x86_64", "aarch64"):
+            files = [File(package, v, processor, member, "Debian") for v in (OLD, NEW)]
+            found.append(Row("unseen", *files))
+        for processor in ("aarch64", "armv7l", "i686"):
+            files = [File(package, NEW, p, member, "Debian") for p in ("x86_64", processor)]
+            found.append(Row("unseen", *files))
+    dlls = {p: f"{p}-w64-mingw32/bin/libgpg-error-0.dll" for p in ("x86_64", "i686")}
+    gpg = "libgpg-error-mingw-w64-dev"
+    for processor, dll in dlls.items():
+        files = [File(gpg, v, processor, dll, "Debian") for v in (OLD, NEW)]
+        found.append(Row("unseen", *files))
+    found.append(Row("unseen", *(File(gpg, NEW, p, dll, "Debian") for p, dll in dlls.items())))
     groups = list(dict.fromkeys(row.group for row in found))
     return sorted(found, key=lambda row: groups.index(row.group))
 
