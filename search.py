@@ -235,7 +235,8 @@ def scan(
         table = read(index_dir, encoder.identity, encoder.dimensions)
         allowed = searched(table, binary, code, same_processor, own)
         allowed &= table.blocks >= LEAST_BLOCKS
-        found, _, chance = nearest(table, encoder(code), NAMES, encoder.calibration, allowed)
+        how = encoder.calibration
+        found, _, chance = nearest(table, encoder(code), NAMES, how, allowed, by_name=True)
         chance[np.asarray(code.sizes) < LEAST_BLOCKS] = -1
         named = assign_names(table, found, chance, allowed, least)
     if named:

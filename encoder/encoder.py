@@ -37,7 +37,9 @@ from features.positions import LONGEST, read_positions
 from files.arrays import Damage, Numbers, check_arrays, weights_of
 
 DEFAULT = Path(__file__).resolve().parent.parent / "model" / "encoder.safetensors"
-SCORES = 1 << 15  # attention scores per head computed at a time, so that they stay in the cache
+TOGETHER = 512  # functions whose inputs are made at a time; limits the memory
+ROWS = 768  # positions computed at a time: large products are faster, but must stay in the cache
+SCORES = 1 << 14  # attention scores per head computed at a time, so that they stay in the cache
 SAFE = 60.0  # exp of smaller numbers neither overflows nor vanishes in float32
 LAYERS = 12  # maximum number of blocks
 MOST = 1e4  # larger weights would overflow
@@ -104,73 +106,100 @@ class Encoder:
 
     def encode(self, inputs: Inputs, names: bool = True, around: bool = True) -> np.ndarray:
         """Encode functions whose words are already looked up; otherwise like `__call__`."""
+        functions = len(inputs.offsets) - 1
+        parts = [
+            self._learned(inputs, start, min(start + TOGETHER, functions), names, around)
+            for start in range(0, functions, TOGETHER)
+        ]
+        learned = np.concatenate([np.empty((0, self.dimensions - SKETCH), np.float32), *parts])
+        groups = (names | ~NAMES) & (around | ~AROUND)
+        exact = self.weights["share"] * sketch(inputs, groups)
+        return _unit(np.concatenate([_unit(learned), exact], axis=1))
+
+    def _learned(
+        self, inputs: Inputs, first: int, end: int, names: bool, around: bool
+    ) -> np.ndarray:
+        """Return the learned part of the functions first..end - 1, of any length, (n, D)."""
         w = self.weights
         table = w["transformer.embed.words.weight"]
-        functions, width = len(inputs.offsets) - 1, table.shape[1]
+        width = table.shape[1]
         groups = (names | ~NAMES) & (around | ~AROUND)
-        read = groups.astype(np.float32)[:, None]
-        vectors = np.empty((functions, width), np.float32)
-        context = np.empty((functions, 2, width), np.float32)
-        for start in range(0, functions, 1024):
-            rows = slice(start * len(GROUPS), (start + 1024) * len(GROUPS))
-            bags = (inputs.bags[rows] @ table).reshape(-1, len(GROUPS), width) * read
-            vectors[start : start + 1024] = (bags * w["gain"]).sum(1)
-            context[start : start + 1024] = np.stack(
-                [bags[:, groups].sum(1) for groups in (NEAR, UP)], 1
-            )
-        lines = inputs.of_line @ table
-        length = np.diff(inputs.offsets)
-        for some in _chunks(length):
-            at = ranges(inputs.offsets[some], length[some])
-            x = np.zeros((len(some), CONTEXT + int(length[some].max()), width), np.float32)
-            row = np.repeat(np.arange(len(some)), length[some])
-            column = (
-                CONTEXT
-                + np.arange(len(at))
-                - np.repeat(np.cumsum(length[some]) - length[some], length[some])
-            )
-            x[:, :CONTEXT] = context[some]
-            x[row, column] = lines[inputs.line[at]]
-            if names:
-                x[row, column] += inputs.names[at] @ table
-            place = np.arange(x.shape[1])
-            mask = (place < length[some][:, None] + CONTEXT) & ((place >= CONTEXT) | around)
-            mask[:, 0] |= ~mask.any(1)
-            segment = np.where(place < CONTEXT, place + 1, 0)
-            h = self._states(x + w["transformer.embed.seg_embed.weight"][segment], mask)
-            pooled = np.einsum("nsd,ns->nd", h, mask.astype(np.float32)) / mask.sum(1)[:, None]
-            vectors[some] += pooled @ w["out.weight"].T
-        vectors = np.concatenate([_unit(vectors), w["share"] * sketch(inputs, groups)], axis=1)
-        return _unit(vectors)
+        bags = inputs.bags[first * len(GROUPS) : end * len(GROUPS)] @ table
+        bags = bags.reshape(-1, len(GROUPS), width) * groups[:, None]
+        vectors = (bags * w["gain"]).sum(1)
+        context = np.stack([bags[:, of].sum(1) for of in (NEAR, UP)], 1)
 
-    def _states(self, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """float32 (n, S, D), bool (n, S) -> the hidden states of the last block, (n, S, D)"""
-        n, length, width = x.shape
+        # Most positions have no name, and an instruction that others have, too: the same input.
+        offsets = inputs.offsets[first : end + 1]
+        at = slice(offsets[0], offsets[-1])
+        lines, row = np.unique(inputs.line[at], return_inverse=True)
+        x = inputs.of_line[lines] @ table
+        if names:
+            texts = inputs.names[at]
+            named = np.flatnonzero(np.diff(texts.indptr))
+            x = np.concatenate([x, x[row[named]] + texts[named] @ table])
+            row[named] = len(lines) + np.arange(len(named))
+        segment = w["transformer.embed.seg_embed.weight"]
+        x = np.concatenate([(context + segment[1:]).reshape(-1, width), x + segment[0]])
+        row += CONTEXT * (end - first)
+        h = _norm(x, w, "transformer.embed.norm")
+
+        offsets, length = offsets - offsets[0], np.diff(offsets)
+        for some in _chunks(length):
+            place = np.arange(CONTEXT + int(length[some].max()))
+            mask = place < length[some][:, None] + CONTEXT
+            of_place = np.zeros(mask.shape, np.int64)  # for padding, any row
+            of_place[:, :CONTEXT] = CONTEXT * some[:, None] + np.arange(CONTEXT)
+            of_place[:, CONTEXT:][mask[:, CONTEXT:]] = row[ranges(offsets[some], length[some])]
+            mask &= (place >= CONTEXT) | around
+            mask[:, 0] |= ~mask.any(1)
+            read = mask.astype(np.float32)
+            states = self._states(h[of_place], read)
+            pooled = (read[:, None] @ states)[:, 0] / read.sum(1, keepdims=True)
+            vectors[some] += pooled @ w["out.weight"].T
+        return vectors
+
+    def _states(self, h: np.ndarray, read: np.ndarray) -> np.ndarray:
+        """Return the hidden states of the last block, float32 (n, S, D).
+
+        Parameters
+        ----------
+        h : float32 (n, S, D)
+            The first block's input.
+        read : float32 (n, S)
+            1 for positions that are read, 0 for the others.
+        """
+        n, length, width = h.shape
         turns = _turns(width // self.heads, self.heads)[:length]
-        read = mask.astype(np.float32)
-        h = _norm(x.reshape(-1, width), self.weights, "transformer.embed.norm")
+        together = max(1, SCORES // length**2)
+        h = h.reshape(-1, width)
         for layer in range(self.layers):
             name = f"{PREFIX}{layer}."
             matrix, bias = self._projections[layer]
             qkv = (h @ matrix).reshape(n, length, -1)
             qkv += bias
             qkv.view(np.complex64)[:, :, :width] *= turns  # rotate queries and keys
-            if not mask.all():
+            if not read.all():
                 qkv[:, :, 2 * width :] *= read[:, :, None]  # values
             heads = qkv.reshape(n, length, 3, self.heads, -1)
-            q, k, v = (heads[:, :, part].swapaxes(1, 2) for part in range(3))
-            scores = q @ k.swapaxes(2, 3)
-            if _longest(q) * _longest(k) > SAFE:
-                scores += np.where(mask, np.float32(0), -np.float32(np.inf))[:, None, None]
-                scores -= scores.max(-1, keepdims=True)
-            np.exp(scores, out=scores)
-            mixed = scores @ v  # divided by the sums afterwards, because it has fewer elements
-            mixed /= scores @ read[:, None, :, None]
-            mixed = mixed.swapaxes(1, 2).reshape(-1, width)
-            h = self._add(h, self._linear(mixed, f"{name}proj"), f"{name}norm1")
+            mixed = np.empty((n, length, self.heads, width // self.heads), np.float32)
+            for start in range(0, n, together):
+                some = slice(start, start + together)
+                q, k, v = (heads[some, :, part].swapaxes(1, 2) for part in range(3))
+                scores = q @ k.swapaxes(2, 3)
+                if scores.max() > SAFE or scores.min() < -SAFE:
+                    scores += np.where(read[some], np.float32(0), -np.float32(np.inf))[
+                        :, None, None
+                    ]
+                    scores -= scores.max(-1, keepdims=True)
+                np.exp(scores, out=scores)
+                part = scores @ v  # divided by the sums afterwards, because it has fewer elements
+                part /= scores @ read[some, None, :, None]
+                mixed[some] = part.swapaxes(1, 2)
+            h = self._add(h, self._linear(mixed.reshape(-1, width), f"{name}proj"), f"{name}norm1")
             inner = _gelu(self._linear(h, f"{name}pwff.fc1"))
             h = self._add(h, self._linear(inner, f"{name}pwff.fc2"), f"{name}norm2")
-        return h.reshape(x.shape)
+        return h.reshape(n, length, width)
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
         y = x @ self.weights[f"{name}.weight"].T
@@ -208,11 +237,6 @@ class Encoder:
 def _unit(x: np.ndarray) -> np.ndarray:
     """Scale vectors (m, D) to length 1."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-
-def _longest(x: np.ndarray) -> float:
-    """Return the length of the longest of the vectors (..., W)."""
-    return float(np.einsum("nhsw,nhsw->nhs", x, x).max()) ** 0.5
 
 
 def _norm(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -254,15 +278,12 @@ def _turns(width: int, heads: int) -> np.ndarray:
 
 
 def _chunks(length: np.ndarray) -> list[np.ndarray]:
-    """Group functions of similar length, so few that their scores fit in the processor's cache."""
+    """Group functions of similar length, at most ROWS positions with padding in each group."""
     order = np.argsort(length, kind="stable")
     chunks, start = [], 0
     while start < len(order):
         end = start + 1
-        while (
-            end < len(order)
-            and (end - start + 1) * int(length[order[end]] + CONTEXT) ** 2 <= SCORES
-        ):
+        while end < len(order) and (end - start + 1) * int(length[order[end]] + CONTEXT) <= ROWS:
             end += 1
         chunks.append(order[start:end])
         start = end

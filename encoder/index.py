@@ -277,6 +277,7 @@ def nearest(
     count: int,
     calibration: Calibration,
     allowed: np.ndarray | None = None,
+    by_name: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find the nearest functions of the index by comparing with all of them.
 
@@ -291,6 +292,8 @@ def nearest(
         The encoder's.
     allowed : bool (N,), optional
         Which functions of the index may be found. Default: all.
+    by_name : bool
+        Find only the nearest function of each name, so that the builds of one do not hide others.
 
     Returns
     -------
@@ -301,7 +304,8 @@ def nearest(
     float32 (Q, k)
         The chance that the name of each is right.
     """
-    count = min(count, len(index) if allowed is None else int(allowed.sum()))
+    known = index.name if allowed is None else index.name[allowed]
+    count = min(count, len(np.unique(known)) if by_name else len(known))
     found = np.empty((len(vector), count), np.int64)
     cosine, chance = (np.empty((len(vector), count), np.float32) for _ in range(2))
     if not count:
@@ -314,12 +318,17 @@ def nearest(
         products = _products(vector[start : start + QUERIES], index.vector)
         if allowed is not None:
             products[:, ~allowed] = -np.inf
+        best_of_name = np.maximum.reduceat(products[:, order], starts, axis=1)
+        of_name = calibration.chances(best_of_name)
         # Sort only the best. The sort is stable, so equal cosines keep the order of the index.
-        bound = np.partition(products, len(index) - count, axis=1)[:, len(index) - count]
-        of_name = calibration.chances(np.maximum.reduceat(products[:, order], starts, axis=1))
+        counted = best_of_name if by_name else products
+        bound = np.partition(counted, counted.shape[1] - count, axis=1)[:, -count]
         for i, row in enumerate(products):
             best = np.flatnonzero(row >= bound[i])
-            best = best[np.argsort(-row[best], kind="stable")][:count]
+            best = best[np.argsort(-row[best], kind="stable")]
+            if by_name:
+                best = best[np.sort(np.unique(index.name[best], return_index=True)[1])]
+            best = best[:count]
             found[start + i], cosine[start + i] = best, row[best]
             chance[start + i] = of_name[i, np.searchsorted(names, index.name[best])]
     return found, cosine, chance

@@ -5,7 +5,9 @@ import numpy as np
 from binary.symbols import is_symbol
 from encoder.index import Index
 
-NAMES = 50  # functions of the index that are considered for each function of the binary
+# Names that are considered for each function of the binary. More than these cannot have a chance
+# of 1 / 50 or more each.
+NAMES = 50
 
 
 def assign_names(
@@ -22,7 +24,7 @@ def assign_names(
     ----------
     index : Index
     found : int64 (Q, k), chance : float32 (Q, k)
-        As `nearest` returns them.
+        As `nearest` returns them ``by_name``.
     allowed : bool (N,)
         Which functions of the index may be found; only these count.
     least : float

@@ -1,12 +1,15 @@
 """encoder/names.py: a name goes to one function of a binary, unless an indexed file repeats it."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder.index import Index
-from encoder.names import assign_names
+from encoder.calibration import Calibration
+from encoder.index import Index, nearest
+from encoder.names import NAMES, assign_names
 
 
 def index_of(*functions):
@@ -47,6 +50,19 @@ def test_a_name_is_given_as_often_as_one_file_has_it():
     assert assigned(index, chance) == {0: "usage", 1: "usage"}
     first = np.array([True, False, False])
     assert assigned(index, chance, allowed=first) == {1: "usage"}
+
+
+def test_many_builds_of_one_library_do_not_hide_the_next_best_name():
+    """All builds of copy are nearer to both queries than any build of area."""
+    index = index_of(*((file, name) for file in range(60) for name in ("copy", "area")))
+    copy, area = [1, 0], [0.8, 0.6]
+    vector = np.array([copy if index.name_of(i) == "copy" else area for i in range(len(index))])
+    index = dataclasses.replace(index, vector=vector.astype(np.float16))
+    queries = np.array([copy, [0.98, 0.199]], np.float32)
+    how = Calibration(scale=5.0, none=0.0)
+    found, _, chance = nearest(index, queries, NAMES, how, by_name=True)
+    given = assign_names(index, found, chance, np.ones(len(index), bool), 0.0)
+    assert {q: index.name_of(match) for q, (match, _) in given.items()} == {0: "copy", 1: "area"}
 
 
 def test_names_made_from_addresses_are_not_limited():

@@ -201,6 +201,14 @@ def test_nearest_is_a_plain_sort(n, queries, count, seed):
             best[names[i]] = max(best.get(names[i], -np.inf), products[i])
         total = sum(np.exp(0.5 * (x - 1)) for x in best.values()) + 1  # and none
         assert np.allclose(chances, [np.exp(0.5 * (best[names[i]] - 1)) / total for i in functions])
+    found, cosine, chance = index.nearest(table, asked, count, how, allowed, by_name=True)
+    every = index.nearest(table, asked, n, how, allowed)
+    for row, whole in zip(
+        zip(found, cosine, chance, strict=True), zip(*every, strict=True), strict=True
+    ):
+        of_name = dict(reversed([(names[i], (i, c, x)) for i, c, x in zip(*whole, strict=True)]))
+        nearest = [of_name[name] for name in dict.fromkeys(names[whole[0]])][:count]
+        assert [*zip(*row, strict=True)] == nearest
 
 
 def test_as_many_answers_are_right_as_their_chances_say():
