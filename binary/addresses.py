@@ -16,6 +16,7 @@ import numpy as np
 
 from binary.analysis import CALL, STEP_OVER
 from binary.instructions import Instruction
+from binary.offset_tables import offset_tables, table_base
 from binary.operands import (
     BRANCH,
     CALLS,
@@ -99,13 +100,8 @@ class Finder:
         self.bounds = sorted((r.vaddr, r.vaddr + r.memsize) for r in mapped if r.vaddr)
         self.starts = [start for start, _ in self.bounds]
         self.constant = [(r.vaddr, r.vaddr + r.memsize) for r in mapped if is_constant(r)]
-        self.offset_table = [
-            (r.vaddr, r.vaddr + r.memsize)
-            for r in image.sections
-            if r.name.startswith((".got", "__got", "__la_symbol"))
-        ]
-        self.got = {"MIPS": 0x7FF0, "PPC": 0x8000}.get(self.family, 0)
-        self.got += next((r.vaddr for r in image.sections if r.name == ".got"), 0)
+        self.executable = [(r.vaddr, r.vaddr + r.memsize) for r in mapped if r.is_executable]
+        self.offset_table, self.got = offset_tables(image), table_base(image)
         # Position-independent code holds only distances: no number in it is an absolute address.
         kind = type(image).__name__
         moves = "MachO" in kind or ("ELF" in kind and image.pic and image.is_main_bin is not None)
@@ -209,6 +205,8 @@ class Finder:
             kept |= {r: v for r, v in state.items() if v[:2] == (ends[block], True)}
             for target, called in flow[block]:
                 out = kept if called else state
+                if "$t9" in out and out["$t9"].number == self.address[target]:
+                    out = out | self._at_entry(target)  # a tail call
                 known = states[target]
                 if known is None:
                     states[target] = dict(out)
@@ -530,7 +528,8 @@ class Finder:
             base = state[operands[1]]
             number = (base.number + parsed.numbers[0][1]) & self.mask
             if base.base and base.number == self.got:
-                pass
+                if target != "$gp" and self.is_mapped(number):
+                    self._note_through(last, number, base)
             elif base.base and self.got and number == self.got:
                 self._note(last, PART, 0, base)
                 result = Value(number, True)
@@ -549,16 +548,34 @@ class Finder:
             result = self._indexed(operands[1:], state)
         elif mnemonic == "move" and operands[1] in state:
             result = state[operands[1]]
+        elif memory and memory.base in ("$sp", "$fp"):
+            if mnemonic in ("lw", "ld"):
+                result = state.get(operands[1])
         elif memory and memory.base in state:
             base = state[memory.base]
             if base.base and (self.is_near(base.number) or base.number == self.got):
                 loaded = self._load(memory, base)
                 if mnemonic in ("lw", "ld"):
                     result = loaded
+        self._keep(mnemonic, operands, memory, state)
         self._kill(state, instruction, parsed)
         state["$gp"] = Value(self.got, True)
         if result is not None and not READS_FIRST.match(mnemonic):
             state[target] = result
+
+    @staticmethod
+    def _keep(
+        mnemonic: str, operands: tuple[str, ...], memory: Memory | None, state: State
+    ) -> None:
+        """Follow values that MIPS code keeps on the stack; forget those whose base changes."""
+        if operands[0] in ("$sp", "$fp"):
+            for slot in [r for r in state if r.endswith(f"({operands[0]})")]:
+                del state[slot]
+        elif memory and memory.base in ("$sp", "$fp") and mnemonic[0] == "s":
+            for base in ("$sp", "$fp"):  # they may be equal
+                state.pop(operands[1].replace(memory.base, base), None)
+            if mnemonic in ("sw", "sd") and operands[0] in state:
+                state[operands[1]] = state[operands[0]]
 
     @staticmethod
     def _indexed(operands: tuple[str, ...], state: State) -> Value | None:
@@ -591,7 +608,10 @@ class Finder:
                 self._offset(last, number + self._bias(target))
                 result = Value(number, False)
         elif mnemonic == "add":
+            sources = [state[o] for o in operands[1:] if o in state]
             result = self._indexed(operands[1:], state)
+            if sorted(source.base for source in sources) == [0, 2]:
+                result = Value(sum(s.number for s in sources) & self.mask, True)
         elif mnemonic == "mr" and operands[1] in state:
             result = state[operands[1]]
         elif mnemonic == "mflr" and "lr" in state:
@@ -605,9 +625,10 @@ class Finder:
             if mnemonic in ("lwz", "ld"):
                 result = state.get(operands[1])
         elif memory and memory.base in state and state[memory.base].base:
-            loaded = self._load(memory, state[memory.base])
-            if mnemonic in ("lwz", "ld"):
-                result = loaded
+            result = self._before_function(memory, state[memory.base])
+            if result is None:
+                loaded = self._load(memory, state[memory.base])
+                result = loaded if mnemonic in ("lwz", "ld") else None
         elif memory and memory.base in state and not memory.other:
             address = (state[memory.base].number + memory.offset) & self.mask
             self._offset(memory.position, address)
@@ -617,6 +638,15 @@ class Finder:
             state["r2"] = Value(self.got, True)
         if result is not None and not READS_FIRST.match(mnemonic):
             state[target] = result
+
+    def _before_function(self, memory: Memory, base: Value) -> Value | None:
+        """Return a word between 32-bit code: the distance from there to the offset table."""
+        address = (base.number + memory.offset) & self.mask
+        if base.base < 2 or not any(start <= address < end for start, end in self.executable):
+            return None
+        self._note(memory.position, PART, 0)
+        number = self._word(address)
+        return None if number is None else Value(number, False)
 
     def _bias(self, register: str) -> int:
         """Return the step of a loop that adds it before it loads; its base is one step too low."""

@@ -17,7 +17,7 @@ import utils
 from binary.architectures import ARCHITECTURES, Architecture
 from files.arrays import Numbers, Texts, read_arrays, write_arrays
 
-VERSION = 25  # of the analysis below; raise it to make cached analyses again
+VERSION = 26  # of the analysis below; raise it to make cached analyses again
 JUMP, CALL, STEP_OVER = 0, 1, 2  # kinds of edges: jump or fall-through, call, step over a call
 # The sources of function starts in a file; if two give the same start, the first one is named.
 SOURCES = (

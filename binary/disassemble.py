@@ -14,6 +14,7 @@ import numpy as np
 from sortedcontainers import SortedKeyList
 
 import utils
+from binary import gp_tables, toc_tables
 from binary.addresses import Finder
 from binary.analysis import CALL, JUMP, PART, Analysis
 from binary.angr_gaps import fill_gaps, loadable
@@ -31,7 +32,7 @@ from binary.instructions import (
     read_instructions,
     read_operands,
 )
-from binary.jump_tables import cut_tables
+from binary.jump_tables import cut_tables, table_resolver
 from binary.listing import Listing
 from binary.operands import PLACE, SLOT
 from binary.references import (
@@ -46,7 +47,6 @@ from binary.references import (
 from binary.relocations import MOST, unknown_relocations
 from binary.starts import Start, go_functions, is_code, is_thumb, read_starts
 from binary.symbols import ascii_name
-from binary.toc_tables import toc_resolver
 
 for _name in ("angr", "archinfo", "cle", "pyvex", "claripy"):  # users cannot act on their warnings
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -207,7 +207,9 @@ def _recover(project: Any, starts: list[Start]) -> Any:
     segments = not len(binary.sections)  # where section headers are cut off
     resolvers = default_resolvers.default_indirect_jump_resolvers(binary, project)
     if project.arch.name == "PPC64":
-        resolvers.insert(0, toc_resolver(project, starts))
+        resolvers.insert(0, table_resolver(project, starts, toc_tables.find_table))
+    elif project.arch.name.startswith("MIPS"):
+        resolvers.insert(0, table_resolver(project, starts, gp_tables.find_table))
     cfg = project.analyses.CFGFast(
         normalize=True, force_segment=segments, indirect_jump_resolvers=resolvers
     )

@@ -4,7 +4,8 @@ Without them a call leads to the next instruction, and an address is 0: two file
 would look equal. So a file with many relocations that stay unknown is refused.
 
 The numbers and formulas are those of "ELF for the Arm 64-bit Architecture (AArch64)", "ELF
-Application Binary Interface, s390x Supplement", and "RISC-V ELF psABI Specification".
+Application Binary Interface, s390x Supplement", "RISC-V ELF psABI Specification", and "64-Bit ELF
+V2 ABI Specification: Power Architecture".
 """
 
 import functools
@@ -16,14 +17,20 @@ from elftools.elf.elffile import ELFFile
 
 import utils
 from binary.formats import ELF, ET_REL
+from binary.offset_tables import table_base
 
 SHF_EXECINSTR = 4
 Fields = tuple[tuple[int, int, int], ...]
 # Hints for the linker, and labels that only differences in data use, change no instruction.
 HINTS = {"R_RISCV_RELAX", "R_RISCV_ALIGN", "R_ARM_V4BX", "R_390_NONE", "R_AARCH64_NONE"}
 HINTS |= {"R_MIPS_JALR", "R_ARM_NONE", "R_X86_64_NONE", "R_386_NONE", "R_RISCV_NONE"}
+HINTS |= {"R_PPC64_NONE", "R_PPC64_ENTRY", "R_PPC64_TLS", "R_PPC64_TLSGD", "R_PPC64_TLSLD"}
+HINTS |= {"R_PPC64_PLTSEQ", "R_PPC64_PLTCALL"}
 MOST = 0.1  # maximum share of relocations in code that may be unknown (for thread-local data, say)
 FEW = 0.01  # a larger share is worth a warning
+TOC = ".TOC."  # 64-bit PowerPC: the symbol of the address in r2
+# A function's first two instructions, if they compute r2; callers that have it jump behind them.
+COMPUTES_TOC = ((0x3C4C0000, 0x38420000), (0xE84C0000, 0x7C420000))
 
 
 def unknown_relocations(content: bytes, processor: str) -> tuple[list[str], float]:
@@ -45,6 +52,8 @@ def unknown_relocations(content: bytes, processor: str) -> tuple[list[str], floa
 
     known = ALL_RELOCATIONS.get(processor, {})
     elf = ELFFile(io.BytesIO(content))
+    if elf.get_section_by_name(".opd"):  # ELF V1: the symbol of a function is its descriptor's
+        known = {}
     count, unknown = 0, []
     for table in elf.iter_sections():
         if table["sh_type"] not in ("SHT_RELA", "SHT_REL"):
@@ -232,6 +241,89 @@ def add_relocations() -> None:
             **{44: ShortBranch, 45: ShortJump, 57: Relative},
         }
     )
+    _add_powerpc(generic, ALL_RELOCATIONS["PPC64"])
+
+
+def _add_powerpc(generic: Any, known: dict[int, Any]) -> None:
+    """Add the relocations of 64-bit PowerPC."""
+
+    class Half(generic.GenericAbsoluteAddendReloc):
+        """A part of an address in the low half of an instruction."""
+
+        shift = 0
+        carry = 0  # that of the lower half, which is added as a signed number
+        kept = 0  # bits of the instruction
+
+        @property
+        def value(self) -> int:
+            if self.resolvedby.name == TOC:
+                return table_base(self.owner) + self.addend
+            return self.resolvedby.rebased_addr + self.addend
+
+        def relocate(self) -> None:
+            memory = self.owner.memory
+            word = memory.unpack_word(self.dest_addr, size=2) & self.kept
+            part = (self.value + self.carry >> self.shift) & 0xFFFF & ~self.kept
+            memory.pack_word(self.dest_addr, word | part, size=2)
+
+    class FromToc(Half):
+        @property
+        def value(self) -> int:
+            return super().value - table_base(self.owner)
+
+    class FromHere(Half):
+        @property
+        def value(self) -> int:
+            return super().value - self.rebased_addr
+
+    def halves(kind: Any, *numbers: int) -> None:
+        """Add the whole, lower, high, adjusted high, word-aligned, and lower aligned part."""
+        for number, shift, carry, kept in zip(
+            numbers, (0, 0, 16, 16, 0, 0), (0, 0, 0, 0x8000, 0, 0), (0, 0, 0, 0, 3, 3), strict=False
+        ):
+            parts = {"shift": shift, "carry": carry, "kept": kept}
+            known[number] = type(kind.__name__, (kind,), parts)
+
+    halves(Half, 3, 4, 5, 6, 56, 57)
+    halves(FromToc, 47, 48, 49, 50, 63, 64)
+    halves(FromHere, 249, 250, 251, 252)
+
+    class Toc(generic.GenericAbsoluteAddendReloc):
+        AUTO_HANDLE_NONE = True
+
+        @property
+        def value(self) -> int:
+            return table_base(self.owner)
+
+    class Absolute(generic.RelocTruncate32Mixin, generic.GenericAbsoluteAddendReloc):
+        pass
+
+    class Relative(generic.RelocTruncate32Mixin, generic.GenericPCRelativeAddendReloc):
+        pass
+
+    class Branch(generic.GenericPCRelativeAddendReloc):
+        """A distance within an instruction; the target is behind the code that computes r2."""
+
+        bits = 0x3FFFFFC
+        skips = True
+
+        def relocate(self) -> None:
+            memory, place = self.owner.memory, self.resolvedby.relative_addr + self.addend
+            distance = self.value
+            if self.skips and self.resolvedby.owner is self.owner and not self.addend:
+                code = [memory.unpack_word(place + step, size=4) for step in (0, 4)]
+                distance += 8 * (tuple(word & 0xFFFF0000 for word in code) in COMPUTES_TOC)
+            word = memory.unpack_word(self.dest_addr, size=4) & ~self.bits
+            memory.pack_word(self.dest_addr, word | distance & self.bits, size=4)
+
+    class ShortBranch(Branch):
+        bits = 0xFFFC
+
+    class BranchWithoutToc(Branch):
+        skips = False
+
+    known |= {1: Absolute, 26: Relative, 44: generic.GenericPCRelativeAddendReloc, 51: Toc}
+    known |= {10: Branch, 116: BranchWithoutToc, 11: ShortBranch, 12: ShortBranch, 13: ShortBranch}
 
 
 @functools.lru_cache(maxsize=1)

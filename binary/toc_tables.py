@@ -9,15 +9,15 @@ where r9 is the number of the case:
 """
 
 import re
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-from binary.instructions import read_instructions
+from binary.instructions import Instruction
+from binary.jump_tables import Table, read_word
+from binary.offset_tables import table_base
 
-TOC = 0x8000  # how far r2 points behind the beginning of .got
 LOADS = "lwax"  # the instruction that reads an entry, a signed distance from the table
 ENTRY = 4  # bytes
-FAR = 1 << 16  # bytes of code before the jump, at most, that are read
+WORD = 8  # bytes
 COMPARES = ("cmplwi", "cmpldi")
 BOUNDS = {"bgt": 1, "ble": 1, "bge": 0, "blt": 0}  # branches; what they add to make the length
 SAME = ("mr", "extsw", "clrldi", "clrlwi", "sldi", "slwi", "rldic")  # still the case's number
@@ -31,72 +31,17 @@ KEPT = ("cr2", "cr3", "cr4")  # condition registers that a call leaves alone
 Origin = tuple[int, str]  # of a number: the line that made it (-1 for none), and a register
 
 
-class Table(NamedTuple):
-    """A jump table: its address, and the number of its entries or 0 if that is not known."""
-
-    address: int
-    entries: int
-
-
-def toc_resolver(project: Any, starts: list[Any]) -> Any:
-    """Return a resolver of indirect jumps for angr.
+def find_table(project: Any, lines: list[Instruction]) -> Table | None:
+    """Return the table of the indirect jump at the end of some code, or None.
 
     Parameters
     ----------
-    starts : list of Start
-        Where functions begin and end according to the file; without a known length, a table ends
-        where an entry leads out of the function.
+    lines : list of Instruction
+        The function up to the jump, or the last part of a long one, or one way through it.
     """
-    from angr.analyses.cfg.indirect_jump_resolvers.resolver import IndirectJumpResolver
-
-    ranges = {start.address: start.end for start in starts}
-
-    class TocResolver(IndirectJumpResolver):
-        def filter(self, cfg: Any, addr: int, func_addr: int, block: Any, jumpkind: str) -> bool:
-            return jumpkind == "Ijk_Boring"
-
-        def resolve(
-            self,
-            cfg: Any,
-            addr: int,
-            func_addr: int,
-            block: Any,
-            jumpkind: str,
-            func_graph_complete: bool = True,
-            **_: Any,
-        ) -> tuple[bool, list[int] | None]:
-            start = max(min(func_addr, addr), addr - FAR)
-            table = find_table(project, start, addr + block.size)
-            targets = read_table(project, table, func_addr, ranges.get(func_addr, 0))
-            if table is None or len(targets) < 2:
-                return False, None
-            jump = cfg.indirect_jumps.get(addr)
-            if jump is not None:
-                jump.jumptable, jump.resolved_targets = True, set(targets)
-                jump.add_jumptable(table.address, ENTRY * len(targets), ENTRY, targets, True)
-            return True, targets
-
-    return TocResolver(project)
-
-
-def find_table(project: Any, start: int, end: int) -> Table | None:
-    """Return the table of the indirect jump that ends at ``end``, or None.
-
-    Parameters
-    ----------
-    start, end : int
-        The code to read: the function, or the last part of a long one, up to the end of the jump.
-    """
-    got = project.loader.main_object.sections_map.get(".got")
-    if got is None:
-        return None
-    code = SimpleNamespace(addr=start, size=end - start, thumb=False)
-    try:
-        lines = read_instructions(project, code)
-    except KeyError:  # the function's code is in several places
-        return None
-    known = {"r2": got.vaddr + TOC}  # register -> what it holds
-    loaded: dict[str, Table] = {}  # register -> the table that its entry was read from
+    toc = table_base(project.loader.main_object)
+    known: dict[str, Any] = {"r2": toc}  # register -> what it holds
+    loaded: dict[str, Any] = {}  # register -> the table that its entry was read from
     numbers = Numbers()
     for at, line in enumerate(lines):
         operands = line.operands.split(", ")
@@ -115,10 +60,10 @@ def find_table(project: Any, start: int, end: int) -> Table | None:
                 value = known.get(operands[1])
             elif line.mnemonic == "ld" and (place := LOAD.fullmatch(operands[1])):
                 if place[2] in known and place[2] != "r1":
-                    value = _word(project, known[place[2]] + int(place[1], 0))
+                    value = read_word(project, known[place[2]] + int(place[1], 0), WORD)
             elif line.mnemonic == LOADS:
                 base = next((known[r] for r in operands[1:] if r in known), None)
-                table = None if base is None else Table(base, numbers.entries)
+                table = None if base is None else Table(base, base, ENTRY, numbers.entries)
             elif line.mnemonic == "add":
                 read = [loaded[r] for r in operands[1:] if r in loaded]
                 bases = [known[r] for r in operands[1:] if r in known]
@@ -127,7 +72,7 @@ def find_table(project: Any, start: int, end: int) -> Table | None:
                 where.pop(target, None)
                 if what is not None:
                     where[target] = what
-        known["r2"] = got.vaddr + TOC
+        known["r2"] = toc
     return None
 
 
@@ -192,32 +137,3 @@ class Numbers:
         pointed = f"({register})"
         self.held = {w: origin for w, origin in self.held.items() if not w.endswith(pointed)}
         self.held[register] = origin
-
-
-def read_table(project: Any, table: Table | None, start: int, end: int) -> list[int]:
-    """Return where the entries of a table lead.
-
-    Parameters
-    ----------
-    start, end : int
-        The function, if the file says where it ends; else ``end`` is 0.
-    """
-    targets: list[int] = []
-    while table is not None and (not table.entries or len(targets) < table.entries):
-        distance = _word(project, table.address + ENTRY * len(targets), ENTRY)
-        if distance is None:
-            break
-        target = table.address + (distance ^ 0x80000000) - 0x80000000
-        section = project.loader.find_section_containing(target)
-        inside = start <= target < end
-        if target % ENTRY or not (inside or (table.entries and section and section.is_executable)):
-            break
-        targets.append(target)
-    return targets
-
-
-def _word(project: Any, address: int, size: int = 8) -> int | None:
-    try:
-        return project.loader.memory.unpack_word(address, size=size)
-    except KeyError:  # not in the file
-        return None

@@ -259,7 +259,9 @@ def test_an_architecture_without_a_universal_file_is_refused(folder, tmp_path, c
         assert "this is not a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("processor", ["x86_64", "aarch64", "riscv64", "s390x"])
+@pytest.mark.parametrize(
+    "processor", ["x86_64", "aarch64", "riscv64", "s390x", "powerpc64le", "powerpc64"]
+)
 def test_functions_imports_and_calls_of_object_files_are_found(folder, tmp_path, processor):
     file = tmp_path / "tiny.o"
     zig(f"{processor}-linux-gnu", "-c", "-O1", "-fPIC", folder / "tiny.c", "-o", file)
@@ -279,12 +281,12 @@ def test_functions_imports_and_calls_of_object_files_are_found(folder, tmp_path,
 
 
 def test_object_files_with_unknown_relocations_are_refused(folder, tmp_path):
-    for target, kind in {
-        "mips-linux-gnueabi": "R_MIPS_CALL16",
-        "powerpc64le-linux-gnu": "R_PPC64_TOC16_LO_DS",
-        "x86-linux-gnu": "R_386_GOTOFF",
-    }.items():
-        zig(target, "-c", "-O1", "-fPIC", folder / "tiny.c", "-o", tmp_path / "tiny.o")
+    for target, flag, kind in [
+        ("mips-linux-gnueabi", "-O1", "R_MIPS_CALL16"),
+        ("powerpc64-linux-gnu", "-mabi=elfv1", "R_PPC64_TOC16_HA"),
+        ("x86-linux-gnu", "-O1", "R_386_GOTOFF"),
+    ]:
+        zig(target, "-c", "-O1", flag, "-fPIC", folder / "tiny.c", "-o", tmp_path / "tiny.o")
         with pytest.raises(UserError, match=rf"relocations that angr does not know \(.*{kind}"):
             analyse(tmp_path / "tiny.o")
     content = bytearray((tmp_path / "tiny.o").read_bytes())
