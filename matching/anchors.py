@@ -117,16 +117,23 @@ def pairs_by_texts(codes: tuple[Features, Features], anchors: np.ndarray) -> np.
 def _called_by_another(
     votes: Iterable[tuple[int, int]], calls: scipy.sparse.csr_matrix, side: int
 ) -> set[tuple[int, int]]:
-    """Return the pairs whose function of one side is called by another one of the same partner."""
+    """Return the pairs whose function of one side is called by another one of the same partner.
+
+    If each calls the other, nothing says which one was inlined; then neither counts.
+    """
     of = defaultdict(set)
     for pair in votes:
         of[pair[1 - side]].add(pair[side])
     found = set()
     for partner, functions in of.items():
-        for f in functions:
-            callees = calls.indices[calls.indptr[f] : calls.indptr[f + 1]].tolist()
-            for g in functions.intersection(callees) - {f}:
-                found.add((partner, g) if side else (g, partner))
+        inside = {
+            f: functions.intersection(calls.indices[calls.indptr[f] : calls.indptr[f + 1]].tolist())
+            for f in functions
+        }
+        for f, callees in inside.items():
+            for g in callees:
+                if f not in inside[g]:
+                    found.add((partner, g) if side else (g, partner))
     return found
 
 

@@ -61,6 +61,9 @@ def test_texts_of_inlined_code_determine_nothing():
     assert pairs_by_texts((old, apart), none).tolist() == [[arg_parse, handle_commands]]
     assert pairs_by_texts((old, whole), none).tolist() == []
     assert pairs_by_texts((whole, old), none).tolist() == []
+    each_other = (caller, handle_commands), (handle_commands, caller)  # as copy_internal, copy_dir
+    recursive = with_texts(*texts, calls=each_other)
+    assert pairs_by_texts((old, recursive), none).tolist() == [[arg_parse, handle_commands]]
 
 
 def test_texts_that_agree_determine_a_pair():
