@@ -29,6 +29,7 @@ from binary.cache import analyse_files, reason_of, refuse_arch, report_skipped, 
 from binary.demangle import demangle
 from binary.formats import BEGINNINGS
 from binary.lookup import find_function
+from binary.symbols import is_made_up
 from encoder.encoder import Encoder, read_encoder
 from encoder.index import MAKE, Binary, Index, add, index_file, nearest, read
 from encoder.map import PICTURES, draw_map
@@ -181,7 +182,7 @@ def query(
         allowed = searched(table, binary, code, same_processor, own)
         found, _, chance = nearest(table, vector, top, encoder.calibration, allowed)
     if found.size:
-        print("chance that the name is right, address, name, file:")
+        print("chance that the name is right, address in the file found, name, file found:")
     matches = found[0].tolist()
     scored = zip(matches, names_of(table, matches), chance[0].tolist(), strict=True)
     for match, name, score in scored:
@@ -240,11 +241,17 @@ def scan(
         chance[np.asarray(code.sizes) < LEAST_BLOCKS] = -1
         named = assign_names(table, found, chance, allowed, least)
     if named:
-        print(f"chance that the name is right, address in {printable(binary)}, name, file:")
+        print(f"chance that the name is right, address in {printable(binary)}, name, file found:")
     names = names_of(table, [match for _, (match, _) in sorted(named.items())])
     for (f, (match, score)), name in zip(sorted(named.items()), names, strict=True):
         print(line(table, match, name, score, int(code.analysis.function_address[f])))
-    print(f"{len(named):,} of {code.functions:,} functions are similar to one of the index")
+    nameless = sum(is_made_up(table.name_of(match)) for match, _ in named.values())
+    small = int((np.asarray(code.sizes) < LEAST_BLOCKS).sum())
+    print(
+        f"{len(named):,} of {code.functions:,} functions found with a chance of {least:g} or more "
+        f"(--least); {nameless:,} of them have no name in the file found (sub_...); {small:,} were "
+        f"not searched, as they have fewer than {LEAST_BLOCKS} basic blocks"
+    )
 
 
 def read_one(

@@ -98,8 +98,8 @@ def analyse(
         raise utils.UserError(f"cannot read {path}: {error.strerror}") from error
     refuse(path, content)
     try:
-        # By itself angr moves functions, blocks and edges of large files to disk and back. That takes
-        # far longer (for 320,000 blocks, twice the time in all) and saves hardly any memory.
+        # By itself angr moves functions, blocks and edges of large files to disk and back. That is
+        # far slower (for 320,000 blocks, twice the time in all) and saves hardly any memory.
         unlimited = dict.fromkeys(angr.project.CACHE_CONFIG_KEYS)
         file = loadable(str(path), content)
         project = angr.Project(file, auto_load_libs=False, cache_limits=unlimited)

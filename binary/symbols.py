@@ -22,6 +22,11 @@ def is_symbol(name: str) -> bool:
     return named_by_c and not re.match("sub_[0-9a-f]+$", name)
 
 
+def is_made_up(name: str) -> bool:
+    """Whether angr made a name from the function's address, because there is no symbol."""
+    return re.fullmatch("sub_[0-9a-f]+", name) is not None
+
+
 def source_names(analysis: Analysis) -> list[str]:
     """Return each function's name in the source; "" if the symbol does not say it for sure."""
     names = []

@@ -1,6 +1,7 @@
-"""A picture of an index: its functions in two dimensions, with a colour for each binary."""
+"""A picture of an index: its functions in two dimensions, coloured by file."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -9,13 +10,14 @@ from encoder.index import Index
 from terminal.escape import printable
 
 PICTURES = (".png", ".svg", ".pdf")
-LEGEND = 20  # maximum number of binaries in the legend; with more there is none
+COLOURED = 9  # files with a colour of their own, the largest; eyes tell no more colours apart
+GREY = 7  # a colour of tab10 that looks like that of all other files
 SEED = 0  # of the choice of functions and of t-SNE
 MOST = 5000  # maximum number of functions drawn; if there are more, a random choice is drawn
 
 
 def draw_map(index: Index, path: str) -> None:
-    """Draw the functions of an index, placed by PCA and t-SNE.
+    """Draw the functions of an index, placed by PCA and t-SNE, so that similar ones are close.
 
     Parameters
     ----------
@@ -38,17 +40,36 @@ def draw_map(index: Index, path: str) -> None:
         perplexity = min(30, (len(vectors) - 1) / 3)
         place = TSNE(perplexity=perplexity, random_state=SEED, init="pca").fit_transform(place)
     figure, axes = pyplot.subplots(figsize=(12, 10), layout="constrained")
-    files = np.unique(binary)
-    colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(files)))
-    for number, colour in zip(files, colours, strict=True):
+    size = np.bincount(index.binary, minlength=len(index.binaries))
+    largest = np.argsort(-size, kind="stable")[:COLOURED]
+    others = len(index.binaries) - len(largest)
+    if others:
+        x, y = place[~np.isin(binary, largest), :2].T
+        label = f"{others:,} other {utils.plural(others, 'file')}"
+        axes.scatter(x, y, s=6, color="0.8", label=label, linewidths=0)
+    labels = _labels([index.binaries[number].path for number in largest])
+    colours = np.delete(matplotlib.colormaps["tab10"](np.arange(10)), GREY, axis=0)
+    for number, label, colour in zip(largest.tolist(), labels, colours, strict=False):
         x, y = place[binary == number, :2].T
-        name = printable(os.path.basename(index.binaries[number].path)).replace("$", r"\$")
-        label = name if len(files) <= LEGEND else None
-        axes.scatter(x, y, s=9, color=colour, label=label, alpha=0.7, linewidths=0)
+        label = f"{label} ({size[number]:,})"
+        axes.scatter(x, y, s=9, color=colour, label=label, alpha=0.8, linewidths=0)
     axes.set_axis_off()
-    if len(files) <= LEGEND:
-        figure.legend(loc="outside right upper", fontsize="small")
+    axes.set_title(
+        f"{len(index):,} functions of {len(size):,} {utils.plural(len(size), 'file')}: "
+        "points close together are similar functions"
+        + (f"\n{MOST:,} of them are drawn, chosen at random" if len(index) > MOST else "")
+    )
+    title = "file (functions)" if not others else f"the {COLOURED} largest files (functions)"
+    figure.legend(loc="outside right upper", fontsize="small", markerscale=3, title=title)
     kind = os.path.splitext(path)[1][1:]
     with utils.atomic_file(path, "wb") as out:
         figure.savefig(out, format=kind, dpi=150)
     pyplot.close(figure)
+
+
+def _labels(paths: list[str]) -> list[str]:
+    """Return the files' names, with the folder in front if two names are the same."""
+    names = [os.path.basename(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = ["/".join(Path(path).parts[-2:]) for path in paths]
+    return [printable(name).replace("$", r"\$") for name in names]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from binary.symbols import is_symbol
+from binary.symbols import is_made_up
 from encoder.index import Index
 
 # Names that are considered for each function of the binary. More than these cannot have a chance
@@ -47,7 +47,7 @@ def assign_names(
     for q, rank in zip(queries.tolist(), ranks.tolist(), strict=True):
         match = int(found[q, rank])
         name = index.name[match]
-        if q not in given and (left[name] or not is_symbol(index.name_of(match))):
+        if q not in given and (left[name] or is_made_up(index.name_of(match))):
             left[name] -= 1
             given[q] = match, float(chance[q, rank])
     return given

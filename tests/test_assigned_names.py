@@ -70,6 +70,11 @@ def test_names_made_from_addresses_are_not_limited():
     assert len(assigned(index, [[0.9], [0.8]])) == 2
 
 
+def test_names_of_cpp_are_given_once():
+    index = index_of((0, "ns::T::f(int) const"), (0, "area"))
+    assert assigned(index, [[0.9, 0.1], [0.8, 0.1]]) == {0: "ns::T::f(int) const", 1: "area"}
+
+
 def test_an_empty_index_gives_no_names():
     assert assigned(index_of(), np.zeros((2, 0))) == {}
 

@@ -1,5 +1,6 @@
 """encoder/index.py: vectors are read back, and the nearest ones are those of a plain sort."""
 
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from encoder import index
 from encoder.calibration import Calibration, fit
+from encoder.map import _labels as map_labels
+from encoder.map import draw_map
 from files import arrays
 from jobs.processes import limited_memory
 from utils import UserError
@@ -229,3 +232,14 @@ def test_as_many_answers_are_right_as_their_chances_say():
         assert abs(right[some].mean() - said[some].mean()) < 0.15
     few, many = how.chances(np.full((1, 3), 0.5)), how.chances(np.full((1, 300), 0.5))
     assert few.max() > many.max()
+
+
+def test_the_map_names_the_largest_files(tmp_path):
+    for number in range(1, 13):
+        add(tmp_path, number, number)
+    draw_map(index.read(tmp_path, "e", 8), str(tmp_path / "map.svg"))
+    texts = re.findall("<!-- (.*) -->", (tmp_path / "map.svg").read_text())
+    files = [f"{n} ({n})" for n in range(12, 3, -1)]
+    assert [text for text in texts if text[0].isdigit()][1:] == ["3 other files", *files]
+    assert map_labels(["old/$f", "/b/new/$f"]) == [r"old/\$f", r"new/\$f"]
+    assert map_labels(["old/f", "new/g\x1b"]) == ["f", r"g\x1b"]

@@ -1,5 +1,6 @@
 """search.py: an index that grows; without symbols, the same functions are found in it."""
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -80,13 +81,18 @@ def test_a_function_finds_itself_in_other_builds(made, builds):
     done = search_py(cwd, "scan", stripped, "--least", 0)
     assert done.returncode == 0
     header, *found, last = done.stdout.splitlines()
-    assert header == f"chance that the name is right, address in {stripped}, name, file:"
-    assert last.endswith("functions are similar to one of the index")
+    assert header == f"chance that the name is right, address in {stripped}, name, file found:"
+    small = int(re.search(r"; (\d+) were not searched", last)[1])
+    assert last.startswith(
+        f"{len(found)} of {len(found) + small} functions found with a chance of 0 "
+    )
+    unnamed = sum(line.split()[2].startswith("sub_") for line in found)
+    assert f"; {unnamed} of them have no name" in last
     names = {line.split()[2] for line in found}
     assert {"area", "kind", "copy"} <= names
     done = search_py(cwd, "query", builds / "O2" / "shapes", "--function", "kind", "--top", 1)
     header, found = done.stdout.splitlines()
-    assert header == "chance that the name is right, address, name, file:"
+    assert header == "chance that the name is right, address in the file found, name, file found:"
     assert found.split()[2] == "kind"
     assert str(builds / "O1") in done.stdout  # the file's own functions are left out
     own = search_py(cwd, "query", builds / "O2" / "shapes", "--function", "kind", "--own")
