@@ -67,9 +67,10 @@ def analyse_all(
                 break
     utils.remove_leftovers(output_dir)  # by workers that were stopped
     reasons = {b["path"]: failed[b["sha256"]] for b in binaries if b["sha256"] in failed}
-    for path in [binary["path"] for binary in binaries if binary["path"] not in reasons]:
-        if said := relocation_warning(path):
-            print(f"{printable(path)}: {said}", file=sys.stderr)
+    for binary in binaries:
+        if binary["path"] not in reasons and (said := relocation_warning(binary["path"])):
+            shown = binary.get("shown", binary["path"])
+            print(f"{printable(shown)}: {said}", file=sys.stderr)
     return reasons
 
 

@@ -16,13 +16,12 @@ from elftools.elf.elffile import ELFFile
 import utils
 from binary.angr_gaps import loadable
 from binary.formats import ELF, MACHO
-from binary.starts import BROKEN
+from binary.starts import BROKEN, macho_exports
 
 BASE = 0x400000  # where angr maps a position-independent file whose own addresses begin at 0
 HIDDEN = 0x8000  # flag of a symbol's version: not the default one
 EXPORT_DIRECTORY = pefile.DIRECTORY_ENTRY["IMAGE_DIRECTORY_ENTRY_EXPORT"]
 MOST = 1 << 20  # exports that are read of a PE file; pefile's own limit is 8,192
-REGULAR, KIND, ELSEWHERE, RESOLVED = 0, 3, 8, 16  # flags of Mach-O's exports
 
 
 class Export(NamedTuple):
@@ -138,10 +137,5 @@ def _macho(path: str | os.PathLike[str], content: bytes) -> Iterator[Export]:
     import cle  # takes a second
 
     loader = cle.Loader(loadable(str(path), content), auto_load_libs=False)
-    binary: Any = loader.main_object
-    for name, (flags, *places) in binary.exports_by_name.items():
-        if flags & KIND == REGULAR and not flags & ELSEWHERE:
-            # cle adds the base to the address of a function, but not to those of stub and resolver.
-            shift = binary.mapped_base - (0 if flags & RESOLVED else binary.linked_base)
-            address = places[-1] + shift
-            yield Export(name.removeprefix("_"), "", bool(flags & RESOLVED), address)
+    for name, address, resolver in macho_exports(loader.main_object):
+        yield Export(name.removeprefix("_"), "", resolver, address)

@@ -24,8 +24,7 @@ Fields = tuple[tuple[int, int, int], ...]
 # Hints for the linker, and labels that only differences in data use, change no instruction.
 HINTS = {"R_RISCV_RELAX", "R_RISCV_ALIGN", "R_ARM_V4BX", "R_390_NONE", "R_AARCH64_NONE"}
 HINTS |= {"R_MIPS_JALR", "R_ARM_NONE", "R_X86_64_NONE", "R_386_NONE", "R_RISCV_NONE"}
-HINTS |= {"R_PPC64_NONE", "R_PPC64_ENTRY", "R_PPC64_TLS", "R_PPC64_TLSGD", "R_PPC64_TLSLD"}
-HINTS |= {"R_PPC64_PLTSEQ", "R_PPC64_PLTCALL"}
+HINTS |= {"R_PPC64_NONE"}
 MOST = 0.1  # maximum share of relocations in code that may be unknown (for thread-local data, say)
 FEW = 0.01  # a larger share is worth a warning
 TOC = ".TOC."  # 64-bit PowerPC: the symbol of the address in r2
@@ -322,6 +321,15 @@ def _add_powerpc(generic: Any, known: dict[int, Any]) -> None:
     class BranchWithoutToc(Branch):
         skips = False
 
+    class Hint(generic.GenericAbsoluteAddendReloc):
+        """Marks an instruction for the linker."""
+
+        AUTO_HANDLE_NONE = True
+
+        def relocate(self) -> None:
+            pass
+
+    known |= {67: Hint, 107: Hint, 108: Hint, 118: Hint, 119: Hint, 120: Hint}
     known |= {1: Absolute, 26: Relative, 44: generic.GenericPCRelativeAddendReloc, 51: Toc}
     known |= {10: Branch, 116: BranchWithoutToc, 11: ShortBranch, 12: ShortBranch, 13: ShortBranch}
 

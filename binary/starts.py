@@ -44,6 +44,9 @@ GO_MAGIC = re.compile(
 Found = tuple[int, int, str]  # start, end or 0, source
 
 
+REGULAR, KIND, ELSEWHERE, RESOLVED = 0, 3, 8, 16  # flags of Mach-O's exports
+
+
 class Start(NamedTuple):
     """The start of a function; addresses are those where angr maps the file.
 
@@ -111,11 +114,22 @@ def read_starts(project: Any, content: bytes) -> list[Start]:
         begins = sorted(binary.lc_function_starts or [])
         ends = [*begins[1:], 0][: len(begins)]
         note(((a, b, "LC_FUNCTION_STARTS") for a, b in zip(begins, ends, strict=True)), shift)
-        exports = binary.exports_by_name.values()
-        note((binary.mapped_base + a, 0, "exported symbols") for _, a in exports)
+        note((address, 0, "exported symbols") for _, address, _ in macho_exports(binary))
         note(_compact_unwinding(binary, project))
     note((f.address, f.end, "Go's pclntab") for f in go_functions(project))
     return _without_overlaps(sorted(found.values()))
+
+
+def macho_exports(binary: Any) -> Iterator[tuple[str, int, bool]]:
+    """Yield what a Mach-O file exports and has itself: name, address, whether that is a resolver's.
+
+    The others are in another library.
+    """
+    for name, (flags, *places) in binary.exports_by_name.items():
+        if flags & KIND == REGULAR and not flags & ELSEWHERE:
+            # cle adds the base to the address of a function, but not to those of stub and resolver.
+            shift = binary.mapped_base - (0 if flags & RESOLVED else binary.linked_base)
+            yield name, places[-1] + shift, bool(flags & RESOLVED)
 
 
 def is_code(binary: Any, address: int) -> bool:

@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -110,20 +111,44 @@ def test_functions_of_macos_libraries_are_found(folder, processor):
     assert sources == {"__unwind_info", "exported symbols"}
 
 
+def test_macos_exports_that_are_in_another_library_are_skipped(folder, tmp_path):
+    """The last ones in the table are read first."""
+    content = bytearray((folder / "aarch64.dylib").read_bytes())
+    exported = read_exports(folder / "aarch64.dylib")
+    assert {export.name for export in exported} >= PUBLIC
+    nodes = {b"_" + e.name.encode(): b"\0" + leb128(e.address) for e in exported}
+    nodes = {b"_first": b"\x08\1_other\0", **nodes, b"_last": b"\x08\1\0"}
+    edges = sum(len(name) + 3 for name in nodes)
+    table, ends = b"", b""
+    for name, node in nodes.items():
+        place = 2 + edges + len(ends)
+        table += name + b"\0" + bytes([place & 127 | 128, place >> 7])
+        ends += bytes([len(node)]) + node + b"\0"
+    trie = bytes([0, len(nodes)]) + table + ends
+    at = content.index(struct.pack("<2I", 0x80000022, 48))  # LC_DYLD_INFO_ONLY
+    struct.pack_into("<2I", content, at + 40, len(content), len(trie))
+    (tmp_path / "more.dylib").write_bytes(content + trie)
+    assert sorted(read_exports(tmp_path / "more.dylib")) == sorted(exported)
+    before, after = analyse(folder / "aarch64.dylib"), analyse(tmp_path / "more.dylib")
+    assert after.start_address.tolist() == before.start_address.tolist()
+
+
+def leb128(number: int) -> bytes:
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
 def test_functions_of_macos_end_where_the_next_begin(folder, tmp_path):
     """So code that nothing reaches, such as landing pads, is no function of its own."""
     content = bytearray((folder / "aarch64.dylib").read_bytes())
     before = analyse(folder / "aarch64.dylib")
     begins = before.start_address[before.start_source == SOURCES.index("__unwind_info")].tolist()
-    listed = bytearray()
     commands, size = struct.unpack_from("<2I", content, 16)
     struct.pack_into("<2I", content, 16, commands + 1, size + 16)
-    steps = np.diff([0, *begins]).tolist()
-    for step in steps:  # LEB128
-        while step > 127:
-            listed.append(step & 127 | 128)
-            step >>= 7
-        listed.append(step)
+    listed = b"".join(map(leb128, np.diff([0, *begins]).tolist()))
     struct.pack_into("<4I", content, 32 + size, 0x26, 16, len(content), len(listed) + 1)
     (tmp_path / "listed.dylib").write_bytes(content + listed + b"\0")
     analysis = analyse(tmp_path / "listed.dylib")
@@ -313,6 +338,13 @@ def test_a_few_unknown_relocations_bring_a_warning(tmp_path, capsys):
         assert typed(*command) == 0
         said = r"some\.o: angr does not know 4% of .*\(R_X86_64_TLSGD\), so a change"
         assert len(re.findall(said, capsys.readouterr().err)) == 1
+    for name in ("all", "some"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as package:
+            package.write(tmp_path / f"{name}.o", "in/a.o")
+    packages = tmp_path / "all.zip", tmp_path / "some.zip"
+    assert typed(diff.main, *packages, "--outputDir", tmp_path / "output") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "does not know" in line]
+    assert [line.partition(": angr")[0] for line in said] == [f"{packages[1]}: in/a.o"]
 
 
 def test_section_headers_may_be_cut_off(folder, tmp_path):

@@ -148,7 +148,7 @@ def compare_packages(
             if closed and file.status == NO_PROGRAM:
                 file.status, file.reason = FAILED, f"changed, but not compared: {closed[0]}"
         asked = [file for file in files if not file.status]
-        _compare_programs(asked, model_file, pages, output_dir, workers, limits)
+        _compare_programs(asked, paths, model_file, pages, output_dir, workers, limits)
     return PackageDiff(
         paths, sorted(files, key=_place), (contents[0].left_out, contents[1].left_out)
     )
@@ -222,6 +222,7 @@ def _status_by_content(pair: FilePair) -> str:
 
 def _compare_programs(
     files: list[FileDiff],
+    paths: tuple[str, str],
     model_file: str,
     pages: bool,
     output_dir: str,
@@ -232,16 +233,24 @@ def _compare_programs(
     kept = Path(output_dir) / "compared"
     same = utils.sha256_of(model_file), _code()
     digests = {m.path: m.sha256 for file in files for m in file.pair.members}
-    binaries = [{"path": path, "sha256": sha256} for path, sha256 in digests.items()]
+    shown = {
+        member.path: f"{package}: {member.name}"
+        for file in files
+        for package, member in zip(paths, (file.pair.old, file.pair.new), strict=True)
+        if member is not None
+    }
+    binaries = [
+        {"path": path, "sha256": sha256, "shown": shown[path]} for path, sha256 in digests.items()
+    ]
     failed = analyse_all(binaries, output_dir, workers, limits)
     jobs, sizes, results = {}, {}, {}
     for number, file in enumerate(files):
-        paths = [member.path for member in file.pair.members]
-        if reasons := [failed[path] for path in paths if path in failed]:
+        both = [member.path for member in file.pair.members]
+        if reasons := [failed[path] for path in both if path in failed]:
             _fail(file, reasons[0])
         if file.status:
             continue
-        analyses = [cache_file(output_dir, digests[path]) for path in paths]
+        analyses = [cache_file(output_dir, digests[path]) for path in both]
         before, after = file.pair.members
         names = before.name, after.name
         key = _key(analyses, names, same)
