@@ -524,11 +524,15 @@ class Finder:
             number = parsed.numbers[0][1] << 16
             number -= (number & 0x80000000) << 1
             result = Value(number & self.mask, True, (at,))
+            if target == "$gp":
+                self._note(last, PART, 0)
         elif mnemonic in ("addiu", "daddiu") and len(operands) == 3 and operands[1] in state:
             base = state[operands[1]]
             number = (base.number + parsed.numbers[0][1]) & self.mask
             if base.base and base.number == self.got:
-                if target != "$gp" and self.is_mapped(number):
+                if target == "$gp":  # its other part may be some instructions before
+                    self._note(last, PART, 0)
+                elif self.is_mapped(number):
                     self._note_through(last, number, base)
             elif base.base and self.got and number == self.got:
                 self._note(last, PART, 0, base)
