@@ -5,11 +5,13 @@ import re
 
 import numpy as np
 
-from binary.analysis import Analysis
+from binary.analysis import SOURCES, Analysis
 from binary.operands import OFFSET, PLACE, SLOT
 
 IMPORT, CODE, DATA, INSIDE, UNKNOWN = range(5)  # what an operand refers to
-TEXT = re.compile(rb"(?:[\t-\r -~]|[\xc2-\xf4][\x80-\xbf]{1,3})+\0")  # ASCII, or UTF-8
+CHARACTERS = rb"(?:[\t-\r -~]|[\xc2-\xf4][\x80-\xbf]{1,3})+"  # ASCII, or UTF-8
+TEXT, GO_TEXT = re.compile(CHARACTERS + rb"\0"), re.compile(rb"(" + CHARACTERS + rb")\0*")
+GO = SOURCES.index("Go's pclntab")
 GAP = 64  # maximum number of padding bytes between an address of code and the block that it means
 
 
@@ -33,6 +35,8 @@ class Places:
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
         self._texts: dict[int, bytes | None] = {}
+        # Go's texts follow each other without a NUL, so that each ends where the next one begins.
+        self.terminated = not (analysis.start_source == GO).any()
         size, big, self.offset_table = analysis.pointers.tolist()
         self.word = np.dtype(f"{'>' if big else '<'}u{size}")
         self.steps = [np.dtype(f"{'>' if big else '<'}i{n}") for n in {4, size}]  # of distances
@@ -118,7 +122,7 @@ class Places:
         end = int(self.boundaries[at]) if at < len(self.boundaries) else address
         data, begin = self.analysis.data[section], address - int(self.start[section])
         text = self.text(address)
-        length = max(end - address, len(text) + 1 if text else 0)
+        length = max(end - address, len(text) + self.terminated if text else 0)
         return data[begin : begin + length], bool(self.analysis.data_constant[section])
 
     def whole_text(self, address: int) -> bytes | None:
@@ -150,10 +154,15 @@ class Places:
         if section < 0 or not self.analysis.data_constant[section]:
             return None
         content, begin = self.analysis.data[section], address - int(self.start[section])
-        found = TEXT.match(content, begin)
-        if not found or self._holds_address(content[begin : begin + self.word.itemsize]):
+        if self._holds_address(content[begin : begin + self.word.itemsize]):
             return None
-        return found[0][:-1]
+        if self.terminated:
+            found = TEXT.match(content, begin)
+            return found[0][:-1] if found else None
+        at = int(np.searchsorted(self.boundaries, address, side="right"))
+        end = int(self.boundaries[at]) if at < len(self.boundaries) else address
+        found = GO_TEXT.fullmatch(content, begin, begin + end - address)
+        return found[1] if found else None
 
     def _holds_address(self, content: bytes) -> bool:
         """Whether the content begins with an address in this binary."""

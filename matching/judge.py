@@ -303,13 +303,15 @@ class Judge:
                 return False
             if n and (n == len(steps[0]) or n > 3):  # other data may follow
                 return bool(self._same_code(np.full(n, -1), blocks[0][:n], blocks[1][:n]).all())
-        texts = [
-            [p.whole_text(start + step) for step in side.tolist()]
-            for p, start, side in zip(self.places, (x, y), steps, strict=True)
-        ]
-        if len(steps[0]) > 1 and None not in texts[0] and None not in texts[1]:
-            return texts[0] == texts[1]
-        return None
+        if len(steps[0]) < 2:
+            return None
+        same = True
+        for one, other in zip(*(side.tolist() for side in steps), strict=True):
+            texts = self.places[0].whole_text(x + one), self.places[1].whole_text(y + other)
+            if None in texts:  # stop here: what is no such table may be long
+                return None
+            same &= texts[0] == texts[1]
+        return same
 
     @staticmethod
     def _length(blocks: list[np.ndarray]) -> int:

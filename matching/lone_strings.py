@@ -103,6 +103,9 @@ class _Contents:
     def __init__(self, code: Features) -> None:
         analysis, places = code.analysis, code.places
         self.whole = {piece for section in analysis.data for piece in section.split(b"\0")}
+        # Go's texts follow each other without a NUL.
+        self.joined = [] if places.terminated else analysis.data
+        self.whole.update(text for _, text in (_texts(places) if self.joined else ()))
         self.whole |= {name for text in self.whole if (name := _name_in(text))}
         self.reversed = sorted(text[::-1] for text in self.whole)
         self.order: Literal["big", "little"] = "big" if places.word.str[0] == ">" else "little"
@@ -111,8 +114,10 @@ class _Contents:
         self.vectors = set(_vectors(places))
 
     def __contains__(self, text: bytes) -> bool:
+        if self._ends_with(text) or self._copies(text):
+            return True
         name = _name_in(text)
-        return self._ends_with(text) or self._copies(text) or bool(name and self._ends_with(name))
+        return bool(name and self._ends_with(name)) or any(text in data for data in self.joined)
 
     def _ends_with(self, text: bytes) -> bool:
         """Whether a text of the program is this one, or ends with it."""
@@ -159,10 +164,13 @@ def _texts(places: Places) -> Iterator[tuple[int, bytes]]:
     """Yield the addresses to which instructions refer, and the texts there."""
     for address, section, begin in _targets(places):
         # The length is bounded first: hostile code may refer to each byte of a long text.
-        if places.analysis.data[section].find(b"\0", begin, begin + LONGEST) < begin + SHORTEST:
+        ends = places.analysis.data[section].find(b"\0", begin, begin + LONGEST)
+        if places.terminated and ends < begin + SHORTEST:
             continue
         text = places.text(address)
-        if text is not None and any(chr(c).isalnum() for c in text):
+        if text is None or not SHORTEST <= len(text) < LONGEST:
+            continue
+        if any(chr(c).isalnum() for c in text):
             yield address, text
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from features.extract import extract_features
+from features.places import DATA, GO
 from matching.changes import compare
 from matching.lone_strings import LoneStrings
+from matching.result import IDENTICAL
 
 TEXT = b"virtual memory exhausted\n"  # copy() prints it
 OTHER = b"virtual memory is no more"  # of the same length
@@ -107,3 +109,24 @@ def test_lone_strings_count_less_where_many_functions_have_some(codes):
     many = LoneStrings((code, all_of_them), pairs).surprise((copy, copy))
     assert few > many + 1 > 1
     assert LoneStrings((code, code), pairs).surprise((copy, copy)) == 0
+
+
+def test_texts_of_go_end_where_the_next_one_begins(codes, model):
+    """Go puts no NUL between texts, so an edit of one must not change the functions of others."""
+
+    def go(code, without_nul):
+        analysis = code.analysis
+        marked = {
+            "data": [section.replace(TEXT + b"\0", without_nul) for section in analysis.data],
+            "start_source": np.full_like(analysis.start_source, GO),
+        }
+        return dataclasses.replace(code, analysis=dataclasses.replace(analysis, **marked))
+
+    old, new = (go(codes["O1"], TEXT + end) for end in (b"!", b"?"))
+    places = [code.places for code in (old, new)]
+    texts = [{p.text(t) for t in p.target[p.kind == DATA].tolist()} for p in places]
+    assert texts[0] ^ texts[1] == {TEXT + b"!", TEXT + b"?"}
+    assert lone(old, new) == [{"copy": {TEXT + b"!"}}, {"copy": {TEXT + b"?"}}]
+    name = old.analysis.function_name
+    statuses = {name[row.sides[0]]: row.status for row in compare(old, new, model).functions}
+    assert {f for f, status in statuses.items() if status != IDENTICAL} == {"copy"}
