@@ -475,14 +475,14 @@ class _Reader:
 
     def _project(self) -> SimpleNamespace:
         """Return an object that replaces angr's project in functions that read instructions."""
-        spans = [(s.address, s.size, s.flag_w) for s in self.file.section if not s.flag_x]
-        spans += [(start, len(code), False) for start, code in self.memory.pieces.items()]
-        spans += [(address, 1, False) for address in self.imports]
+        spans = [(s.address, s.size, s.flag_w, False) for s in self.file.section if not s.flag_x]
+        spans += [(start, len(code), False, True) for start, code in self.memory.pieces.items()]
+        spans += [(address, 1, False, False) for address in self.imports]
+        names = "vaddr", "memsize", "is_writable", "is_executable"
         sections = [
-            SimpleNamespace(name="", vaddr=start, memsize=size, is_writable=writable)
-            for start, size, writable in spans
+            SimpleNamespace(name="", **dict(zip(names, span, strict=True))) for span in spans
         ]
-        image = SimpleNamespace(sections=sections, segments=[], sections_map={})
+        image = SimpleNamespace(arch=self.arch, sections=sections, segments=[], sections_map={})
         _, refers, _ = self._references()
         references = SimpleNamespace(
             get_xrefs_by_ins_addr=lambda address: [
