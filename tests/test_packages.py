@@ -20,6 +20,7 @@ import zstandard
 from conftest import PATCHED, bytes_of, compile_c, run_script
 from hypothesis import given
 from hypothesis import strategies as st
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from zig import universal
@@ -477,7 +478,9 @@ def test_the_page_leads_to_each_function(compared):
         search.send_keys("libshapes")
         (row,) = chrome.find_elements(By.CSS_SELECTOR, "#functions tbody tr")
         row.find_element(By.LINK_TEXT, "area").click()
-        WebDriverWait(chrome, 60).until(
+        # An element of the page before may be looked at while the new page comes.
+        waiting = WebDriverWait(chrome, 60, ignored_exceptions=[StaleElementReferenceException])
+        waiting.until(
             lambda chrome: (
                 chrome.find_element(By.TAG_NAME, "body").get_attribute("data-ready")
                 and chrome.find_elements(By.ID, "home")

@@ -13,6 +13,7 @@ import pytest
 from conftest import SOURCE, compile_c
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.support.ui import WebDriverWait
 
 from bench.screenshots import browser, open_page
@@ -95,9 +96,14 @@ def show(chrome, name):
 
 def wait_for(chrome, name):
     """Wait until a function is open."""
-    WebDriverWait(chrome, 10).until(
+    waiting(chrome).until(
         lambda chrome: chrome.find_element("css selector", "#title b").text == name
     )
+
+
+def waiting(chrome):
+    """Return what waits; the page may replace an element while it is looked at."""
+    return WebDriverWait(chrome, 10, ignored_exceptions=[StaleElementReferenceException])
 
 
 def test_changed_functions_come_first_and_open(opened):
@@ -247,10 +253,10 @@ def test_pseudo_code_stands_beside_the_graphs(chrome, analyses, tmp_path):
     press(chrome, "n")
     assert texts(chrome, ".lit .line.new") == ["c;"]
     press(chrome, "j")
-    WebDriverWait(chrome, 10).until(lambda chrome: texts(chrome, ".reason"))
+    waiting(chrome).until(lambda chrome: texts(chrome, ".reason"))
     assert texts(chrome, ".reason") == ["No pseudo-code of old: too long"]
     press(chrome, "j")  # of the third there is none: its graph is shown
-    WebDriverWait(chrome, 10).until(lambda chrome: texts(chrome, ".graph"))
+    waiting(chrome).until(lambda chrome: texts(chrome, ".graph"))
     assert not chrome.find_element("id", "view-pseudo").is_displayed()
 
 
@@ -296,7 +302,7 @@ def test_notes_come_back_from_a_file(opened, page, tmp_path):
     ]:
         opened.execute_script("document.getElementById('found').textContent = ''")
         opened.find_element("id", "notes-file").send_keys(str(tmp_path / name))
-        WebDriverWait(opened, 10).until(lambda chrome: chrome.find_element("id", "found").text)
+        waiting(opened).until(lambda chrome: chrome.find_element("id", "found").text)
         assert opened.find_element("id", "found").text == said
     assert opened.find_element("id", "note").get_attribute("value") == "mine / <i>seen</i>"
     assert texts(opened, ".row > :nth-child(1)")[0] == "✓"
