@@ -19,7 +19,7 @@ def ascii_name(name: str) -> str:
 def is_symbol(name: str) -> bool:
     """Whether a name may come from a C compiler; angr makes up others."""
     named_by_c = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name) is not None
-    return named_by_c and not re.match("sub_[0-9a-f]+$", name)
+    return named_by_c and not is_made_up(name)
 
 
 def is_made_up(name: str) -> bool:

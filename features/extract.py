@@ -24,7 +24,7 @@ from binary.shared_data import Tables, pointer_labels, read_tables, shared_varia
 from features.normalised import normal_forms
 from features.outline import Outline
 from features.places import Places
-from features.tfidf import columns_of, counted, hashed, numbered
+from features.tfidf import columns_of, counted, factorised, hashed
 from jobs.processes import LIMITS, limited_memory
 
 HUB = 1000  # a function that calls more than so many others is a hub
@@ -252,7 +252,7 @@ def _read_lines(analysis: Analysis) -> tuple[Lines, list[str]]:
     n_code = analysis.code_blocks
     blocks = analysis.instructions[:n_code]
     offsets = np.cumsum([0] + [text.count(b"\n") + 1 for text in blocks])
-    line, texts = numbered(b"\n".join(blocks).split(b"\n"))
+    line, texts = factorised(b"\n".join(blocks).split(b"\n"))
     form, forms, literals = split_forms(texts)
     read = [_read_form(analysis.architecture, text) for text in forms]
     words = _words_of_lines(int(analysis.function_address[0]), read, form, literals)
@@ -265,7 +265,7 @@ def split_forms(texts: list[bytes]) -> tuple[np.ndarray, list[bytes], list[bytes
     parts = LITERAL.split(b"\n".join(texts))
     literals = parts[1::2]
     parts[1::2] = [b"0x1" if b"x" in literal else b"1" for literal in literals]
-    form, forms = numbered(b"".join(parts).split(b"\n"))
+    form, forms = factorised(b"".join(parts).split(b"\n"))
     return form.astype(np.int32), forms, literals
 
 
@@ -284,7 +284,7 @@ def _words_of_lines(
     literals : list of bytes
         The numbers of all lines, one line after the other.
     """
-    literal, texts = numbered(literals)
+    literal, texts = factorised(literals)
     value = np.array([_number(text) & MASK for text in texts], np.uint64)
 
     def written(used: list[list[tuple[int, bool]]]) -> tuple[np.ndarray, ...]:

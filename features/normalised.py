@@ -1,6 +1,7 @@
 """Normalise the code of a block: without its addresses, so that the same code is equal."""
 
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 
@@ -9,6 +10,7 @@ import numpy as np
 from binary.analysis import STEP_OVER, Analysis
 from binary.operands import DIGITS, IN_MEMORY, NUMBER, OFFSET, PART, PLACE, SLOT
 from features.places import DATA, IMPORT, Places
+from features.tfidf import factorised
 
 # Instructions that compute nothing: alignment, and the landing pads of control-flow protection,
 # which only some distributions compile in. The prefix "notrack" belongs to these.
@@ -87,5 +89,6 @@ def normal_line(line: str, marks: tuple[tuple[int, str], ...] = ()) -> str:
 
 def numbered(*sides: Iterable[Hashable]) -> list[np.ndarray]:
     """Return a number for each item; equal items get the same number on all sides."""
-    number: dict[Hashable, int] = {}
-    return [np.array([number.setdefault(x, len(number)) for x in side]) for side in sides]
+    lists = [list(side) for side in sides]
+    number, _ = factorised(itertools.chain.from_iterable(lists))
+    return np.split(number, np.cumsum([len(items) for items in lists])[:-1])

@@ -103,6 +103,11 @@ class Places:
             found.append(words[self.section_of(words) >= 0])
         return np.unique(np.concatenate(found))
 
+    def _next_boundary(self, address: int) -> int:
+        """Return the next address to which something refers, or this one if there is none."""
+        at = int(np.searchsorted(self.boundaries, address, side="right"))
+        return int(self.boundaries[at]) if at < len(self.boundaries) else address
+
     def words(self, start: int, content: bytes) -> np.ndarray:
         """Return the aligned words of the bytes ``content`` at the address ``start``, as int64."""
         size = self.word.itemsize
@@ -118,8 +123,7 @@ class Places:
         section = int(self.section_of(np.array([address]))[0])
         if section < 0:
             return b"", False
-        at = int(np.searchsorted(self.boundaries, address, side="right"))
-        end = int(self.boundaries[at]) if at < len(self.boundaries) else address
+        end = self._next_boundary(address)
         data, begin = self.analysis.data[section], address - int(self.start[section])
         text = self.text(address)
         length = max(end - address, len(text) + self.terminated if text else 0)
@@ -159,9 +163,8 @@ class Places:
         if self.terminated:
             found = TEXT.match(content, begin)
             return found[0][:-1] if found else None
-        at = int(np.searchsorted(self.boundaries, address, side="right"))
-        end = int(self.boundaries[at]) if at < len(self.boundaries) else address
-        found = GO_TEXT.fullmatch(content, begin, begin + end - address)
+        end = begin + self._next_boundary(address) - address
+        found = GO_TEXT.fullmatch(content, begin, end)
         return found[1] if found else None
 
     def _holds_address(self, content: bytes) -> bool:

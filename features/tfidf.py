@@ -15,12 +15,12 @@ DIMENSIONS = 1 << 18  # words are hashed to so many columns; few words of a bina
 def hashed(bags: Iterable[Iterable[Any]]) -> scipy.sparse.csr_matrix:
     """Count how often each word occurs in each of n bags, csr float32 (n, DIMENSIONS)."""
     rows = [list(bag) for bag in bags]
-    word, words = numbered(itertools.chain.from_iterable(rows))
+    word, words = factorised(itertools.chain.from_iterable(rows))
     row = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     return counted(row, columns_of(words)[word], len(rows))
 
 
-def numbered(values: Iterable[Any]) -> tuple[np.ndarray, list]:
+def factorised(values: Iterable[Any]) -> tuple[np.ndarray, list]:
     """Return the number of each of n values, int64 (n,), and the different values by number.
 
     The first value has number 0, the next that differs has 1, and so on.

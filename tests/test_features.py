@@ -12,7 +12,7 @@ from binary.architectures import ARCHITECTURES
 from binary.operands import IN_MEMORY
 from features.extract import _read_form, _words_of_lines, split_forms
 from features.normalised import normal_line
-from features.tfidf import hashed, numbered, weigh
+from features.tfidf import factorised, hashed, weigh
 
 bags = st.lists(st.dictionaries(st.integers(0, 12), st.integers(1, 5)), min_size=1, max_size=6)
 
@@ -50,7 +50,7 @@ def test_the_words_of_a_block_are_those_of_its_instructions(codes):
 
 @given(st.lists(st.binary(max_size=2)))
 def test_values_are_numbered_as_they_first_occur(values):
-    number, different = numbered(iter(values))
+    number, different = factorised(iter(values))
     assert [different[i] for i in number] == values
     assert [values.index(value) for value in different] == sorted(map(values.index, set(values)))
 
