@@ -1,16 +1,19 @@
-"""Train variants of the encoder on a GPU machine that has only torch, numpy and scipy.
+"""Train variants of the encoder: the rows of bench/retrieval.py's tables, several seeds each.
 
-    python bench/gpu_encoder.py pack     here: writes the training data to gpu/encoder/
-    python bench/gpu_encoder.py train    there: trains all rows at once, several seeds each
-    python bench/gpu_encoder.py unpack   here: gpu/out/*.tar -> models for bench/retrieval.py
+    python bench/encoder_rows.py pack     here: writes the training data to gpu/encoder/
+    python bench/encoder_rows.py train    there: trains all rows
+    python bench/encoder_rows.py unpack   here: gpu/out/*.tar -> models for bench/retrieval.py
 
-All rows get the same number of seconds. The processes first measure together how long a step takes,
-so that all seeds of a row make the same number of steps. bench/gpu.sh packs the wheels.
+"There" is a machine with only torch, numpy and scipy (bench/gpu.sh packs the wheels). On a GPU, all
+trainings run at once, and all take the same time: the processes first measure together how long a
+step takes, so that all seeds of a row make the same number of steps. On two cores,
+`train --steps 600 --at_once 2` always runs two of them, and continues where it was stopped.
 """
 
 import dataclasses
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import sys
@@ -24,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import torch
 from neutral import without_operations
+from pydantic import PositiveInt
 
 import encoder.train as encoder_train
 import utils
@@ -47,19 +51,23 @@ class Row(NamedTuple):
     Attributes
     ----------
     stages : list of (dict of str to float, bool, int or None, float)
-        Objectives, with the transformer, of so many packages only, share of the time.
+        Objectives, with the transformer, of so many packages only, time as a share of that of
+        the row "labels".
     seeds : int
         Number of trainings.
     part : (int, int)
         Of the packages, the k-th of n parts, as for encoder/train.py.
     neutral : bool
         Whether it reads the words that all processors share.
+    like : str
+        A row that begins with the same stages. With --steps these are trained once for both rows.
     """
 
     stages: list[tuple[dict[str, float], bool, int | None, float]]
     seeds: int = 3
     part: tuple[int, int] = (1, 1)
     neutral: bool = True
+    like: str = ""
 
 
 def labels(packages: int | None = None, share: float = 1.0) -> list:
@@ -72,14 +80,18 @@ ROWS = {
     "half-1": Row(labels(), 1, (1, 2)),
     "half-2": Row(labels(), 1, (2, 2)),
     "bag": Row([(SAME, False, None, 1.0)]),
-    "no-neutral": Row(labels(), 1, neutral=False),
+    "no-neutral": Row(labels(), neutral=False),
     "pretrained": Row([(BOTH, True, None, 0.4), (SAME, True, None, 0.6)]),
-    "pretrained-only": Row([(BOTH, True, None, 1.0)], 2),
+    "pretrained-only": Row([(BOTH, True, None, 1.0)]),
     "few-labels": Row(labels(10, 0.5)),
-    "few-labels-long": Row(labels(10), 2),
+    "few-labels-long": Row(labels(10)),
+    "few-labels-longer": Row(labels(10, 1.5)),
     "pretrained-few-labels": Row([(BOTH, True, None, 0.5), *labels(10, 0.5)]),
-    "packages-20": Row(labels(20), 1),
-    "packages-40": Row(labels(40), 1),
+    "pretrained-longer-few-labels": Row(
+        [(BOTH, True, None, 1.0), *labels(10, 0.5)], like="pretrained-only"
+    ),
+    "packages-20": Row(labels(20)),
+    "packages-40": Row(labels(40)),
 }
 
 
@@ -124,18 +136,24 @@ def train(
     out: str = "gpu/out",
     minutes: float = 3.0,
     rows: str = "",
+    steps: PositiveInt | None = None,
+    at_once: PositiveInt | None = None,
     train_cfg: str = str(ROOT / encoder_train.train_cfg),
 ) -> None:
-    """Train all rows at the same time.
+    """Train all rows.
 
     Parameters
     ----------
     out : str
         Folder for the rows' models, and what they print.
     minutes : float
-        Time for everything.
+        Time for everything, if all are trained at once.
     rows : str
         Which rows, separated by blanks. Default: all.
+    steps : int
+        Instead of --minutes: the length of the row "labels", in steps with the transformer.
+    at_once : int
+        With --steps: number of trainings at the same time. Default: all.
     train_cfg : str
         Settings as for encoder/train.py; each row has its own stages.
     """
@@ -143,25 +161,38 @@ def train(
     unknown = [row for row in chosen if row not in ROWS]
     if unknown:
         raise utils.UserError(f"--rows {unknown[0]}: the rows are {' '.join(ROWS)}")
+    if at_once and not steps:
+        raise utils.UsageError("--at_once needs --steps")
     end = time.monotonic() + 60 * minutes
     packed = json.loads((PLACE / "list.json").read_text())
     parts = [(tuple(b), load_part(PLACE / f"{i}.npz")) for i, b in enumerate(packed["builds"])]
     cfg = utils.read_config(encoder_train.Config, train_cfg)
     read = prepared(cfg, parts, Row([]))
     names = [(row, seed) for row in chosen for seed in range(ROWS[row].seeds)]
+    longest = max(sum(stage[-1] for stage in ROWS[row].stages) for row in chosen)
     fork = multiprocessing.get_context("fork")  # so that processes share what was read
     # The timeout ends the other processes if one fails before the barrier.
     wait, times = fork.Barrier(len(names), timeout=100), fork.Array("d", len(names))
     Path(out).mkdir(parents=True, exist_ok=True)
+
+    def clock(number: int) -> tuple:
+        return number, wait, times, end, longest
+
     jobs = [
         fork.Process(
-            target=run, args=(cfg, parts, read, packed["analysis"], *name, i, wait, times, end, out)
+            target=run,
+            args=(cfg, parts, read, packed["analysis"], *name, out, steps, clock(i)),
         )
         for i, name in enumerate(names)
     ]
+    running: list = []
     for job in jobs:
+        while len(running) == (at_once or len(jobs)):
+            ended = multiprocessing.connection.wait([other.sentinel for other in running])
+            running = [other for other in running if other.sentinel not in ended]
         job.start()
-    for job in jobs:
+        running.append(job)
+    for job in running:
         job.join()
     for row in chosen:
         with tarfile.open(Path(out, f"{row}.tar"), "w") as tar:
@@ -194,33 +225,25 @@ def prepared(cfg, parts: list, row: Row) -> encoder_train.Prepared:
 
 
 def run(
-    cfg, parts, read, analysis: str, row: str, seed: int, number: int, wait, times, end, out
+    cfg, parts, read, analysis: str, row: str, seed: int, out: str, steps: int | None, clock: tuple
 ) -> None:
     """Train one row with one seed, in a process of its own."""
     torch.set_num_threads(1)
-    name = f"{row}-seed{seed}"
-    work = Path("gpu/work", name)
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    how, name = ROWS[row], f"{row}-seed{seed}"
     sys.stdout = sys.stderr = open(Path(out, f"{name}.txt"), "w", buffering=1)  # noqa: SIM115
-    how = ROWS[row]
     if how.part != (1, 1) or not how.neutral:
         read = prepared(cfg, parts, how)
     base = dataclasses.replace(cfg.stages[-1], batch_size=256, seed=seed, keep=1)
-    trial = dataclasses.replace(base, total_steps=TRIAL, save_steps=TRIAL, objectives=SAME)
-    for repetition in range(2):  # the first one only warms up
-        start = time.monotonic()
-        one = dataclasses.replace(cfg, stages=[trial])
-        unjudged = read._replace(judge=None)
-        place = str(work / f"{repetition}"), work / "trial"
-        encoder_train.train_encoder(one, unjudged, analysis, *place)
-        times[number] = (time.monotonic() - start) / TRIAL
-        wait.wait()
-    seconds = max(times)
-    room = SHARE * (end - time.monotonic())
+    if steps:
+        work = Path("gpu/work", f"{how.like or row}-seed{seed}")
+    else:
+        work = Path("gpu/work", name)
+        shutil.rmtree(work, ignore_errors=True)
+        steps = measured_steps(cfg, base, read, analysis, work, *clock)
+    work.mkdir(parents=True, exist_ok=True)
     stages = []
     for objectives, transformer, packages, part in how.stages:
-        steps = max(int(part * room / seconds / (1 if transformer else BAG)), 8)
+        length = max(int(part * steps / (1 if transformer else BAG)), 8)
         stages.append(
             dataclasses.replace(
                 base,
@@ -228,16 +251,32 @@ def run(
                 objectives=objectives,
                 transformer=transformer,
                 packages=packages,
-                total_steps=steps,
-                save_steps=max(steps // 3, 1),
+                total_steps=length,
+                save_steps=max(length // 3, 1),
                 words_lr=base.words_lr if transformer else cfg.stages[0].words_lr,
             )
         )
-    print(f"{seconds:.3f} s a step; {[stage.total_steps for stage in stages]} steps")
+    print(f"stages of {[stage.total_steps for stage in stages]} steps")
     encoder_train.train_encoder(
         *(dataclasses.replace(cfg, stages=stages), read, analysis),
         *(str(work), Path(out, f"{name}.safetensors")),
     )
+
+
+def measured_steps(
+    cfg, base, read, analysis: str, work: Path, number: int, wait, times, end: float, longest: float
+) -> int:
+    """Return how many steps the row "labels" has time for, as all processes measure together."""
+    trial = dataclasses.replace(base, total_steps=TRIAL, save_steps=TRIAL, objectives=SAME)
+    for repetition in range(2):  # the first one only warms up
+        start = time.monotonic()
+        one = dataclasses.replace(cfg, stages=[trial])
+        place = str(work / f"trial{repetition}"), work / "trial"
+        encoder_train.train_encoder(one, read._replace(judge=None), analysis, *place)
+        times[number] = (time.monotonic() - start) / TRIAL
+        wait.wait()
+    print(f"{max(times):.3f} s a step")
+    return int(SHARE * (end - time.monotonic()) / max(times) / longest)
 
 
 def unpack(out: str = "gpu/out", to: str = "out-retrieval/models") -> None:
