@@ -93,6 +93,9 @@ def index(
     utils.check_outputs({"plot": plot}, files, {"outputDir": outputDir, "index_dir": index_dir})
     refuse_arch(files, arch)
     encoder = the_encoder()
+    if next(Path(index_dir).glob("*.parquet"), None):  # refuse it now, not after hours of analysis
+        with limited_memory(memory_limit, f"reading {index_dir}"):
+            read(index_dir, encoder.identity, encoder.dimensions)
     new, skipped, taken = {}, {}, {}
     for file in files:
         try:
@@ -124,7 +127,8 @@ def index(
         if plot:
             draw_map(table, plot)
     print(
-        f"{index_dir}: {len(table):,} functions of {len(table.binaries):,} "
+        f"{index_dir}: {len(table):,} {utils.plural(len(table), 'function')} of "
+        f"{len(table.binaries):,} "
         f"{utils.plural(len(table.binaries), 'file')}, "
         f"{sum(file not in skipped for file in new.values()):,} new"
     )
@@ -314,7 +318,12 @@ def searched(
         (own or known.sha256 != sha256) and (not same_processor or known.processor == processor)
         for known in table.binaries
     ]
-    return np.array(files, bool)[table.binary]
+    allowed = np.array(files, bool)[table.binary]
+    only = [] if own else [f"of {binary} itself (--own searches them, too)"]
+    only += ["for other processors (--same_processor leaves them out)"] if same_processor else []
+    if only and not allowed.any():
+        raise utils.UserError(f"the index only has functions {' or '.join(only)}")
+    return allowed
 
 
 def names_of(table: Index, matches: list[int]) -> list[str]:

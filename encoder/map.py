@@ -35,8 +35,11 @@ def draw_map(index: Index, path: str) -> None:
     rng = np.random.default_rng(SEED)
     drawn = np.sort(rng.permutation(len(index.vector))[:MOST])
     vectors, binary = index.vector[drawn].astype(np.float32), index.binary[drawn]
-    place = PCA(min(50, *vectors.shape), random_state=SEED).fit_transform(vectors)
-    if len(vectors) > 10:
+    different = len(np.unique(vectors, axis=0))
+    place = np.zeros((len(vectors), 2))
+    if different > 1:
+        place = PCA(min(50, *vectors.shape), random_state=SEED).fit_transform(vectors)
+    if different > 10:
         perplexity = min(30, (len(vectors) - 1) / 3)
         place = TSNE(perplexity=perplexity, random_state=SEED, init="pca").fit_transform(place)
     figure, axes = pyplot.subplots(figsize=(12, 10), layout="constrained")
@@ -55,7 +58,8 @@ def draw_map(index: Index, path: str) -> None:
         axes.scatter(x, y, s=9, color=colour, label=label, alpha=0.8, linewidths=0)
     axes.set_axis_off()
     axes.set_title(
-        f"{len(index):,} functions of {len(size):,} {utils.plural(len(size), 'file')}: "
+        f"{len(index):,} {utils.plural(len(index), 'function')} of "
+        f"{len(size):,} {utils.plural(len(size), 'file')}: "
         "points close together are similar functions"
         + (f"\n{MOST:,} of them are drawn, chosen at random" if len(index) > MOST else "")
     )
@@ -68,8 +72,10 @@ def draw_map(index: Index, path: str) -> None:
 
 
 def _labels(paths: list[str]) -> list[str]:
-    """Return the files' names, with the folder in front if two names are the same."""
-    names = [os.path.basename(path) for path in paths]
-    if len(set(names)) < len(names):
-        names = ["/".join(Path(path).parts[-2:]) for path in paths]
+    """Return the end of each file's path, as many folders of it as tell all files apart."""
+    parts = [Path(path).parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = [str(Path(*part[-length:])) for part in parts]
+        if len(set(names)) == len(set(paths)):
+            break
     return [printable(name).replace("$", r"\$") for name in names]

@@ -234,6 +234,14 @@ def test_as_many_answers_are_right_as_their_chances_say():
     assert few.max() > many.max()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("rows", "text"), [(1, "1 function of 1 file"), (20, "20 functions of 1")])
+def test_a_map_of_functions_that_are_all_the_same(tmp_path, rows, text):
+    pyarrow.parquet.write_table(of_rows(rows), tmp_path / "a.parquet")
+    draw_map(index.read(tmp_path, "e", 8), str(tmp_path / "map.svg"))
+    assert text in (tmp_path / "map.svg").read_text()
+
+
 def test_the_map_names_the_largest_files(tmp_path):
     for number in range(1, 13):
         add(tmp_path, number, number)
@@ -243,3 +251,5 @@ def test_the_map_names_the_largest_files(tmp_path):
     assert [text for text in texts if text[0].isdigit()][1:] == ["3 other files", *files]
     assert map_labels(["old/$f", "/b/new/$f"]) == [r"old/\$f", r"new/\$f"]
     assert map_labels(["old/f", "new/g\x1b"]) == ["f", r"g\x1b"]
+    assert map_labels(["1/lib/f", "/b/2/lib/f", "g"]) == ["1/lib/f", "2/lib/f", "g"]
+    assert map_labels(["lib/f", "lib/f", "g"]) == ["f", "f", "g"]  # two files were there in turn

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 import search
-from utils import UserError
+from encoder.index import Binary, add
+from utils import UserError, sha256_of
 
 
 def search_py(cwd, *arguments):
@@ -103,6 +105,45 @@ def test_a_function_finds_itself_in_other_builds(made, builds):
     chances = [float(line.split()[0]) for line in other.stdout.splitlines()[1:]]
     assert chances == sorted(chances, reverse=True)
     assert 0 <= chances[-1] < chances[0] <= 1
+
+
+def test_only_files_that_were_asked_for_are_searched(tmp_path):
+    (tmp_path / "own").write_bytes(b"1")
+    own = sha256_of(tmp_path / "own")
+    known = [("own", own, "AMD64"), ("arm", "2", "AARCH64"), ("x86", "3", "AMD64")]
+    table = SimpleNamespace(binaries=[Binary(*b) for b in known], binary=np.array([0, 1, 1, 2]))
+    code = SimpleNamespace(analysis=SimpleNamespace(processor="AMD64"))
+
+    def found(same_processor, own):
+        binary = str(tmp_path / "own")
+        return search.searched(table, binary, code, same_processor, own).astype(int).tolist()
+
+    assert found(same_processor=False, own=False) == [0, 1, 1, 1]
+    assert found(same_processor=False, own=True) == [1, 1, 1, 1]
+    assert found(same_processor=True, own=False) == [0, 0, 0, 1]
+    assert found(same_processor=True, own=True) == [1, 0, 0, 1]
+    table.binary = np.array([0, 1, 1])
+    with pytest.raises(UserError, match=r"own itself [(]--own .* or for other processors [(]--"):
+        found(same_processor=True, own=False)
+    table.binary = np.array([0])
+    with pytest.raises(UserError, match=r"only has functions of .*own itself [(].* too[)]$"):
+        found(same_processor=False, own=False)
+
+
+def test_an_index_of_another_encoder_is_left_as_it_is(made, builds, tmp_path):
+    """It is refused before a file is analysed, and no vector is added to it."""
+    about = Binary("p", "0" * 64, "AMD64")
+    one = np.ones(1)
+    add(tmp_path, "other", about, one.astype(np.uint64), ["f"], one, np.ones((1, 384)))
+    files = list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="vectors of another encoder"):
+        search.index(
+            str(builds / "O2" / "shapes"),
+            index_dir=str(tmp_path),
+            outputDir=str(made[0] / "output"),
+            workers=1,
+        )
+    assert list(tmp_path.iterdir()) == files
 
 
 def test_names_are_those_of_the_sources():
