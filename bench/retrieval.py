@@ -151,9 +151,17 @@ def features_of(build: Build, output_dir: str) -> Features:
     return extract_features(load_analysis(cache_file(output_dir, build.sha256)))
 
 
+def kept_as(build: Build, output_dir: str) -> str:
+    """Return the name of a file that keeps something of a build: another for each analysis of it.
+
+    Functions are kept by their numbers, which another version of the analysis may change.
+    """
+    return cache_file(output_dir, build.sha256).name
+
+
 def known_of(build: Build, output_dir: str, work: str) -> Known:
     """Return names and bodies of one file's functions; they are cached."""
-    file = Path(work) / "functions" / f"{build.sha256}.npz"
+    file = Path(work) / "functions" / kept_as(build, output_dir)
     if not file.exists():
         code = features_of(build, output_dir)
         names = np.array(source_names(code.analysis), str)
@@ -289,7 +297,7 @@ def held_out(
 
 
 class Vectors:
-    """Vectors of functions by each row, cached by the row's identity and the file's hash."""
+    """Vectors of functions by each row, cached by the row's identity and the file's analysis."""
 
     def __init__(self, rows: dict[str, list[Row]], output_dir: str, work: str) -> None:
         self.rows, self.output_dir = rows, output_dir
@@ -297,7 +305,7 @@ class Vectors:
 
     def file(self, row: Row, cell: str, build: Build) -> Path:
         name = re.sub(r"\W+", "-", f"{type(row).__name__} {row.identity} {cell}")
-        return self.folder / name / f"{build.sha256}.npz"
+        return self.folder / name / kept_as(build, self.output_dir)
 
     def make(self, builds: list[Build], cells: list[str]) -> None:
         """Make missing vectors; extract each file's features only once for all rows."""

@@ -1,6 +1,7 @@
 """bench/retrieval.py: ranks in pools, intervals, which functions are asked about."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import chances
 import names
@@ -12,6 +13,7 @@ import rows
 from conftest import compile_c
 from recipes import RECIPES, TEST, VALIDATION
 
+from binary import analysis
 from encoder.calibration import Calibration
 from utils import UserError
 
@@ -154,6 +156,24 @@ def test_what_is_asked_and_what_is_searched():
     assert {build.setting for build, _ in task.queries} == {O0}
     assert {build.setting for build, _ in task.pool} == {O3}
     assert task_of((O0, ("trixie", "gcc", "O2")), test, other)[:2] == ({}, [])
+
+
+def test_what_is_kept_belongs_to_one_version_of_the_analysis(tmp_path, monkeypatch):
+    def features_of(*_):
+        code = SimpleNamespace(analysis=analysis.analysis_settings(), sizes=np.ones(1, np.int64))
+        code.outline = SimpleNamespace(code=["mov"])
+        return code
+
+    monkeypatch.setattr(retrieval, "features_of", features_of)
+    monkeypatch.setattr(retrieval, "source_names", lambda version: [version])
+    build = retrieval.Build("lmdb", O0, Path("shapes"), "0" * 64)
+    vectors = retrieval.Vectors({}, tmp_path, tmp_path)
+    files = set()
+    for version in ("1", "2", "1"):
+        monkeypatch.setattr(analysis, "analysis_settings", lambda version=version: version)
+        assert retrieval.known_of(build, tmp_path, tmp_path).name == [version]
+        files.add(vectors.file(SimpleNamespace(identity="row"), "body only", build))
+    assert len(files) == 2
 
 
 def test_mixed_pairs_are_of_two_builds():
