@@ -200,7 +200,14 @@ def prepare(cfg: Config, corpus: Corpus, held_out: Corpus | None) -> Prepared:
     data = Data(corpus, look_up(corpus.positions, vocabulary), programs_of(corpus))
     if not data.programs:
         raise utils.UserError("no program has two builds that may be trained on; give more builds")
-    return Prepared(vocabulary, data, Judge(held_out, vocabulary) if held_out else None)
+    judge = Judge(held_out, vocabulary) if held_out else None
+    if judge is None or not len(judge.pairs):
+        judge = None
+        print(
+            "no library for validation has two builds: recall is not measured, and the chances "
+            "that search.py prints will be guesses"
+        )
+    return Prepared(vocabulary, data, judge)
 
 
 def train_encoder(cfg: Config, read: Prepared, analysis: str, save_dir: str, to: str) -> None:
@@ -228,7 +235,7 @@ def train_encoder(cfg: Config, read: Prepared, analysis: str, save_dir: str, to:
             stage, info, network, data, judge, f"{save_dir}/{number}-{stage.name}", words
         )
     card = {
-        "what": "functions -> vectors, for search.py",
+        "what": "functions -> vectors, for search.py and diff.py",
         "packages": " ".join(sorted({build.package for build in corpus.builds})),
         "builds": str(len(corpus.builds)),
         "functions": str(len(corpus.name)),

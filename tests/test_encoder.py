@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import encoder_rows
 import numpy as np
@@ -354,6 +355,17 @@ def test_builds_that_only_choose_are_not_enough(tmp_path, monkeypatch):
     with pytest.raises(utils.UserError, match=f"builds has builds of {VALIDATION[0]} only, which"):
         encoder_train.main(path="builds", train_cfg=settings, to="to")
     assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("pairs", [0, 1])
+def test_without_pairs_for_validation_nothing_is_measured(monkeypatch, capsys, pairs):
+    judge = SimpleNamespace(pairs=np.zeros((pairs, 2)))
+    for name, made in (("choose_words", 0), ("by_package", 0), ("look_up", 0), ("Judge", judge)):
+        monkeypatch.setattr(encoder_train, name, lambda *_, made=made: made)
+    monkeypatch.setattr(encoder_train, "programs_of", lambda _: [["a", "b"]])
+    cfg, corpus = SimpleNamespace(words=1), SimpleNamespace(positions=None)
+    assert encoder_train.prepare(cfg, corpus, corpus).judge is (judge if pairs else None)
+    assert ("will be guesses" in capsys.readouterr().out) == (not pairs)
 
 
 def test_the_command_trains_and_goes_on(builds, corpus, small, tmp_path, monkeypatch, capfd):
