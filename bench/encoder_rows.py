@@ -252,7 +252,7 @@ def run(
                 transformer=transformer,
                 packages=packages,
                 total_steps=length,
-                save_steps=max(length // 3, 1),
+                save_steps=length,
                 words_lr=base.words_lr if transformer else cfg.stages[0].words_lr,
             )
         )

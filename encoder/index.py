@@ -113,7 +113,11 @@ def add(
     with utils.atomic_file(index_file(folder, binary.sha256), "wb") as file:
         # Packing would save a tenth, and reading would take half as long again.
         pyarrow.parquet.write_table(
-            table, file, compression="none", use_dictionary=["name"], write_statistics=False
+            *(table, file),
+            compression="none",
+            use_dictionary=["name"],
+            write_statistics=False,
+            write_page_checksum=True,
         )
 
 
@@ -194,7 +198,10 @@ def _read_file(file: Path) -> tuple[dict[str, str], dict]:
         # A thread of pyarrow that still works when Python ends aborts the process, so it must start
         # none: no pre_buffer, no use_threads.
         opened = pyarrow.parquet.ParquetFile(
-            pa.BufferReader(whole), read_dictionary=["name"], pre_buffer=False
+            pa.BufferReader(whole),
+            read_dictionary=["name"],
+            pre_buffer=False,
+            page_checksum_verification=True,
         )
         about, width = _check_header(opened, size)
         table = opened.read(use_threads=False)

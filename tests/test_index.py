@@ -88,7 +88,9 @@ def test_two_encoders_do_not_mix(tmp_path):
         index.read(tmp_path / "none", "e", 8)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "columns", "metadata", "nan", "null"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "cut", "noise", "bit", "columns", "metadata", "nan", "null"]
+)
 def test_damaged_parts_are_named(tmp_path, damage):
     binary, *_ = add(tmp_path, 5, 1)
     file = index.index_file(tmp_path, binary.sha256)
@@ -100,6 +102,9 @@ def test_damaged_parts_are_named(tmp_path, damage):
         file.write_bytes(whole[: len(whole) // 2])
     elif damage == "noise":
         file.write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    elif damage == "bit":
+        at = whole.index(table["vector"][2].as_py())
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     elif damage == "columns":
         pyarrow.parquet.write_table(table.drop_columns(["vector"]), file)
     elif damage == "metadata":
