@@ -109,7 +109,11 @@ def index(
     if new:
         limits = time_limit, memory_limit
         named = {taken[file]: file for file in new.values()}
-        analyses, failed = analyse_files(list(named), outputDir, workers, limits)
+        try:
+            analyses, failed = analyse_files(list(named), outputDir, workers, limits)
+        except utils.UserError as error:  # all of them failed
+            others = [reason_of(file, why) for file, why in skipped.items()]
+            raise utils.UserError("; ".join([*others, str(error)])) from error
         analyses = {named[part]: analysis for part, analysis in analyses.items()}
         skipped |= {named[part]: why for part, why in failed.items()}
         jobs = (

@@ -157,7 +157,7 @@ def test_mistakes_are_named(made, builds):
     for arguments, reason in (
         (["query", program, "--function", "kid"], "no function is called kid; did you mean kind"),
         (["query", program, "--function", "kind", "--index_dir", "none"], "no such folder"),
-        (["index", "nowhere"], "nowhere"),
+        (["index", "nowhere", "more/text"], "nowhere"),
         (["scan", "more/text"], "more/text"),
     ):
         done = search_py(cwd, *arguments)
