@@ -93,9 +93,6 @@ def index(
     utils.check_outputs({"plot": plot}, files, {"outputDir": outputDir, "index_dir": index_dir})
     refuse_arch(files, arch)
     encoder = the_encoder()
-    if next(Path(index_dir).glob("*.parquet"), None):  # refuse it now, not after hours of analysis
-        with limited_memory(memory_limit, f"reading {index_dir}"):
-            read(index_dir, encoder.identity, encoder.dimensions)
     new, skipped, taken = {}, {}, {}
     for file in files:
         try:
@@ -107,6 +104,10 @@ def index(
         if not index_file(index_dir, sha256).exists():
             new.setdefault(sha256, file)
     if new:
+        # An index that cannot be used is refused now, not after hours of analysis.
+        if next(Path(index_dir).glob("*.parquet"), None):
+            with limited_memory(memory_limit, f"reading {index_dir}"):
+                read(index_dir, encoder.identity, encoder.dimensions)
         limits = time_limit, memory_limit
         named = {taken[file]: file for file in new.values()}
         try:

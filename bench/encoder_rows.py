@@ -5,9 +5,9 @@
     python bench/encoder_rows.py unpack   here: gpu/out/*.tar -> models for bench/retrieval.py
 
 "There" is a machine with only torch, numpy and scipy (bench/gpu.sh packs the wheels). On a GPU, all
-trainings run at once, and all take the same time: the processes first measure together how long a
-step takes, so that all seeds of a row make the same number of steps. On two cores,
-`train --steps 600 --at_once 2` always runs two of them, and continues where it was stopped.
+trainings run at once. Their processes first measure together how long a step takes, so that all
+seeds of a row make the same number of steps; the longest row takes --minutes. On two cores,
+`train --steps 600 --at_once 2` runs two trainings at a time, and continues where it was stopped.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ ROWS = {
     "pretrained-only": Row([(BOTH, True, None, 1.0)]),
     "few-labels": Row(labels(10, 0.5)),
     "few-labels-long": Row(labels(10)),
-    # On one core, as long as the next but one: a step of BOTH takes twice as long as one of SAME.
+    # As long as "pretrained-longer-few-labels" on a CPU, where a step of BOTH is twice one of SAME.
     "few-labels-longer": Row(labels(10, 2.2)),
     "pretrained-few-labels": Row([(BOTH, True, None, 0.5), *labels(10, 0.5)]),
     "pretrained-longer-few-labels": Row(
@@ -148,7 +148,7 @@ def train(
     out : str
         Folder for the rows' models, and what they print.
     minutes : float
-        Time for everything, if all are trained at once.
+        Time for everything; the longest row takes all of it.
     rows : str
         Which rows, separated by blanks. Default: all.
     steps : int
@@ -158,10 +158,11 @@ def train(
     train_cfg : str
         Settings as for encoder/train.py; each row has its own stages.
     """
-    chosen = rows.split() or list(ROWS)
-    unknown = [row for row in chosen if row not in ROWS]
+    wanted = rows.split() or list(ROWS)
+    unknown = [row for row in wanted if row not in ROWS]
     if unknown:
         raise utils.UserError(f"--rows {unknown[0]}: the rows are {' '.join(ROWS)}")
+    chosen = [row for row in ROWS if row in wanted]  # a row before those that continue it
     if at_once and not steps:
         raise utils.UsageError("--at_once needs --steps")
     end = time.monotonic() + 60 * minutes

@@ -401,8 +401,9 @@ def test_the_command_trains_and_goes_on(builds, corpus, small, tmp_path, monkeyp
     assert read_encoder("a").calibration.scale > 0
 
 
-def test_rows_are_packed_and_trained_at_once(builds, corpus, small, tmp_path, monkeypatch):
-    """Both seeds of a row have the same number of steps, and other weights."""
+@pytest.fixture
+def trained_rows(builds, corpus, small, tmp_path, monkeypatch):
+    """Return a function that packs builds, trains rows, and returns the folder of their models."""
     for build in ("O0", "O1", "O2"):
         (tmp_path / f"b/shapes-1.0-{build}").mkdir(parents=True)
         shutil.copy(builds / build / "shapes", tmp_path / f"b/shapes-1.0-{build}")
@@ -415,19 +416,36 @@ def test_rows_are_packed_and_trained_at_once(builds, corpus, small, tmp_path, mo
     (tmp_path / "cfg.json").write_text(json.dumps(cfg))
     monkeypatch.chdir(tmp_path)
     encoder_rows.pack("b", str(corpus.output))
-    train = ["train", "--train_cfg", "cfg.json", "--minutes", "0.01", "--rows"]
-    train += ["few-labels-long half-1 no-neutral"]
-    # A fork of this process could hang: torch has started threads.
-    subprocess.run([sys.executable, ROOT / "bench/encoder_rows.py", *train], check=True)
-    encoder_rows.unpack(to="models")
+
+    def train(how: str, rows: str):
+        command = [sys.executable, ROOT / "bench/encoder_rows.py", "train", *how.split()]
+        # A fork of this process could hang: torch has started threads.
+        subprocess.run([*command, "--train_cfg", "cfg.json", "--rows", rows], check=True)
+        encoder_rows.unpack(to="models")
+        return tmp_path / "models"
+
+    return train
+
+
+def test_rows_are_packed_and_trained_at_once(trained_rows):
+    """Both seeds of a row have the same number of steps, and other weights."""
+    models = trained_rows("--minutes 0.01", "few-labels-long half-1 no-neutral")
     names = [f"{row}-seed0" for row in ("few-labels-long", "no-neutral", "half-1")]
     names.insert(1, "few-labels-long-seed1")
-    found = [read_encoder(tmp_path / f"models/{name}.safetensors").identity for name in names]
+    found = [read_encoder(models / f"{name}.safetensors").identity for name in names]
     assert len({*found[:3]}) == 3
     assert found[3] == found[0]  # as there is one package only
-    said = [(tmp_path / f"models/{name}.txt").read_text() for name in names[:2]]
+    said = [(models / f"{name}.txt").read_text() for name in names[:2]]
     assert all("stages of [8, 8] steps" in text for text in said)
     assert all("recall_body" in text for text in said)
+
+
+def test_a_row_continues_another(trained_rows):
+    """With --steps, stages that two rows share are trained once."""
+    models = trained_rows("--steps 2 --at_once 6", "pretrained-longer-few-labels pretrained-only")
+    for seed in range(3):
+        said = (models / f"pretrained-longer-few-labels-seed{seed}.txt").read_text()
+        assert f"gpu/work/pretrained-only-seed{seed}/0-0 is finished" in said
 
 
 def test_unknown_objectives_are_refused():
