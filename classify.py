@@ -5,6 +5,7 @@
     python classify.py --mode eval --data_file data/samefunc/test.tsv \\
         --model_file out-samefunc/model_steps_1875.pt
     python classify.py --mode predict --data_file new.tsv --model_file out-samefunc/...
+    python classify.py functions    # the encoder of functions -> model/encoder.safetensors
 
 The tasks are in tasks/catalogue.py; tasks/task.py says how to add one. Their data are TSV files
 with a header.
@@ -504,5 +505,43 @@ def main(
         report(measures, table, labels)
 
 
+def functions(
+    pretrain_file: str | None = None,
+    data_file: str = "data/functions.npz",
+    train_cfg: str = "config/encoder.json",
+    save_dir: str = "out-encoder",
+    to: str = "model/encoder.safetensors",
+) -> None:
+    """Fine-tune the encoder of functions: builds of the same function get similar vectors.
+
+    Parameters
+    ----------
+    pretrain_file : str
+        Start from this model of `pretrain.py functions`. Default: random weights.
+    data_file : str
+        Written by `dataprocess.py functions`; of binaries with symbols.
+    train_cfg : str
+        JSON with the model's sizes and the stages of the training.
+    save_dir : str
+        Folder for the checkpoints, one sub-folder for each stage.
+    to : str
+        The encoder to write, for search.py and diff.py.
+    """
+    from encoder import train as encoder_train
+    from encoder.corpus import read_functions
+
+    utils.check_outputs({"to": to}, [data_file, train_cfg, pretrain_file], {"save_dir": save_dir})
+    cfg = utils.read_config(encoder_train.Config, train_cfg)
+    with utils.one_writer(save_dir):
+        made = read_functions(data_file)
+        training = encoder_train.Training(
+            cfg.model, encoder_train.prepare(made), cfg.fine_tuning[0].seed
+        )
+        if pretrain_file is not None:
+            training.load(pretrain_file)
+        training.run(cfg.fine_tuning, save_dir)
+        training.write(to, made.analysis, str(dataclasses.asdict(cfg)))
+
+
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, functions=functions)

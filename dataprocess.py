@@ -1,6 +1,7 @@
 """All pairs in data/ -> the vocabulary and the corpus that BERT is pre-trained on.
 
     python dataprocess.py
+    python dataprocess.py functions    for the encoder of functions -> data/functions.npz
 
 Reads the pair folders of gendata.py in numeric order, and the analysed binaries that they refer to,
 in parallel, a few at a time, so that memory does not grow with the corpus. Writes three files that
@@ -16,6 +17,9 @@ take their names together:
   builds, in the order of the pairs.
 
 If all three files exist and were made from the same pairs, nothing is done.
+
+`functions` writes the functions of all builds instead, with their words (features/positions.py) and
+the walks that cross from one build to the other, in one file that training reads alone.
 
 A folder without pair.json was not finished by gendata.py; it is skipped and reported. A finished
 folder that is damaged stops the run, so that no pair is missing unnoticed.
@@ -44,7 +48,11 @@ from typing import IO, Annotated, Any
 import numpy as np
 import pydantic
 
-from pairs.folder import PairInfo, find_pairs
+from binary.analysis import analysis_settings
+from encoder import corpus as encoder_corpus
+from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
+from jobs.run import run_all
+from pairs.folder import PairInfo, find_pairs, read_info
 from pairs.text import read_pair, render
 from terminal import progress
 from terminal.command_line import command_line
@@ -68,6 +76,7 @@ data = "data"  # the pair folders that gendata.py made
 outputDir = "output/"  # the analysed binaries, as for gendata.py
 vocab_file = "vocab/vocab.txt"
 corpus_file = "data/corpus.txt"
+functions_file = "data/functions.npz"
 vocab_size = 32768  # maximum number of lines of the vocabulary
 workers = os.cpu_count() or 1  # processes
 
@@ -423,5 +432,73 @@ def main(
     print(f"{corpus_file}, {about_file} and {vocab_file} are ready; next: {next_step}")
 
 
+def functions(
+    data: str = data,
+    outputDir: str = outputDir,
+    to: str = functions_file,
+    words: Count = 12000,
+    walks: Count = 500,
+    part: Annotated[str, pydantic.Field(pattern=r"^[1-9]/[1-9]$")] = "1/1",
+    workers: Count = workers,
+    time_limit: Limit = TIME_LIMIT,
+    memory_limit: Limit = MACHINE,
+) -> None:
+    """Write what the encoder of functions learns from, for `pretrain.py functions`.
+
+    Parameters
+    ----------
+    data : str
+        The folder that gendata.py wrote. Pairs for the test are not read.
+    outputDir : str
+        Where gendata.py keeps the analysed binaries, and where the words of each are cached.
+    to : str
+        The file to write.
+    words : int
+        Maximum number of words with a vector of their own.
+    walks : int
+        Maximum number of walks of each pair.
+    part : str
+        1/2 takes every second package for training, 2/2 the others. matching/train.py needs
+        encoders that have not learned from what its networks learn from.
+    workers : int
+        Number of processes; the file does not depend on it.
+    time_limit : float
+        Seconds of processor time for the words of one binary.
+    memory_limit : float
+        GiB of memory for the words of one binary, and for everything else.
+    """
+    of, parts = map(int, part.split("/"))
+    if of > parts:
+        raise UsageError(f"--part {part}: the first number must not be above the second")
+    folders, incomplete = find_pairs(data)
+    check_outputs({"to": to}, whole=[*folders, outputDir])
+    for folder in incomplete:
+        print(f"skipped {folder}: it has no pair.json, so gendata.py did not finish it")
+    pairs = encoder_corpus.take_part([read_info(folder) for folder in folders], of, parts)
+    if not any(pair.split == "train" for pair in pairs):
+        raise UserError(f"{data} holds no pair to train on; run `python gendata.py` first")
+    with limited_memory(memory_limit, "joining functions"):
+        binaries = encoder_corpus.binaries_of(pairs)
+        files = [Path(outputDir, binary.analysis) for binary in binaries]
+        new = [file for file in files if not encoder_corpus.part_file(file).exists()]
+        jobs = ((str(file), (file,)) for file in new)
+        limits = time_limit, memory_limit
+        how = (workers, limits, None, analysis_settings)
+        for file, error in run_all(encoder_corpus.keep_part, jobs, len(new), "words", *how):
+            if error is not None:
+                raise UserError(f"{file}: {error}")
+        corpus = encoder_corpus.join(binaries, files, pairs, data, walks)
+        made = encoder_corpus.with_vocabulary(corpus, words, pairs[0].analysis)
+        encoder_corpus.write_functions(to, made)
+    ours = [build for build in corpus.builds if build.split == "train"]
+    packages = {build.package for build in ours}
+    print(
+        f"{to}: {ours[-1].last - ours[0].first:,} functions of {len(ours)} builds of "
+        f"{len(packages)} packages to learn from, and {len(corpus.walks):,} walks; "
+        f"{len(corpus.builds) - len(ours)} builds for validation; "
+        f"{len(made.vocabulary.words):,} words; next: python pretrain.py functions"
+    )
+
+
 if __name__ == "__main__":
-    command_line(main)
+    command_line(main, functions=functions)

@@ -42,6 +42,8 @@ from binary.builds import find_programs, find_refused
 from binary.cache import analyse_all, refuse_arch, report_skipped, take_slices
 from binary.tokens import VERSION as TOKENS
 from binary.tokens import Tokens, tokenise
+from experiment_data import recipes
+from experiment_data.recipes import package_of
 from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit
 from jobs.run import run_all
 from pairs import walks
@@ -121,9 +123,10 @@ def main(
         Maximum number of pairs per program, chosen at random so that all builds are used. Without
         it, all pairs.
     validation : float
-        Share of the programs held out to measure a training.
+        Share of the programs held out to measure a training. Where there are programs of packages
+        that experiment_data/recipes.py sets aside, exactly these are held out.
     test : float
-        Share of the programs held out for a final test; no training reads them.
+        Share of the programs held out for a final test; no training reads them. As above.
     walk : str
         How to walk: control_flow (paths that an execution could take) or deepwalk.
     num_walks : int
@@ -201,6 +204,12 @@ def main(
         made = (pair.pair for pair in descriptions() if pair.pair not in failed)
         n_binaries, seconds = len(binaries) + len(refused), time.perf_counter() - began
         report(data, made, total - missing, stale, n_binaries, skipped, seconds)
+        named = [p for p, builds in programs.items() if set_aside_for(builds)]
+        if named and len(named) < len(programs):
+            print(
+                f"note: experiment_data/recipes.py sets {len(named)} of the programs aside by the "
+                "names of their packages; all others are for training"
+            )
         for file in without_imports(binaries, outputDir, skipped):
             name = printable(file)
             print(f"note: {name} imports nothing, so only strings link it to other builds")
@@ -250,7 +259,8 @@ def describe_pairs(
     seed: int,
 ) -> Iterator[PairInfo]:
     """Yield the pair.json of each pair, without counts. One that is already there is not redone."""
-    split = split_programs(list(programs), *shares, seed)
+    known = {program: set_aside_for(builds) for program, builds in programs.items()}
+    split = split_programs(known, *shares, seed)
     numbers = itertools.count()
     for program, builds in programs.items():
         for first, second in choose_pairs(len(builds), limit, [seed, *os.fsencode(program)]):
@@ -296,15 +306,27 @@ def choose_pairs(builds: int, limit: int | None, seed: list[int]) -> Iterator[tu
     yield from sorted(chosen)
 
 
+def set_aside_for(builds: list[dict[str, str]]) -> str | None:
+    """Return the split that experiment_data/recipes.py sets a program's package aside for."""
+    packages = {package_of(build["build"]) for build in builds}
+    if packages & {*recipes.TEST}:
+        return "test"
+    return "validation" if packages & {*recipes.VALIDATION} else None
+
+
 def split_programs(
-    programs: list[str], validation: float, test: float, seed: int
+    programs: dict[str, str | None], validation: float, test: float, seed: int
 ) -> dict[str, str]:
     """Return program -> "train", "validation" or "test".
 
-    A hash of the program's name and the seed decides, so that a program stays in its split when
-    others are added. With few programs a split may be empty; then one program is moved there: two
-    programs are split into one each for training and validation, three into one each for all.
+    ``programs`` has the split of each program that is set aside by name, else None. If some are,
+    all others are for training. If none or all are, a hash of the program's name and the seed
+    decides, so that a program stays in its split when others are added. With few programs a split
+    may then be empty, and one program is moved there: two programs are split into one each for
+    training and validation, three into one each for all.
     """
+    if any(programs.values()) and not all(programs.values()):
+        return {program: known or "train" for program, known in programs.items()}
     hashes = {p: hashlib.sha256(os.fsencode(f"{seed} {p}")).digest() for p in programs}
     place = {p: int.from_bytes(digest[:8]) / 2**64 for p, digest in hashes.items()}
     split = {

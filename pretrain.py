@@ -612,7 +612,9 @@ def main(
     overwrite: bool = False,
     check: bool = False,
 ) -> None:
-    """Pre-train a BERT on a corpus; `eval` and `predict` as first argument use a trained one.
+    """Pre-train a BERT on a corpus; `eval` and `predict` use a trained one.
+
+    `functions` pre-trains the encoder of functions.
 
     Parameters
     ----------
@@ -851,5 +853,33 @@ def predict(model_file: str, line: str, top: PositiveInt = 5) -> None:
         print(f"[MASK] {number}: {text}")
 
 
+def functions(
+    data_file: str = "data/functions.npz",
+    train_cfg: str = "config/encoder.json",
+    save_dir: str = "out-functions",
+) -> None:
+    """Pre-train the encoder of functions, without symbols; `classify.py functions` fine-tunes it.
+
+    Parameters
+    ----------
+    data_file : str
+        Written by `dataprocess.py functions`.
+    train_cfg : str
+        JSON with the model's sizes and the stages of the training.
+    save_dir : str
+        Folder for the models, one sub-folder for each stage.
+    """
+    from encoder import train as encoder_train
+    from encoder.corpus import read_functions
+
+    utils.check_outputs({}, [data_file, train_cfg], {"save_dir": save_dir})
+    cfg = utils.read_config(encoder_train.Config, train_cfg)
+    with utils.one_writer(save_dir):
+        read = encoder_train.prepare(read_functions(data_file))
+        training = encoder_train.Training(cfg.model, read, cfg.pretraining[0].seed)
+        model_file = training.run(cfg.pretraining, save_dir)
+    print(f"model {model_file}; next: python classify.py functions --pretrain_file {model_file}")
+
+
 if __name__ == "__main__":
-    command_line(main, eval=evaluate, predict=predict)
+    command_line(main, eval=evaluate, predict=predict, functions=functions)

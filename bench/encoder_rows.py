@@ -1,20 +1,18 @@
 """Train variants of the encoder: the rows of bench/retrieval.py's tables, several seeds each.
 
-    python bench/encoder_rows.py pack     here: writes the training data to gpu/encoder/
+    python dataprocess.py functions       here: writes data/functions.npz
     python bench/encoder_rows.py train    there: trains all rows
     python bench/encoder_rows.py unpack   here: gpu/out/*.tar -> models for bench/retrieval.py
 
-"There" is a machine with only torch, numpy and scipy (bench/gpu.sh packs the wheels). On a GPU, all
+"There" is a machine without the analysed binaries (bench/gpu.sh packs the wheels). On a GPU, all
 trainings run at once. Their processes first measure together how long a step takes, so that all
 seeds of a row make the same number of steps; the longest row takes --minutes. On two cores,
 `train --steps 600 --at_once 2` runs two trainings at a time, and continues where it was stopped.
 """
 
 import dataclasses
-import json
 import multiprocessing
 import multiprocessing.connection
-import os
 import shutil
 import sys
 import tarfile
@@ -31,17 +29,15 @@ from pydantic import PositiveInt
 
 import encoder.train as encoder_train
 import utils
-from encoder.corpus import join_parts, load_part, part_file, read_part
+from encoder.corpus import Functions, read_functions, with_vocabulary
 from encoder.objectives import VIEWS
-from experiment_data.recipes import VALIDATION
-from terminal.arguments import names_of
 from terminal.command_line import command_line
 
-PLACE = Path("gpu/encoder")
 TRIAL = 30  # number of steps whose time is measured
 BAG = 0.4  # time of a step without the transformer, as a share of a step with it
 SHARE = 0.8  # share of the time to plan for training; the rest is for evaluations
 BOTH = {"masked": 1.0, "twins": 1.0}
+WALKS = {"masked": 1.0, "walks": 1.0, "twins": 1.0}
 SAME = {"same": 1.0}
 
 
@@ -56,7 +52,7 @@ class Row(NamedTuple):
     seeds : int
         Number of trainings.
     part : (int, int)
-        Of the packages, the k-th of n parts, as for encoder/train.py.
+        Of the packages, the k-th of n parts, as for `dataprocess.py functions`.
     neutral : bool
         Whether it reads the words that all processors share.
     like : str
@@ -91,60 +87,30 @@ ROWS = {
     "pretrained-longer-few-labels": Row(
         [(BOTH, True, None, 1.0), *labels(10, 0.5)], like="pretrained-only"
     ),
+    "walks-only": Row([(WALKS, True, None, 1.0)]),
+    "walks-few-labels": Row([(WALKS, True, None, 1.0), *labels(10, 0.5)], like="walks-only"),
+    "walks-labels": Row([(WALKS, True, None, 1.0), *labels()], like="walks-only"),
+    "pretrained-labels": Row([(BOTH, True, None, 1.0), *labels()], like="pretrained-only"),
     "packages-20": Row(labels(20)),
     "packages-40": Row(labels(40)),
 }
 
 
-def pack(
-    path: str | list[str] = encoder_train.path,
-    outputDir: str = encoder_train.outputDir,
-    most: float = 45.0,
-) -> None:
-    """Copy what training needs of each analysed build.
-
-    Parameters
-    ----------
-    path : str or list of str
-        Folders of builds, as for encoder/train.py.
-    outputDir : str
-        Folder of their analyses; builds without one are left out.
-    most : float
-        Maximum size in megabytes.
-    """
-    from binary.analysis import analysis_settings, cache_file
-
-    shutil.rmtree(PLACE, ignore_errors=True)
-    PLACE.mkdir(parents=True)
-    entries, size = [], 0
-    for package, file in encoder_train.find_files(names_of(path)):
-        sha256, place = utils.sha256_of(file), Path(file)
-        analysis = cache_file(outputDir, sha256)
-        if not analysis.exists():
-            continue
-        read_part(analysis)
-        kept = shutil.copy(part_file(analysis), PLACE / f"{len(entries)}.npz")
-        size += os.path.getsize(kept)
-        entries.append((package, place.name, place.parent.name, sha256))
-    utils.write_json(PLACE / "list.json", {"analysis": analysis_settings(), "builds": entries})
-    packages = {package for package, *_ in entries} - set(VALIDATION)
-    print(f"{PLACE}: {size / 1e6:.1f} MB, {len(entries)} builds, {len(packages)} packages to learn")
-    if size > most * 1e6:
-        raise utils.UserError(f"that is more than {most} MB")
-
-
 def train(
+    data_file: str = "data/functions.npz",
     out: str = "gpu/out",
     minutes: float = 3.0,
     rows: str = "",
     steps: PositiveInt | None = None,
     at_once: PositiveInt | None = None,
-    train_cfg: str = str(ROOT / encoder_train.train_cfg),
+    train_cfg: str = str(ROOT / "config/encoder.json"),
 ) -> None:
     """Train all rows.
 
     Parameters
     ----------
+    data_file : str
+        Written by `dataprocess.py functions`.
     out : str
         Folder for the rows' models, and what they print.
     minutes : float
@@ -156,7 +122,7 @@ def train(
     at_once : int
         With --steps: number of trainings at the same time. Default: all.
     train_cfg : str
-        Settings as for encoder/train.py; each row has its own stages.
+        Settings as for classify.py; each row has its own stages.
     """
     wanted = rows.split() or list(ROWS)
     unknown = [row for row in wanted if row not in ROWS]
@@ -166,10 +132,9 @@ def train(
     if at_once and not steps:
         raise utils.UsageError("--at_once needs --steps")
     end = time.monotonic() + 60 * minutes
-    packed = json.loads((PLACE / "list.json").read_text())
-    parts = [(tuple(b), load_part(PLACE / f"{i}.npz")) for i, b in enumerate(packed["builds"])]
+    functions = read_functions(data_file)
     cfg = utils.read_config(encoder_train.Config, train_cfg)
-    read = prepared(cfg, parts, Row([]))
+    read = prepared(functions, Row([]))
     names = [(row, seed) for row in chosen for seed in range(ROWS[row].seeds)]
     longest = max(sum(stage[-1] for stage in ROWS[row].stages) for row in chosen)
     fork = multiprocessing.get_context("fork")  # so that processes share what was read
@@ -183,7 +148,7 @@ def train(
     jobs = {
         name: fork.Process(
             target=run,
-            args=(cfg, parts, read, packed["analysis"], *name, out, steps, clock(i)),
+            args=(cfg, functions, read, *name, out, steps, clock(i)),
         )
         for i, name in enumerate(names)
     }
@@ -208,20 +173,20 @@ def train(
         raise utils.UserError(f"{' '.join(failed)} failed; the archives hold their output as .txt")
 
 
-def prepared(cfg, parts: list, row: Row) -> encoder_train.Prepared:
+def prepared(functions: Functions, row: Row) -> encoder_train.Prepared:
     """Return what a row reads."""
-    packages = {place: place for (place, *_), _ in parts}
-    chosen = {package for package, _ in encoder_train.take_part(list(packages.items()), *row.part)}
-    corpora = [
-        join_parts(p for p in parts if p[0][0] in chosen and (p[0][0] in VALIDATION) == held_out)
-        for held_out in (False, True)
-    ]
+    corpus, size = functions.corpus, len(functions.vocabulary.words)
+    if row.part != (1, 1):
+        k, n = row.part
+        packages = sorted({b.package for b in corpus.builds if b.split == "train"})[k - 1 :: n]
+        corpus = corpus.only(
+            b for b in corpus.builds if b.split != "train" or b.package in packages
+        )
     if not row.neutral:
-        corpora = [
-            dataclasses.replace(corpus, positions=without_operations(corpus.positions))
-            for corpus in corpora
-        ]
-    read = encoder_train.prepare(cfg, *corpora)
+        corpus = dataclasses.replace(corpus, positions=without_operations(corpus.positions))
+    if corpus is not functions.corpus:
+        functions = with_vocabulary(corpus, size, functions.analysis)
+    read = encoder_train.prepare(functions)
     for inputs in (read.data.inputs, read.judge.inputs):
         for view in VIEWS:
             inputs.sketches(view.groups)  # caches them before processes fork
@@ -229,21 +194,28 @@ def prepared(cfg, parts: list, row: Row) -> encoder_train.Prepared:
 
 
 def run(
-    cfg, parts, read, analysis: str, row: str, seed: int, out: str, steps: int | None, clock: tuple
+    cfg,
+    functions: Functions,
+    read: encoder_train.Prepared,
+    row: str,
+    seed: int,
+    out: str,
+    steps: int | None,
+    clock: tuple,
 ) -> None:
     """Train one row with one seed, in a process of its own."""
     torch.set_num_threads(1)
     how, name = ROWS[row], f"{row}-seed{seed}"
     sys.stdout = sys.stderr = open(Path(out, f"{name}.txt"), "w", buffering=1)  # noqa: SIM115
     if how.part != (1, 1) or not how.neutral:
-        read = prepared(cfg, parts, how)
-    base = dataclasses.replace(cfg.stages[-1], batch_size=256, seed=seed, keep=1)
+        read = prepared(functions, how)
+    base = dataclasses.replace(cfg.fine_tuning[-1], batch_size=256, seed=seed, keep=1)
     if steps:
         work = Path("gpu/work", f"{how.like or row}-seed{seed}")
     else:
         work = Path("gpu/work", name)
         shutil.rmtree(work, ignore_errors=True)
-        steps = measured_steps(cfg, base, read, analysis, work, *clock)
+        steps = measured_steps(cfg, base, read, work, *clock)
     work.mkdir(parents=True, exist_ok=True)
     stages = []
     for objectives, transformer, packages, part in how.stages:
@@ -257,26 +229,24 @@ def run(
                 packages=packages,
                 total_steps=length,
                 save_steps=length,
-                words_lr=base.words_lr if transformer else cfg.stages[0].words_lr,
+                words_lr=base.words_lr if transformer else cfg.fine_tuning[0].words_lr,
             )
         )
     print(f"stages of {[stage.total_steps for stage in stages]} steps")
-    encoder_train.train_encoder(
-        *(dataclasses.replace(cfg, stages=stages), read, analysis),
-        *(str(work), Path(out, f"{name}.safetensors")),
-    )
+    training = encoder_train.Training(cfg.model, read, seed)
+    training.run(stages, str(work))
+    training.write(Path(out, f"{name}.safetensors"), functions.analysis, str(stages))
 
 
 def measured_steps(
-    cfg, base, read, analysis: str, work: Path, number: int, wait, times, end: float, longest: float
+    cfg, base, read, work: Path, number: int, wait, times, end: float, longest: float
 ) -> int:
     """Return how many steps the row "labels" has time for, as all processes measure together."""
     trial = dataclasses.replace(base, total_steps=TRIAL, save_steps=TRIAL, objectives=SAME)
     for repetition in range(2):  # the first one only warms up
         start = time.monotonic()
-        one = dataclasses.replace(cfg, stages=[trial])
-        place = str(work / f"trial{repetition}"), work / "trial"
-        encoder_train.train_encoder(one, read._replace(judge=None), analysis, *place)
+        training = encoder_train.Training(cfg.model, read._replace(judge=None), base.seed)
+        training.run([trial], str(work / f"trial{repetition}"))
         times[number] = (time.monotonic() - start) / TRIAL
         wait.wait()
     print(f"{max(times):.3f} s a step")
@@ -300,8 +270,8 @@ def unpack(out: str = "gpu/out", to: str = "out-retrieval/models") -> None:
 
 
 def main() -> None:
-    """Train the encoder on a machine without the analysed files: pack, train there, unpack."""
+    """Train the rows on a machine without the analysed files, and unpack the models."""
 
 
 if __name__ == "__main__":
-    command_line(main, pack=pack, train=train, unpack=unpack)
+    command_line(main, train=train, unpack=unpack)

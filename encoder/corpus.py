@@ -1,47 +1,63 @@
-"""What the encoder learns from: the functions of many builds, and which of them are the same.
+"""What the encoder learns from: the functions of many builds, which are the same, and walks.
 
-Functions of two builds of a program are the same if their symbols have the same name or, without
-symbols, if they are twins (pairs/twins.py).
+`python dataprocess.py functions` writes all of it to one file, from the pairs of gendata.py and the
+analysed binaries; training reads this file alone. Functions of two builds of a program are the same
+if their symbols have the same name or, without symbols, if they are twins (pairs/twins.py).
 """
 
 import dataclasses
 import hashlib
 import itertools
-import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
 
 import utils
-from binary.analysis import cache_file, load_analysis
+from binary.analysis import load_analysis
 from binary.symbols import source_names
-from encoder.inputs import GROUPS, NAMES
-from experiment_data.recipes import TEST, package_of
-from features.extract import extract_features
+from encoder.inputs import GROUPS, NAMES, Vocabulary, choose_words
+from experiment_data.recipes import package_of
+from features.extract import extract_features, ranges
 from features.positions import BAG, WORD_KINDS, Positions, read_positions
 from features.tfidf import DIMENSIONS
-from files.arrays import Numbers, Texts, read_arrays, write_arrays
+from files.arrays import Numbers, Schema, Texts, read_arrays, write_arrays
+from pairs.folder import PairInfo, pair_folder, remedy
 from pairs.twins import find_twins
+from pairs.walks import load_walks
 from terminal import progress
 
-VERSION = 1  # of the cached files: raise it if their content changes, so that they are made again
-SPARSE = ("of_line", "names", "bags")
-SCHEMA: dict[str, Numbers | Texts] = {
+VERSION = 2  # of the cached files: raise it if their content changes, so that they are made again
+COLUMNS = {"of_line": len(WORD_KINDS), "names": len(WORD_KINDS), "bags": len(BAG)}
+FUNCTIONS: dict[str, Numbers | Texts] = {
     "line": Numbers("i4", "n", below="L"),
     "offsets": Numbers("i8", "F + 1", rises_to="n"),
     "blocks": Numbers("i8", "F"),
     "name": Texts("F"),
-    "processor": Texts("one"),
+    "begin": Numbers("i4", "B", above=-1),
+    "size": Numbers("i4", "B", above=-1),
 }
-for _name, _rows in zip(SPARSE, ("L", "n", "F"), strict=True):
-    SCHEMA[f"{_name} offsets"] = Numbers("i4", f"{_rows} + 1", rises_to=f"{_name} words")
-    SCHEMA[f"{_name} word"] = Numbers("i4", f"{_name} words")
-    SCHEMA[f"{_name} count"] = Numbers("f4", f"{_name} words")
+for _name, _rows in zip(COLUMNS, ("L", "n", "F"), strict=True):
+    FUNCTIONS[f"{_name} offsets"] = Numbers("i4", f"{_rows} + 1", rises_to=f"{_name} words")
+    FUNCTIONS[f"{_name} word"] = Numbers("i4", f"{_name} words", below=COLUMNS[_name] * DIMENSIONS)
+    FUNCTIONS[f"{_name} count"] = Numbers("f4", f"{_name} words")
+PART: Schema = FUNCTIONS | {"processor": Texts("one")}
+ABOUT = ("package", "program", "build", "processor", "sha256", "split")
+SCHEMA: Schema = FUNCTIONS | {
+    **{name: Texts("builds") for name in ABOUT},
+    "functions": Numbers("i8", "builds + 1", rises_to="F"),
+    "all blocks": Numbers("i8", "builds + 1", rises_to="B"),
+    "walk": Numbers("i4", "v", below="B"),
+    "walks": Numbers("i8", "W + 1", rises_to="v"),
+    "words": Numbers("i4", "V"),
+    "idf": Numbers("f4", "V + 1"),
+    "analysis": Texts("one"),
+}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Build:
     """One binary of the corpus.
 
@@ -53,8 +69,12 @@ class Build:
         As in `binary.analysis.Analysis`.
     sha256 : str
         Hash of the file.
+    split : str
+        "train" or "validation".
     first, last : int
         Its functions are number ``first`` to ``last - 1`` of the corpus.
+    first_block, last_block : int
+        The same for its basic blocks, as walks number them; imports count.
     """
 
     package: str
@@ -62,8 +82,47 @@ class Build:
     build: str
     processor: str
     sha256: str
+    split: str
     first: int
     last: int
+    first_block: int
+    last_block: int
+
+
+@dataclasses.dataclass
+class Walks:
+    """W paths over merged control-flow graphs (pairs/walks.py) that cross between two builds.
+
+    Attributes
+    ----------
+    block : int32 (v,), offsets : int64 (W + 1,)
+        Path w visits the blocks ``block[offsets[w]:offsets[w + 1]]``.
+    begin, size : int32 (B,)
+        Each block's positions: the first one, and how many. A block without any is an import, or
+        beyond the `LONGEST` instructions of its function.
+    """
+
+    block: np.ndarray
+    offsets: np.ndarray
+    begin: np.ndarray
+    size: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def positions(self, walk: int, first_block: np.ndarray, which: int, most: int) -> np.ndarray:
+        """Return at most ``most`` positions of a path around a crossing, int64.
+
+        ``first_block`` are the first blocks of the builds; ``which`` is the number of the crossing,
+        modulo how many the path has.
+        """
+        block = self.block[self.offsets[walk] : self.offsets[walk + 1]]
+        at = ranges(self.begin[block].astype(np.int64), self.size[block])
+        build = np.repeat(np.searchsorted(first_block, block, side="right"), self.size[block])
+        crossings = np.flatnonzero(np.diff(build)) + 1
+        middle = crossings[which % len(crossings)] if len(crossings) else 0
+        start = max(0, min(middle - most // 2, len(at) - most))
+        return at[start : start + most]
 
 
 @dataclasses.dataclass
@@ -74,21 +133,25 @@ class Corpus:
     ----------
     builds : list of Build
     positions : Positions
-        The words of all functions.
+        The words of all functions; ``block`` is empty.
     name : list of str
         Each function's name in the source; "" if no symbol tells it for certain.
     blocks : int64 (F,)
         Number of basic blocks.
+    walks : Walks
     label : int64 (F,)
         A number for each different name; -1 for functions without a name.
     content : int64 (F,)
         Hash of the words of each function's own instructions.
+    first_block : int64 (len(builds),)
+        The first basic block of each build, as walks number them.
     """
 
     builds: list[Build]
     positions: Positions
     name: list[str]
     blocks: np.ndarray
+    walks: Walks
 
     def __post_init__(self) -> None:
         number = {"": -1}
@@ -96,7 +159,46 @@ class Corpus:
             number.setdefault(name, len(number) - 1)
         self.label = np.array([number[name] for name in self.name], np.int64)
         self.content = _digests(self.positions)
+        self.first_block = np.array([build.first_block for build in self.builds], np.int64)
         self._unique_names: dict[int, dict[int, int]] = {}
+
+    def only(self, chosen: Iterable[Build]) -> "Corpus":
+        """Return the part of these builds, in the order here, and walks that visit no other."""
+        builds, kept = [], np.zeros(len(self.name), bool)
+        is_ours = np.zeros(len(self.walks.begin), bool)
+        first = 0
+        for build in chosen:
+            kept[build.first : build.last] = True
+            is_ours[build.first_block : build.last_block] = True
+            last = first + build.last - build.first
+            builds.append(dataclasses.replace(build, first=first, last=last))
+            first = last
+        functions = np.flatnonzero(kept)
+        positions, length = self.positions, np.diff(self.positions.offsets)
+        at = np.repeat(kept, length)
+        number = np.cumsum(at) - at  # of each position that is kept
+        begin = np.append(number, at.sum())[self.walks.begin].astype(np.int32)
+        visited = np.diff(self.walks.offsets)
+        walk = np.repeat(np.arange(len(visited)), visited)
+        inside = np.bincount(walk[is_ours[self.walks.block]], minlength=len(visited)) == visited
+        return Corpus(
+            builds,
+            dataclasses.replace(
+                positions,
+                line=positions.line[at],
+                offsets=np.append(0, np.cumsum(length[functions])),
+                names=positions.names[np.flatnonzero(at)],
+                bags=positions.bags[functions],
+            ),
+            [self.name[f] for f in functions.tolist()],
+            self.blocks[functions],
+            Walks(
+                self.walks.block[inside[walk]],
+                np.append(0, np.cumsum(visited[inside])),
+                begin,
+                np.where(is_ours, self.walks.size, 0).astype(np.int32),
+            ),
+        )
 
     def same(self, a: Build, b: Build) -> np.ndarray:
         """Return the pairs of functions that have the same name, int64 (k, 2)."""
@@ -128,124 +230,112 @@ class Corpus:
         return self._unique_names[build.first]
 
 
-def find_files(paths: list[str]) -> list[tuple[str, str]]:
-    """Return package and file of all builds for training and validation; equal files count once."""
-    files, met = [], set()
-    for place in paths:
-        utils.check_folder(place, "path", "`python experiment_data/build_packages.py` makes builds")
-        for file in sorted(Path(place).glob("*/*")):
-            package = package_of(file.parent.name)
-            if package in TEST or not file.is_file():
-                continue
-            key = package, file.name, utils.sha256_of(file)
-            if key not in met:
-                met.add(key)
-                files.append((package, str(file)))
-    if not files:
-        raise utils.UserError(
-            f"no builds under {', '.join(paths)}; `python experiment_data/build_packages.py` makes "
-            "some"
-        )
-    return files
+@dataclasses.dataclass
+class Functions:
+    """The content of the file that `python dataprocess.py functions` writes.
+
+    ``analysis`` says how the binaries were analysed.
+    """
+
+    corpus: Corpus
+    vocabulary: Vocabulary
+    analysis: str
+
+    def split(self, name: str) -> Corpus:
+        """Return the builds of one split, "train" or "validation"."""
+        return self.corpus.only(build for build in self.corpus.builds if build.split == name)
 
 
-def read_corpus(files: Iterable[tuple[str, str]], output_dir: str | os.PathLike[str]) -> Corpus:
-    """Read the functions of analysed binaries.
+def write_functions(file: str | Path, functions: Functions) -> None:
+    """Write the file that training reads."""
+    corpus, vocabulary = functions.corpus, functions.vocabulary
+    positions, walks, builds = corpus.positions, corpus.walks, corpus.builds
+    values = {
+        **_arrays(positions),
+        "blocks": corpus.blocks,
+        "name": corpus.name,
+        "begin": walks.begin,
+        "size": walks.size,
+        "walk": walks.block,
+        "walks": walks.offsets,
+        "functions": np.array([0, *(build.last for build in builds)], np.int64),
+        "all blocks": np.array([0, *(build.last_block for build in builds)], np.int64),
+        "words": vocabulary.words,
+        "idf": vocabulary.idf,
+        "analysis": [functions.analysis],
+        **{name: [getattr(build, name) for build in builds] for name in ABOUT},
+    }
+    with utils.atomic_file(file, "wb") as out:
+        write_arrays(out, values, SCHEMA)
 
-    Parameters
-    ----------
-    files : iterable of (str, str)
-        Package, and path of a binary, which ends in <build>/<program>.
-    output_dir : path-like
-        Where their analyses are, and where what is read from them is cached.
+
+def read_functions(file: str | Path) -> Functions:
+    """Read the file that training reads.
 
     Raises
     ------
     utils.UserError
-        A binary, its analysis or a cached file cannot be read.
+        It is missing or damaged.
     """
-    found = []
-    for package, path in progress.bar(list(files), desc="functions"):
-        sha256, place = utils.sha256_of(path), Path(path)
-        origin = package, place.name, place.parent.name, sha256
-        found.append((origin, read_part(cache_file(output_dir, sha256))))
-    return join_parts(found)
-
-
-def join_parts(found: Iterable[tuple[tuple[str, str, str, str], dict]]) -> Corpus:
-    """Join parts of binaries to a corpus.
-
-    Parameters
-    ----------
-    found : iterable of ((str, str, str, str), dict)
-        Package, program, build and SHA-256 of a binary, and its arrays as `read_part` returns them.
-    """
-    builds, parts = [], []
-    first = 0
-    for (package, program, build, sha256), part in found:
-        last = first + len(part["name"])
-        builds.append(Build(package, program, build, part["processor"][0], sha256, first, last))
-        parts.append(part)
-        first = last
-    line, offsets, lines, positions = [], [np.zeros(1, np.int64)], 0, 0
-    for part in parts:
-        line.append(part["line"] + lines)
-        offsets.append(part["offsets"][1:] + positions)
-        lines += len(part["of_line offsets"]) - 1
-        positions += len(part["line"])
-    columns = {"of_line": len(WORD_KINDS), "names": len(WORD_KINDS), "bags": len(BAG)}
-    joined = {
-        name: scipy.sparse.csr_matrix(
-            (
-                np.concatenate([part[f"{name} count"] for part in parts]),
-                np.concatenate([part[f"{name} word"] for part in parts]),
-                _joined([part[f"{name} offsets"] for part in parts]),
-            ),
-            (sum(len(part[f"{name} offsets"]) - 1 for part in parts), columns[name] * DIMENSIONS),
+    make = "make it with `python dataprocess.py functions`"
+    if not Path(file).exists():
+        raise utils.UserError(f"{file} does not exist; {make}")
+    arrays = read_arrays(file, SCHEMA, "file of functions", make)
+    ends = [itertools.pairwise(arrays[name].tolist()) for name in ("functions", "all blocks")]
+    builds = [
+        Build(*about, *functions, *blocks)
+        for *about, functions, blocks in zip(*(arrays[n] for n in ABOUT), *ends, strict=True)
+    ]
+    walks = Walks(arrays["walk"], arrays["walks"], arrays["begin"], arrays["size"])
+    if len(walks.begin) and (walks.begin + walks.size).max() > len(arrays["line"]):
+        raise utils.UserError(
+            f"the file of functions {file} is damaged (a block is too long); {make}"
         )
-        for name in SPARSE
+    corpus = Corpus(builds, _positions(arrays), arrays["name"], arrays["blocks"], walks)
+    return Functions(corpus, Vocabulary(arrays["words"], arrays["idf"]), arrays["analysis"][0])
+
+
+def _arrays(positions: Positions) -> dict[str, np.ndarray]:
+    arrays = {"line": positions.line, "offsets": positions.offsets.astype(np.int64)}
+    for name in COLUMNS:
+        matrix = getattr(positions, name)
+        arrays[f"{name} offsets"] = matrix.indptr.astype(np.int32)
+        arrays[f"{name} word"] = matrix.indices.astype(np.int32)
+        arrays[f"{name} count"] = matrix.data
+    return arrays
+
+
+def _positions(arrays: dict) -> Positions:
+    matrices = {
+        name: scipy.sparse.csr_matrix(
+            (arrays[f"{name} count"], arrays[f"{name} word"], arrays[f"{name} offsets"]),
+            (len(arrays[f"{name} offsets"]) - 1, columns * DIMENSIONS),
+        )
+        for name, columns in COLUMNS.items()
     }
-    return Corpus(
-        builds,
-        Positions(np.concatenate(line), np.concatenate(offsets), **joined),
-        [name for part in parts for name in part["name"]],
-        np.concatenate([part["blocks"] for part in parts]),
-    )
+    no_blocks = np.zeros(0, np.int32)
+    return Positions(arrays["line"], no_blocks, arrays["offsets"], **matrices)
 
 
-def _joined(offsets: list[np.ndarray]) -> np.ndarray:
-    sizes = [np.diff(some) for some in offsets]
-    return np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
-
-
-def read_part(analysis_file: Path) -> dict:
-    """Return one binary's part of the corpus, from the cache if it is there.
-
-    Returns
-    -------
-    dict
-        Arrays and lists of strings, as SCHEMA describes them.
-    """
-    kept = part_file(analysis_file)
-    if not kept.exists():
-        analysis = load_analysis(analysis_file)
-        code = extract_features(analysis)
-        positions = read_positions(code)
-        part = {
-            "line": positions.line,
-            "offsets": positions.offsets.astype(np.int64),
-            "blocks": code.sizes,
-            "name": source_names(analysis),
-            "processor": [analysis.processor],
-        }
-        for name in SPARSE:
-            matrix = getattr(positions, name)
-            part[f"{name} offsets"] = matrix.indptr.astype(np.int32)
-            part[f"{name} word"] = matrix.indices.astype(np.int32)
-            part[f"{name} count"] = matrix.data
-        with utils.atomic_file(kept, "wb") as file:
-            write_arrays(file, part, SCHEMA)
-    return load_part(kept)
+def keep_part(analysis_file: Path) -> None:
+    """Write the cache file for one analysed binary's part of the corpus; runs in a worker."""
+    analysis = load_analysis(analysis_file)
+    code = extract_features(analysis)
+    positions = read_positions(code)
+    size = np.bincount(positions.block, minlength=analysis.blocks)
+    begin = np.zeros(analysis.blocks, np.int32)
+    met, first = np.unique(positions.block, return_index=True)
+    begin[met] = first
+    part = {
+        **_arrays(positions),
+        "blocks": code.sizes,
+        "name": source_names(analysis),
+        "begin": begin,
+        "size": size.astype(np.int32),
+        "processor": [analysis.processor],
+    }
+    with utils.atomic_file(part_file(analysis_file), "wb") as file:
+        write_arrays(file, part, PART)
 
 
 def part_file(analysis_file: Path) -> Path:
@@ -254,14 +344,158 @@ def part_file(analysis_file: Path) -> Path:
 
 
 def load_part(file: Path) -> dict:
-    """Read a cache file of `read_part`.
+    """Read a cache file of `keep_part`: arrays and lists of strings, as PART describes them.
 
     Raises
     ------
     utils.UserError
         The file is missing or damaged.
     """
-    return read_arrays(file, SCHEMA, "cache of words", "delete the file and run again")
+    return read_arrays(file, PART, "cache of words", "delete the file and run again")
+
+
+class Binary(NamedTuple):
+    """A binary of some pairs; ``analysis`` is the name of its file in gendata.py's outputDir."""
+
+    program: str
+    build: str
+    sha256: str
+    split: str
+    analysis: str
+
+    @property
+    def package(self) -> str:
+        return package_of(self.build)
+
+
+def binaries_of(pairs: list[PairInfo]) -> list[Binary]:
+    """Return the binaries of pairs, those to train on first; equal builds of a program count once.
+
+    Pairs for the test are left out.
+    """
+    found: dict[tuple[str, str], Binary] = {}
+    for pair in pairs:
+        if pair.split != "test":
+            for build, analysis in zip(pair.binaries, pair.analyses, strict=True):
+                new = Binary(pair.program, build.build, build.sha256, pair.split, analysis)
+                old = found.setdefault((pair.program, build.sha256), new)
+                found[pair.program, build.sha256] = min(old, new)
+    return sorted(found.values(), key=lambda b: (b.split != "train", b.build, b.program))
+
+
+def take_part(pairs: list[PairInfo], k: int, n: int) -> list[PairInfo]:
+    """Return the pairs of the k-th of n parts of the packages for training, and all others.
+
+    Packages are taken in the order of their names: the k-th and every n-th after it.
+    """
+    packages = [{package_of(build.build) for build in pair.binaries} for pair in pairs]
+    is_ours = [pair.split == "train" for pair in pairs]
+    learned = sorted(set().union(*itertools.compress(packages, is_ours)))
+    chosen = set(learned[k - 1 :: n])
+    return [
+        pair
+        for pair, of_pair, ours in zip(pairs, packages, is_ours, strict=True)
+        if not ours or of_pair <= chosen
+    ]
+
+
+def join(
+    binaries: list[Binary],
+    files: list[Path],
+    pairs: list[PairInfo],
+    data: str,
+    most: int,
+) -> Corpus:
+    """Join the parts of binaries to a corpus, with walks of the pairs to train on.
+
+    Parameters
+    ----------
+    binaries : list of Binary
+        As `binaries_of` returns them.
+    files : list of Path
+        Their analyses; `keep_part` has cached their parts.
+    pairs : list of PairInfo
+    data : str
+        Folder of the pairs.
+    most : int
+        Maximum number of walks of a pair.
+    """
+    parts = [load_part(part_file(file)) for file in progress.bar(files, desc="functions")]
+    builds = []
+    function = block = 0
+    for binary, part in zip(binaries, parts, strict=True):
+        last, last_block = function + len(part["name"]), block + len(part["begin"])
+        about = binary.package, binary.program, binary.build, part["processor"][0]
+        builds.append(Build(*about, binary.sha256, binary.split, function, last, block, last_block))
+        function, block = last, last_block
+    joined: dict = {
+        name: np.concatenate([part[name] for part in parts])
+        for name in ("blocks", *(f"{n} {of}" for n in COLUMNS for of in ("word", "count")))
+    }
+    for name in ("offsets", *(f"{name} offsets" for name in COLUMNS)):
+        joined[name] = _joined([part[name] for part in parts])
+    for name, of in (("line", "of_line offsets"), ("begin", "names offsets")):
+        shift = np.cumsum([0, *(len(part[of]) - 1 for part in parts[:-1])])
+        shifted = [part[name] + by for part, by in zip(parts, shift.tolist(), strict=True)]
+        joined[name] = np.concatenate(shifted).astype(np.int32)
+    first_block = {(build.program, build.sha256): build.first_block for build in builds}
+    sizes = {(b.program, b.sha256): b.last_block - b.first_block for b in builds}
+    walks = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    for pair in progress.bar([p for p in pairs if p.split == "train"], desc="walks", unit="pair"):
+        both = [(pair.program, build.sha256) for build in pair.binaries]
+        found, length = _crossing(pair, data, [sizes[key] for key in both], most)
+        in_second = found >= sizes[both[0]]
+        shift = np.where(in_second, first_block[both[1]] - sizes[both[0]], first_block[both[0]])
+        walks[0].append((found + shift).astype(np.int32))
+        walks[1].append(length)
+    return Corpus(
+        builds,
+        _positions(joined),
+        [name for part in parts for name in part["name"]],
+        joined["blocks"],
+        Walks(
+            np.concatenate(walks[0]),
+            np.append(0, np.cumsum(np.concatenate(walks[1]))),
+            joined["begin"],
+            np.concatenate([part["size"] for part in parts]),
+        ),
+    )
+
+
+def with_vocabulary(corpus: Corpus, size: int, analysis: str) -> Functions:
+    """Choose the words that occur in most packages for training; at most ``size``."""
+    packages: dict[str, list[Positions]] = {}
+    for build in corpus.builds:
+        if build.split == "train":
+            part = dataclasses.replace(
+                corpus.positions, bags=corpus.positions.bags[build.first : build.last]
+            )
+            packages.setdefault(build.package, []).append(part)
+    return Functions(corpus, choose_words(list(packages.values()), size), analysis)
+
+
+def _joined(offsets: list[np.ndarray]) -> np.ndarray:
+    sizes = [np.diff(some) for some in offsets]
+    return np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
+
+
+def _crossing(
+    pair: PairInfo, data: str, blocks: list[int], most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most ``most`` walks of a pair that visit both binaries: blocks, and lengths."""
+    folder = pair_folder(data, pair.pair)
+    block, offsets = load_walks(folder / "walks.npz")
+    if len(block) and not 0 <= block.min() <= block.max() < sum(blocks):
+        raise utils.UserError(
+            f"{folder}/walks.npz is damaged (a block is not in 0 to {sum(blocks) - 1}); "
+            f"{remedy(folder)}"
+        )
+    length = np.diff(offsets)
+    walk = np.repeat(np.arange(len(length)), length)
+    in_second = np.bincount(walk[block >= blocks[0]], minlength=len(length))
+    crossing = np.flatnonzero((in_second > 0) & (in_second < length))
+    chosen = np.random.default_rng([pair.seed, pair.pair]).permutation(crossing)[:most]
+    return block[ranges(offsets[chosen], length[chosen])], length[chosen]
 
 
 def _digests(positions: Positions) -> np.ndarray:

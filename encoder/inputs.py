@@ -87,9 +87,13 @@ class Inputs:
             self._sketches[key] = sketch(self, read).astype(np.float16)
         return self._sketches[key]
 
+    def length(self, functions: np.ndarray) -> np.ndarray:
+        """Return the number of instructions of each of these functions, int64 (n,)."""
+        return self.offsets[functions + 1] - self.offsets[functions]
+
     def only(self, functions: np.ndarray) -> "Inputs":
         """Return the inputs of these functions, int64 (n,), in this order."""
-        length = np.diff(self.offsets)[functions]
+        length = self.length(functions)
         at = ranges(self.offsets[functions], length)
         lines, line = np.unique(self.line[at], return_inverse=True)
         group = (functions[:, None] * len(GROUPS) + np.arange(len(GROUPS))).ravel()

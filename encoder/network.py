@@ -119,7 +119,7 @@ class Network(nn.Module):
             vectors = (bags * (self.gain * read[:, None])).sum(1)
         if self.reads_order:
             pooled = torch.cat([h for _, h in self.pooled(inputs, functions, bags, view)])
-            order = np.concatenate([some for some, _ in self.chunks(inputs, functions)])
+            order = np.concatenate([some for some, _ in self.chunks(inputs.length(functions))])
             vectors = vectors + self.out(pooled[self.on(np.argsort(order))]).float()
         exact = self.on(inputs.sketches(view.groups)[functions]).float() * self.share
         return F.normalize(torch.cat([F.normalize(vectors, dim=1), exact], 1), dim=1)
@@ -149,15 +149,17 @@ class Network(nn.Module):
             per_sample_weights=weights,
         )
 
-    def chunks(self, inputs: Inputs, functions: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Group functions of similar length.
+    def chunks(self, length: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Group sequences of similar length.
+
+        ``length`` is the number of each one's instructions, int64 (N,).
 
         Returns
         -------
         list of (int64 array, int64 array)
-            For each group, indices into ``functions`` and the numbers of instructions.
+            For each group, indices of its sequences, and their lengths; in training at most
+            ``longest``.
         """
-        length = inputs.offsets[functions + 1] - inputs.offsets[functions]
         if self.training:
             length = np.minimum(length, self.longest)
         order = np.argsort(length, kind="stable")
@@ -168,16 +170,34 @@ class Network(nn.Module):
         self, inputs: Inputs, functions: np.ndarray, bags: Tensor, view: View
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield the indices of each chunk's functions, and their mean hidden states (n, D)."""
-        for some, length in self.chunks(inputs, functions):
-            x, _ = self.positions(inputs, functions[some], length, bags[some], view)
+        context = self.context(bags, view)
+        for some, length in self.chunks(inputs.length(functions)):
+            at = ranges(inputs.offsets[functions[some]], length)
+            x, _ = self.positions(inputs, at, length, context[some], view)
             h, mask = self.states(x, length, view)
             count = mask.sum(1, keepdim=True).clamp(min=1)
             yield some, (h.float() * mask[..., None]).sum(1) / count
 
+    def context(self, bags: Tensor, view: View) -> Tensor:
+        """Return the two positions before the instructions: (N, len(GROUPS), D) -> (N, 2, D)."""
+        read = self.on(view.groups).to(bags)[:, None]
+        return torch.stack([(bags * read)[:, groups].sum(1) for groups in (NEAR, UP)], 1)
+
     def positions(
-        self, inputs: Inputs, functions: np.ndarray, length: np.ndarray, bags: Tensor, view: View
+        self, inputs: Inputs, at: np.ndarray, length: np.ndarray, context: Tensor, view: View
     ) -> tuple[Tensor, np.ndarray]:
-        """Return the transformer's input.
+        """Return the transformer's input for n sequences of instructions.
+
+        Parameters
+        ----------
+        inputs : Inputs
+        at : int64 (sum of ``length``,)
+            The position in ``inputs`` of each instruction of the first sequence, of the second, ...
+        length : int64 (n,)
+            Number of instructions of each sequence.
+        context : float32 (n, 2, D)
+            The positions before them.
+        view : View
 
         Returns
         -------
@@ -187,7 +207,6 @@ class Network(nn.Module):
             Where each instruction is, as an index into the first two dimensions, flattened.
         """
         width = CONTEXT + int(length.max(initial=0))
-        at = ranges(inputs.offsets[functions], length)
         line, number = np.unique(inputs.line[at], return_inverse=True)
         of_line = inputs.of_line
         size = np.diff(of_line.indptr)[line]
@@ -201,13 +220,11 @@ class Network(nn.Module):
             weights = self.on(inputs.names.data[place])
             names = self.sum_words(inputs.names.indices[place], size[named], weights)
             flat = flat.index_add(0, self.on(named), names.to(flat))
-        row = np.repeat(np.arange(len(functions)), length)
+        row = np.repeat(np.arange(len(length)), length)
         column = CONTEXT + np.arange(len(at)) - np.repeat(np.cumsum(length) - length, length)
-        read = self.on(view.groups).to(bags)[:, None]
-        context = [(bags * read)[:, groups].sum(1) for groups in (NEAR, UP)]
-        x = flat.new_zeros(len(functions), width, flat.shape[1])
+        x = flat.new_zeros(len(length), width, flat.shape[1])
         x = x.index_put((self.on(row), self.on(column)), flat)
-        x[:, 0], x[:, 1] = context
+        x[:, :CONTEXT] = context.to(x)
         return x, row * width + column
 
     def states(self, x: Tensor, length: np.ndarray, view: View) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
-"""The objectives of the encoder's training: each computes a loss from a batch of functions.
+"""The objectives of the encoder's training: each draws a batch, and computes a loss from it.
 
-`Masked` and `Twins` need no symbols, so they can pre-train on stripped programs. `Same` learns from
-functions that have the same name in two builds.
+`Masked`, `Walked` and `Twins` need no symbols, so they can pre-train on stripped programs. `Same`
+learns from functions that have the same name in two builds.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encoder.corpus import Build, Corpus
-from encoder.inputs import Inputs
+from encoder.inputs import CONTEXT, Inputs
 from encoder.network import Network, View
 from features.extract import ranges
 
@@ -38,9 +39,13 @@ class Data(NamedTuple):
 
 
 class Objective:
-    """Which functions of two builds are pairs, and a loss; subclasses with a key are registered."""
+    """What a batch consists of, and a loss; subclasses with a key are registered.
+
+    By default a batch is pairs of functions of two builds, as `draw` returns them.
+    """
 
     key: str
+    needs_names = False  # of functions, in two builds
 
     def __init_subclass__(cls) -> None:
         if "key" in vars(cls):
@@ -51,9 +56,14 @@ class Objective:
         """Return the pairs of functions of two builds that may be drawn, int64 (k, 2)."""
         raise NotImplementedError
 
+    @classmethod
+    def draw(cls, data: Data, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw the rows of a batch."""
+        return draw(data, cls.pairs, size, rng)
+
     @staticmethod
-    def loss(network: Network, data: Data, pairs: np.ndarray, view: View) -> Tensor:
-        """Return the loss of pairs int64 (n, 2), where -1 means that there is no partner."""
+    def loss(network: Network, data: Data, rows: np.ndarray, view: View) -> Tensor:
+        """Return the loss of a batch; in pairs, -1 means that there is no partner."""
         raise NotImplementedError
 
 
@@ -66,6 +76,7 @@ class Same(Objective):
     """
 
     key = "same"
+    needs_names = True
     pairs = staticmethod(Corpus.same)
 
     @staticmethod
@@ -94,6 +105,7 @@ class Twins(Same):
     """The same loss for twins (`Corpus.twins`), so that no symbols are needed."""
 
     key = "twins"
+    needs_names = False
     pairs = staticmethod(Corpus.twins)
 
 
@@ -108,27 +120,88 @@ class Masked(Objective):
 
     @staticmethod
     def loss(network: Network, data: Data, pairs: np.ndarray, view: View) -> Tensor:
-        inputs = data.inputs
         functions = pairs[:, 0][pairs[:, 0] >= 0]
-        bags = network.bags(inputs, functions)
-        found, rows, owners, n = [], [], [], 0
-        for some, length in network.chunks(inputs, functions):
-            x, place = network.positions(inputs, functions[some], length, bags[some], view)
-            masked = (torch.rand(len(place)) < MASKED).numpy()
-            at = network.on(place[masked])
-            x.flatten(0, 1)[at] = network.embed.mask.to(x)
-            h, _ = network.states(x, length, view)
-            found.append(h.flatten(0, 1)[at].float())
-            line = inputs.line[ranges(inputs.offsets[functions[some]], length)[masked]]
-            size = np.diff(inputs.of_line.indptr)[line]
-            rows.append(inputs.of_line.indices[ranges(inputs.of_line.indptr[line], size)])
-            owners.append(n + np.repeat(np.arange(len(line)), size))
-            n += len(line)
-        words, word = np.unique(np.concatenate(rows), return_inverse=True)
-        h = network.predict(torch.cat(found))
-        logits = (h @ network.table[network.on(words.astype(np.int64))].T).log_softmax(1)
-        owner = network.on(np.concatenate(owners))
-        return -logits[owner, network.on(word)].mean()
+        bags = network.bags(data.inputs, functions)
+        context = network.context(bags, view)
+        return predict_masked(
+            network,
+            data.inputs,
+            [
+                (ranges(data.inputs.offsets[functions[some]], length), length, context[some])
+                for some, length in network.chunks(data.inputs.length(functions))
+            ],
+            view,
+        )
+
+
+class Walked(Objective):
+    """Masked instructions of paths that cross from one build to the other, and back.
+
+    A path goes from one build's code to the other's where both use the same import or string. So
+    what surrounds a masked instruction is the same source by another compiler or for another
+    processor: parallel text, as multilingual models of language learn from.
+    """
+
+    key = "walks"
+
+    @classmethod
+    def draw(cls, data: Data, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw paths and the numbers of their crossings, int64 (n, 2).
+
+        There are half as many as rows, because `Masked` reads one side of each pair.
+        """
+        n = size // 2
+        return np.stack([rng.integers(len(data.corpus.walks), size=n), rng.integers(64, size=n)], 1)
+
+    @staticmethod
+    def loss(network: Network, data: Data, rows: np.ndarray, view: View) -> Tensor:
+        view = View(view.names, around=False)  # a path has no callers of its own
+        corpus, most = data.corpus, network.longest
+        at = [
+            corpus.walks.positions(walk, corpus.first_block, crossing, most)
+            for walk, crossing in rows.tolist()
+        ]
+        none = network.table.new_zeros(len(at), CONTEXT, network.table.shape[1])
+        lengths = np.array([len(some) for some in at])
+        return predict_masked(
+            network,
+            data.inputs,
+            [
+                (np.concatenate([at[i] for i in some.tolist()]), length, none[some])
+                for some, length in network.chunks(lengths)
+            ],
+            view,
+        )
+
+
+def predict_masked(
+    network: Network,
+    inputs: Inputs,
+    chunks: list[tuple[np.ndarray, np.ndarray, Tensor]],
+    view: View,
+) -> Tensor:
+    """Mask instructions of sequences, and return the loss of predicting their words.
+
+    ``chunks`` are arguments of `Network.positions`.
+    """
+    found, rows, owners, n = [], [], [], 0
+    for at, length, context in chunks:
+        x, place = network.positions(inputs, at, length, context, view)
+        masked = (torch.rand(len(place)) < MASKED).numpy()
+        hidden = network.on(place[masked])
+        x.flatten(0, 1)[hidden] = network.embed.mask.to(x)
+        h, _ = network.states(x, length, view)
+        found.append(h.flatten(0, 1)[hidden].float())
+        line = inputs.line[at[masked]]
+        size = np.diff(inputs.of_line.indptr)[line]
+        rows.append(inputs.of_line.indices[ranges(inputs.of_line.indptr[line], size)])
+        owners.append(n + np.repeat(np.arange(len(line)), size))
+        n += len(line)
+    words, word = np.unique(np.concatenate(rows), return_inverse=True)
+    h = network.predict(torch.cat(found))
+    logits = (h @ network.table[network.on(words.astype(np.int64))].T).log_softmax(1)
+    owner = network.on(np.concatenate(owners))
+    return -logits[owner, network.on(word)].mean()
 
 
 def _alike(corpus: Corpus, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -138,14 +211,19 @@ def _alike(corpus: Corpus, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return named | (corpus.content[first][:, None] == corpus.content[second])
 
 
-def draw(data: Data, objective: type[Objective], size: int, rng: np.random.Generator) -> np.ndarray:
+def draw(
+    data: Data,
+    pairs_of: Callable[[Corpus, Build, Build], np.ndarray],
+    size: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Draw a batch: pairs of functions from two programs, and functions without a partner.
 
     Parameters
     ----------
     data : Data
-    objective : type of Objective
-        Says which functions are pairs.
+    pairs_of : callable
+        (corpus, build, build) -> the pairs of their functions, int64 (k, 2).
     size : int
         Number of rows; fewer if the programs have too few functions.
     rng : numpy.random.Generator
@@ -163,7 +241,7 @@ def draw(data: Data, objective: type[Objective], size: int, rng: np.random.Gener
     for program in programs.tolist():
         builds = data.programs[program]
         a, b = (builds[i] for i in rng.choice(len(builds), 2, replace=False))
-        pairs = objective.pairs(corpus, a, b)
+        pairs = pairs_of(corpus, a, b)
         small = corpus.blocks[pairs].min(1) < MIN_BLOCKS
         pairs = pairs[~small | (rng.random(len(pairs)) < SMALL)]
         if len(pairs) < FEW:

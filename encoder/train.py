@@ -1,20 +1,13 @@
-"""Train the encoder of functions, on builds of many packages: first without symbols, then by them.
+"""Train the encoder of functions: first without symbols, then by them.
 
-    python experiment_data/build_packages.py
-    python -m encoder.train                         # -> model/encoder.safetensors
-
-config/encoder.json lists the stages; each starts with the weights of the one before, and has its
-own objectives (encoder/objectives.py). A training that was stopped continues where it was.
+`python pretrain.py functions` is the first, `python classify.py functions` the second. Both read
+config/encoder.json and the file that `python dataprocess.py functions` writes. A training that was
+stopped continues where it was.
 """
 
-if __name__ == "__main__":
-    from terminal.early import answer
-
-    answer(__file__)  # --help and messages about wrong flags need not wait for the imports below
-
-import dataclasses
 import hashlib
 import os
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -23,32 +16,20 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+import checkpoint
 import models
 import train
 import utils
-from binary.analysis import analysis_settings
-from binary.cache import analyse_files, report_skipped
 from encoder.calibration import Calibration, fit
-from encoder.corpus import Build, Corpus, find_files, read_corpus
+from encoder.corpus import Build, Corpus, Functions
 from encoder.encoder import write_encoder
-from encoder.inputs import Vocabulary, choose_words, look_up
+from encoder.inputs import Vocabulary, look_up
 from encoder.network import Network, View
-from encoder.objectives import MIN_BLOCKS, OBJECTIVES, SHARES, VIEWS, Data, draw
-from experiment_data.recipes import VALIDATION
+from encoder.objectives import MIN_BLOCKS, OBJECTIVES, SHARES, VIEWS, Data
 from features.positions import LONGEST
-from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
 from optim import OneCycleAdamW
-from terminal.arguments import names_of
-from terminal.command_line import PARTLY, command_line
 
-path = "experiment_data/packages/binaries/"  # builds: path/<build>/<program>
-train_cfg = "config/encoder.json"
-outputDir = "output/"  # analysed binaries, shared with gendata.py
-save_dir = "out-encoder"
-to = "model/encoder.safetensors"
-workers = os.cpu_count() or 1  # processes
 QUERIES = 1000  # number of functions for validation
-Names = str | list[str]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=utils.STRICT)
@@ -90,100 +71,48 @@ class Config:
 
     Attributes
     ----------
-    words : int
-        Maximum size of the vocabulary.
     model : models.Config
-    stages : list of Stage
+    pretraining : list of Stage
+        Their objectives need no symbols. Each stage starts with the weights of the one before.
+    fine_tuning : list of Stage
     """
 
-    words: PositiveInt
     model: models.Config
-    stages: Annotated[list[Stage], pydantic.Field(min_length=1)]
+    pretraining: Annotated[list[Stage], pydantic.Field(min_length=1)]
+    fine_tuning: Annotated[list[Stage], pydantic.Field(min_length=1)]
+
+    @pydantic.model_validator(mode="after")
+    def _pretraining_needs_no_names(self) -> "Config":
+        for stage in self.pretraining:
+            for key in stage.objectives:
+                if OBJECTIVES[key].needs_names:
+                    raise ValueError(
+                        f"'pretraining' has the objective '{key}', which needs symbols; it belongs "
+                        "into 'fine_tuning'"
+                    )
+        return self
 
 
-@dataclasses.dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=utils.STRICT)
 class Info:
-    """The content of model.json, which lies beside the network."""
+    """The content of model.json, which lies beside the network.
+
+    Attributes
+    ----------
+    model : models.Config
+    rows : int
+        Size of the table of words.
+    words_sha256, data_sha256 : str
+        Hashes of vocab.txt, and of the list of binaries and their hashes.
+    max_len : int
+        Maximum number of instructions of a function.
+    """
 
     model: models.Config
-    rows: int
+    rows: PositiveInt
     words_sha256: str
     data_sha256: str
-    max_len: int
-
-
-def main(
-    path: Names = path,
-    train_cfg: str = train_cfg,
-    part: Annotated[str, pydantic.Field(pattern=r"^[1-9]/[1-9]$")] = "1/1",
-    outputDir: str = outputDir,
-    save_dir: str = save_dir,
-    to: str = to,
-    workers: PositiveInt = workers,
-    time_limit: Limit = TIME_LIMIT,
-    memory_limit: Limit = MACHINE,
-) -> int:
-    """Train an encoder and write it as safetensors.
-
-    The exit code is 3 if binaries were skipped.
-
-    Parameters
-    ----------
-    path : str or list of str
-        Folders whose sub-folders each hold one build of some programs, with symbols: DIR1,DIR2.
-        The packages that experiment_data/recipes.py sets aside are not trained on; those for
-        validation are measured.
-    train_cfg : str
-        Settings of the training.
-    part : str
-        1/2 trains on every second package only, 2/2 on the others. matching/train.py needs encoders
-        that have not learned from what its networks learn from.
-    outputDir : str
-        Folder where analysed binaries are cached.
-    save_dir : str
-        Folder for the checkpoints, one sub-folder for each stage.
-    to : str
-        The file to write.
-    workers : int
-        Number of parallel processes.
-    time_limit : float
-        Seconds of processor time for the analysis of one file.
-    memory_limit : float
-        GiB of memory for the analysis of one file, and for the training.
-    """
-    folders = {"outputDir": outputDir, "save_dir": save_dir}
-    utils.check_outputs({"to": to}, [train_cfg, *names_of(path)], folders)
-    cfg = utils.read_config(Config, train_cfg)
-    of, parts = map(int, part.split("/"))
-    if of > parts:
-        raise utils.UsageError(f"--part {part}: the first number must not be above the second")
-    files = take_part(find_files(names_of(path)), of, parts)
-    limits = time_limit, memory_limit
-    with utils.one_writer(save_dir), limited_memory(memory_limit, "training the encoder"):
-        found, skipped = analyse_files([file for _, file in files], outputDir, workers, limits)
-        files = [(package, file) for package, file in files if file in found]
-        held_out = [file for file in files if file[0] in VALIDATION]
-        known = [file for file in files if file not in held_out]
-        if not known:
-            raise utils.UserError(
-                f"{path} has builds of {', '.join(sorted({file[0] for file in held_out}))} only, "
-                "which are not trained on; add builds of other packages"
-            )
-        corpus = read_corpus(known, outputDir)
-        judged = read_corpus(held_out, outputDir) if held_out else None
-        train_encoder(cfg, prepare(cfg, corpus, judged), analysis_settings(), save_dir, to)
-    report_skipped(skipped)
-    return PARTLY if skipped else 0
-
-
-def take_part(files: list[tuple[str, str]], k: int, n: int) -> list[tuple[str, str]]:
-    """Return the files of the k-th of n parts of the packages, and of all packages for validation.
-
-    Packages are taken in the order of their names: the k-th and every n-th after it.
-    """
-    learned = sorted({package for package, _ in files} - {*VALIDATION})
-    chosen = {*learned[k - 1 :: n], *VALIDATION}
-    return [file for file in files if file[0] in chosen]
+    max_len: PositiveInt
 
 
 class Prepared(NamedTuple):
@@ -194,14 +123,21 @@ class Prepared(NamedTuple):
     judge: "Judge | None"
 
 
-def prepare(cfg: Config, corpus: Corpus, held_out: Corpus | None) -> Prepared:
-    """Choose the words and look them up in all functions."""
-    vocabulary = choose_words(by_package(corpus), cfg.words)
+def prepare(functions: Functions) -> Prepared:
+    """Look all words up in the vocabulary, and find the pairs of functions for validation.
+
+    Raises
+    ------
+    utils.UserError
+        No program for training has two builds.
+    """
+    vocabulary = functions.vocabulary
+    corpus, held_out = functions.split("train"), functions.split("validation")
     data = Data(corpus, look_up(corpus.positions, vocabulary), programs_of(corpus))
     if not data.programs:
         raise utils.UserError("no program has two builds that may be trained on; give more builds")
-    judge = Judge(held_out, vocabulary) if held_out else None
-    if judge is None or not len(judge.pairs):
+    judge = Judge(held_out, vocabulary, corpus.content)
+    if not len(judge.pairs):
         judge = None
         print(
             "no library for validation has two builds: recall is not measured, and the chances "
@@ -210,56 +146,75 @@ def prepare(cfg: Config, corpus: Corpus, held_out: Corpus | None) -> Prepared:
     return Prepared(vocabulary, data, judge)
 
 
-def train_encoder(cfg: Config, read: Prepared, analysis: str, save_dir: str, to: str) -> None:
-    """Train on the functions of analysed binaries, and write the encoder; see `main`.
+class Training:
+    """A network, and what it learns from; `run` trains it for some stages."""
 
-    ``analysis`` says for the encoder's card how these were made.
-    """
-    vocabulary, data, judge = read
-    corpus = data.corpus
-    utils.set_seed(cfg.stages[0].seed)
-    network = Network(cfg.model, vocabulary.rows)
-    words = "".join(f"{word}\n" for word in vocabulary.words.tolist()).encode()
-    builds = corpus.builds + (judge.corpus.builds if judge else [])
-    manifest = "".join(f"{b.build}/{b.program} {b.sha256}\n" for b in builds)
-    info = Info(
-        cfg.model,
-        vocabulary.rows,
-        hashlib.sha256(words).hexdigest(),
-        hashlib.sha256(manifest.encode()).hexdigest(),
-        LONGEST,
-    )
-    measures: dict[str, float] = {}
-    for number, stage in enumerate(cfg.stages):
-        measures = run_stage(
-            stage, info, network, data, judge, f"{save_dir}/{number}-{stage.name}", words
+    def __init__(self, cfg: models.Config, read: Prepared, seed: int) -> None:
+        self.read = read
+        utils.set_seed(seed)
+        self.network = Network(cfg, read.vocabulary.rows)
+        self.words = "".join(f"{word}\n" for word in read.vocabulary.words.tolist()).encode()
+        builds = read.data.corpus.builds + (read.judge.corpus.builds if read.judge else [])
+        manifest = "".join(f"{b.build}/{b.program} {b.sha256}\n" for b in builds)
+        self.info = Info(
+            cfg,
+            read.vocabulary.rows,
+            hashlib.sha256(self.words).hexdigest(),
+            hashlib.sha256(manifest.encode()).hexdigest(),
+            LONGEST,
         )
-    card = {
-        "what": "functions -> vectors, for search.py and diff.py",
-        "packages": " ".join(sorted({build.package for build in corpus.builds})),
-        "builds": str(len(corpus.builds)),
-        "functions": str(len(corpus.name)),
-        "files": info.data_sha256,
-        "settings": str(dataclasses.asdict(cfg)),
-        "validation": " ".join(f"{name} {value:.3f}" for name, value in measures.items()),
-        "analysis": analysis,
-    }
-    network.cpu()
-    weights = {name: value.numpy() for name, value in network.state_dict().items()}
-    calibration = judge.calibrate(network) if judge else Calibration(scale=20.0, none=0.8)
-    write_encoder(weights, vocabulary, cfg.model.n_heads, calibration, to, card)
-    print(f"{to}: {os.path.getsize(to) / 1e6:.1f} MB, trained on {card['functions']} functions")
+        self.measures: dict[str, float] = {}
 
+    def load(self, file: str) -> None:
+        """Start from a network that was trained with the same sizes and words.
 
-def by_package(corpus: Corpus) -> list[list]:
-    """Return the positions of each package's builds."""
-    found: dict[str, list] = {}
-    for build in corpus.builds:
-        part = dataclasses.replace(
-            corpus.positions, bags=corpus.positions.bags[build.first : build.last]
-        )
-        found.setdefault(build.package, []).append(part)
-    return list(found.values())
+        Raises
+        ------
+        utils.UserError
+            It was not, or a file cannot be read.
+        """
+        if not Path(file).is_file():
+            raise utils.UserError(
+                f"the model {file} does not exist; `python pretrain.py functions` writes one"
+            )
+        info = utils.read_config(Info, Path(file).with_name("model.json"))
+        if info.model != self.info.model:
+            raise utils.UserError(f"{file} has other sizes than 'model' in the settings")
+        if info.words_sha256 != self.info.words_sha256:
+            raise utils.UserError(
+                f"{file} was trained with another vocabulary; train it again with the same file of "
+                "functions"
+            )
+        checkpoint.load_model_file(self.network, file)
+
+    def run(self, stages: list[Stage], save_dir: str) -> str:
+        """Train for some stages, each in a folder of its own; return the last file."""
+        for number, stage in enumerate(stages):
+            folder = f"{save_dir}/{number}-{stage.name}"
+            self.measures = run_stage(
+                stage, self.info, self.network, self.read.data, self.read.judge, folder, self.words
+            )
+        return f"{folder}/model_steps_{stages[-1].total_steps}.pt"
+
+    def write(self, to: str | os.PathLike[str], analysis: str, settings: str) -> None:
+        """Write the encoder, with a card that says what it was made of."""
+        corpus, judge = self.read.data.corpus, self.read.judge
+        card = {
+            "what": "functions -> vectors, for search.py and diff.py",
+            "packages": " ".join(sorted({build.package for build in corpus.builds})),
+            "builds": str(len(corpus.builds)),
+            "functions": str(len(corpus.name)),
+            "files": self.info.data_sha256,
+            "settings": settings,
+            "validation": " ".join(f"{name} {value:.3f}" for name, value in self.measures.items()),
+            "analysis": analysis,
+        }
+        self.network.cpu()
+        weights = {name: value.numpy() for name, value in self.network.state_dict().items()}
+        calibration = judge.calibrate(self.network) if judge else Calibration(scale=20.0, none=0.8)
+        heads = self.info.model.n_heads
+        write_encoder(weights, self.read.vocabulary, heads, calibration, to, card)
+        print(f"{to}: {os.path.getsize(to) / 1e6:.1f} MB, trained on {card['functions']} functions")
 
 
 def programs_of(corpus: Corpus, packages: int | None = None) -> list[list[Build]]:
@@ -291,19 +246,28 @@ def run_stage(
     data = data._replace(programs=programs_of(data.corpus, stage.packages))
     network.reads_order = stage.transformer
     objectives = {OBJECTIVES[key]: weight for key, weight in stage.objectives.items()}
+    if "walks" in stage.objectives and not len(data.corpus.walks):
+        raise utils.UserError(
+            f"stage {stage.name} has the objective 'walks', but no pair of builds has a path that "
+            "visits both; leave it out of the settings"
+        )
 
     def get_batch(step: int, rank: int, world: int) -> train.Batch:
-        rng = np.random.default_rng([stage.seed, step])
-        view = int(rng.choice(len(VIEWS), p=SHARES))
-        first = next(iter(objectives))  # all objectives of a stage read the pairs of the first
-        rows = draw(data, first, stage.batch_size, rng)
-        return {"input_ids": rows, "view": np.full(len(rows), view)}
+        view = int(np.random.default_rng([stage.seed, step]).choice(len(VIEWS), p=SHARES))
+        batch = {
+            objective.key: objective.draw(
+                data, stage.batch_size, np.random.default_rng([stage.seed, step, 1])
+            )
+            for objective in objectives
+        }
+        rows = next(iter(batch.values()))
+        return batch | {"input_ids": rows, "view": np.full(len(rows), view)}
 
     def get_losses(network: Network, batch: dict[str, Tensor]) -> train.Losses:
         view = VIEWS[int(batch["view"][0])]
-        pairs = batch["input_ids"].cpu().numpy()
         return {
-            objective.key: weight * objective.loss(network, data, pairs, view)
+            objective.key: weight
+            * objective.loss(network, data, batch[objective.key].cpu().numpy(), view)
             for objective, weight in objectives.items()
         }
 
@@ -335,9 +299,12 @@ def run_stage(
 
 
 class Judge:
-    """Recall@1 among functions of libraries that are not trained on, by their other build."""
+    """Recall@1 among functions of libraries that are not trained on, by their other build.
 
-    def __init__(self, corpus: Corpus, vocabulary: Vocabulary) -> None:
+    Functions whose instructions have a hash in ``known`` are left out: those of the training.
+    """
+
+    def __init__(self, corpus: Corpus, vocabulary: Vocabulary, known: np.ndarray) -> None:
         self.corpus = corpus
         self.inputs = look_up(corpus.positions, vocabulary)
         pairs = []
@@ -347,6 +314,7 @@ class Judge:
             pairs.append(corpus.same(builds[0], builds[-1]))
         found = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
         found = found[corpus.blocks[found].min(1) >= MIN_BLOCKS]
+        found = found[~np.isin(corpus.content[found], known).any(1)]
         for side in (0, 1):  # no two that are the same code
             _, first = np.unique(corpus.content[found[:, side]], return_index=True)
             found = found[np.sort(first)]
@@ -370,7 +338,3 @@ class Judge:
             right = (x @ y.T).argmax(1).cpu() == torch.arange(len(x))
             measures[f"recall_{name}"] = right.float().mean().item()
         return measures
-
-
-if __name__ == "__main__":
-    command_line(main)

@@ -34,6 +34,8 @@ class Positions:
     ----------
     line : int32 (n,)
         The instruction at each position, 0..L - 1.
+    block : int32 (n,)
+        The basic block that each position is from; its positions are consecutive.
     offsets : int64 (F + 1,)
         Function f has the positions offsets[f] up to offsets[f + 1].
     of_line : csr float32 (L, W)
@@ -45,6 +47,7 @@ class Positions:
     """
 
     line: np.ndarray
+    block: np.ndarray
     offsets: np.ndarray
     of_line: scipy.sparse.csr_matrix
     names: scipy.sparse.csr_matrix
@@ -88,6 +91,7 @@ def read_positions(code: Features) -> Positions:
     bags = {**code.words, "operation": inside @ kinds["operation"]}
     return Positions(
         line=line,
+        block=block.astype(np.int32),
         offsets=np.searchsorted(function, np.arange(code.functions + 1)),
         of_line=of_line,
         names=names,

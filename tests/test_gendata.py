@@ -539,27 +539,41 @@ names = st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=1, max_si
 @given(names, st.integers(0, 99))
 @settings(max_examples=200)
 def test_split_has_all_parts_where_there_are_enough_programs(programs, seed):
-    split = gendata.split_programs(programs, 0.1, 0.1, seed)
+    split = gendata.split_programs(dict.fromkeys(programs), 0.1, 0.1, seed)
     assert set(split) == set(programs)
     wanted = {"train", "validation", "test"}
     assert set(split.values()) == (wanted if len(programs) >= 3 else set(split.values()))
     assert set(split.values()) == {1: {"train"}, 2: {"train", "validation"}}.get(
         len(programs), wanted
     )
-    assert split == gendata.split_programs(programs[::-1], 0.1, 0.1, seed)
-    without = gendata.split_programs(programs, 0.0, 0.0, seed)
+    assert split == gendata.split_programs(dict.fromkeys(programs[::-1]), 0.1, 0.1, seed)
+    without = gendata.split_programs(dict.fromkeys(programs), 0.0, 0.0, seed)
     assert set(without.values()) == {"train"}
 
 
 def test_split_stays_when_programs_join_and_has_the_shares_asked_for():
     programs = [f"program{n}" for n in range(4000)]
-    few = gendata.split_programs(programs[:500], 0.1, 0.2, 0)
-    split = gendata.split_programs(programs, 0.1, 0.2, 0)
+    few = gendata.split_programs(dict.fromkeys(programs[:500]), 0.1, 0.2, 0)
+    split = gendata.split_programs(dict.fromkeys(programs), 0.1, 0.2, 0)
     assert all(split[program] == where for program, where in few.items())
     counts = Counter(split.values())
     assert abs(counts["validation"] - 400) < 100  # five standard deviations
     assert abs(counts["test"] - 800) < 130
-    assert split != gendata.split_programs(programs, 0.1, 0.2, 1)
+    assert split != gendata.split_programs(dict.fromkeys(programs), 0.1, 0.2, 1)
+
+
+def test_packages_that_are_set_aside_decide_the_split(builds, tmp_path, monkeypatch, capsys):
+    folder_of({"p": ["tiff-9-O0", "tiff-9-O2"], "q": "ab", "r": "ab"}, builds, tmp_path)
+    fake_analyses(monkeypatch, tmp_path, builds)
+    gendata.main(biname="?", path="binaries", workers=1)
+    written = {p["program"]: p["split"] for p in read_pairs(tmp_path)}
+    assert written == {"p": "test", "q": "train", "r": "train"}
+    assert "sets 1 of the programs aside" in capsys.readouterr().out
+    # There must be something to train on.
+    assert set(gendata.split_programs({"p": "test", "q": "test"}, 0.1, 0.1, 0).values()) == {
+        "train",
+        "validation",
+    }
 
 
 def test_split_is_written_and_shares_are_checked(builds, tmp_path, monkeypatch):
@@ -567,7 +581,7 @@ def test_split_is_written_and_shares_are_checked(builds, tmp_path, monkeypatch):
     fake_analyses(monkeypatch, tmp_path, builds)
     gendata.main(biname="?", path="binaries", workers=1, validation=0.3, test=0.3)
     written = {p["program"]: p["split"] for p in read_pairs(tmp_path)}
-    assert written == gendata.split_programs(list("pqrst"), 0.3, 0.3, 0)
+    assert written == gendata.split_programs(dict.fromkeys("pqrst"), 0.3, 0.3, 0)
     with pytest.raises(UserError, match="leave no program to train on"):
         gendata.main(biname="?", path="binaries", validation=0.5, test=0.5)
 
