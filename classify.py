@@ -511,6 +511,8 @@ def functions(
     train_cfg: str = "config/encoder.json",
     save_dir: str = "out-encoder",
     to: str = "model/encoder.safetensors",
+    resume: bool = True,
+    overwrite: bool = False,
 ) -> None:
     """Fine-tune the encoder of functions: builds of the same function get similar vectors.
 
@@ -526,6 +528,10 @@ def functions(
         Folder for the checkpoints, one sub-folder for each stage.
     to : str
         The encoder to write, for search.py and diff.py.
+    resume : bool
+        Go on with the training in save_dir if it is the same one; False: start again.
+    overwrite : bool
+        Delete another training in save_dir. Default: rename it to <folder>-before-<date>.
     """
     from encoder import train as encoder_train
     from encoder.corpus import read_functions
@@ -539,7 +545,7 @@ def functions(
         )
         if pretrain_file is not None:
             training.load(pretrain_file)
-        training.run(cfg.fine_tuning, save_dir)
+        training.run(cfg.fine_tuning, save_dir, resume, overwrite)
         training.write(to, made.analysis, str(dataclasses.asdict(cfg)))
 
 

@@ -857,6 +857,8 @@ def functions(
     data_file: str = "data/functions.npz",
     train_cfg: str = "config/encoder.json",
     save_dir: str = "out-functions",
+    resume: bool = True,
+    overwrite: bool = False,
 ) -> None:
     """Pre-train the encoder of functions, without symbols; `classify.py functions` fine-tunes it.
 
@@ -868,6 +870,10 @@ def functions(
         JSON with the model's sizes and the stages of the training.
     save_dir : str
         Folder for the models, one sub-folder for each stage.
+    resume : bool
+        Go on with the training in save_dir if it is the same one; False: start again.
+    overwrite : bool
+        Delete another training in save_dir. Default: rename it to <folder>-before-<date>.
     """
     from encoder import train as encoder_train
     from encoder.corpus import read_functions
@@ -877,7 +883,7 @@ def functions(
     with utils.one_writer(save_dir):
         read = encoder_train.prepare(read_functions(data_file))
         training = encoder_train.Training(cfg.model, read, cfg.pretraining[0].seed)
-        model_file = training.run(cfg.pretraining, save_dir)
+        model_file = training.run(cfg.pretraining, save_dir, resume, overwrite)
     print(f"model {model_file}; next: python classify.py functions --pretrain_file {model_file}")
 
 

@@ -187,9 +187,9 @@ def prepared(functions: Functions, row: Row) -> encoder_train.Prepared:
     if corpus is not functions.corpus:
         functions = with_vocabulary(corpus, size, functions.analysis)
     read = encoder_train.prepare(functions)
-    for inputs in (read.data.inputs, read.judge.inputs):
+    for part in filter(None, (read.data, read.judge)):
         for view in VIEWS:
-            inputs.sketches(view.groups)  # caches them before processes fork
+            part.inputs.sketches(view.groups)  # caches them before processes fork
     return read
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 import angr  # noqa: F401 - these are imported before the forks
 
 import classify  # noqa: F401
+import dataprocess  # noqa: F401
 import diff  # noqa: F401
 import encoder.train  # noqa: F401
 import gendata  # noqa: F401

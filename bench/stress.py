@@ -38,7 +38,6 @@ import utils
 from binary.analysis import load_analysis
 from binary.builds import find_binaries
 from binary.cache import analyse_files
-from experiment_data.recipes import VALIDATION
 from jobs.processes import in_processes
 from terminal.command_line import command_line
 
@@ -48,13 +47,14 @@ TRAINING = dict(seed=1, batch_size=8, lr=0.001, n_epochs=9, warmup=0.1, save_ste
 TRAINING |= dict(total_steps=80)
 CONTRAST = dict(seed=0, hidden=8, lr=0.01, weight_decay=0.01, n_epochs=2, networks=1, pairs=3)
 STAGE = dict(seed=0, batch_size=16, lr=1e-3, words_lr=1e-3, n_epochs=99, warmup=0.5, save_steps=10)
-STAGE |= dict(total_steps=20, objectives={"same": 1.0})
-ENCODER = dict(words=500, model=MODEL | dict(vocab_size=1, max_len=258, n_segments=3))
-ENCODER["model"] |= dict(positions="rotary")
-ENCODER |= dict(stages=[STAGE | dict(name="bag", transformer=False), STAGE | dict(name="same")])
+STAGE |= dict(name="stage", total_steps=20)
+ENCODER = dict(model=MODEL | dict(vocab_size=1, max_len=258, n_segments=3, positions="rotary"))
+ENCODER |= dict(pretraining=[STAGE | dict(objectives={"masked": 1.0, "walks": 1.0})])
+ENCODER |= dict(fine_tuning=[STAGE | dict(objectives={"same": 1.0})])
 # The stage that makes the input of another.
 BEFORE = {"dataprocess": "gendata", "samefunc": "gendata"}
-BEFORE |= {"pretrain": "dataprocess", "classify": "pretrain"}
+BEFORE |= {"pretrain": "dataprocess", "classify": "pretrain", "train": "gendata"}
+BEFORE |= {"functions": "gendata", "before": "functions", "encoder": "before"}
 TOGETHER = 4  # number of gendata.py that run at once
 BATCH = 250  # number of changed files per process
 SIZES = ["--train_cfg", "train.json", "--model_cfg", "model.json", "--max_len", "32"]
@@ -66,7 +66,8 @@ def main(
     builds: int = 3,
     kills: int = 20,
     mutants: int = 200,
-    stages: str = "gendata,dataprocess,pretrain,classify,diff,search,samefunc,train,encoder",
+    stages: str = "gendata,dataprocess,pretrain,classify,diff,search,samefunc,"
+    "train,functions,before,encoder",
     at_once: bool = True,
     kinds: str = "all",
     seed: int = 0,
@@ -106,11 +107,6 @@ def main(
             target = inputs / "binaries" / binary["build"] / biname
             target.parent.mkdir(parents=True)
             shutil.copy(binary["path"], target)
-            # Also as builds of a package for training, and of one for validation.
-            for package in ("some", VALIDATION[0]):
-                target = inputs / "packages" / f"{package}-1.0-{binary['build']}" / biname
-                target.parent.mkdir(parents=True)
-                shutil.copy(binary["path"], target)
         settings_of = {"train": TRAINING, "model": MODEL, "contrast": CONTRAST, "encoder": ENCODER}
         for name, settings in settings_of.items():
             (inputs / f"{name}.json").write_text(json.dumps(settings))
@@ -128,12 +124,15 @@ def main(
             "search": ["search.py", "index", "binaries"],
             "samefunc": ["samefunc.py", "twins", "--outputDir", "output"],
             "train": [
-                *("matching.train", "--path", "binaries", "--held_out", "none"),
-                *("--train_cfg", "contrast.json", "--to", "m.safetensors", "--workers", "2"),
+                *("matching.train", "--held_out", "none", "--train_cfg", "contrast.json"),
+                *("--to", "m.safetensors"),
             ],
+            "functions": ["dataprocess.py", "functions"],
+            "before": ["pretrain.py", "functions", "--train_cfg", "encoder.json"],
             "encoder": [
-                *("encoder.train", "--path", "packages", "--train_cfg", "encoder.json"),
-                *("--to", "e.safetensors", "--workers", "2"),
+                *("classify.py", "functions", "--train_cfg", "encoder.json"),
+                *("--pretrain_file", "out-functions/0-stage/model_steps_20.pt"),
+                *("--to", "e.safetensors"),
             ],
         }
         after: dict[str | None, Path] = {None: inputs}

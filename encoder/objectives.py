@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import utils
 from encoder.corpus import Build, Corpus
 from encoder.inputs import CONTEXT, Inputs
 from encoder.network import Network, View
@@ -24,6 +25,7 @@ MIN_BLOCKS = 3  # functions with fewer blocks often look alike, so most are left
 SMALL = 0.3  # share of these small functions that is kept
 FEW = 4  # two builds with fewer pairs than this are not used
 TRIED = 20  # maximum number of programs to look at, until two have enough pairs
+REDRAWN = 20  # times that other builds are drawn if none of them has enough
 VIEWS = (View(), View(names=False, around=False), View(around=False))
 SHARES = (0.5, 0.4, 0.1)  # share of the batches that are encoded in each of these views
 
@@ -232,28 +234,51 @@ def draw(
     -------
     int64 (n, 2)
         Numbers of functions. A quarter of the rows has only one function, and -1 for the other.
+
+    Raises
+    ------
+    utils.UserError
+        No two builds have enough pairs.
     """
-    corpus, rows = data.corpus, []
     sizes = np.array([builds[0].last - builds[0].first for builds in data.programs]) ** 0.5
-    count = min(TRIED, len(sizes))
-    programs = rng.choice(len(sizes), count, replace=False, p=sizes / sizes.sum())
-    wanted, parts = size, min(2, len(sizes))
-    for program in programs.tolist():
-        builds = data.programs[program]
-        a, b = (builds[i] for i in rng.choice(len(builds), 2, replace=False))
-        pairs = pairs_of(corpus, a, b)
-        small = corpus.blocks[pairs].min(1) < MIN_BLOCKS
-        pairs = pairs[~small | (rng.random(len(pairs)) < SMALL)]
-        if len(pairs) < FEW:
-            continue
-        room = wanted // parts
-        pairs = rng.permutation(pairs)[: room - room // 4]
-        rows.append(pairs)
-        for side, build in enumerate((a, b)):
-            others = np.setdiff1d(np.arange(build.first, build.last), pairs[:, side])
-            some = rng.permutation(others)[: (room - len(pairs) + side) // 2]
-            rows.append(np.insert(some[:, None], 1 - side, -1, axis=1))
-        wanted, parts = size - sum(map(len, rows)), parts - 1
-        if not parts:
-            break
-    return np.concatenate([np.zeros((0, 2), np.int64), *rows])
+    for _ in range(REDRAWN):
+        order = rng.choice(len(sizes), min(TRIED, len(sizes)), replace=False, p=sizes / sizes.sum())
+        rows: list[np.ndarray] = []
+        wanted, parts = size, min(2, len(sizes))
+        for program in order.tolist():
+            found = _draw_program(data, program, pairs_of, wanted // parts, rng)
+            rows += found
+            if found:
+                wanted, parts = size - sum(map(len, rows)), parts - 1
+            if not parts:
+                break
+        if rows:
+            return np.concatenate(rows)
+    raise utils.UserError(
+        f"of {REDRAWN * len(order)} pairs of builds, none has {FEW} functions that are known to be "
+        "the same; give builds with symbols, or more builds"
+    )
+
+
+def _draw_program(
+    data: Data,
+    program: int,
+    pairs_of: Callable[[Corpus, Build, Build], np.ndarray],
+    room: int,
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """Draw ``room`` rows from two builds of a program; none if they have too few pairs."""
+    corpus, builds = data.corpus, data.programs[program]
+    a, b = (builds[i] for i in rng.choice(len(builds), 2, replace=False))
+    pairs = pairs_of(corpus, a, b)
+    small = corpus.blocks[pairs].min(1) < MIN_BLOCKS
+    pairs = pairs[~small | (rng.random(len(pairs)) < SMALL)]
+    if len(pairs) < FEW:
+        return []
+    pairs = rng.permutation(pairs)[: room - room // 4]
+    rows = [pairs]
+    for side, build in enumerate((a, b)):
+        others = np.setdiff1d(np.arange(build.first, build.last), pairs[:, side])
+        some = rng.permutation(others)[: (room - len(pairs) + side) // 2]
+        rows.append(np.insert(some[:, None], 1 - side, -1, axis=1))
+    return rows

@@ -136,8 +136,8 @@ def prepare(functions: Functions) -> Prepared:
     data = Data(corpus, look_up(corpus.positions, vocabulary), programs_of(corpus))
     if not data.programs:
         raise utils.UserError("no program has two builds that may be trained on; give more builds")
-    judge = Judge(held_out, vocabulary, corpus.content)
-    if not len(judge.pairs):
+    judge: Judge | None = Judge(held_out, vocabulary, corpus.content)
+    if judge and not len(judge.pairs):
         judge = None
         print(
             "no library for validation has two builds: recall is not measured, and the chances "
@@ -187,12 +187,18 @@ class Training:
             )
         checkpoint.load_model_file(self.network, file)
 
-    def run(self, stages: list[Stage], save_dir: str) -> str:
-        """Train for some stages, each in a folder of its own; return the last file."""
+    def run(
+        self, stages: list[Stage], save_dir: str, resume: bool = True, overwrite: bool = False
+    ) -> str:
+        """Train for some stages, each in a folder of its own; return the last file.
+
+        ``resume`` and ``overwrite`` are those of `train.Trainer.run`.
+        """
         for number, stage in enumerate(stages):
             folder = f"{save_dir}/{number}-{stage.name}"
             self.measures = run_stage(
-                stage, self.info, self.network, self.read.data, self.read.judge, folder, self.words
+                *(stage, self.info, self.network, self.read.data, self.read.judge),
+                *(folder, self.words, resume, overwrite),
             )
         return f"{folder}/model_steps_{stages[-1].total_steps}.pt"
 
@@ -239,6 +245,8 @@ def run_stage(
     judge: "Judge | None",
     save_dir: str,
     words: bytes,
+    resume: bool,
+    overwrite: bool,
 ) -> dict[str, float]:
     """Train ``network`` for one stage; return the last measures."""
     device = utils.get_device()
@@ -295,7 +303,7 @@ def run_stage(
     )
     what = f"stage {stage.name}: {len(data.corpus.name):,} functions"
     with utils.one_writer(save_dir):
-        return trainer.run(info, words, True, True, what)
+        return trainer.run(info, words, resume, overwrite, what)
 
 
 class Judge:

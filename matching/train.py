@@ -1,7 +1,6 @@
 """Train the networks of diff.py on builds of programs with symbols.
 
-    python experiment_data/build_packages.py
-    python -m encoder.train                         # -> model/encoder.safetensors
+    make encoder                                    # -> model/encoder.safetensors
     python -m matching.train                        # -> model/diff.safetensors
 
 Functions in two builds of a program are the same if their symbols have the same name; symbols are
@@ -11,8 +10,11 @@ similar functions of the other build, or that it has none (a contrastive loss, I
 The encoder remembers the packages that it learned from. The networks must learn how far to trust it
 on others, so a program is measured by an encoder that has not learned from its package:
 
-    python -m encoder.train --part 1/2 --save_dir out-1 --to out-1/encoder.safetensors
-    python -m encoder.train --part 2/2 --save_dir out-2 --to out-2/encoder.safetensors
+    for i in 1 2; do
+        python dataprocess.py functions --data data/packages --part $i/2 --to out-$i/functions.npz
+        python classify.py functions --data_file out-$i/functions.npz --save_dir out-$i \\
+            --to out-$i/encoder.safetensors
+    done
     python -m matching.train --encoders out-1/encoder.safetensors,out-2/encoder.safetensors
 """
 
@@ -26,14 +28,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-from pydantic import PositiveInt
 
 import utils
 from binary.analysis import analysis_settings
 from binary.cache import report_skipped
 from encoder.encoder import Encoder, packages_of, read_encoder
 from experiment_data.recipes import VALIDATION
-from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
+from jobs.processes import MACHINE, Limit, limited_memory
 from matching.model import ENCODER, Model, Network, write_model
 from matching.networks import MatchingConfig, plausible_part, train_neighbours, train_similarity
 from matching.training_pairs import Pair, Program, find_builds, pairs_of
@@ -41,37 +42,33 @@ from terminal import progress
 from terminal.arguments import names_of
 from terminal.command_line import PARTLY, command_line
 
-path = "experiment_data/packages/binaries/"  # builds: path/<build>/<program>
+data = "data/packages"  # the pairs that gendata.py made
 held_out = ["ed", "xargs"]  # programs that are measured and not trained on
 train_cfg = "config/contrast.json"
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 to = "model/diff.safetensors"
-workers = os.cpu_count() or 1  # processes
 Names = str | list[str]
 
 
 def main(
-    path: Names = path,
+    data: Names = data,
     held_out: Names = held_out,
     encoders: Names | None = None,
     train_cfg: str = train_cfg,
     outputDir: str = outputDir,
     to: str = to,
-    workers: PositiveInt = workers,
-    time_limit: Limit = TIME_LIMIT,
     memory_limit: Limit = MACHINE,
 ) -> int:
     """Train the networks of diff.py and write them as safetensors.
 
     They are for the encoder.safetensors beside the file that is written. The exit code is 3 if
-    binaries were skipped.
+    programs were skipped.
 
     Parameters
     ----------
-    path : str or list of str
-        Folders whose sub-folders each hold one build of some programs, with symbols: DIR1,DIR2.
-        The packages that experiment_data/recipes.py sets aside are not trained on; those for
-        validation are measured.
+    data : str or list of str
+        Folders that gendata.py wrote: DIR1,DIR2. Pairs for the test are not read; packages that
+        experiment_data/recipes.py sets aside for validation are measured.
     held_out : str or list of str
         More programs that are measured and not trained on: --held_out ed,patch.
     encoders : str or list of str
@@ -83,21 +80,16 @@ def main(
         Folder where analysed binaries are cached.
     to : str
         The file to write.
-    workers : int
-        Number of parallel processes.
-    time_limit : float
-        Seconds of processor time for the analysis of one file.
     memory_limit : float
-        GiB of memory for the analysis of one file, and for the training.
+        GiB of memory.
     """
-    paths = names_of(path)
+    folders = names_of(data)
     files: list[str | os.PathLike[str]] = [Path(to).with_name(ENCODER), *names_of(encoders or [])]
-    utils.check_outputs({"to": to}, [train_cfg, *paths, *files], {"outputDir": outputDir})
+    utils.check_outputs({"to": to}, [train_cfg, *files], whole=[*folders, outputDir])
     cfg = utils.read_config(MatchingConfig, train_cfg)
     own, *more = ((read_encoder(file), packages_of(file)) for file in files)
-    with limited_memory(memory_limit, f"training on {', '.join(paths)}"):
-        limits = time_limit, memory_limit
-        programs, skipped = find_builds(paths, outputDir, workers, limits)
+    with limited_memory(memory_limit, f"training on {', '.join(folders)}"):
+        programs, skipped = find_builds(folders, outputDir), {}
         held = names_held_out(programs, names_of(held_out))
         train, used, rest = [], [], []
         for program in progress.bar(programs, desc="pairs"):
@@ -115,8 +107,8 @@ def main(
                 used.append(program)
         if not train:
             raise utils.UserError(
-                f"{', '.join(paths)}: no program has two builds that may be trained on; give more "
-                "builds, or with --encoders an encoder that has not learned from their packages"
+                f"{', '.join(folders)}: no program has two builds that may be trained on; give more"
+                " builds, or with --encoders an encoder that has not learned from their packages"
             )
         similarity, neighbours = train_both(train, cfg)
         model = Model(own[0], similarity, neighbours)

@@ -2,23 +2,19 @@
 
 import dataclasses
 import itertools
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-import utils
-from binary.analysis import Analysis, cache_file, load_analysis
-from binary.cache import analyse_all
+from binary.analysis import Analysis, load_analysis
 from binary.symbols import source_names
-from encoder.corpus import find_files
+from encoder.corpus import binaries_of
 from encoder.encoder import Encoder
-from experiment_data.recipes import package_of
 from features.extract import Features, extract_features
-from jobs.processes import LIMITS
 from matching.candidates import Candidates, find_candidates
 from matching.evidence import Evidence
+from pairs.folder import find_pairs, read_info
 
 UNKNOWN, NONE = -2, -1  # in place of the index of a candidate
 SMALL = 0.3  # weight in the loss of functions with fewer than MIN_BLOCKS blocks
@@ -67,35 +63,26 @@ class Pair:
     weight_b: np.ndarray
 
 
-def find_builds(
-    paths: list[str], output_dir: str, workers: int, limits: tuple[float, float] = LIMITS
-) -> tuple[list[Program], dict[str, str]]:
-    """Analyse all programs under ``paths`` that have two builds or more.
+def find_builds(folders: list[str], output_dir: str) -> list[Program]:
+    """Read the analysed builds of the programs that gendata.py has made pairs of.
 
-    Equal files count once, because two releases may contain the same version. Packages that are set
-    aside for the test are left out.
+    Equal files of a program count once, because two releases may contain the same version. Pairs
+    for the test are left out.
 
-    Returns
-    -------
-    list of Program
-    dict
-        File -> why it was skipped.
+    Parameters
+    ----------
+    folders : list of str
+        Folders that gendata.py wrote.
+    output_dir : str
+        Folder of the analysed binaries.
     """
-    binaries = [
-        {"path": file, "sha256": utils.sha256_of(file), "program": Path(file).name}
-        for _, file in find_files(paths)
-    ]
-    binaries = list({(binary["program"], binary["sha256"]): binary for binary in binaries}.values())
-    times = Counter(binary["program"] for binary in binaries)
-    binaries = [binary for binary in binaries if times[binary["program"]] > 1]
-    skipped = analyse_all(binaries, output_dir, workers, limits)
+    pairs = [read_info(folder) for data in folders for folder in find_pairs(data)[0]]
     found: dict[str, Program] = {}
-    for binary in binaries:
-        if binary["path"] not in skipped:
-            program = found.setdefault(binary["program"], Program(binary["program"], set(), []))
-            program.packages.add(package_of(Path(binary["path"]).parent.name))
-            program.builds.append(load_analysis(cache_file(output_dir, binary["sha256"])))
-    return list(found.values()), skipped
+    for binary in binaries_of(pairs):
+        program = found.setdefault(binary.program, Program(binary.program, set(), []))
+        program.packages.add(binary.package)
+        program.builds.append(load_analysis(Path(output_dir, binary.analysis)))
+    return list(found.values())
 
 
 def loss_weights(code: Features) -> np.ndarray:

@@ -300,6 +300,30 @@ def analyses(builds):
 
 
 @pytest.fixture(scope="session")
+def paired(builds, analyses, tmp_path_factory) -> Path:
+    """A folder with output/ and data/: gendata.py's pairs of a program and of one for validation.
+
+    `shapes` has all builds of `builds`; `held`, a program of a package that is set aside, has two.
+    """
+    import utils
+    from binary.analysis import cache_file, save_analysis
+    from experiment_data.recipes import VALIDATION
+
+    folder = tmp_path_factory.mktemp("paired")
+    held = {"O0": f"{VALIDATION[0]}-bookworm-O0", "O3-noplt": f"{VALIDATION[0]}-bookworm-O3"}
+    for build, analysis in analyses.items():
+        file = builds / build / "shapes"
+        save_analysis(analysis, cache_file(folder / "output", utils.sha256_of(file)))
+        for name, place in (("shapes", f"shapes-1.0-{build}"), ("held", held.get(build))):
+            if place:
+                copy = folder / "binaries" / place / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, copy)
+    gendata_py(folder, "--path", "binaries", "--biname", "*", "--workers", "1")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def codes(analyses):
     """Build name -> its Features."""
     from features.extract import extract_features

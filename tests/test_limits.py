@@ -3,14 +3,16 @@
 import multiprocessing
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 import torch
 
+import dataprocess
 import diff
-import encoder.train
+import encoder.corpus
 import matching.train
 import samefunc
 import search
@@ -85,16 +87,11 @@ def test_a_file_that_is_missing_stops_all(tmp_path, monkeypatch):
         (
             matching.train,
             "find_builds",
-            lambda: matching.train.main(path="a", to=str(ROOT / "model/new.safetensors")),
+            lambda: matching.train.main(data="a", to=str(ROOT / "model/new.safetensors")),
             "training on a",
         ),
         (samefunc, "find_binaries", lambda: samefunc.main(path="a"), "choosing pairs of functions"),
-        (
-            encoder.train,
-            "read_corpus",
-            lambda: encoder.train.main(path="a", to="to"),
-            "training the encoder",
-        ),
+        (encoder.corpus, "binaries_of", lambda: dataprocess.functions("a"), "joining functions"),
         (search, "read_encoder", lambda: search.scan("a"), "searching index"),
     ],
 )
@@ -108,8 +105,8 @@ def test_running_out_of_memory_in_the_main_process_is_one_sentence(
     (tmp_path / "config").symlink_to(ROOT / "config")
     (tmp_path / "index").mkdir()
     monkeypatch.setattr(module, inside, too_much)
-    monkeypatch.setattr(encoder.train, "find_files", lambda paths: [("p", "a")])
-    monkeypatch.setattr(encoder.train, "analyse_files", lambda *_: ({"a"}, {}))
+    monkeypatch.setattr(dataprocess, "find_pairs", lambda data: ([], []))
+    monkeypatch.setattr(encoder.corpus, "take_part", lambda *_: [SimpleNamespace(split="train")])
     monkeypatch.setattr(search, "read_binaries", lambda *_: (None,))
     with pytest.raises(UserError, match=rf"^{message} takes more than .* GiB of memory; raise"):
         command()

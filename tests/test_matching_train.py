@@ -132,7 +132,7 @@ def test_a_pair_without_plausible_candidates_does_not_stop_training(codes, fitte
 
 
 @pytest.fixture(scope="module")
-def trained(builds, tmp_path_factory):
+def trained(paired, tmp_path_factory):
     """A folder with two equal trainings, one of them by the command, and what the command said."""
     folder = tmp_path_factory.mktemp("trained")
     cfg = json.loads((ROOT / "config/contrast.json").read_text()) | {
@@ -140,7 +140,9 @@ def trained(builds, tmp_path_factory):
     }
     shutil.copy(ENCODER, folder)
     (folder / "cfg.json").write_text(json.dumps(cfg))
-    arguments = ["--path", f"{builds},{builds}"]  # the same builds again count once
+    data = paired / "data"
+    arguments = ["--data", f"{data},{data}"]  # the same builds again count once
+    arguments += ["--outputDir", str(paired / "output")]
     arguments += ["--held_out", "nothing", "--train_cfg", "cfg.json", "--to"]
     run = subprocess.run(
         [sys.executable, "-m", "matching.train", *arguments, "a.safetensors"],
@@ -170,8 +172,9 @@ def test_training_is_deterministic(trained):
     assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
 
 
-def test_a_folder_without_builds_is_named(tmp_path, capsys):
-    assert typed(main, "--path", tmp_path) == 1
-    assert capsys.readouterr().err.startswith(f"error: no builds under {tmp_path}")
-    assert typed(main, "--path", tmp_path / "none") == 1
-    assert capsys.readouterr().err.startswith(f"error: --path {tmp_path / 'none'}: there is no")
+def test_a_folder_without_pairs_is_named(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    shutil.copy(ENCODER, tmp_path)
+    for folder, reason in (("data", ": no program has two builds"), ("none", ": there is no such")):
+        assert typed(main, "--data", tmp_path / folder, "--to", tmp_path / "a") == 1
+        assert f"{tmp_path / folder}{reason}" in capsys.readouterr().err
