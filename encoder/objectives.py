@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import utils
@@ -17,6 +16,7 @@ from encoder.corpus import Build, Corpus
 from encoder.inputs import CONTEXT, Inputs
 from encoder.network import Network, View
 from features.extract import ranges
+from tasks.contrast import info_nce
 
 SCALE = 20.0  # factor of cosines in the contrastive loss: one over the temperature
 WORDS_LEFT_OUT = 0.3  # share of a bag's words, at random, each time a function is encoded
@@ -70,12 +70,7 @@ class Objective:
 
 
 class Same(Objective):
-    """Symmetric InfoNCE: a function should be nearer to its partner than to the rest of the batch.
-
-    References
-    ----------
-    van den Oord et al., "Contrastive Predictive Coding", 2018, https://arxiv.org/abs/1807.03748
-    """
+    """A function should be nearer to its partner than to the rest of the batch, and vice versa."""
 
     key = "same"
     needs_names = True
@@ -92,14 +87,10 @@ class Same(Objective):
         loss = vectors[0].new_zeros(())
         for i, j in ((0, 1), (1, 0)):
             others = pairs[there[:, j], j]
-            # In half precision, cosines would be too coarse.
-            with torch.autocast(vectors[i].device.type, enabled=False):
-                logits = SCALE * vectors[i][network.on(row[i])] @ vectors[j].T
             # A function with the partner's name or instructions is not a negative example.
-            alike = _alike(data.corpus, pairs[both, j], others)
-            alike[np.arange(both.sum()), row[j]] = False
-            logits = logits.masked_fill(network.on(alike), -1e4)
-            loss = loss + F.cross_entropy(logits, network.on(row[j])) / 2
+            alike = network.on(_alike(data.corpus, pairs[both, j], others))
+            x, partner = vectors[i][network.on(row[i])], network.on(row[j])
+            loss = loss + info_nce(x, vectors[j], SCALE, partner, alike).mean() / 2
         return loss
 
 

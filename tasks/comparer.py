@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import models
 import train
 from optim import OneCycleAdamW
+from tasks.contrast import info_nce
 from tasks.task import Examples, Task
 from terminal import progress
 from tokenization import CorpusTokenizer, FullTokenizer
@@ -276,19 +277,10 @@ def contrast(vectors: Tensor, group: Tensor, label: Tensor, weight: Tensor) -> T
     vectors : float32 (B, 2, D)
     group, label, weight
         See `ComparisonData.batch`.
-
-    References
-    ----------
-    van den Oord et al., "Contrastive Predictive Coding", 2018, https://arxiv.org/abs/1807.03748
     """
     x, group = vectors.flatten(0, 1), group.flatten()
-    row = torch.arange(len(x), device=x.device)
-    partner = row ^ 1
-    other = group[:, None] != group[None, :]
-    other[row, partner] = True
-    with torch.autocast(x.device.type, enabled=False):
-        logits = (x @ x.T / TEMPERATURE).masked_fill(~other, -1e4)
-        loss = F.cross_entropy(logits, partner, reduction="none")
+    partner = torch.arange(len(x), device=x.device) ^ 1
+    loss = info_nce(x, x, 1 / TEMPERATURE, partner, group[:, None] == group[None, :])
     return (loss * (label * weight).repeat_interleave(2)).sum()
 
 
