@@ -13,7 +13,7 @@ are the ground truth; no row uses symbols. Functions whose normalised body occur
 package are left out, and of functions with the same normalised body only one is kept.
 
 `train` writes the rows' models to the folder models/. Variants of the encoder are model files of
-`python -m encoder.train` in the same folder. A row with several seeds has several files:
+`python classify.py functions` in the same folder. A row with several seeds has several files:
 table-seed0.npz, table-seed1.npz.
 """
 
@@ -55,6 +55,7 @@ WORKERS = os.cpu_count() or 1
 POOLS = (32, 100, 1000, 10_000)
 LEAST_BLOCKS = 3  # minimum number of blocks of a query's function, in both builds
 AARCH64, I386, ARM = "aarch64-linux-gnu-gcc", "i686-linux-gnu-gcc", "arm-linux-gnueabihf-gcc"
+RISCV, MIPS = "riscv64-linux-gnu-gcc", "mipsel-linux-gnu-gcc"
 # Task -> builds of the queries and of the pool: release, compiler, level.
 TASKS = {
     "optimisation, O0 to O3": (("bookworm", "gcc", "O0"), ("bookworm", "gcc", "O3")),
@@ -63,6 +64,8 @@ TASKS = {
     "processor, x86-64 to AArch64, O2": (("bookworm", "gcc", "O2"), ("bookworm", AARCH64, "O2")),
     "processor, x86-64 to i386, O2": (("bookworm", "gcc", "O2"), ("bookworm", I386, "O2")),
     "processor, x86-64 to ARM, O2": (("bookworm", "gcc", "O2"), ("bookworm", ARM, "O2")),
+    "processor, x86-64 to RISC-V, O2": (("bookworm", "gcc", "O2"), ("bookworm", RISCV, "O2")),
+    "processor, x86-64 to MIPS, O2": (("bookworm", "gcc", "O2"), ("bookworm", MIPS, "O2")),
     "mixed": None,  # any two builds of the function
 }
 
@@ -143,7 +146,7 @@ def builds_of(packages: str, output_dir: str, wanted: Iterable[str]) -> tuple[li
 def training_packages() -> list[str]:
     """Return the packages for training, in a random but fixed order."""
     names = [name for name in RECIPES if name not in {*TEST, *VALIDATION}]
-    # The same order in which encoder/train.py adds packages.
+    # The same order in which `packages` of a stage in config/encoder.json adds them.
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
