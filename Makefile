@@ -57,8 +57,13 @@ train: $(VENV)/installed
 	@echo "  tensorboard --logdir out/runs               how the losses fell"
 	@echo "  python gendata.py --path DIR --biname NAME  your own builds, as DIR/<build>/NAME"
 
+# gendata.py ends with 3 if it skipped a binary, and says which.
 encoder: $(VENV)/installed
-	$(run) -m encoder.train
+	$(run) gendata.py --path experiment_data/packages/binaries/ --biname '*' --pairs 8 \
+		--data data/packages || test $$? -eq 3
+	$(run) dataprocess.py functions --data data/packages
+	$(run) pretrain.py functions
+	$(run) classify.py functions --pretrain_file $$(ls -t out-functions/*/model_steps_*.pt | head -n 1)
 
 test: $(VENV)/installed-dev
 	$(run) -m pytest
