@@ -103,7 +103,7 @@ class Info:
     rows : int
         Size of the table of words.
     words_sha256, data_sha256 : str
-        Hashes of vocab.txt, and of the list of binaries and their hashes.
+        Hashes of vocab.txt, and of the list of binaries, their hashes and the walks.
     max_len : int
         Maximum number of instructions of a function.
     """
@@ -155,12 +155,13 @@ class Training:
         self.network = Network(cfg, read.vocabulary.rows)
         self.words = "".join(f"{word}\n" for word in read.vocabulary.words.tolist()).encode()
         builds = read.data.corpus.builds + (read.judge.corpus.builds if read.judge else [])
-        manifest = "".join(f"{b.build}/{b.program} {b.sha256}\n" for b in builds)
+        manifest = "".join(f"{b.build}/{b.program} {b.sha256}\n" for b in builds).encode()
+        walks = read.data.corpus.walks
         self.info = Info(
             cfg,
             read.vocabulary.rows,
             hashlib.sha256(self.words).hexdigest(),
-            hashlib.sha256(manifest.encode()).hexdigest(),
+            hashlib.sha256(manifest + walks.block.tobytes() + walks.offsets.tobytes()).hexdigest(),
             LONGEST,
         )
         self.measures: dict[str, float] = {}
