@@ -124,8 +124,8 @@ def main(
             "search": ["search.py", "index", "binaries"],
             "samefunc": ["samefunc.py", "twins", "--outputDir", "output"],
             "train": [
-                *("matching.train", "--held_out", "none", "--train_cfg", "contrast.json"),
-                *("--to", "m.safetensors"),
+                *("matching.train", "--data", "data", "--held_out", "none"),
+                *("--train_cfg", "contrast.json", "--to", "m.safetensors"),
             ],
             "functions": ["dataprocess.py", "functions"],
             "before": ["pretrain.py", "functions", "--train_cfg", "encoder.json"],
@@ -272,7 +272,7 @@ def stress(
             raise utils.UserError(f"{stage} ended with exit code {code} after a kill")
         lost += differing(reference, work)
         shutil.rmtree(work)
-    print(f"{command[0]:15} killed {killed} times, came to its end {ended} times", end=", ")
+    print(f"{stage:11} killed {killed} times, came to its end {ended} times", end=", ")
     print(f"{lost:,} bytes lost ({seconds:.1f} s undisturbed)", flush=True)
     return lost
 
