@@ -538,7 +538,10 @@ def functions(
 
     utils.check_outputs({"to": to}, [data_file, train_cfg, pretrain_file], {"save_dir": save_dir})
     cfg = utils.read_config(encoder_train.Config, train_cfg)
+    for folder in encoder_train.folders_of(cfg.fine_tuning, save_dir):
+        utils.check_outputs({}, [pretrain_file], replaced={"save_dir": folder})
     with utils.one_writer(save_dir):
+        utils.remove_leftovers(Path(to).parent)
         made = read_functions(data_file)
         training = encoder_train.Training(
             cfg.model, encoder_train.prepare(made), cfg.fine_tuning[0].seed

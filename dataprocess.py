@@ -35,6 +35,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import sqlite3
 import time
@@ -52,7 +53,7 @@ from binary.analysis import analysis_settings
 from encoder import corpus as encoder_corpus
 from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
 from jobs.run import run_all
-from pairs.folder import PairInfo, find_pairs, read_info
+from pairs.folder import PairInfo, analysis_files, find_pairs, read_info
 from pairs.text import read_pair, render
 from terminal import progress
 from terminal.command_line import command_line
@@ -438,7 +439,7 @@ def functions(
     to: str = functions_file,
     words: Count = 12000,
     walks: Count = 500,
-    part: Annotated[str, pydantic.Field(pattern=r"^[1-9]/[1-9]$")] = "1/1",
+    part: str = "1/1",
     workers: Count = workers,
     time_limit: Limit = TIME_LIMIT,
     memory_limit: Limit = MACHINE,
@@ -467,19 +468,30 @@ def functions(
     memory_limit : float
         GiB of memory for the words of one binary, and for everything else.
     """
-    of, parts = map(int, part.split("/"))
-    if of > parts:
-        raise UsageError(f"--part {part}: the first number must not be above the second")
+    if not re.fullmatch("[1-9]/[1-9]", part) or part[0] > part[2]:
+        raise UsageError(f"--part {part}: give the number of the part and of all parts, like 1/2")
+    of, parts = int(part[0]), int(part[2])
     folders, incomplete = find_pairs(data)
     check_outputs({"to": to}, whole=[*folders, outputDir])
     for folder in incomplete:
         print(f"skipped {folder}: it has no pair.json, so gendata.py did not finish it")
-    pairs = encoder_corpus.take_part([read_info(folder) for folder in folders], of, parts)
+    pairs = [read_info(folder) for folder in folders]
     if not any(pair.split == "train" for pair in pairs):
-        raise UserError(f"{data} holds no pair to train on; run `python gendata.py` first")
+        raise UserError(
+            f"{data} holds no pair to train on; `python gendata.py` makes pairs of all builds of a "
+            "program"
+        )
+    pairs = encoder_corpus.take_part(pairs, of, parts)
+    if not any(pair.split == "train" for pair in pairs):
+        raise UserError(f"--part {part}: {data} has too few packages to train on for so many parts")
     with limited_memory(memory_limit, "joining functions"):
+        remove_leftovers(Path(to).parent, Path(outputDir, "positions"))
         binaries = encoder_corpus.binaries_of(pairs)
-        files = [Path(outputDir, binary.analysis) for binary in binaries]
+        for pair in pairs:
+            if pair.split != "test":
+                analysis_files(pair, outputDir)  # says which one is missing
+        # Only the name counts, so that no pair.json can lead out of the folder.
+        files = [Path(outputDir, Path(binary.analysis).name) for binary in binaries]
         new = [file for file in files if not encoder_corpus.part_file(file).exists()]
         jobs = ((str(file), (file,)) for file in new)
         limits = time_limit, memory_limit
@@ -491,12 +503,14 @@ def functions(
         made = encoder_corpus.with_vocabulary(corpus, words, pairs[0].analysis)
         encoder_corpus.write_functions(to, made)
     ours = [build for build in corpus.builds if build.split == "train"]
-    packages = {build.package for build in ours}
+    n = len({build.package for build in ours})
+    next_step = ["python", "pretrain.py", "functions"]
+    next_step += [] if to == functions_file else ["--data_file", to]
     print(
         f"{to}: {ours[-1].last - ours[0].first:,} functions of {len(ours)} builds of "
-        f"{len(packages)} packages to learn from, and {len(corpus.walks):,} walks; "
+        f"{n} {plural(n, 'package')} to learn from, and {len(corpus.walks):,} walks; "
         f"{len(corpus.builds) - len(ours)} builds for validation; "
-        f"{len(made.vocabulary.words):,} words; next: python pretrain.py functions"
+        f"{len(made.vocabulary.words):,} words; next: {shlex.join(next_step)}"
     )
 
 

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -884,7 +885,8 @@ def functions(
         read = encoder_train.prepare(read_functions(data_file))
         training = encoder_train.Training(cfg.model, read, cfg.pretraining[0].seed)
         model_file = training.run(cfg.pretraining, save_dir, resume, overwrite)
-    print(f"model {model_file}; next: python classify.py functions --pretrain_file {model_file}")
+    next_step = ["python", "classify.py", "functions", "--pretrain_file", model_file]
+    print(f"model {model_file}; next: {shlex.join(next_step)}")
 
 
 if __name__ == "__main__":

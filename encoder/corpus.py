@@ -18,10 +18,11 @@ import scipy.sparse
 import utils
 from binary.analysis import load_analysis
 from binary.symbols import source_names
+from encoder.encoder import MOST
 from encoder.inputs import GROUPS, NAMES, Vocabulary, choose_words
 from experiment_data.recipes import package_of
 from features.extract import extract_features, ranges
-from features.positions import BAG, WORD_KINDS, Positions, read_positions
+from features.positions import BAG, LONGEST, WORD_KINDS, Positions, read_positions
 from features.tfidf import DIMENSIONS
 from files.arrays import Numbers, Schema, Texts, read_arrays, write_arrays
 from pairs.folder import PairInfo, pair_folder, remedy
@@ -34,7 +35,7 @@ COLUMNS = {"of_line": len(WORD_KINDS), "names": len(WORD_KINDS), "bags": len(BAG
 FUNCTIONS: dict[str, Numbers | Texts] = {
     "line": Numbers("i4", "n", below="L"),
     "offsets": Numbers("i8", "F + 1", rises_to="n"),
-    "blocks": Numbers("i8", "F"),
+    "blocks": Numbers("i8", "F", above=-1),
     "name": Texts("F"),
     "begin": Numbers("i4", "B", above=-1),
     "size": Numbers("i4", "B", above=-1),
@@ -42,8 +43,8 @@ FUNCTIONS: dict[str, Numbers | Texts] = {
 for _name, _rows in zip(COLUMNS, ("L", "n", "F"), strict=True):
     FUNCTIONS[f"{_name} offsets"] = Numbers("i4", f"{_rows} + 1", rises_to=f"{_name} words")
     FUNCTIONS[f"{_name} word"] = Numbers("i4", f"{_name} words", below=COLUMNS[_name] * DIMENSIONS)
-    FUNCTIONS[f"{_name} count"] = Numbers("f4", f"{_name} words")
-PART: Schema = FUNCTIONS | {"processor": Texts("one")}
+    FUNCTIONS[f"{_name} count"] = Numbers("f4", f"{_name} words", above=0)
+PART: Schema = FUNCTIONS | {"processor": Texts(1)}
 ABOUT = ("package", "program", "build", "processor", "sha256", "split")
 SCHEMA: Schema = FUNCTIONS | {
     **{name: Texts("builds") for name in ABOUT},
@@ -51,9 +52,9 @@ SCHEMA: Schema = FUNCTIONS | {
     "all blocks": Numbers("i8", "builds + 1", rises_to="B"),
     "walk": Numbers("i4", "v", below="B"),
     "walks": Numbers("i8", "W + 1", rises_to="v"),
-    "words": Numbers("i4", "V"),
-    "idf": Numbers("f4", "V + 1"),
-    "analysis": Texts("one"),
+    "words": Numbers("i4", "V", below=len(WORD_KINDS) * DIMENSIONS),
+    "idf": Numbers("f4", "V + 1", most=MOST),
+    "analysis": Texts(1),
 }
 
 
@@ -286,13 +287,30 @@ def read_functions(file: str | Path) -> Functions:
         Build(*about, *functions, *blocks)
         for *about, functions, blocks in zip(*(arrays[n] for n in ABOUT), *ends, strict=True)
     ]
+    fault = _fault(arrays)
+    if fault:
+        raise utils.UserError(f"the file of functions {file} is damaged ({fault}); {make}")
     walks = Walks(arrays["walk"], arrays["walks"], arrays["begin"], arrays["size"])
-    if len(walks.begin) and (walks.begin + walks.size).max() > len(arrays["line"]):
-        raise utils.UserError(
-            f"the file of functions {file} is damaged (a block is too long); {make}"
-        )
     corpus = Corpus(builds, _positions(arrays), arrays["name"], arrays["blocks"], walks)
     return Functions(corpus, Vocabulary(arrays["words"], arrays["idf"]), arrays["analysis"][0])
+
+
+def _fault(arrays: dict) -> str | None:
+    """Say what is wrong with arrays whose shapes and bounds are as in SCHEMA; None: nothing."""
+    ends = arrays["begin"].astype(np.int64) + arrays["size"]
+    if ends.max(initial=0) > len(arrays["line"]):
+        return "a block ends after the last instruction"
+    if np.diff(arrays["offsets"]).max(initial=0) > LONGEST:
+        return f"a function has more than {LONGEST} instructions"
+    if (np.diff(arrays["words"]) <= 0).any():
+        return "'words' is not sorted"
+    word, offsets = arrays["bags word"], arrays["bags offsets"]
+    falls = np.flatnonzero(np.diff(word) <= 0) + 1  # `look_up` needs each bag's words in order
+    if not np.isin(falls, offsets).all():
+        return "'bags word' is not sorted"
+    if {*arrays["split"]} - {"train", "validation"}:
+        return "a build is neither for training nor for validation"
+    return None
 
 
 def _arrays(positions: Positions) -> dict[str, np.ndarray]:

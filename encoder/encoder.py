@@ -323,9 +323,9 @@ def read_encoder(path: str | os.PathLike[str] = DEFAULT) -> Encoder:
     Raises
     ------
     utils.UserError
-        The file is missing or damaged, or encoder/train.py did not write it.
+        The file is missing or damaged, or `classify.py functions` did not write it.
     """
-    with weights_of(path, "encoder", "encoder/train.py") as arrays:
+    with weights_of(path, "encoder", "classify.py functions") as arrays:
         layers = sum(key.endswith("pwff.fc1.bias") for key in arrays)
         if not 0 < layers <= LAYERS:
             raise Damage(f"it has {layers} blocks")
@@ -362,7 +362,8 @@ def packages_of(path: str | os.PathLike[str]) -> set[str]:
         return set(card["packages"].split())
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError):
         raise utils.UserError(
-            f"{path} does not say which packages it has learned from; encoder/train.py writes that"
+            f"{path} does not say which packages it has learned from; `classify.py functions` "
+            "writes encoders that do"
         ) from None
 
 

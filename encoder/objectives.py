@@ -192,6 +192,8 @@ def predict_masked(
         n += len(line)
     words, word = np.unique(np.concatenate(rows), return_inverse=True)
     h = network.predict(torch.cat(found))
+    if not n:
+        return h.sum() * 0  # a small batch, of which nothing was masked: the mean would be NaN
     logits = (h @ network.table[network.on(words.astype(np.int64))].T).log_softmax(1)
     owner = network.on(np.concatenate(owners))
     return -logits[owner, network.on(word)].mean()
@@ -246,8 +248,8 @@ def draw(
         if rows:
             return np.concatenate(rows)
     raise utils.UserError(
-        f"of {REDRAWN * len(order)} pairs of builds, none has {FEW} functions that are known to be "
-        "the same; give builds with symbols, or more builds"
+        f"two builds of a program were drawn {REDRAWN * len(order)} times, and never had {FEW} "
+        "functions that are known to be the same; give builds with symbols, or more builds"
     )
 
 

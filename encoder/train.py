@@ -7,8 +7,9 @@ stopped continues where it was.
 
 import hashlib
 import os
+import re
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -20,7 +21,7 @@ import checkpoint
 import models
 import train
 import utils
-from encoder.calibration import Calibration, fit
+from encoder.calibration import POOLS, Calibration, fit
 from encoder.corpus import Build, Corpus, Functions
 from encoder.encoder import write_encoder
 from encoder.inputs import Vocabulary, look_up
@@ -39,6 +40,7 @@ class Stage(train.Config):
     Attributes
     ----------
     name : str
+        Letters, digits, "-" and "_", as it becomes part of the name of a folder.
     words_lr : float
         Highest learning rate of the words' vectors; ``lr`` is that of the rest.
     objectives : dict of str to float
@@ -52,6 +54,10 @@ class Stage(train.Config):
     """
 
     name: str
+    # With fewer functions, a batch may hold nothing to compare.
+    batch_size: Annotated[int, pydantic.Field(ge=4, le=2**20)]
+    # The losses are means over a batch, whose parts cannot be added up.
+    accumulate: Literal[1] = 1
     words_lr: pydantic.PositiveFloat
     objectives: dict[str, pydantic.PositiveFloat]
     transformer: bool = True
@@ -59,7 +65,9 @@ class Stage(train.Config):
     packages: PositiveInt | None = None
 
     @pydantic.model_validator(mode="after")
-    def _objectives_exist(self) -> "Stage":
+    def _name_and_objectives_are_possible(self) -> "Stage":
+        if not re.fullmatch("[A-Za-z0-9_-]{1,50}", self.name):
+            raise ValueError("'name' must be 1 to 50 letters, digits, '-' or '_'")
         if not self.objectives or self.objectives.keys() - OBJECTIVES.keys():
             raise ValueError(f"'objectives' must be some of {', '.join(OBJECTIVES)}")
         return self
@@ -80,6 +88,12 @@ class Config:
     model: models.Config
     pretraining: Annotated[list[Stage], pydantic.Field(min_length=1)]
     fine_tuning: Annotated[list[Stage], pydantic.Field(min_length=1)]
+
+    @pydantic.model_validator(mode="after")
+    def _positions_are_rotary(self) -> "Config":
+        if self.model.positions != "rotary":  # encoder/encoder.py computes no others
+            raise ValueError("'model.positions' must be \"rotary\"")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _pretraining_needs_no_names(self) -> "Config":
@@ -137,12 +151,14 @@ def prepare(functions: Functions) -> Prepared:
     if not data.programs:
         raise utils.UserError("no program has two builds that may be trained on; give more builds")
     judge: Judge | None = Judge(held_out, vocabulary, corpus.content)
-    if judge and not len(judge.pairs):
-        judge = None
+    n = len(judge.pairs)
+    if n <= POOLS[0]:
         print(
-            "no library for validation has two builds: recall is not measured, and the chances "
-            "that search.py prints will be guesses"
+            f"note: there are {n} {utils.plural(n, 'pair')} of functions for validation; with at "
+            f"most {POOLS[0]}, the chances that search.py prints will be guesses"
         )
+    if not n:
+        judge = None
     return Prepared(vocabulary, data, judge)
 
 
@@ -178,7 +194,12 @@ class Training:
             raise utils.UserError(
                 f"the model {file} does not exist; `python pretrain.py functions` writes one"
             )
-        info = utils.read_config(Info, Path(file).with_name("model.json"))
+        try:
+            info = utils.read_config(Info, Path(file).with_name("model.json"))
+        except utils.UserError as error:
+            raise utils.UserError(
+                f"{error}; `python pretrain.py functions` writes it beside its models"
+            ) from error
         if info.model != self.info.model:
             raise utils.UserError(f"{file} has other sizes than 'model' in the settings")
         if info.words_sha256 != self.info.words_sha256:
@@ -195,8 +216,8 @@ class Training:
 
         ``resume`` and ``overwrite`` are those of `train.Trainer.run`.
         """
-        for number, stage in enumerate(stages):
-            folder = f"{save_dir}/{number}-{stage.name}"
+        for folder, stage in zip(folders_of(stages, save_dir), stages, strict=True):
+            utils.remove_leftovers(folder)
             self.measures = run_stage(
                 *(stage, self.info, self.network, self.read.data, self.read.judge),
                 *(folder, self.words, resume, overwrite),
@@ -222,6 +243,11 @@ class Training:
         heads = self.info.model.n_heads
         write_encoder(weights, self.read.vocabulary, heads, calibration, to, card)
         print(f"{to}: {os.path.getsize(to) / 1e6:.1f} MB, trained on {card['functions']} functions")
+
+
+def folders_of(stages: list[Stage], save_dir: str) -> list[str]:
+    """Return the folder of each stage's models."""
+    return [f"{save_dir}/{number}-{stage.name}" for number, stage in enumerate(stages)]
 
 
 def programs_of(corpus: Corpus, packages: int | None = None) -> list[list[Build]]:

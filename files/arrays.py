@@ -91,12 +91,12 @@ class Numbers:
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """A list of ``length`` texts: UTF-8, or bytes if ``raw``.
+    """A list of ``length`` texts, a letter or a number: UTF-8, or bytes if ``raw``.
 
     In the file these are two arrays: all bytes, and "<name>_offsets" with the begin of each text.
     """
 
-    length: str
+    length: str | int
     raw: bool = False
 
 
@@ -189,10 +189,8 @@ def _parts(schema: Schema) -> Iterable[tuple[str, Numbers]]:
     for name, kind in schema.items():
         if isinstance(kind, Texts):
             yield name, Numbers("u1", f"bytes of {name}")
-            yield (
-                f"{name}_offsets",
-                Numbers("i8", f"{kind.length} + 1", rises_to=f"bytes of {name}"),
-            )
+            more = f"{kind.length} + 1" if isinstance(kind.length, str) else kind.length + 1
+            yield f"{name}_offsets", Numbers("i8", more, rises_to=f"bytes of {name}")
         else:
             yield name, kind
 

@@ -1,7 +1,9 @@
 """The encoder: what it reads, that numpy computes what torch does, that training teaches it."""
 
 import dataclasses
+import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ import pretrain
 import utils
 from binary.analysis import load_analysis
 from encoder import corpus as corpora
+from encoder import objectives
 from encoder import train as encoder_train
 from encoder.calibration import Calibration
 from encoder.corpus import read_functions
@@ -448,10 +451,7 @@ def test_without_pairs_for_validation_nothing_is_measured(functions, capsys, hel
 def test_the_commands_train_and_go_on(functions_file, small, tmp_path, monkeypatch, capfd):
     """Pre-training and fine-tuning; the same again gives the same bytes."""
     monkeypatch.chdir(tmp_path)
-    # The programs of both splits are the same here; none is left out of the measures.
-    monkeypatch.setattr(
-        corpora, "_digests", lambda positions: np.arange(len(positions.offsets) - 1)
-    )
+    number_contents(monkeypatch)
     stage = dict(seed=0, batch_size=16, lr=1e-3, words_lr=1e-3, n_epochs=99, warmup=0.5)
     stage |= dict(save_steps=4, total_steps=4)
     before = dict(name="before", objectives={"masked": 1.0, "walks": 1.0, "twins": 1.0})
@@ -462,18 +462,19 @@ def test_the_commands_train_and_go_on(functions_file, small, tmp_path, monkeypat
     cfg = dict(model=dataclasses.asdict(small), pretraining=[stage | before], fine_tuning=stages)
     Path("cfg.json").write_text(json.dumps(cfg))
     how = dict(data_file=str(functions_file), train_cfg="cfg.json")
-    pretrained = "pre/0-before/model_steps_4.pt"
-    assert not pretrain.functions(**how, save_dir="pre")
+    pretrained = "pre 1/0-before/model_steps_4.pt"
+    assert not pretrain.functions(**how, save_dir="pre 1")
     for save_dir, to in (("one", "a"), ("one", "b.again"), ("two", "c")):
         classify.functions(pretrained, **how, save_dir=save_dir, to=to)
     said = capfd.readouterr().out
-    assert f"next: python classify.py functions --pretrain_file {pretrained}" in said
+    assert f"next: python classify.py functions --pretrain_file '{pretrained}'" in said
     assert said.count("is finished; --resume False") == 2
     assert Path("a").read_bytes() == Path("b.again").read_bytes() == Path("c").read_bytes()
     with safe_open("a", "np") as file:
         card = json.loads(file.metadata()["card"])
     assert card["packages"] == "shapes"  # not what is set aside
     assert card["builds"] == "5"
+    assert "recall_all" in card["validation"]
     classify.functions(**how, save_dir="three", to="d")
     assert read_encoder("d").identity != read_encoder("a").identity
 
@@ -539,7 +540,7 @@ def test_unknown_objectives_are_refused():
             name="x",
             objectives={"guess": 1.0},
             seed=0,
-            batch_size=1,
+            batch_size=4,
             lr=1.0,
             words_lr=1.0,
             n_epochs=1,
@@ -547,6 +548,140 @@ def test_unknown_objectives_are_refused():
             save_steps=1,
             total_steps=1,
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "why"),
+    [
+        ("begin", lambda x: np.append(x[:-1], 2**31 - 1), "a block ends after the last"),
+        ("size", lambda x: np.append(x[:-1], 2**31 - 1), "a block ends after the last"),
+        ("offsets", lambda x: np.append(x[:1], np.full(len(x) - 1, x[-1])), "more than 256"),
+        ("words", lambda x: x[::-1], "'words' is not sorted"),
+        ("bags word", lambda x: x[::-1], "'bags word' is not sorted"),
+        ("bags count", lambda x: 0 * x, "'bags count' holds 0.0"),
+        ("blocks", lambda x: -x, "'blocks' holds -"),
+        ("idf", lambda x: x * 1e30, "'idf' holds .*more than 10000"),
+        ("analysis_offsets", lambda x: x[:1], "'analysis_offsets' has the shape"),
+        ("split", lambda x: x[::-1], "neither for training nor for validation"),
+    ],
+)
+def test_a_damaged_file_of_functions_is_refused(functions_file, tmp_path, name, edit, why):
+    """Damage that the arrays' shapes do not tell."""
+    with np.load(functions_file) as file:
+        arrays = dict(file)
+    edited = np.ascontiguousarray(edit(arrays[name])).astype(arrays[name].dtype)
+    np.savez_compressed(tmp_path / "f.npz", **arrays | {name: edited})
+    with pytest.raises(utils.UserError, match=rf"f\.npz is damaged \(.*{why}.*make it with"):
+        read_functions(tmp_path / "f.npz")
+
+
+def test_parts_without_a_package_are_refused(paired, tmp_path, capsys):
+    """There is one package to train on."""
+    where = ("--data", paired / "data", "--to", tmp_path / "f.npz", "--outputDir")
+    assert typed(dataprocess.functions, *where, paired / "output", "--part", "2/2") == 1
+    assert "--part 2/2: " in (said := capsys.readouterr().err)
+    assert "has too few packages" in said
+    for part in ("2/1", "0/1", "x"):
+        assert typed(dataprocess.functions, *where, paired / "output", "--part", part) == 2
+        assert f"--part {part}: give the number of the part" in capsys.readouterr().err
+    assert typed(dataprocess.functions, *where, tmp_path / "none") == 1
+    assert "is missing; give gendata.py's outputDir" in capsys.readouterr().err
+    assert not (tmp_path / "f.npz").exists()
+
+
+def test_an_analysis_outside_of_the_folder_is_not_read(paired, tmp_path, capsys):
+    """Not even if a pair.json says so."""
+    shutil.copytree(paired / "data", tmp_path / "data")
+    info = tmp_path / "data/0/pair.json"
+    said = json.loads(info.read_text())
+    said["analyses"][0] = f"../output/{said['analyses'][0]}"
+    info.write_text(json.dumps(said))
+    for copy in ("output/inside", "output/output"):
+        without_words = shutil.ignore_patterns("positions")
+        shutil.copytree(paired / "output", tmp_path / copy, ignore=without_words)
+    where = ("--data", tmp_path / "data", "--outputDir", tmp_path / "output/inside")
+    assert typed(dataprocess.functions, *where, "--to", tmp_path / "f.npz", "--workers", 1) == 0
+    made = [path.name for path in (tmp_path / "output").glob("*/positions")]
+    assert made == ["positions"]
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", "\x1b[31m"])
+def test_names_of_stages_stay_in_the_folder(name):
+    with pytest.raises(ValueError, match="'name' must be 1 to 50 letters"):
+        stage_of(name=name)
+
+
+def test_batches_too_small_to_compare_are_refused():
+    with pytest.raises(ValueError, match=r"batch_size(.|\n)*greater than or equal to 4"):
+        stage_of(batch_size=3)
+
+
+def test_settings_that_the_training_would_ignore_are_refused(small):
+    with pytest.raises(ValueError, match=r"accumulate(.|\n)*Input should be 1"):
+        stage_of(accumulate=2)
+    learned = dataclasses.replace(small, positions="learned")
+    before = stage_of(objectives={"masked": 1.0})
+    with pytest.raises(ValueError, match=r"'model\.positions' must be"):
+        Config(model=learned, pretraining=[before], fine_tuning=[stage_of()])
+    assert Config(model=small, pretraining=[before], fine_tuning=[stage_of()])
+
+
+def stage_of(**changes) -> Stage:
+    values = dict(name="x", objectives={"same": 1.0}, seed=0, batch_size=4, lr=1.0, words_lr=1.0)
+    values |= dict(n_epochs=1, warmup=0.0, save_steps=1, total_steps=1)
+    return Stage(**values | changes)
+
+
+def test_a_batch_without_masked_instructions_has_no_loss(data, small, monkeypatch):
+    monkeypatch.setattr(objectives, "MASKED", 0.0)
+    network = Network(small, data.inputs.bags.shape[1])
+    for objective in (OBJECTIVES["masked"], OBJECTIVES["walks"]):
+        rows = objective.draw(data, 4, np.random.default_rng(0))
+        loss = objective.loss(network, data, rows, View())
+        loss.backward()
+        assert loss.item() == 0
+
+
+def test_a_stage_never_takes_the_place_of_the_model_it_starts_from(
+    functions_file, small, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    stage = dataclasses.asdict(stage_of())
+    cfg = dict(model=dataclasses.asdict(small), fine_tuning=[stage])
+    cfg["pretraining"] = [stage | {"objectives": {"twins": 1.0}}]
+    Path("cfg.json").write_text(json.dumps(cfg))
+    Path("out/0-x").mkdir(parents=True)
+    Path("out/0-x/model_steps_1.pt").write_text("weights")
+    how = dict(data_file=str(functions_file), train_cfg="cfg.json", save_dir="out", to="e")
+    with pytest.raises(utils.UserError, match=r"--save_dir out/0-x would replace out/0-x/model"):
+        classify.functions("out/0-x/model_steps_1.pt", **how, overwrite=True)
+    assert Path("out/0-x/model_steps_1.pt").read_text() == "weights"
+    Path("pre").mkdir()
+    Path("pre/model_steps_1.pt").write_text("weights")
+    with pytest.raises(utils.UserError, match=r"pretrain.py functions` writes it beside"):
+        classify.functions("pre/model_steps_1.pt", **how)
+
+
+def number_contents(monkeypatch):
+    """Let no two functions have the same instructions.
+
+    The programs of both splits are the same here, so all would be left out of the measures.
+    """
+    numbers = itertools.count()
+    monkeypatch.setattr(
+        corpora,
+        "_digests",
+        lambda positions: np.array([next(numbers) for _ in positions.offsets[1:]]),
+    )
+
+
+def test_few_pairs_for_validation_are_reported(functions, monkeypatch, capsys):
+    number_contents(monkeypatch)
+    judge = encoder_train.prepare(functions).judge
+    assert 0 < len(judge.pairs) <= 30
+    assert f"there are {len(judge.pairs)} pairs of functions for validation; with" in (
+        capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("damage", ["none", "noise", "nan", "order", "shape", "missing"])
