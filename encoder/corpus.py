@@ -24,7 +24,7 @@ from experiment_data.recipes import package_of
 from features.extract import extract_features, ranges
 from features.positions import BAG, LONGEST, WORD_KINDS, Positions, read_positions
 from features.tfidf import DIMENSIONS
-from files.arrays import Numbers, Schema, Texts, read_arrays, write_arrays
+from files.arrays import LARGEST, Numbers, Schema, Texts, read_arrays, write_arrays
 from pairs.folder import PairInfo, pair_folder, remedy
 from pairs.twins import find_twins
 from pairs.walks import load_walks
@@ -53,7 +53,7 @@ SCHEMA: Schema = FUNCTIONS | {
     "walk": Numbers("i4", "v", below="B"),
     "walks": Numbers("i8", "W + 1", rises_to="v"),
     "words": Numbers("i4", "V", below=len(WORD_KINDS) * DIMENSIONS),
-    "idf": Numbers("f4", "V + 1", most=MOST),
+    "idf": Numbers("f4", "V + 1", above=0, most=MOST),
     "analysis": Texts(1),
 }
 
@@ -248,7 +248,13 @@ class Functions:
 
 
 def write_functions(file: str | Path, functions: Functions) -> None:
-    """Write the file that training reads."""
+    """Write the file that training reads.
+
+    Raises
+    ------
+    utils.UserError
+        It would be too large to be read.
+    """
     corpus, vocabulary = functions.corpus, functions.vocabulary
     positions, walks, builds = corpus.positions, corpus.walks, corpus.builds
     values = {
@@ -266,6 +272,12 @@ def write_functions(file: str | Path, functions: Functions) -> None:
         "analysis": [functions.analysis],
         **{name: [getattr(build, name) for build in builds] for name in ABOUT},
     }
+    size = sum(value.nbytes for value in values.values() if isinstance(value, np.ndarray))
+    if size > LARGEST:
+        raise utils.UserError(
+            f"{file} would hold {size / 2**30:.1f} GiB, and {LARGEST / 2**30:.0f} GiB can be read; "
+            "give fewer builds, or train on --part 1/2"
+        )
     with utils.atomic_file(file, "wb") as out:
         write_arrays(out, values, SCHEMA)
 

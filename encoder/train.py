@@ -117,7 +117,7 @@ class Info:
     rows : int
         Size of the table of words.
     words_sha256, data_sha256 : str
-        Hashes of vocab.txt, and of the list of binaries, their hashes and the walks.
+        Hashes of vocab.txt, and of the binaries and what was read from them.
     max_len : int
         Maximum number of instructions of a function.
     """
@@ -150,34 +150,40 @@ def prepare(functions: Functions) -> Prepared:
     data = Data(corpus, look_up(corpus.positions, vocabulary), programs_of(corpus))
     if not data.programs:
         raise utils.UserError("no program has two builds that may be trained on; give more builds")
-    judge: Judge | None = Judge(held_out, vocabulary, corpus.content)
+    judge = Judge(held_out, vocabulary, corpus.content)
     n = len(judge.pairs)
     if n <= POOLS[0]:
         print(
             f"note: there are {n} {utils.plural(n, 'pair')} of functions for validation; with at "
             f"most {POOLS[0]}, the chances that search.py prints will be guesses"
         )
-    if not n:
-        judge = None
-    return Prepared(vocabulary, data, judge)
+    return Prepared(vocabulary, data, judge if n else None)
 
 
 class Training:
     """A network, and what it learns from; `run` trains it for some stages."""
 
     def __init__(self, cfg: models.Config, read: Prepared, seed: int) -> None:
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        if world > 1:
+            raise utils.UserError(
+                f"torchrun started {world} processes, but one trains the encoder; start one"
+            )
         self.read = read
         utils.set_seed(seed)
         self.network = Network(cfg, read.vocabulary.rows)
         self.words = "".join(f"{word}\n" for word in read.vocabulary.words.tolist()).encode()
         builds = read.data.corpus.builds + (read.judge.corpus.builds if read.judge else [])
-        manifest = "".join(f"{b.build}/{b.program} {b.sha256}\n" for b in builds).encode()
-        walks = read.data.corpus.walks
+        corpus, idf = read.data.corpus, read.vocabulary.idf
+        manifest = "".join(f"{b.build}/{b.program} {b.sha256}\n" for b in builds)
+        data = hashlib.sha256(manifest.encode())
+        for array in (corpus.content, corpus.walks.block, corpus.walks.offsets, idf):
+            data.update(array.tobytes())
         self.info = Info(
             cfg,
             read.vocabulary.rows,
             hashlib.sha256(self.words).hexdigest(),
-            hashlib.sha256(manifest + walks.block.tobytes() + walks.offsets.tobytes()).hexdigest(),
+            data.hexdigest(),
             LONGEST,
         )
         self.measures: dict[str, float] = {}

@@ -1,7 +1,6 @@
 """The encoder: what it reads, that numpy computes what torch does, that training teaches it."""
 
 import dataclasses
-import itertools
 import json
 import shutil
 import subprocess
@@ -662,16 +661,29 @@ def test_a_stage_never_takes_the_place_of_the_model_it_starts_from(
         classify.functions("pre/model_steps_1.pt", **how)
 
 
+def test_one_process_trains(functions_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(utils.UserError, match="torchrun started 2 processes"):
+        pretrain.functions(str(functions_file), str(ROOT / "config/encoder.json"))
+
+
+def test_a_file_that_could_not_be_read_is_not_written(functions, monkeypatch, tmp_path):
+    monkeypatch.setattr(corpora, "LARGEST", 1000)
+    with pytest.raises(utils.UserError, match="can be read; give fewer builds"):
+        corpora.write_functions(tmp_path / "functions.npz", functions)
+    assert not (tmp_path / "functions.npz").exists()
+
+
 def number_contents(monkeypatch):
     """Let no two functions have the same instructions.
 
     The programs of both splits are the same here, so all would be left out of the measures.
     """
-    numbers = itertools.count()
     monkeypatch.setattr(
         corpora,
         "_digests",
-        lambda positions: np.array([next(numbers) for _ in positions.offsets[1:]]),
+        lambda positions: np.arange(n := len(positions.offsets))[1:] + 1000 * n,
     )
 
 

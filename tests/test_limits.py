@@ -105,8 +105,9 @@ def test_running_out_of_memory_in_the_main_process_is_one_sentence(
     (tmp_path / "config").symlink_to(ROOT / "config")
     (tmp_path / "index").mkdir()
     monkeypatch.setattr(module, inside, too_much)
-    monkeypatch.setattr(dataprocess, "find_pairs", lambda data: ([], []))
-    monkeypatch.setattr(encoder.corpus, "take_part", lambda *_: [SimpleNamespace(split="train")])
+    monkeypatch.setattr(dataprocess, "find_pairs", lambda data: ([Path("0")], []))
+    train = SimpleNamespace(split="train", binaries=[])
+    monkeypatch.setattr(dataprocess, "read_info", lambda folder: train)
     monkeypatch.setattr(search, "read_binaries", lambda *_: (None,))
     with pytest.raises(UserError, match=rf"^{message} takes more than .* GiB of memory; raise"):
         command()
