@@ -50,7 +50,8 @@ import numpy as np
 import pydantic
 
 from binary.analysis import analysis_settings
-from encoder import corpus as encoder_corpus
+from encoder import collect
+from encoder.corpus import with_vocabulary, write_functions
 from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
 from jobs.run import run_all
 from pairs.folder import PairInfo, analysis_files, find_pairs, read_info
@@ -481,27 +482,27 @@ def functions(
             f"{data} holds no pair to train on; `python gendata.py` makes pairs of all builds of a "
             "program"
         )
-    pairs = encoder_corpus.take_part(pairs, of, parts)
+    pairs = collect.take_part(pairs, of, parts)
     if not any(pair.split == "train" for pair in pairs):
         raise UserError(f"--part {part}: {data} has too few packages to train on for so many parts")
     with limited_memory(memory_limit, "joining functions"):
         remove_leftovers(Path(to).parent, Path(outputDir, "positions"))
-        binaries = encoder_corpus.binaries_of(pairs)
+        binaries = collect.binaries_of(pairs)
         for pair in pairs:
             if pair.split != "test":
                 analysis_files(pair, outputDir)  # says which one is missing
         # Only the name counts, so that no pair.json can lead out of the folder.
         files = [Path(outputDir, Path(binary.analysis).name) for binary in binaries]
-        new = [file for file in files if not encoder_corpus.part_file(file).exists()]
+        new = [file for file in files if not collect.part_file(file).exists()]
         jobs = ((str(file), (file,)) for file in new)
         limits = time_limit, memory_limit
         how = (workers, limits, None, analysis_settings)
-        for file, error in run_all(encoder_corpus.keep_part, jobs, len(new), "words", *how):
+        for file, error in run_all(collect.keep_part, jobs, len(new), "words", *how):
             if error is not None:
                 raise UserError(f"{file}: {error}")
-        corpus = encoder_corpus.join(binaries, files, pairs, data, walks)
-        made = encoder_corpus.with_vocabulary(corpus, words, pairs[0].analysis)
-        encoder_corpus.write_functions(to, made)
+        corpus = collect.join(binaries, files, pairs, data, walks)
+        made = with_vocabulary(corpus, words, pairs[0].analysis)
+        write_functions(to, made)
     ours = [build for build in corpus.builds if build.split == "train"]
     n = len({build.package for build in ours})
     next_step = ["python", "pretrain.py", "functions"]

@@ -27,7 +27,8 @@ from shared import machine
 
 import utils
 from encoder.encoder import DEFAULT as ENCODER
-from encoder.encoder import Encoder, packages_of, read_encoder
+from encoder.encoder import Encoder, read_encoder
+from encoder.file import packages_of
 from matching import blocks as matching_blocks
 from matching.blocks import match_blocks
 from matching.candidates import MEASURES, OF_ENCODER, Candidates, find_candidates
@@ -83,6 +84,7 @@ def main(
     held_out: str | tuple[str, ...] | list[str] = ("ed", "xargs"),
     encoders: str | tuple[str, ...] | list[str] = (),
     train_cfg: str = "config/contrast.json",
+    outputDir: str = "output/",
     work: str = "out-diff",
     workers: int = 2,
 ) -> None:
@@ -91,7 +93,7 @@ def main(
     Parameters
     ----------
     train : str or list of str
-        Builds to train on, as for matching/train.py's --path.
+        Pairs to train on, as for matching/train.py's --data.
     path : str
         Builds to measure, DIR/<build>/<program>.
     programs : str or list of str
@@ -106,6 +108,8 @@ def main(
         As for matching/train.py.
     train_cfg : str
         Settings of the training.
+    outputDir : str
+        Folder of the analyses of the pairs to train on.
     work : str
         Folder for stripped copies and analyses.
     workers : int
@@ -115,7 +119,7 @@ def main(
         names_of(x) for x in (train, programs, seen, kinds, held_out)
     )
     cfg = utils.read_config(MatchingConfig, train_cfg)
-    found, _ = find_builds(train, str(Path(work) / "output"), workers)
+    found = find_builds(train, outputDir)
     known = bench.seen_names(seen)
     both = bench.read_pairs(Path(path), programs, kinds, Path(work), workers)
     shipped = read_encoder()

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import scipy.sparse
 
-from features.positions import BAG, WORD_KINDS, Positions
 from features.tfidf import DIMENSIONS
+from features.words import BAG, WORD_KINDS, Positions
 
 
 def without_operations(positions: Positions) -> Positions:

@@ -18,9 +18,10 @@ from word_table import OFFSET, TableConfig, WordVectors, train_encoder
 
 import utils
 from encoder.inputs import look_up
-from features.extract import GROUPS, KINDS, Features
+from features.extract import Features
 from features.positions import read_positions
 from features.tfidf import DIMENSIONS, normalise
+from features.words import GROUPS, KINDS
 
 BODY = tuple(kind for kind in KINDS if kind != "name")
 # Cell -> whether names and context may be used, and the groups of words that remain.

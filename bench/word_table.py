@@ -17,8 +17,9 @@ from torch import Tensor
 
 import utils
 from binary.symbols import source_names
-from features.extract import GROUPS, Features
+from features.extract import Features
 from features.tfidf import DIMENSIONS, normalise
+from features.words import GROUPS
 from matching.training_pairs import loss_weights
 from terminal import progress
 

@@ -10,27 +10,18 @@ import hashlib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
 
 import utils
-from binary.analysis import load_analysis
-from binary.symbols import source_names
-from encoder.encoder import MOST
+from encoder.file import MOST
 from encoder.inputs import GROUPS, NAMES, Vocabulary, choose_words
-from experiment_data.recipes import package_of
-from features.extract import extract_features, ranges
-from features.positions import BAG, LONGEST, WORD_KINDS, Positions, read_positions
 from features.tfidf import DIMENSIONS
+from features.words import BAG, LONGEST, WORD_KINDS, Positions, ranges
 from files.arrays import LARGEST, Numbers, Schema, Texts, read_arrays, write_arrays
-from pairs.folder import PairInfo, pair_folder, remedy
 from pairs.twins import find_twins
-from pairs.walks import load_walks
-from terminal import progress
 
-VERSION = 2  # of the cached files: raise it if their content changes, so that they are made again
 COLUMNS = {"of_line": len(WORD_KINDS), "names": len(WORD_KINDS), "bags": len(BAG)}
 FUNCTIONS: dict[str, Numbers | Texts] = {
     "line": Numbers("i4", "n", below="L"),
@@ -44,7 +35,6 @@ for _name, _rows in zip(COLUMNS, ("L", "n", "F"), strict=True):
     FUNCTIONS[f"{_name} offsets"] = Numbers("i4", f"{_rows} + 1", rises_to=f"{_name} words")
     FUNCTIONS[f"{_name} word"] = Numbers("i4", f"{_name} words", below=COLUMNS[_name] * DIMENSIONS)
     FUNCTIONS[f"{_name} count"] = Numbers("f4", f"{_name} words", above=0)
-PART: Schema = FUNCTIONS | {"processor": Texts(1)}
 ABOUT = ("package", "program", "build", "processor", "sha256", "split")
 SCHEMA: Schema = FUNCTIONS | {
     **{name: Texts("builds") for name in ABOUT},
@@ -258,7 +248,7 @@ def write_functions(file: str | Path, functions: Functions) -> None:
     corpus, vocabulary = functions.corpus, functions.vocabulary
     positions, walks, builds = corpus.positions, corpus.walks, corpus.builds
     values = {
-        **_arrays(positions),
+        **arrays_of(positions),
         "blocks": corpus.blocks,
         "name": corpus.name,
         "begin": walks.begin,
@@ -303,7 +293,7 @@ def read_functions(file: str | Path) -> Functions:
     if fault:
         raise utils.UserError(f"the file of functions {file} is damaged ({fault}); {make}")
     walks = Walks(arrays["walk"], arrays["walks"], arrays["begin"], arrays["size"])
-    corpus = Corpus(builds, _positions(arrays), arrays["name"], arrays["blocks"], walks)
+    corpus = Corpus(builds, positions_of(arrays), arrays["name"], arrays["blocks"], walks)
     return Functions(corpus, Vocabulary(arrays["words"], arrays["idf"]), arrays["analysis"][0])
 
 
@@ -325,7 +315,8 @@ def _fault(arrays: dict) -> str | None:
     return None
 
 
-def _arrays(positions: Positions) -> dict[str, np.ndarray]:
+def arrays_of(positions: Positions) -> dict[str, np.ndarray]:
+    """Return the arrays that stand for positions in a file."""
     arrays = {"line": positions.line, "offsets": positions.offsets.astype(np.int64)}
     for name in COLUMNS:
         matrix = getattr(positions, name)
@@ -335,7 +326,8 @@ def _arrays(positions: Positions) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _positions(arrays: dict) -> Positions:
+def positions_of(arrays: dict) -> Positions:
+    """Return the positions that arrays of a file stand for."""
     matrices = {
         name: scipy.sparse.csr_matrix(
             (arrays[f"{name} count"], arrays[f"{name} word"], arrays[f"{name} offsets"]),
@@ -345,151 +337,6 @@ def _positions(arrays: dict) -> Positions:
     }
     no_blocks = np.zeros(0, np.int32)
     return Positions(arrays["line"], no_blocks, arrays["offsets"], **matrices)
-
-
-def keep_part(analysis_file: Path) -> None:
-    """Write the cache file for one analysed binary's part of the corpus; runs in a worker."""
-    analysis = load_analysis(analysis_file)
-    code = extract_features(analysis)
-    positions = read_positions(code)
-    size = np.bincount(positions.block, minlength=analysis.blocks)
-    begin = np.zeros(analysis.blocks, np.int32)
-    met, first = np.unique(positions.block, return_index=True)
-    begin[met] = first
-    part = {
-        **_arrays(positions),
-        "blocks": code.sizes,
-        "name": source_names(analysis),
-        "begin": begin,
-        "size": size.astype(np.int32),
-        "processor": [analysis.processor],
-    }
-    with utils.atomic_file(part_file(analysis_file), "wb") as file:
-        write_arrays(file, part, PART)
-
-
-def part_file(analysis_file: Path) -> Path:
-    """Return the cache file for an analysed binary's part."""
-    return analysis_file.parent / "positions" / f"{analysis_file.stem}-{VERSION}.npz"
-
-
-def load_part(file: Path) -> dict:
-    """Read a cache file of `keep_part`: arrays and lists of strings, as PART describes them.
-
-    Raises
-    ------
-    utils.UserError
-        The file is missing or damaged.
-    """
-    return read_arrays(file, PART, "cache of words", "delete the file and run again")
-
-
-class Binary(NamedTuple):
-    """A binary of some pairs; ``analysis`` is the name of its file in gendata.py's outputDir."""
-
-    program: str
-    build: str
-    sha256: str
-    split: str
-    analysis: str
-
-    @property
-    def package(self) -> str:
-        return package_of(self.build)
-
-
-def binaries_of(pairs: list[PairInfo]) -> list[Binary]:
-    """Return the binaries of pairs, those to train on first; equal builds of a program count once.
-
-    Pairs for the test are left out.
-    """
-    found: dict[tuple[str, str], Binary] = {}
-    for pair in pairs:
-        if pair.split != "test":
-            for build, analysis in zip(pair.binaries, pair.analyses, strict=True):
-                new = Binary(pair.program, build.build, build.sha256, pair.split, analysis)
-                old = found.setdefault((pair.program, build.sha256), new)
-                found[pair.program, build.sha256] = min(old, new)
-    return sorted(found.values(), key=lambda b: (b.split != "train", b.build, b.program))
-
-
-def take_part(pairs: list[PairInfo], k: int, n: int) -> list[PairInfo]:
-    """Return the pairs of the k-th of n parts of the packages for training, and all others.
-
-    Packages are taken in the order of their names: the k-th and every n-th after it.
-    """
-    packages = [{package_of(build.build) for build in pair.binaries} for pair in pairs]
-    is_ours = [pair.split == "train" for pair in pairs]
-    learned = sorted(set().union(*itertools.compress(packages, is_ours)))
-    chosen = set(learned[k - 1 :: n])
-    return [
-        pair
-        for pair, of_pair, ours in zip(pairs, packages, is_ours, strict=True)
-        if not ours or of_pair <= chosen
-    ]
-
-
-def join(
-    binaries: list[Binary],
-    files: list[Path],
-    pairs: list[PairInfo],
-    data: str,
-    most: int,
-) -> Corpus:
-    """Join the parts of binaries to a corpus, with walks of the pairs to train on.
-
-    Parameters
-    ----------
-    binaries : list of Binary
-        As `binaries_of` returns them.
-    files : list of Path
-        Their analyses; `keep_part` has cached their parts.
-    pairs : list of PairInfo
-    data : str
-        Folder of the pairs.
-    most : int
-        Maximum number of walks of a pair.
-    """
-    parts = [load_part(part_file(file)) for file in progress.bar(files, desc="functions")]
-    builds = []
-    function = block = 0
-    for binary, part in zip(binaries, parts, strict=True):
-        last, last_block = function + len(part["name"]), block + len(part["begin"])
-        about = binary.package, binary.program, binary.build, part["processor"][0]
-        builds.append(Build(*about, binary.sha256, binary.split, function, last, block, last_block))
-        function, block = last, last_block
-    joined: dict = {
-        name: np.concatenate([part[name] for part in parts])
-        for name in ("blocks", *(f"{n} {of}" for n in COLUMNS for of in ("word", "count")))
-    }
-    for name in ("offsets", *(f"{name} offsets" for name in COLUMNS)):
-        joined[name] = _joined([part[name] for part in parts])
-    for name, of in (("line", "of_line offsets"), ("begin", "names offsets")):
-        shift = np.cumsum([0, *(len(part[of]) - 1 for part in parts[:-1])])
-        shifted = [part[name] + by for part, by in zip(parts, shift.tolist(), strict=True)]
-        joined[name] = np.concatenate(shifted).astype(np.int32)
-    first_block = {(build.program, build.sha256): build.first_block for build in builds}
-    sizes = {(b.program, b.sha256): b.last_block - b.first_block for b in builds}
-    walks = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
-    for pair in progress.bar([p for p in pairs if p.split == "train"], desc="walks", unit="pair"):
-        both = [(pair.program, build.sha256) for build in pair.binaries]
-        found, length = _crossing(pair, data, [sizes[key] for key in both], most)
-        in_second = found >= sizes[both[0]]
-        shift = np.where(in_second, first_block[both[1]] - sizes[both[0]], first_block[both[0]])
-        walks[0].append((found + shift).astype(np.int32))
-        walks[1].append(length)
-    return Corpus(
-        builds,
-        _positions(joined),
-        [name for part in parts for name in part["name"]],
-        joined["blocks"],
-        Walks(
-            np.concatenate(walks[0]),
-            np.append(0, np.cumsum(np.concatenate(walks[1]))),
-            joined["begin"],
-            np.concatenate([part["size"] for part in parts]),
-        ),
-    )
 
 
 def with_vocabulary(corpus: Corpus, size: int, analysis: str) -> Functions:
@@ -502,30 +349,6 @@ def with_vocabulary(corpus: Corpus, size: int, analysis: str) -> Functions:
             )
             packages.setdefault(build.package, []).append(part)
     return Functions(corpus, choose_words(list(packages.values()), size), analysis)
-
-
-def _joined(offsets: list[np.ndarray]) -> np.ndarray:
-    sizes = [np.diff(some) for some in offsets]
-    return np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
-
-
-def _crossing(
-    pair: PairInfo, data: str, blocks: list[int], most: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most ``most`` walks of a pair that visit both binaries: blocks, and lengths."""
-    folder = pair_folder(data, pair.pair)
-    block, offsets = load_walks(folder / "walks.npz")
-    if len(block) and not 0 <= block.min() <= block.max() < sum(blocks):
-        raise utils.UserError(
-            f"{folder}/walks.npz is damaged (a block is not in 0 to {sum(blocks) - 1}); "
-            f"{remedy(folder)}"
-        )
-    length = np.diff(offsets)
-    walk = np.repeat(np.arange(len(length)), length)
-    in_second = np.bincount(walk[block >= blocks[0]], minlength=len(length))
-    crossing = np.flatnonzero((in_second > 0) & (in_second < length))
-    chosen = np.random.default_rng([pair.seed, pair.pair]).permutation(crossing)[:most]
-    return block[ranges(offsets[chosen], length[chosen])], length[chosen]
 
 
 def _digests(positions: Positions) -> np.ndarray:

@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 import scipy.sparse
 
-from features.extract import ranges
-from features.positions import BAG, WORD_KINDS, Positions
 from features.tfidf import DIMENSIONS
+from features.words import BAG, WORD_KINDS, Positions, ranges
 
 BUCKETS = 4096  # rows of the table that all words outside the vocabulary share, by hash
 GROUPS = list(BAG)

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 import models
 from encoder.inputs import AROUND, CONTEXT, GROUPS, NAMES, NEAR, UP, Inputs
-from features.extract import ranges
-from features.positions import LONGEST
+from features.words import LONGEST, ranges
 
 # Number of functions of similar length computed at a time; on a GPU four times as many.
 TOGETHER = 64

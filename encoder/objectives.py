@@ -15,7 +15,7 @@ import utils
 from encoder.corpus import Build, Corpus
 from encoder.inputs import CONTEXT, Inputs
 from encoder.network import Network, View
-from features.extract import ranges
+from features.words import ranges
 from tasks.contrast import info_nce
 
 SCALE = 20.0  # factor of cosines in the contrastive loss: one over the temperature

@@ -23,11 +23,11 @@ import train
 import utils
 from encoder.calibration import POOLS, Calibration, fit
 from encoder.corpus import Build, Corpus, Functions
-from encoder.encoder import write_encoder
+from encoder.file import write_encoder
 from encoder.inputs import Vocabulary, look_up
 from encoder.network import Network, View
 from encoder.objectives import MIN_BLOCKS, OBJECTIVES, SHARES, VIEWS, Data
-from features.positions import LONGEST
+from features.words import LONGEST
 from optim import OneCycleAdamW
 
 QUERIES = 1000  # number of functions for validation

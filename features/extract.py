@@ -25,6 +25,7 @@ from features.normalised import normal_forms
 from features.outline import Outline
 from features.places import Places
 from features.tfidf import columns_of, counted, factorised, hashed
+from features.words import KINDS, ranges
 from jobs.processes import LIMITS, limited_memory
 
 HUB = 1000  # a function that calls more than so many others is a hub
@@ -36,10 +37,6 @@ NUMBER = re.compile(rb"(?<![\w*#.])#?(-?0x[0-9a-f]+|-?\d+)\b(?![\](.])")
 LITERAL = re.compile(rb"(?<![\w.])(0x[0-9a-f]+|\d+)(?!\w)")
 MASK = (1 << 64) - 1
 BETWEEN_OPERANDS = re.compile(r", (?![^\[(]*[\])])")  # not the comma in [x0, #8]
-KINDS = ("token", "gram", "number", "field", "name")  # kinds of a block's words
-# Groups of a function's words: its own; `near`: with those of the functions that it calls; `far`:
-# also with those that these call; `up`: those of its callers.
-GROUPS = (*KINDS, "size", "name near", "name far", "name up", "number near", "number up")
 
 
 class Form(NamedTuple):
@@ -381,12 +378,6 @@ def _grams(lines: Lines, mnemonics: list[str]) -> scipy.sparse.csr_matrix:
     column = [columns_of(pairs)[pair[in_two]], columns_of(triples)[triple[in_three]]]
     row = [block[1:][in_two], block[2:][in_three]]
     return counted(np.concatenate(row), np.concatenate(column), blocks)
-
-
-def ranges(start: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return start[0], ..., start[0] + size[0] - 1, start[1], ..., as int64 (sum of sizes,)."""
-    size = size.astype(np.int64)
-    return np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())
 
 
 def _number(text: bytes) -> int:

@@ -8,50 +8,16 @@ string literals. Symbols are not used, so a stripped copy gives the same positio
 A function also has a bag of all its words and those of its callees and callers.
 """
 
-import dataclasses
-
 import numpy as np
 import scipy.sparse
 
 import utils
-from features.extract import GROUPS, KINDS, Features
+from features.extract import Features
 from features.operations import operations
 from features.tfidf import DIMENSIONS, hashed
+from features.words import BAG, LONGEST, WORD_KINDS, Positions
 
-LONGEST = 256  # maximum number of instructions of a function
-# A word's number is its column, plus DIMENSIONS times the index of its kind here.
-WORD_KINDS = (*KINDS, "size", "operation")
-# Groups of a bag: group as in extract.GROUPS, and the kind of its words.
-BAG = {group: group.split(" ")[0] for group in GROUPS} | {"operation": "operation"}
 IDLE = ("nothing",)  # padding; it has no position
-
-
-@dataclasses.dataclass
-class Positions:
-    """F functions as n positions of L distinct instructions, and as bags of words.
-
-    Attributes
-    ----------
-    line : int32 (n,)
-        The instruction at each position, 0..L - 1.
-    block : int32 (n,)
-        The basic block that each position is from; its positions are consecutive.
-    offsets : int64 (F + 1,)
-        Function f has the positions offsets[f] up to offsets[f + 1].
-    of_line : csr float32 (L, W)
-        The words of each instruction, by their numbers.
-    names : csr float32 (n, W)
-        The names at each position.
-    bags : csr float32 (F, len(BAG) * DIMENSIONS)
-        How often each function has each word, in the groups of BAG.
-    """
-
-    line: np.ndarray
-    block: np.ndarray
-    offsets: np.ndarray
-    of_line: scipy.sparse.csr_matrix
-    names: scipy.sparse.csr_matrix
-    bags: scipy.sparse.csr_matrix
 
 
 @utils.rare_collections()

@@ -15,8 +15,9 @@ import numpy as np
 import scipy.sparse
 
 from encoder.inputs import SKETCH
-from features.extract import GROUPS, KINDS, Features
+from features.extract import Features
 from features.tfidf import weigh
+from features.words import GROUPS, KINDS
 
 CANDIDATES = 80  # per function, by words; all other pairs are ignored
 ENCODED = 20  # more candidates, the nearest by the encoder

@@ -32,7 +32,8 @@ import numpy as np
 import utils
 from binary.analysis import analysis_settings
 from binary.cache import report_skipped
-from encoder.encoder import Encoder, packages_of, read_encoder
+from encoder.encoder import Encoder, read_encoder
+from encoder.file import packages_of
 from experiment_data.recipes import VALIDATION
 from jobs.processes import MACHINE, Limit, limited_memory
 from matching.model import ENCODER, Model, Network, write_model

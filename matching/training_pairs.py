@@ -9,7 +9,7 @@ import numpy as np
 
 from binary.analysis import Analysis, load_analysis
 from binary.symbols import source_names
-from encoder.corpus import binaries_of
+from encoder.collect import binaries_of
 from encoder.encoder import Encoder
 from features.extract import Features, extract_features
 from matching.candidates import Candidates, find_candidates

@@ -56,13 +56,14 @@ def test_evidence_that_is_left_out_is_zero_and_the_rest_is_as_before(pair):
     assert np.array_equal(listed, in_table[0][a] & in_table[1][b])
 
 
-def test_each_row_of_the_table_is_printed_and_leaves_its_part_out(builds, tmp_path, capsys):
+def test_each_row_of_the_table_is_printed_and_leaves_its_part_out(builds, paired, tmp_path, capsys):
     for build, copy in (("O0", "8.30-O0"), ("O1", "8.30-O1"), ("O2", "8.30-O2")):
         shutil.copytree(builds / build, tmp_path / f"coreutils-{copy}")
     settings = json.loads((ROOT / "config/contrast.json").read_text())
     (tmp_path / "cfg.json").write_text(json.dumps(settings | SMALL))
     ablation.main(
-        train=str(tmp_path),
+        train=str(paired / "data"),
+        outputDir=str(paired / "output"),
         path=str(tmp_path),
         programs="shapes",
         kinds="O0-O1",

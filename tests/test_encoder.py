@@ -20,12 +20,13 @@ import dataprocess
 import pretrain
 import utils
 from binary.analysis import load_analysis
+from encoder import collect, objectives
 from encoder import corpus as corpora
-from encoder import objectives
 from encoder import train as encoder_train
 from encoder.calibration import Calibration
 from encoder.corpus import read_functions
-from encoder.encoder import read_encoder, write_encoder
+from encoder.encoder import read_encoder
+from encoder.file import write_encoder
 from encoder.inputs import (
     AROUND,
     GROUPS,
@@ -43,8 +44,9 @@ from encoder.objectives import OBJECTIVES, Data, Same
 from encoder.train import Config, Stage, programs_of
 from experiment_data.recipes import RECIPES, package_of
 from features.operations import operations
-from features.positions import LONGEST, WORD_KINDS, read_positions
+from features.positions import read_positions
 from features.tfidf import DIMENSIONS
+from features.words import LONGEST, WORD_KINDS
 from pairs.folder import read_info
 from pairs.walks import load_walks
 
@@ -353,11 +355,11 @@ def test_what_is_set_aside_for_the_test_is_never_read():
         pair(2, "sed", "train", sed, other),
         pair(3, "sed", "train", sed, again),
     ]
-    found = corpora.binaries_of(pairs)
+    found = collect.binaries_of(pairs)
     assert [(b.program, b.sha256) for b in found] == [
         ("sed", "a"), ("sed", "b"), ("x", "e"), ("x", "f")
     ]  # fmt: skip
-    assert found == corpora.binaries_of(pairs[::-1])
+    assert found == collect.binaries_of(pairs[::-1])
     assert [b.package for b in found] == ["sed", "sed", "expat", "expat"]
 
 
@@ -367,14 +369,14 @@ def test_parts_of_the_packages_share_no_package_but_those_for_validation():
         for i, package in enumerate([*RECIPES, "mine"])
     ]
     pairs.append(pair(len(pairs), "x", "validation", ("expat-2-O0", "e"), ("expat-2-O1", "f")))
-    parts = [{p.pair for p in corpora.take_part(pairs, k, 2)} for k in (1, 2)]
+    parts = [{p.pair for p in collect.take_part(pairs, k, 2)} for k in (1, 2)]
     assert parts[0] & parts[1] == {len(pairs) - 1}
     assert parts[0] | parts[1] == {p.pair for p in pairs}
     packages = [{pairs[i].binaries[0].build for i in part - {len(pairs) - 1}} for part in parts]
     packages = [{package_of(build) for build in part} for part in packages]
     assert not packages[0] & packages[1]
     assert abs(len(packages[0]) - len(packages[1])) <= 1
-    assert corpora.take_part(pairs, 1, 1) == pairs
+    assert collect.take_part(pairs, 1, 1) == pairs
 
 
 def test_the_file_holds_the_functions_of_each_split(functions, corpus, codes, paired, tmp_path):

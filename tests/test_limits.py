@@ -12,7 +12,7 @@ import torch
 
 import dataprocess
 import diff
-import encoder.corpus
+import encoder.collect
 import matching.train
 import samefunc
 import search
@@ -91,7 +91,7 @@ def test_a_file_that_is_missing_stops_all(tmp_path, monkeypatch):
             "training on a",
         ),
         (samefunc, "find_binaries", lambda: samefunc.main(path="a"), "choosing pairs of functions"),
-        (encoder.corpus, "binaries_of", lambda: dataprocess.functions("a"), "joining functions"),
+        (encoder.collect, "binaries_of", lambda: dataprocess.functions("a"), "joining functions"),
         (search, "read_encoder", lambda: search.scan("a"), "searching index"),
     ],
 )
