@@ -62,8 +62,7 @@ encoder: $(VENV)/installed
 	$(run) gendata.py --path experiment_data/packages/binaries/ --biname '*' --pairs 8 \
 		--data data/packages || test $$? -eq 3
 	$(run) dataprocess.py functions --data data/packages
-	$(run) pretrain.py functions
-	$(run) classify.py functions --pretrain_file $$(ls -t out-functions/*/model_steps_*.pt | head -n 1)
+	$(run) classify.py functions
 
 test: $(VENV)/installed-dev
 	$(run) -m pytest
