@@ -54,7 +54,7 @@ from encoder import collect
 from encoder.corpus import with_vocabulary, write_functions
 from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
 from jobs.run import run_all
-from pairs.folder import PairInfo, analysis_files, find_pairs, read_info
+from pairs.folder import PairInfo, find_pairs, read_info
 from pairs.text import read_pair, render
 from terminal import progress
 from terminal.command_line import command_line
@@ -445,7 +445,7 @@ def functions(
     time_limit: Limit = TIME_LIMIT,
     memory_limit: Limit = MACHINE,
 ) -> None:
-    """Write what the encoder of functions learns from, for `pretrain.py functions`.
+    """Write what the encoder learns from, for `pretrain.py functions` and `classify.py functions`.
 
     Parameters
     ----------
@@ -487,12 +487,8 @@ def functions(
         raise UserError(f"--part {part}: {data} has too few packages to train on for so many parts")
     with limited_memory(memory_limit, "joining functions"):
         remove_leftovers(Path(to).parent, Path(outputDir, "positions"))
-        binaries = collect.binaries_of(pairs)
-        for pair in pairs:
-            if pair.split != "test":
-                analysis_files(pair, outputDir)  # says which one is missing
-        # Only the name counts, so that no pair.json can lead out of the folder.
-        files = [Path(outputDir, Path(binary.analysis).name) for binary in binaries]
+        binaries = collect.binaries_of(pairs, outputDir)
+        files = [binary.analysis for binary in binaries]
         new = [file for file in files if not collect.part_file(file).exists()]
         jobs = ((str(file), (file,)) for file in new)
         limits = time_limit, memory_limit
@@ -500,7 +496,7 @@ def functions(
         for file, error in run_all(collect.keep_part, jobs, len(new), "words", *how):
             if error is not None:
                 raise UserError(f"{file}: {error}")
-        corpus = collect.join(binaries, files, pairs, data, walks)
+        corpus = collect.join(binaries, pairs, data, walks)
         made = with_vocabulary(corpus, words, pairs[0].analysis)
         write_functions(to, made)
     ours = [build for build in corpus.builds if build.split == "train"]

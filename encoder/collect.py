@@ -15,7 +15,7 @@ from features.extract import extract_features
 from features.positions import read_positions
 from features.words import ranges
 from files.arrays import Schema, Texts, read_arrays, write_arrays
-from pairs.folder import PairInfo, pair_folder, remedy
+from pairs.folder import PairInfo, analysis_files, pair_folder, remedy
 from pairs.walks import load_walks
 from terminal import progress
 
@@ -61,28 +61,34 @@ def load_part(file: Path) -> dict:
 
 
 class Binary(NamedTuple):
-    """A binary of some pairs; ``analysis`` is the name of its file in gendata.py's outputDir."""
+    """A binary of some pairs; ``analysis`` is its file in gendata.py's outputDir."""
 
     program: str
     build: str
     sha256: str
     split: str
-    analysis: str
+    analysis: Path
 
     @property
     def package(self) -> str:
         return package_of(self.build)
 
 
-def binaries_of(pairs: list[PairInfo]) -> list[Binary]:
+def binaries_of(pairs: list[PairInfo], output_dir: str) -> list[Binary]:
     """Return the binaries of pairs, those to train on first; equal builds of a program count once.
 
     Pairs for the test are left out.
+
+    Raises
+    ------
+    utils.UserError
+        An analysis is missing.
     """
     found: dict[tuple[str, str], Binary] = {}
     for pair in pairs:
         if pair.split != "test":
-            for build, analysis in zip(pair.binaries, pair.analyses, strict=True):
+            files = analysis_files(pair, output_dir)
+            for build, analysis in zip(pair.binaries, files, strict=True):
                 new = Binary(pair.program, build.build, build.sha256, pair.split, analysis)
                 old = found.setdefault((pair.program, build.sha256), new)
                 found[pair.program, build.sha256] = min(old, new)
@@ -107,7 +113,6 @@ def take_part(pairs: list[PairInfo], k: int, n: int) -> list[PairInfo]:
 
 def join(
     binaries: list[Binary],
-    files: list[Path],
     pairs: list[PairInfo],
     data: str,
     most: int,
@@ -117,16 +122,14 @@ def join(
     Parameters
     ----------
     binaries : list of Binary
-        As `binaries_of` returns them.
-    files : list of Path
-        Their analyses; `keep_part` has cached their parts.
+        As `binaries_of` returns them; `keep_part` has cached their parts.
     pairs : list of PairInfo
     data : str
         Folder of the pairs.
     most : int
         Maximum number of walks of a pair.
     """
-    parts = [load_part(part_file(file)) for file in progress.bar(files, desc="functions")]
+    parts = [load_part(part_file(b.analysis)) for b in progress.bar(binaries, desc="functions")]
     builds = []
     function = block = 0
     for binary, part in zip(binaries, parts, strict=True):

@@ -6,6 +6,7 @@ if their symbols have the same name or, without symbols, if they are twins (pair
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable
@@ -130,10 +131,6 @@ class Corpus:
     blocks : int64 (F,)
         Number of basic blocks.
     walks : Walks
-    label : int64 (F,)
-        A number for each different name; -1 for functions without a name.
-    content : int64 (F,)
-        Hash of the words of each function's own instructions.
     first_block : int64 (len(builds),)
         The first basic block of each build, as walks number them.
     """
@@ -145,13 +142,21 @@ class Corpus:
     walks: Walks
 
     def __post_init__(self) -> None:
+        self.first_block = np.array([build.first_block for build in self.builds], np.int64)
+        self._unique_names: dict[int, dict[int, int]] = {}
+
+    @functools.cached_property
+    def label(self) -> np.ndarray:
+        """A number for each different name, int64 (F,); -1 for functions without a name."""
         number = {"": -1}
         for name in self.name:
             number.setdefault(name, len(number) - 1)
-        self.label = np.array([number[name] for name in self.name], np.int64)
-        self.content = _digests(self.positions)
-        self.first_block = np.array([build.first_block for build in self.builds], np.int64)
-        self._unique_names: dict[int, dict[int, int]] = {}
+        return np.array([number[name] for name in self.name], np.int64)
+
+    @functools.cached_property
+    def content(self) -> np.ndarray:
+        """Hash of the words of each function's own instructions, int64 (F,)."""
+        return _digests(self.positions)
 
     def only(self, chosen: Iterable[Build]) -> "Corpus":
         """Return the part of these builds, in the order here, and walks that visit no other."""

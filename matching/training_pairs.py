@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -78,10 +77,10 @@ def find_builds(folders: list[str], output_dir: str) -> list[Program]:
     """
     pairs = [read_info(folder) for data in folders for folder in find_pairs(data)[0]]
     found: dict[str, Program] = {}
-    for binary in binaries_of(pairs):
+    for binary in binaries_of(pairs, output_dir):
         program = found.setdefault(binary.program, Program(binary.program, set(), []))
         program.packages.add(binary.package)
-        program.builds.append(load_analysis(Path(output_dir, binary.analysis)))
+        program.builds.append(load_analysis(binary.analysis))
     return list(found.values())
 
 

@@ -346,7 +346,7 @@ def pair(number, program, split, *builds):
     )
 
 
-def test_what_is_set_aside_for_the_test_is_never_read():
+def test_what_is_set_aside_for_the_test_is_never_read(tmp_path):
     sed, other = ("sed-bookworm-O0", "a"), ("sed-bookworm-O2", "b")
     again = ("sed-bullseye-O2", "b")
     pairs = [
@@ -355,11 +355,13 @@ def test_what_is_set_aside_for_the_test_is_never_read():
         pair(2, "sed", "train", sed, other),
         pair(3, "sed", "train", sed, again),
     ]
-    found = collect.binaries_of(pairs)
+    for name in "abef":  # not those of the test
+        (tmp_path / f"{name}.npz").touch()
+    found = collect.binaries_of(pairs, tmp_path)
     assert [(b.program, b.sha256) for b in found] == [
         ("sed", "a"), ("sed", "b"), ("x", "e"), ("x", "f")
     ]  # fmt: skip
-    assert found == collect.binaries_of(pairs[::-1])
+    assert found == collect.binaries_of(pairs[::-1], tmp_path)
     assert [b.package for b in found] == ["sed", "sed", "expat", "expat"]
 
 
