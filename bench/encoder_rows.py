@@ -29,7 +29,7 @@ from pydantic import PositiveInt
 
 import encoder.train as encoder_train
 import utils
-from encoder.corpus import Functions, read_functions, with_vocabulary
+from encoder.corpus import Functions, part_of, read_functions, with_vocabulary
 from encoder.objectives import VIEWS
 from terminal.command_line import command_line
 
@@ -184,8 +184,7 @@ def prepared(functions: Functions, row: Row) -> encoder_train.Prepared:
     """Return what a row reads."""
     corpus, size = functions.corpus, len(functions.vocabulary.words)
     if row.part != (1, 1):
-        k, n = row.part
-        packages = sorted({b.package for b in corpus.builds if b.split == "train"})[k - 1 :: n]
+        packages = part_of((b.package for b in corpus.builds if b.split == "train"), *row.part)
         corpus = corpus.only(
             b for b in corpus.builds if b.split != "train" or b.package in packages
         )

@@ -9,7 +9,16 @@ import numpy as np
 import utils
 from binary.analysis import load_analysis
 from binary.symbols import source_names
-from encoder.corpus import COLUMNS, FUNCTIONS, Build, Corpus, Walks, arrays_of, positions_of
+from encoder.corpus import (
+    COLUMNS,
+    FUNCTIONS,
+    Build,
+    Corpus,
+    Walks,
+    arrays_of,
+    part_of,
+    positions_of,
+)
 from experiment_data.recipes import package_of
 from features.extract import extract_features
 from features.positions import read_positions
@@ -96,14 +105,11 @@ def binaries_of(pairs: list[PairInfo], output_dir: str) -> list[Binary]:
 
 
 def take_part(pairs: list[PairInfo], k: int, n: int) -> list[PairInfo]:
-    """Return the pairs of the k-th of n parts of the packages for training, and all others.
-
-    Packages are taken in the order of their names: the k-th and every n-th after it.
-    """
+    """Return the pairs of a part (`part_of`) of the packages for training, and all others."""
     packages = [{package_of(build.build) for build in pair.binaries} for pair in pairs]
     is_ours = [pair.split == "train" for pair in pairs]
-    learned = sorted(set().union(*itertools.compress(packages, is_ours)))
-    chosen = set(learned[k - 1 :: n])
+    learned = itertools.chain.from_iterable(itertools.compress(packages, is_ours))
+    chosen = part_of(learned, k, n)
     return [
         pair
         for pair, of_pair, ours in zip(pairs, packages, is_ours, strict=True)

@@ -344,6 +344,14 @@ def positions_of(arrays: dict) -> Positions:
     return Positions(arrays["line"], no_blocks, arrays["offsets"], **matrices)
 
 
+def part_of(packages: Iterable[str], k: int, n: int) -> set[str]:
+    """Return the k-th of n parts of packages: in the order of names, the k-th and every n-th after.
+
+    Packages may occur several times.
+    """
+    return set(sorted(set(packages))[k - 1 :: n])
+
+
 def with_vocabulary(corpus: Corpus, size: int, analysis: str) -> Functions:
     """Choose the words that occur in most packages for training; at most ``size``."""
     packages: dict[str, list[Positions]] = {}
