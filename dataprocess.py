@@ -54,7 +54,8 @@ from encoder import collect
 from encoder.corpus import with_vocabulary, write_functions
 from jobs.processes import MACHINE, TIME_LIMIT, Limit, limited_memory
 from jobs.run import run_all
-from pairs.folder import PairInfo, find_pairs, read_info
+from pairs.binaries import binaries_of, read_pairs
+from pairs.folder import PairInfo, find_pairs
 from pairs.text import read_pair, render
 from terminal import progress
 from terminal.command_line import command_line
@@ -476,7 +477,7 @@ def functions(
     check_outputs({"to": to}, whole=[*folders, outputDir])
     for folder in incomplete:
         print(f"skipped {folder}: it has no pair.json, so gendata.py did not finish it")
-    pairs = [read_info(folder) for folder in folders]
+    pairs = read_pairs(data, "train", "validation")
     if not any(pair.split == "train" for pair in pairs):
         raise UserError(
             f"{data} holds no pair to train on; `python gendata.py` makes pairs of all builds of a "
@@ -487,7 +488,7 @@ def functions(
         raise UserError(f"--part {part}: {data} has too few packages to train on for so many parts")
     with limited_memory(memory_limit, "joining functions"):
         remove_leftovers(Path(to).parent, Path(outputDir, "positions"))
-        binaries = collect.binaries_of(pairs, outputDir)
+        binaries = binaries_of(pairs, outputDir)
         files = [binary.analysis for binary in binaries]
         new = [file for file in files if not collect.part_file(file).exists()]
         jobs = ((str(file), (file,)) for file in new)

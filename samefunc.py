@@ -1,14 +1,14 @@
 """Make the data of a classification task: do two functions from two builds share their source?
 
-    python samefunc.py --path DIR     # with symbols -> data/samefunc/train.tsv, dev.tsv, test.tsv
-    python samefunc.py twins          # without, from gendata.py's pairs -> data/twins.tsv
+    python samefunc.py                # by symbols -> data/samefunc/train.tsv, dev.tsv, test.tsv
+    python samefunc.py twins          # without symbols -> data/twins.tsv
     python classify.py --data_file data/twins.tsv --save_dir out-twins \\
         --pretrain_file out/model_steps_<k>.pt       # fine-tune BERT so that its vectors compare
 
-A function is the tokens of its basic blocks, in the order of their addresses. A positive row is one
-function in two builds of a program. Each positive row gets a hard negative: the same first
-function, and instead of the second another one of its build with a similar number of tokens, so
-that the size gives no hint.
+Both read the binaries that gendata.py has made pairs of. A function is the tokens of its basic
+blocks, in the order of their addresses. A positive row is one function in two builds of a program.
+Each positive row gets a hard negative: the same first function, and instead of the second another
+one of its build with a similar number of tokens, so that the size gives no hint.
 
 With symbols, positives are functions of the same name. The names are used only as labels and are
 not in the texts. Programs of one package share library functions, so splitting by program is not
@@ -27,7 +27,6 @@ if __name__ == "__main__":
 
 import dataclasses
 import itertools
-import os
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -37,31 +36,27 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 import utils
-from binary.analysis import cache_file, load_analysis
-from binary.builds import find_binaries
-from binary.cache import analyse_all, report_skipped
+from binary.analysis import load_analysis
 from binary.instructions import clean_name, string_words
 from binary.symbols import STARTUP, is_symbol
 from binary.tokens import tokenise
-from jobs.processes import MEMORY_LIMIT, TIME_LIMIT, Limit, limited_memory
-from pairs.folder import analysis_files, find_pairs, read_info
+from jobs.processes import MACHINE, Limit, limited_memory
+from pairs.binaries import Binary, binaries_of, read_pairs
+from pairs.folder import analysis_files, find_pairs
 from pairs.twins import find_twins
 from terminal import progress
 from terminal.arguments import names_of
-from terminal.command_line import PARTLY, command_line
+from terminal.command_line import command_line
 from terminal.escape import printable
 
-path = "experiment_data/coreutils/binaries/"  # builds: path/<build>/<program>
-train = ["chroot", "ls"]  # programs of each split
-dev = ["cp"]
-test = ["sort"]
+data = "data"  # the pairs that gendata.py made
 train_pairs = 20000  # half of them positive, as in dev and test
 other_pairs = 4000  # in dev, and in test
 min_blocks = 5  # smaller functions are left out: they carry too little information
 outputDir = "output/"  # analysed binaries, shared with gendata.py
 to = "data/samefunc"
 seed = 0
-workers = os.cpu_count() or 1  # processes
+SPLITS = {"train": "train", "dev": "validation", "test": "test"}  # table -> gendata.py's name
 LABELS = ("different", "same")
 NEAREST = 8  # a negative is drawn from so many functions of the most similar size
 Programs = str | list[str]
@@ -103,34 +98,31 @@ class Function:
 
 
 def main(
-    path: str = path,
-    train: Programs = train,
-    dev: Programs = dev,
-    test: Programs = test,
+    data: str = data,
+    train: Programs | None = None,
+    dev: Programs | None = None,
+    test: Programs | None = None,
     train_pairs: PositiveInt = train_pairs,
     other_pairs: PositiveInt = other_pairs,
     min_blocks: PositiveInt = min_blocks,
     outputDir: str = outputDir,
     to: str = to,
     seed: Annotated[int, Field(ge=0)] = seed,
-    workers: PositiveInt = workers,
-    time_limit: Limit = TIME_LIMIT,
-    memory_limit: Limit = MEMORY_LIMIT,
-) -> int:
+    memory_limit: Limit = MACHINE,
+) -> None:
     """Write train.tsv, dev.tsv and test.tsv for `classify.py --task samefunc`.
-
-    The exit code is 3 when binaries were skipped.
 
     Parameters
     ----------
-    path : str
-        Folder with one sub-folder for each build of the programs, with symbols.
+    data : str
+        Folder written by gendata.py, with pairs of builds with symbols.
     train : str or list of str
-        The programs to train on: --train chroot,ls.
+        The programs to train on: --train chroot,ls. Default: those that gendata.py chose to train
+        on.
     dev : str or list of str
-        The programs for choosing settings.
+        The programs for choosing settings. Default: those that gendata.py chose for validation.
     test : str or list of str
-        The programs of the final test.
+        The programs of the final test. Default: those that gendata.py chose for it.
     train_pairs : int
         Pairs of functions in train.tsv, half of them with the same source.
     other_pairs : int
@@ -138,39 +130,29 @@ def main(
     min_blocks : int
         Functions with fewer basic blocks are left out.
     outputDir : str
-        Folder where analysed binaries are cached.
+        Folder where gendata.py keeps the analysed binaries.
     to : str
         Folder to write.
     seed : int
         Random seed for choosing pairs.
-    workers : int
-        Number of parallel processes.
-    time_limit : float
-        Seconds of processor time for the analysis of one file.
     memory_limit : float
-        GiB of memory for the analysis of one file, and for everything else.
+        GiB of memory.
     """
-    splits = {
-        name: names_of(programs)
-        for name, programs in (("train", train), ("dev", dev), ("test", test))
-    }
-    twice = [p for p, n in Counter(itertools.chain(*splits.values())).items() if n > 1]
-    if twice:
-        raise utils.UsageError(f"{twice[0]} is given in two splits; a program can be in one only")
-    utils.check_outputs({}, [path], {"outputDir": outputDir}, {"to": to})
+    folders, _ = find_pairs(data)
+    utils.check_outputs({}, whole=[*folders, outputDir], replaced={"to": to})
+    chosen = {"train": train, "dev": dev, "test": test}
     with limited_memory(memory_limit, "choosing pairs of functions"):
+        binaries = binaries_of(read_pairs(data), outputDir)
+        splits = programs_of_splits(binaries, data, chosen)
         used: set[str] = set()  # names of functions in the programs of earlier splits
-        skipped: dict[str, str] = {}
         tables = {}
         for number, (split, programs) in enumerate(splits.items()):
-            functions = []
-            for program in programs:
-                binaries = find_binaries(path, program)
-                skipped |= analyse_all(binaries, outputDir, workers, (time_limit, memory_limit))
-                for binary in binaries:
-                    if binary["path"] not in skipped:
-                        file = cache_file(outputDir, binary["sha256"])
-                        functions += read_functions(file, program, binary["build"])
+            ours = [binary for binary in binaries if binary.program in programs]
+            functions = [
+                function
+                for binary in progress.bar(ours, desc=split, unit="binary")
+                for function in read_functions(binary.analysis, binary.program, binary.build)
+            ]
             n_pairs = train_pairs if split == "train" else other_pairs
             rng = np.random.default_rng([seed, number])
             tables[split] = draw(choose(functions, used, min_blocks), n_pairs, rng)
@@ -180,8 +162,49 @@ def main(
         names = {origin.split("/")[-1] for row in rows for origin in row[3:]}
         programs = ", ".join(splits[split])
         print(f"{to}/{split}.tsv: {len(rows):,} pairs, {len(names):,} names, of {programs}")
-    report_skipped(skipped)
-    return PARTLY if skipped else 0
+
+
+def programs_of_splits(
+    binaries: list[Binary], data: str, chosen: dict[str, Programs | None]
+) -> dict[str, list[str]]:
+    """Return the programs of each table.
+
+    Parameters
+    ----------
+    binaries : list of Binary
+        Those of the pairs in ``data``.
+    data : str
+    chosen : dict
+        Table -> its programs; None: those of gendata.py's split.
+
+    Raises
+    ------
+    UserError
+        A program has no pair, or a table no program.
+    UsageError
+        A program is in two tables.
+    """
+    known = {binary.program: binary.split for binary in binaries}
+    splits = {}
+    for table, of in SPLITS.items():
+        given = chosen[table]
+        programs = sorted(p for p in known if known[p] == of) if given is None else names_of(given)
+        unknown = [program for program in programs if program not in known]
+        if unknown:
+            raise utils.UserError(
+                f"--{table} {unknown[0]}: {data} holds no pair of this program; run `python "
+                f"gendata.py --biname {unknown[0]}` first"
+            )
+        if not programs:
+            raise utils.UserError(
+                f"{data} holds no pair for {of}; name the programs: --{table} NAME, or run `python "
+                "gendata.py` with more programs first"
+            )
+        splits[table] = programs
+    twice = [p for p, n in Counter(itertools.chain(*splits.values())).items() if n > 1]
+    if twice:
+        raise utils.UsageError(f"{twice[0]} is in two splits; name the programs of all three")
+    return splits
 
 
 def twins(
@@ -211,8 +234,7 @@ def twins(
     """
     folders, _ = find_pairs(data)
     utils.check_outputs({"to": to}, whole=[*folders, outputDir])
-    infos = [read_info(folder) for folder in folders]
-    pairs = [info for info in infos if info.split == "train"]
+    pairs = read_pairs(data, "train")
     if not pairs:
         raise utils.UserError(f"{data} holds no pair to train on; run `python gendata.py` first")
     most = max(1, rows // 2 // len(pairs))  # twins of a pair of binaries

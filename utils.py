@@ -333,7 +333,10 @@ def check_outputs(
             raise UserError(f"--{flag} {path}: {reason}")
         place = os.path.realpath(path)
         for source in read:
-            if _same(place, source) or (flag in replaced and _holds(place, source)):
+            if _same(place, source):
+                raise UsageError(f"--{flag} {path} would replace {source}, which is an input")
+        for source in (*read, *whole):
+            if flag in replaced and _holds(place, source):
                 raise UsageError(f"--{flag} {path} would replace {source}, which is an input")
         apart = [*(read if flag in outputs else ()), *whole]
         for source in apart:

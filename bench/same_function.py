@@ -89,10 +89,14 @@ def main(
     more, train, tests = names_of(more), names_of(train), names_of(tests)
     if pretrain_file is None:
         pretrain_file = pretrain(folder, link(folder, more, {*train, *tests}), model_cfg, steps)
+    output = ["--outputDir", folder / "output", "--data", folder / "labelled"]
     script(
-        *("samefunc.py", "--path", path, "--train", ",".join(train), "--dev", tests[0]),
-        *("--test", tests[1], "--train_pairs", max(numbers), "--outputDir", folder / "output"),
-        *("--to", folder / "pairs"),
+        *("gendata.py", "--path", path, "--biname", ",".join([*train, *tests]), "--num_walks", 1),
+        *("--pairs", 20, *output),
+    )
+    script(
+        *("samefunc.py", "--train", ",".join(train), "--dev", tests[0], "--test", tests[1]),
+        *("--train_pairs", max(numbers), "--to", folder / "pairs", *output),
     )
     # Sizes, vocabulary and length of the windows are those of the pre-trained model.
     model = json.loads(Path(pretrain_file).with_name("model.json").read_text())

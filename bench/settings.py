@@ -375,10 +375,11 @@ def functions_of(work: str, tokenizer: CorpusTokenizer) -> dict[str, list]:
         ``texts``: the token ids of each text; ``tasks``: for each task, the numbers of the texts of
         its queries, answers and choices.
     """
-    from pairs.folder import analysis_files, find_pairs, read_info
+    from pairs.binaries import read_pairs
+    from pairs.folder import analysis_files
     from samefunc import choose, read_functions
 
-    infos = [read_info(folder) for folder in find_pairs(f"{work}/data")[0]]
+    infos = read_pairs(f"{work}/data")
     seen: set[str] = set()
     texts: dict[str, int] = {}
     tasks: list[tuple[list[int], ...]] = []

@@ -2,7 +2,6 @@
 
 import itertools
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +23,8 @@ from features.extract import extract_features
 from features.positions import read_positions
 from features.words import ranges
 from files.arrays import Schema, Texts, read_arrays, write_arrays
-from pairs.folder import PairInfo, analysis_files, pair_folder, remedy
+from pairs.binaries import Binary
+from pairs.folder import PairInfo, pair_folder, remedy
 from pairs.walks import load_walks
 from terminal import progress
 
@@ -67,41 +67,6 @@ def load_part(file: Path) -> dict:
         The file is missing or damaged.
     """
     return read_arrays(file, PART, "cache of words", "delete the file and run again")
-
-
-class Binary(NamedTuple):
-    """A binary of some pairs; ``analysis`` is its file in gendata.py's outputDir."""
-
-    program: str
-    build: str
-    sha256: str
-    split: str
-    analysis: Path
-
-    @property
-    def package(self) -> str:
-        return package_of(self.build)
-
-
-def binaries_of(pairs: list[PairInfo], output_dir: str) -> list[Binary]:
-    """Return the binaries of pairs, those to train on first; equal builds of a program count once.
-
-    Pairs for the test are left out.
-
-    Raises
-    ------
-    utils.UserError
-        An analysis is missing.
-    """
-    found: dict[tuple[str, str], Binary] = {}
-    for pair in pairs:
-        if pair.split != "test":
-            files = analysis_files(pair, output_dir)
-            for build, analysis in zip(pair.binaries, files, strict=True):
-                new = Binary(pair.program, build.build, build.sha256, pair.split, analysis)
-                old = found.setdefault((pair.program, build.sha256), new)
-                found[pair.program, build.sha256] = min(old, new)
-    return sorted(found.values(), key=lambda b: (b.split != "train", b.build, b.program))
 
 
 def take_part(pairs: list[PairInfo], k: int, n: int) -> list[PairInfo]:

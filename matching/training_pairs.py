@@ -8,12 +8,11 @@ import numpy as np
 
 from binary.analysis import Analysis, load_analysis
 from binary.symbols import source_names
-from encoder.collect import binaries_of
 from encoder.encoder import Encoder
 from features.extract import Features, extract_features
 from matching.candidates import Candidates, find_candidates
 from matching.evidence import Evidence
-from pairs.folder import find_pairs, read_info
+from pairs.binaries import binaries_of, read_pairs
 
 UNKNOWN, NONE = -2, -1  # in place of the index of a candidate
 SMALL = 0.3  # weight in the loss of functions with fewer than MIN_BLOCKS blocks
@@ -75,7 +74,7 @@ def find_builds(folders: list[str], output_dir: str) -> list[Program]:
     output_dir : str
         Folder of the analysed binaries.
     """
-    pairs = [read_info(folder) for data in folders for folder in find_pairs(data)[0]]
+    pairs = [pair for data in folders for pair in read_pairs(data, "train", "validation")]
     found: dict[str, Program] = {}
     for binary in binaries_of(pairs, output_dir):
         program = found.setdefault(binary.program, Program(binary.program, set(), []))

@@ -47,6 +47,7 @@ from features.operations import operations
 from features.positions import read_positions
 from features.tfidf import DIMENSIONS
 from features.words import LONGEST, WORD_KINDS
+from pairs.binaries import binaries_of, read_pairs
 from pairs.folder import read_info
 from pairs.walks import load_walks
 
@@ -346,7 +347,7 @@ def pair(number, program, split, *builds):
     )
 
 
-def test_what_is_set_aside_for_the_test_is_never_read(tmp_path):
+def test_what_is_set_aside_for_the_test_is_never_read(tmp_path, monkeypatch):
     sed, other = ("sed-bookworm-O0", "a"), ("sed-bookworm-O2", "b")
     again = ("sed-bullseye-O2", "b")
     pairs = [
@@ -357,11 +358,14 @@ def test_what_is_set_aside_for_the_test_is_never_read(tmp_path):
     ]
     for name in "abef":  # not those of the test
         (tmp_path / f"{name}.npz").touch()
-    found = collect.binaries_of(pairs, tmp_path)
+    monkeypatch.setattr("pairs.binaries.find_pairs", lambda data: (pairs, []))
+    monkeypatch.setattr("pairs.binaries.read_info", lambda pair: pair)
+    pairs = read_pairs("data", "train", "validation")
+    found = binaries_of(pairs, tmp_path)
     assert [(b.program, b.sha256) for b in found] == [
         ("sed", "a"), ("sed", "b"), ("x", "e"), ("x", "f")
     ]  # fmt: skip
-    assert found == collect.binaries_of(pairs[::-1], tmp_path)
+    assert found == binaries_of(pairs[::-1], tmp_path)
     assert [b.package for b in found] == ["sed", "sed", "expat", "expat"]
 
 

@@ -12,7 +12,6 @@ import torch
 
 import dataprocess
 import diff
-import encoder.collect
 import matching.train
 import samefunc
 import search
@@ -90,8 +89,8 @@ def test_a_file_that_is_missing_stops_all(tmp_path, monkeypatch):
             lambda: matching.train.main(data="a", to=str(ROOT / "model/new.safetensors")),
             "training on a",
         ),
-        (samefunc, "find_binaries", lambda: samefunc.main(path="a"), "choosing pairs of functions"),
-        (encoder.collect, "binaries_of", lambda: dataprocess.functions("a"), "joining functions"),
+        (samefunc, "binaries_of", lambda: samefunc.main(data="a"), "choosing pairs of functions"),
+        (dataprocess, "binaries_of", lambda: dataprocess.functions("a"), "joining functions"),
         (search, "read_encoder", lambda: search.scan("a"), "searching index"),
     ],
 )
@@ -105,9 +104,10 @@ def test_running_out_of_memory_in_the_main_process_is_one_sentence(
     (tmp_path / "config").symlink_to(ROOT / "config")
     (tmp_path / "index").mkdir()
     monkeypatch.setattr(module, inside, too_much)
-    monkeypatch.setattr(dataprocess, "find_pairs", lambda data: ([Path("0")], []))
-    train = SimpleNamespace(split="train", binaries=[])
-    monkeypatch.setattr(dataprocess, "read_info", lambda folder: train)
+    pair = SimpleNamespace(split="train", binaries=[])
+    for script in (dataprocess, samefunc):
+        monkeypatch.setattr(script, "find_pairs", lambda data: ([Path("0")], []))
+        monkeypatch.setattr(script, "read_pairs", lambda data, *splits: [pair])
     monkeypatch.setattr(search, "read_binaries", lambda *_: (None,))
     with pytest.raises(UserError, match=rf"^{message} takes more than .* GiB of memory; raise"):
         command()

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ROOT, SOURCE, compile_c, read_pairs, run_script, typed
+from conftest import ROOT, SOURCE, compile_c, gendata_py, read_pairs, run_script, typed
 
 import samefunc
 from binary.disassemble import analyse
@@ -43,9 +43,9 @@ def made(tmp_path_factory):
         own = "".join(OWN.format(name=name, i=i + 7 * number, op="+-^|&*"[i % 6]) for i in range(6))
         for build in ("O0", "O1", "O2", "Os"):
             compile_c(SOURCE + own, cwd / "binaries" / build / name, f"-{build}")
-    sizes = {"train_pairs": 60, "other_pairs": 20, "min_blocks": 3, "workers": 2}
-    programs = {"train": "alpha", "dev": "beta", "test": "gamma"}
-    arguments = {"path": "binaries", **programs, **sizes}
+    gendata_py(cwd, "--path", "binaries", "--biname", "alpha,beta,gamma", "--num_walks", 1)
+    sizes = {"train_pairs": 60, "other_pairs": 20, "min_blocks": 3}
+    arguments = {"train": "alpha", "dev": "beta", "test": "gamma", **sizes}
     return cwd, arguments, run(cwd, arguments)
 
 
@@ -109,7 +109,7 @@ def test_same_bytes_again_and_other_bytes_with_another_seed(made):
     cwd, arguments, _ = made
     files = sorted((cwd / "data/samefunc").iterdir())
     before = [file.read_bytes() for file in files]
-    run(cwd, arguments, workers=1)
+    run(cwd, arguments)
     assert [file.read_bytes() for file in files] == before
     run(cwd, arguments, seed=1, to="other")
     assert (cwd / "other/train.tsv").read_bytes() != (files[2]).read_bytes()
@@ -119,14 +119,19 @@ def test_wrong_commands_are_refused_in_one_sentence(made, monkeypatch, capsys):
     cwd, arguments, _ = made
     monkeypatch.chdir(cwd)
     for wrong, message in [
-        ({"dev": "alpha"}, "alpha is given in two splits"),
-        ({"test": "delta"}, "no folder in binaries holds delta"),
+        ({"dev": "alpha"}, "alpha is in two splits; name the programs of all three"),
+        ({"test": "delta"}, "--test delta: data holds no pair of this program; run `python"),
+        ({"data": "none"}, "--data none: there is no such folder; run `python gendata.py` first"),
+        ({"outputDir": "none"}, "is missing; give gendata.py's outputDir"),
+        ({"to": "data"}, "--to data would replace data/0, which is an input"),
+        ({"to": "data/0"}, "--to data/0 would replace data/0, which is an input"),
+        ({"to": "output/x"}, "--to output/x lies in output, which is an input"),
         ({"train_pairs": 4000}, "ask for fewer pairs, or give more builds or programs"),
     ]:
         flags = [f"--{name}={value}" for name, value in (arguments | wrong).items()]
         code = typed(samefunc.main, *flags)
         err = capsys.readouterr().err
-        assert code == (2 if "splits" in message else 1)
+        assert code == (2 if "two splits" in message or "an input" in message else 1)
         assert message in err
         assert "Traceback" not in err
 
