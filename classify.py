@@ -540,6 +540,8 @@ def functions(
     cfg = utils.read_config(encoder_train.Config, train_cfg)
     for folder in encoder_train.folders_of(cfg.fine_tuning, save_dir):
         utils.check_outputs({}, [pretrain_file], replaced={"save_dir": folder})
+    if pretrain_file is not None:
+        encoder_train.check_model(pretrain_file, cfg.model)
     with utils.one_writer(save_dir):
         utils.remove_leftovers(Path(to).parent)
         made = read_functions(data_file)

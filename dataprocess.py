@@ -501,11 +501,14 @@ def functions(
         made = with_vocabulary(corpus, words, pairs[0].analysis)
         write_functions(to, made)
     ours = [build for build in corpus.builds if build.split == "train"]
+    named = sum(map(bool, corpus.name[: ours[-1].last]))
     n = len({build.package for build in ours})
-    next_step = ["python", "pretrain.py", "functions"]
+    # Symbols teach more in the same time; pre-training is for where there are few.
+    script = "classify.py" if 2 * named > ours[-1].last else "pretrain.py"
+    next_step = ["python", script, "functions"]
     next_step += [] if to == functions_file else ["--data_file", to]
     print(
-        f"{to}: {ours[-1].last - ours[0].first:,} functions of {len(ours)} builds of "
+        f"{to}: {ours[-1].last:,} functions ({named:,} with a symbol) of {len(ours)} builds of "
         f"{n} {plural(n, 'package')} to learn from, and {len(corpus.walks):,} walks; "
         f"{len(corpus.builds) - len(ours)} builds for validation; "
         f"{len(made.vocabulary.words):,} words; next: {shlex.join(next_step)}"

@@ -196,18 +196,7 @@ class Training:
         utils.UserError
             It was not, or a file cannot be read.
         """
-        if not Path(file).is_file():
-            raise utils.UserError(
-                f"the model {file} does not exist; `python pretrain.py functions` writes one"
-            )
-        try:
-            info = utils.read_config(Info, Path(file).with_name("model.json"))
-        except utils.UserError as error:
-            raise utils.UserError(
-                f"{error}; `python pretrain.py functions` writes it beside its models"
-            ) from error
-        if info.model != self.info.model:
-            raise utils.UserError(f"{file} has other sizes than 'model' in the settings")
+        info = check_model(file, self.info.model)
         if info.words_sha256 != self.info.words_sha256:
             raise utils.UserError(
                 f"{file} was trained with another vocabulary; train it again with the same file of "
@@ -249,6 +238,29 @@ class Training:
         heads = self.info.model.n_heads
         write_encoder(weights, self.read.vocabulary, heads, calibration, to, card)
         print(f"{to}: {os.path.getsize(to) / 1e6:.1f} MB, trained on {card['functions']} functions")
+
+
+def check_model(file: str, model: models.Config) -> Info:
+    """Return what lies beside a pre-trained network; refuse one of other sizes than ``model``.
+
+    Raises
+    ------
+    utils.UserError
+        The network or its model.json is missing, or of other sizes.
+    """
+    if not Path(file).is_file():
+        raise utils.UserError(
+            f"the model {file} does not exist; `python pretrain.py functions` writes one"
+        )
+    try:
+        info = utils.read_config(Info, Path(file).with_name("model.json"))
+    except utils.UserError as error:
+        raise utils.UserError(
+            f"{error}; `python pretrain.py functions` writes it beside its models"
+        ) from error
+    if info.model != model:
+        raise utils.UserError(f"{file} has other sizes than 'model' in the settings")
+    return info
 
 
 def folders_of(stages: list[Stage], save_dir: str) -> list[str]:

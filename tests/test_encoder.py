@@ -665,6 +665,7 @@ def test_a_stage_never_takes_the_place_of_the_model_it_starts_from(
     assert Path("out/0-x/model_steps_1.pt").read_text() == "weights"
     Path("pre").mkdir()
     Path("pre/model_steps_1.pt").write_text("weights")
+    how["data_file"] = "none"  # the model is looked at before the functions are read
     with pytest.raises(utils.UserError, match=r"pretrain.py functions` writes it beside"):
         classify.functions("pre/model_steps_1.pt", **how)
 

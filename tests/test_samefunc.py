@@ -13,6 +13,7 @@ from conftest import ROOT, SOURCE, compile_c, gendata_py, read_pairs, run_script
 import samefunc
 from binary.disassemble import analyse
 from binary.tokens import tokenise
+from pairs.binaries import read_pairs as read_infos
 from samefunc import Function
 from utils import UserError
 
@@ -115,6 +116,17 @@ def test_same_bytes_again_and_other_bytes_with_another_seed(made):
     assert (cwd / "other/train.tsv").read_bytes() != (files[2]).read_bytes()
 
 
+def test_without_names_of_programs_the_splits_are_those_of_gendata(made):
+    cwd, arguments, _ = made
+    assert run(cwd, {**dict(list(arguments.items())[3:]), "to": "default"})[0] == 0
+    of = {"train": "train", "dev": "validation", "test": "test"}
+    splits = {info.program: info.split for info in read_infos(str(cwd / "data"))}
+    assert len(splits) == 3
+    for table, split in of.items():
+        rows = read_pairs(cwd / "default" / f"{table}.tsv")
+        assert {splits[origin.split("/")[0]] for row in rows for origin in row[3:]} == {split}
+
+
 def test_wrong_commands_are_refused_in_one_sentence(made, monkeypatch, capsys):
     cwd, arguments, _ = made
     monkeypatch.chdir(cwd)
@@ -125,7 +137,7 @@ def test_wrong_commands_are_refused_in_one_sentence(made, monkeypatch, capsys):
         ({"outputDir": "none"}, "is missing; give gendata.py's outputDir"),
         ({"to": "data"}, "--to data would replace data/0, which is an input"),
         ({"to": "data/0"}, "--to data/0 would replace data/0, which is an input"),
-        ({"to": "output/x"}, "--to output/x lies in output, which is an input"),
+        ({"to": "output/x"}, "--to output/x lies in output/, which is an input"),
         ({"train_pairs": 4000}, "ask for fewer pairs, or give more builds or programs"),
     ]:
         flags = [f"--{name}={value}" for name, value in (arguments | wrong).items()]
