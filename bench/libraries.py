@@ -37,6 +37,7 @@ from terminal.command_line import command_line
 CLANG, ARM64 = "bookworm-clang-O2", "bookworm-aarch64-linux-gnu-gcc-O2"
 LTO, WINDOWS = "bookworm-O2-flto", "bookworm-x86_64-w64-mingw32-gcc"
 I386, ARM = "bookworm-i686-linux-gnu-gcc-O2", "bookworm-arm-linux-gnueabihf-gcc-O2"
+RISCV, MIPS = "bookworm-riscv64-linux-gnu-gcc-O2", "bookworm-mipsel-linux-gnu-gcc-O2"
 # Kind -> the ends of the builds' names.
 KINDS = {
     "O0-O2": ("bookworm-O0", "bookworm-O2"),
@@ -50,6 +51,10 @@ KINDS = {
     "x86-64 at O0 to i386 at O2": ("bookworm-O0", I386),
     "x86-64 to ARM at O2": ("bookworm-O2", ARM),
     "AArch64 to ARM at O2": (ARM64, ARM),
+    "x86-64 to RISC-V at O2": ("bookworm-O2", RISCV),
+    "x86-64 at O0 to RISC-V at O2": ("bookworm-O0", RISCV),
+    "x86-64 to MIPS at O2": ("bookworm-O2", MIPS),
+    "x86-64 at O0 to MIPS at O2": ("bookworm-O0", MIPS),
     "O2 to O2 with -flto": ("bookworm-O2", LTO),
     "O0 to O2 with -flto": ("bookworm-O0", LTO),
     "O0-O2, for Windows": (f"{WINDOWS}-O0", f"{WINDOWS}-O2"),
