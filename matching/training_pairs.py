@@ -92,15 +92,30 @@ def pairs_of(program: Program, encoder: Encoder, limit: int, seed: int) -> list[
     """Return at most ``limit`` pairs of a program's builds; every second one is reversed."""
     rng = np.random.default_rng(seed)
     codes = [extract_features(analysis) for analysis in program.builds]
-    both = list(itertools.combinations(codes, 2))
-    chosen = sorted(rng.permutation(len(both))[:limit].tolist())
-    pairs = [both[i] if n % 2 else both[i][::-1] for n, i in enumerate(chosen)]
+    chosen = draw_pairs([analysis.processor for analysis in program.builds], limit, rng)
+    both = [(codes[i], codes[j]) for i, j in chosen]
+    pairs = [pair if n % 2 else pair[::-1] for n, pair in enumerate(both)]
     vectors = {id(code): encoder(code) for code in codes}  # each build is in several pairs
 
     def encode(code: Features, functions: np.ndarray) -> np.ndarray:
         return vectors[id(code)][functions]
 
     return [make_pair(old, new, encode) for old, new in pairs]
+
+
+def draw_pairs(
+    processors: list[str], limit: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Draw pairs (i, j), i < j, of builds, sorted; half of them of one processor, if there are so many.
+
+    With builds for six processors, most pairs are of two. But users mostly compare builds for one.
+    """
+    groups: tuple[list, list] = ([], [])
+    for i, j in itertools.combinations(range(len(processors)), 2):
+        groups[processors[i] != processors[j]].append((i, j))
+    shuffled = [[group[k] for k in rng.permutation(len(group))] for group in groups]
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*shuffled))
+    return sorted(itertools.islice(filter(None, in_turn), limit))
 
 
 def make_pair(first: Features, second: Features, encode: Callable[..., np.ndarray]) -> Pair:
