@@ -106,7 +106,7 @@ def pairs_of(program: Program, encoder: Encoder, limit: int, seed: int) -> list[
 def draw_pairs(
     processors: list[str], limit: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Draw pairs (i, j), i < j, of builds, sorted; half of them of one processor, if there are so many.
+    """Draw pairs (i, j), i < j, of builds, sorted. Half of them are for one processor, if possible.
 
     With builds for six processors, most pairs are of two. But users mostly compare builds for one.
     """

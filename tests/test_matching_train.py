@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, typed
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 import utils
@@ -29,7 +31,7 @@ from matching.networks import (
     train_similarity,
 )
 from matching.train import main, measure
-from matching.training_pairs import NONE, UNKNOWN, make_pair
+from matching.training_pairs import NONE, UNKNOWN, draw_pairs, make_pair
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +172,19 @@ def test_training_writes_networks_and_their_card(trained):
 def test_training_is_deterministic(trained):
     folder, _ = trained
     assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=9), st.integers(1, 50), st.integers(0, 9))
+def test_half_of_the_pairs_are_of_one_processor(processors, limit, seed):
+    pairs = draw_pairs(processors, limit, np.random.default_rng(seed))
+    n = len(processors)
+    there = sum(processors[i] == processors[j] for j in range(n) for i in range(j))
+    assert pairs == sorted(set(pairs))
+    assert all(0 <= i < j < n for i, j in pairs)
+    assert len(pairs) == min(limit, n * (n - 1) // 2)
+    same = sum(processors[i] == processors[j] for i, j in pairs)
+    across = n * (n - 1) // 2 - there
+    assert same == max(min(there, (limit + 1) // 2), min(there, limit - across))
 
 
 def test_a_folder_without_pairs_is_named(tmp_path, capsys):
