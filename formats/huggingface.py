@@ -42,6 +42,8 @@ from tokenization import (
 )
 from utils import STRICT, UserError, read_config, write_json
 
+LARGEST_ID = 2**24  # of a token
+
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={**STRICT, "extra": "ignore"})
 class TokenizerConfig:
@@ -224,6 +226,11 @@ def read_vocab(
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers has no narrower class
             raise UserError(f"{file} is damaged or not a tokenizer: {error}") from error
+        largest = max(tokenizer.get_vocab().values(), default=0)
+        if largest > LARGEST_ID:  # to_str lists all ids that are missing, and may end the process
+            raise UserError(
+                f"{file} gives a token the id {largest}, but ids above {LARGEST_ID} are not read"
+            )
         theirs = json.loads(tokenizer.to_str())
         if theirs["model"]["type"] == "WordPiece":
             # tokenizers' order is random; sort, so that messages always name the same token.

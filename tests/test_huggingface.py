@@ -352,6 +352,18 @@ def test_missing_files_are_named(exported, tmp_path):
         checkpoint.import_model(str(tmp_path / "none"), str(tmp_path / "ours"))
 
 
+@pytest.mark.parametrize("number", [2**24 + 1, 2**31, 2**32 - 1])
+def test_a_huge_id_does_not_end_the_process(exported, tmp_path, number):
+    """tokenizers lists all ids that are missing, in memory that need not be there."""
+    folder = copy_with(exported, tmp_path / "bad")
+    file = folder / "tokenizer.json"
+    made = json.loads(file.read_text())
+    made["model"]["vocab"]["[UNK]"] = number
+    file.write_text(json.dumps(made))
+    with pytest.raises(UserError, match=rf"tokenizer\.json gives a token the id {number}, but"):
+        checkpoint.import_model(str(folder), str(tmp_path / "ours"))
+
+
 def test_more_tokens_than_embeddings_are_refused(exported, tmp_path):
     folder = copy_with(exported, tmp_path / "bad")
     with (folder / "vocab.txt").open("a") as file:
